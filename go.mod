@@ -1,0 +1,3 @@
+module pagewright/storage
+
+go 1.26.0
