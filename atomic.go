@@ -1,0 +1,460 @@
+package main
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sys/unix"
+)
+
+// A durable write is this list of system calls, and no other order will do:
+//
+//	open(dir, O_DIRECTORY)            before the work, so that the write-back
+//	                                  error of the directory cannot be missed
+//	openat(dir, temp, O_CREAT|O_EXCL) a random name: two writers never share it
+//	write, splice ...
+//	utimensat(dir, temp)              a time in nanoseconds of our own: the
+//	                                  kernel's stands still for up to 10 ms, in
+//	                                  which an inode may be freed and taken again
+//	fsync(temp)                       once: after a failure the kernel may drop
+//	                                  the dirty pages and the next fsync lies
+//	close(temp)                       checked: NFS reports ENOSPC and EDQUOT here
+//	renameat or linkat(temp, name)    the change becomes visible
+//	fsync(dir)                        and durable; only now it is acknowledged
+//
+// A directory that was made, or whose making was not seen to be durable by this
+// process, has its parent fsynced before anything in it is acknowledged.
+// Sources: fsync(2), rename(2), open(2) "NFS", and "Can Applications Recover
+// from fsync Failures?" (USENIX ATC 2020).
+
+const (
+	tempPrefix   = ".tmp-"   // no id begins with a dot, so no temp is ever listed or fetched
+	moveSize     = 1 << 20   // bytes asked of a FileMover at once: the largest pipe splice gets
+	copySize     = 128 << 10 // bytes of the buffer where nothing can be moved
+	reserveAhead = 256 << 20 // bytes preallocated at most ahead of what has arrived
+	reserveMin   = 1 << 20   // bytes of the smallest file worth preallocating
+	flushEvery   = 16 << 20  // bytes after which write-back is started
+	knownDirs    = 4096      // directories remembered as durable
+)
+
+// disk is the one door to the file system: nothing else in this package
+// creates, links, renames or removes. It is safe for concurrent use; the files
+// it hands out are not.
+type disk struct {
+	log          *slog.Logger
+	durable      *lru.Cache[string, uint64] // inode of each directory known to survive a power cut
+	warnDirSync  sync.Once
+	noDirSync    atomic.Bool
+	copyBuffers  sync.Pool
+	tempsRemoved atomic.Int64
+}
+
+func newDisk(log *slog.Logger) *disk {
+	durable, err := lru.New[string, uint64](knownDirs)
+	if err != nil {
+		panic(err) // the size is a positive constant
+	}
+	d := &disk{log: log, durable: durable}
+	d.copyBuffers.New = func() any { return new([copySize]byte) }
+	return d
+}
+
+// diskError names the call, the path and the cause, and wraps the sentinel
+// that the cause stands for, if there is one.
+func diskError(op, path string, err error) error {
+	var kind error
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG):
+		kind = ErrNoSpace
+	case errors.Is(err, unix.EROFS):
+		kind = ErrReadOnly
+	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE),
+		errors.Is(err, unix.EREMOTEIO), errors.Is(err, unix.EHOSTDOWN), errors.Is(err, unix.ENOLINK):
+		kind = ErrUnavailable
+	default:
+		return fmt.Errorf("cannot %s %q: %w", op, path, err)
+	}
+	return fmt.Errorf("%w: cannot %s %q: %w", kind, op, path, err)
+}
+
+// uninterrupted calls f until it is not interrupted by a signal.
+func uninterrupted(f func() error) error {
+	for {
+		if err := f(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// openAt is openat(2) as an *os.File that is never handed to the poller.
+func openAt(dirfd int, name string, flags int, path string) (*os.File, error) {
+	var fd int
+	err := uninterrupted(func() (err error) {
+		fd, err = unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, 0o644)
+		return err
+	})
+	if err != nil {
+		return nil, diskError("open", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// openDir opens a directory; an absent one is fs.ErrNotExist. On NFS this, and
+// not stat, brings the client's idea of what is in it up to date
+// (close-to-open consistency, nfs(5)).
+func (d *disk) openDir(path string) (*os.File, error) {
+	return openAt(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_DIRECTORY, path)
+}
+
+// ensureDir opens the directory names[0]/names[1]/... below base, making what
+// is absent, and returns it when all of it is durable. base itself is never
+// made: absent, it is a mount that is missing.
+func (d *disk) ensureDir(base string, names ...string) (*os.File, error) {
+	path := filepath.Join(base, filepath.Join(names...))
+	if dir, err := d.openDir(path); err == nil {
+		if ino, known := d.durable.Get(path); known && ino == inode(dir) {
+			return dir, nil
+		}
+		dir.Close()
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	parent, err := d.openDir(base)
+	if err != nil {
+		return nil, err
+	}
+	path = base
+	for _, name := range names {
+		path = filepath.Join(path, name)
+		dir, err := d.makeDir(parent, name, path)
+		parent.Close()
+		if err != nil {
+			return nil, err
+		}
+		parent = dir
+	}
+	return parent, nil
+}
+
+// makeDir makes name in parent unless it is there, makes it durable unless it
+// is known to be, and opens it. Another process may have made it a moment ago
+// and not have synced it yet, so "it exists" is not enough.
+func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
+	err := uninterrupted(func() error { return unix.Mkdirat(int(parent.Fd()), name, 0o755) })
+	if err != nil && err != unix.EEXIST {
+		return nil, diskError("make directory", path, err)
+	}
+	dir, err := openAt(int(parent.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY, path)
+	if err != nil {
+		return nil, err
+	}
+	ino := inode(dir)
+	if have, known := d.durable.Get(path); known && have == ino {
+		return dir, nil
+	}
+	if err := d.syncDir(parent); err != nil {
+		dir.Close()
+		return nil, err
+	}
+	d.durable.Add(path, ino)
+	return dir, nil
+}
+
+// inode is the inode number of an open file, 0 if it cannot be told.
+func inode(f *os.File) uint64 {
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil {
+		return 0
+	}
+	return st.Ino
+}
+
+// syncDir makes what was done in dir durable. A file system that cannot sync a
+// directory (some FUSE and SMB mounts: EINVAL, ENOTSUP) is tolerated and told
+// once: there the promise is the mount's, not ours.
+func (d *disk) syncDir(dir *os.File) error {
+	err := uninterrupted(func() error { return unix.Fsync(int(dir.Fd())) })
+	if err == unix.EINVAL || err == unix.ENOTSUP {
+		d.warnDirSync.Do(func() {
+			d.noDirSync.Store(true)
+			d.log.Error("this file system cannot fsync a directory: an acknowledged write may be lost in a power cut",
+				"path", dir.Name(), "cause", err)
+		})
+		return nil
+	}
+	if err != nil {
+		return diskError("fsync directory", dir.Name(), err)
+	}
+	return nil
+}
+
+// remove unlinks name in dir; an absent one is a success. It is durable after
+// syncDir.
+func (d *disk) remove(dir *os.File, name string) error {
+	err := uninterrupted(func() error { return unix.Unlinkat(int(dir.Fd()), name, 0) })
+	if err != nil && err != unix.ENOENT {
+		return diskError("remove", filepath.Join(dir.Name(), name), err)
+	}
+	return nil
+}
+
+// isTempName tells whether name is one that createTemp gives.
+func isTempName(name string) bool { return strings.HasPrefix(name, tempPrefix) }
+
+// tempFile is a file under a temporary name in the directory it will stay in.
+// It is used by one goroutine: written, sealed, then put in its place by
+// replace or create; discard, deferred, removes it unless it was.
+type tempFile struct {
+	disk *disk
+	dir  *os.File
+	f    *os.File // nil once sealed
+	name string
+	path string
+	stat unix.Stat_t // as sealed
+
+	size     int64 // bytes written
+	reserved int64 // bytes preallocated; -1: this file system cannot
+	flushed  int64 // bytes whose write-back was started
+	placed   bool
+}
+
+// createTemp makes an empty file under a random name in dir, which stays the
+// caller's to close, after the temp is done with.
+func (d *disk) createTemp(dir *os.File) (*tempFile, error) {
+	name := tempPrefix + rand.Text()
+	path := filepath.Join(dir.Name(), name)
+	f, err := openAt(int(dir.Fd()), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, path)
+	if err != nil {
+		return nil, err
+	}
+	return &tempFile{disk: d, dir: dir, f: f, name: name, path: path}, nil
+}
+
+// Write appends p.
+func (t *tempFile) Write(p []byte) (int, error) {
+	n, err := t.f.Write(p)
+	t.size += int64(n)
+	if err != nil {
+		return n, diskError("write", t.path, errors.Unwrap(err))
+	}
+	return n, nil
+}
+
+// ReadFrom appends what r yields up to io.EOF, by r's own MoveTo if it is a
+// FileMover. If r is Sized, "no space" is known before r is read. An error of r
+// is wrapped.
+func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
+	size := int64(-1)
+	if s, ok := r.(Sized); ok {
+		size = s.Size()
+	}
+	if err := t.checkFree(size); err != nil {
+		return 0, err
+	}
+	mover, ok := r.(FileMover)
+	if !ok {
+		buf := t.disk.copyBuffers.Get().(*[copySize]byte)
+		defer t.disk.copyBuffers.Put(buf)
+		mover = copier{r, buf[:]}
+	}
+	start := t.size
+	for {
+		if err := t.reserve(size); err != nil {
+			return t.size - start, err
+		}
+		n, err := mover.MoveTo(t.f, moveSize)
+		t.size += n
+		if err == io.EOF {
+			return t.size - start, nil
+		}
+		if err != nil {
+			return t.size - start, diskError("write", t.path, err)
+		}
+		t.startWriteBack()
+	}
+}
+
+// copier is the FileMover of a reader that has none. It goes around
+// os.File.ReadFrom, which would bring a buffer of its own.
+type copier struct {
+	r   io.Reader
+	buf []byte
+}
+
+func (c copier) MoveTo(f *os.File, _ int64) (int64, error) {
+	n, err := c.r.Read(c.buf)
+	if n > 0 {
+		if _, werr := f.Write(c.buf[:n]); werr != nil {
+			return 0, werr
+		}
+	}
+	return int64(n), err
+}
+
+// checkFree refuses size bytes that cannot fit now.
+func (t *tempFile) checkFree(size int64) error {
+	if size < reserveMin {
+		return nil // not worth a look: the write will tell
+	}
+	var st unix.Statfs_t
+	if err := uninterrupted(func() error { return unix.Fstatfs(int(t.f.Fd()), &st) }); err != nil {
+		return diskError("statfs", t.path, err)
+	}
+	// A file system that tells no size (some FUSE) tells 0 blocks.
+	if st.Blocks > 0 && uint64(size)/uint64(st.Bsize) > st.Bavail {
+		return diskError("write", t.path, unix.ENOSPC)
+	}
+	return nil
+}
+
+// reserve keeps the blocks of a file of size bytes allocated ahead of the
+// writes: it makes them cheaper and meets a full disk early. The window keeps a
+// slow upload from holding the space of all of it.
+func (t *tempFile) reserve(size int64) error {
+	if size < reserveMin || t.reserved < 0 || t.reserved >= size || t.reserved-t.size >= reserveAhead/2 {
+		return nil
+	}
+	upTo := min(size, t.size+reserveAhead)
+	err := uninterrupted(func() error {
+		return unix.Fallocate(int(t.f.Fd()), unix.FALLOC_FL_KEEP_SIZE, t.reserved, upTo-t.reserved)
+	})
+	switch err {
+	case nil:
+		t.reserved = upTo
+	case unix.EOPNOTSUPP, unix.ENOSYS, unix.EINVAL:
+		t.reserved = -1
+	default:
+		return diskError("allocate", t.path, err)
+	}
+	return nil
+}
+
+// startWriteBack asks the kernel to begin writing what has arrived, without
+// waiting, so that the fsync at the end finds little left. Its result does not
+// matter: fsync tells of every error.
+func (t *tempFile) startWriteBack() {
+	if n := t.size - t.flushed; n >= flushEvery {
+		_ = unix.SyncFileRange(int(t.f.Fd()), t.flushed, n, unix.SYNC_FILE_RANGE_WRITE)
+		t.flushed = t.size
+	}
+}
+
+// seal ends the writing: what was written is durable under the temporary name.
+// It tells what was written.
+func (t *tempFile) seal() (unix.Stat_t, error) {
+	now := unix.NsecToTimespec(time.Now().UnixNano())
+	err := uninterrupted(func() error {
+		return unix.UtimesNanoAt(int(t.dir.Fd()), t.name, []unix.Timespec{now, now}, unix.AT_SYMLINK_NOFOLLOW)
+	})
+	if err != nil {
+		return t.stat, diskError("set the time of", t.path, err)
+	}
+	if err := uninterrupted(func() error { return unix.Fsync(int(t.f.Fd())) }); err != nil {
+		return t.stat, diskError("fsync", t.path, err)
+	}
+	if err := unix.Fstat(int(t.f.Fd()), &t.stat); err != nil {
+		return t.stat, diskError("stat", t.path, err)
+	}
+	f := t.f
+	t.f = nil
+	if err := f.Close(); err != nil {
+		return t.stat, diskError("close", t.path, err)
+	}
+	return t.stat, nil
+}
+
+// replace puts the sealed file in its place, over what is there. It is durable
+// after syncDir.
+func (t *tempFile) replace(name string) error {
+	dirfd := int(t.dir.Fd())
+	err := uninterrupted(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })
+	// An NFS server that lost its reply is asked again and finds no source: the
+	// rename was done if our file is there. Otherwise the temp was swept.
+	if err == unix.ENOENT && t.isAt(name) {
+		err = nil
+	}
+	if err != nil {
+		return diskError("rename", t.path, err)
+	}
+	t.placed = true
+	return nil
+}
+
+// isAt tells whether name is the sealed file.
+func (t *tempFile) isAt(name string) bool {
+	f, err := openAt(int(t.dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW, name)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &st) == nil && st.Ino == t.stat.Ino && st.Dev == t.stat.Dev
+}
+
+// create puts the sealed file in its place unless something is there
+// (fs.ErrExist). It is durable after syncDir.
+func (t *tempFile) create(name string) error {
+	dirfd := int(t.dir.Fd())
+	err := uninterrupted(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })
+	switch {
+	case err == nil, t.links() == 2: // two links: it was done, and the reply was lost (open(2), "NFS")
+		if err := t.disk.remove(t.dir, t.name); err != nil {
+			t.disk.log.Warn("a temporary file stays until it is swept", "error", err)
+		}
+		t.placed = true
+		return nil
+	case err == unix.EPERM, err == unix.EOPNOTSUPP, err == unix.ENOSYS: // no hard links here
+		err = uninterrupted(func() error {
+			return unix.Renameat2(dirfd, t.name, dirfd, name, unix.RENAME_NOREPLACE)
+		})
+		t.placed = err == nil
+		if err == unix.EINVAL || err == unix.ENOSYS {
+			return fmt.Errorf("%w: neither link(2) nor RENAME_NOREPLACE works for %q", ErrUnsupported, t.path)
+		}
+	}
+	if err != nil {
+		return diskError("link", t.path, err)
+	}
+	return nil
+}
+
+// links is the number of names of the sealed file, as the store has it: it is
+// opened, since fstat of an older descriptor may be answered from a cache.
+func (t *tempFile) links() uint64 {
+	f, err := openAt(int(t.dir.Fd()), t.name, unix.O_RDONLY|unix.O_NOFOLLOW, t.path)
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil {
+		return 0
+	}
+	return uint64(st.Nlink)
+}
+
+// discard removes the file unless it was put in its place. A temp that cannot
+// be removed is left to the sweep.
+func (t *tempFile) discard() {
+	if t.f != nil {
+		t.f.Close()
+		t.f = nil
+	}
+	if t.placed {
+		return
+	}
+	if err := t.disk.remove(t.dir, t.name); err != nil {
+		t.disk.log.Warn("a temporary file stays until it is swept", "error", err)
+	}
+}
