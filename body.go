@@ -1,0 +1,140 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+)
+
+// errTooLarge: the body is longer than allowed.
+var errTooLarge = errors.New("the body is too large")
+
+// requestBody is the body of one request as a Backend reads it. It yields
+// exactly the body or fails: with errBodyCut, errStalled or errTooLarge, never
+// with an error that could be taken for its end. It is a FileMover and Sized.
+type requestBody struct {
+	conn   *conn
+	stream io.Reader // fasthttp's, which knows about chunks and what it has buffered
+	size   int64     // Content-Length; -1: chunked
+	limit  int64     // bytes allowed; 0: any
+	read   int64
+	err    error // the client's fault, and final
+	ended  bool  // the whole body was read
+	slab   []byte
+	buf    *[copySize]byte
+}
+
+// bodyBuffers holds the buffers of bodies that are copied, *[copySize]byte.
+type bodyBuffers struct{ pool sync.Pool }
+
+func (b *bodyBuffers) get() *[copySize]byte {
+	if buf, ok := b.pool.Get().(*[copySize]byte); ok {
+		return buf
+	}
+	return new([copySize]byte)
+}
+
+// openBody begins to read the body of the request that c is serving. The caller
+// closes it before the handler returns.
+func openBody(c *conn, stream io.Reader, size, limit int64, splice bool) *requestBody {
+	b := &requestBody{conn: c, stream: stream, size: size, limit: limit}
+	c.beginBody()
+	if splice && (size < 0 || size > copySize) {
+		b.slab = c.l.splicers.borrow()
+	}
+	return b
+}
+
+// close gives back what the body holds. It does not read the rest.
+func (b *requestBody) close() {
+	b.conn.endBody()
+	if b.slab != nil {
+		b.conn.l.splicers.giveBack(b.slab)
+		b.slab = nil
+	}
+	if b.buf != nil {
+		b.conn.l.buffers.pool.Put(b.buf)
+		b.buf = nil
+	}
+}
+
+// Size implements Sized.
+func (b *requestBody) Size() int64 { return b.size }
+
+// Read implements io.Reader.
+func (b *requestBody) Read(p []byte) (int, error) {
+	if b.err != nil {
+		return 0, b.err
+	}
+	if b.ended {
+		return 0, io.EOF
+	}
+	n, err := b.stream.Read(p)
+	return n, b.account(n, err)
+}
+
+// account counts n bytes and judges the error that came with them.
+func (b *requestBody) account(n int, err error) error {
+	b.read += int64(n)
+	switch {
+	case b.limit > 0 && b.read > b.limit:
+		b.err = errTooLarge
+	case err == io.EOF && (b.size < 0 || b.read == b.size):
+		b.ended = true
+		return io.EOF
+	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errBodyCut):
+		b.err = errBodyCut
+	case errors.Is(err, errStalled):
+		b.err = errStalled
+	case err != nil:
+		// A reset, or a chunk that is none. Not %w: it must not look like an end.
+		b.err = fmt.Errorf("%w: %v", errBodyCut, err)
+	}
+	return b.err
+}
+
+// MoveTo implements FileMover: by splice(2) where a slab could be had, with a
+// copy otherwise.
+func (b *requestBody) MoveTo(f *os.File, max int64) (int64, error) {
+	if b.slab == nil {
+		return b.copyTo(f, max)
+	}
+	if b.err != nil {
+		return 0, b.err
+	}
+	if b.ended {
+		return 0, io.EOF
+	}
+	c := b.conn
+	c.setLowMark(b.size-b.read >= moveSize+lowWater)
+	c.dst, c.slab, c.moved = f, b.slab, false
+	p := b.slab[:min(int64(len(b.slab)), max)]
+	n, err := b.stream.Read(p)
+	moved, dstErr := c.moved, c.dstErr
+	c.dst, c.dstErr = nil, nil
+	if dstErr != nil {
+		b.err = errBodyCut // its place in the body is lost; the caller hears of the file
+		return int64(n), dstErr
+	}
+	if n > 0 && !moved { // it came out of fasthttp's buffers
+		if _, werr := f.Write(p[:n]); werr != nil {
+			return 0, werr
+		}
+	}
+	return int64(n), b.account(n, err)
+}
+
+func (b *requestBody) copyTo(f *os.File, max int64) (int64, error) {
+	if b.buf == nil {
+		b.buf = b.conn.l.buffers.get()
+	}
+	n, err := b.Read(b.buf[:min(copySize, max)])
+	if n > 0 {
+		if _, werr := f.Write(b.buf[:n]); werr != nil {
+			return 0, werr
+		}
+	}
+	return int64(n), err
+}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+	"github.com/dustin/go-humanize"
+)
+
+// envPrefix begins the name of every variable of the service.
+const envPrefix = "PAGEWRIGHT_"
+
+// Config is every setting of the service, each from the environment variable in
+// its env tag behind envPrefix. The help tag is what -h prints, and the README's
+// table is checked against this struct by a test.
+type Config struct {
+	Listen         string `env:"LISTEN" envDefault:"" help:"address to listen on; empty: every address of the host"`
+	Port           uint16 `env:"PORT" envDefault:"8080" help:"TCP port; 0: any free one, told in the log"`
+	StorageBackend string `env:"STORAGE_BACKEND" envDefault:"nfs" help:"nfs (any directory), s3, azure or gcs"`
+
+	NFSBasePath     string        `env:"NFS_BASE_PATH" envDefault:"/nfs" help:"nfs: the directory of the store; it must exist"`
+	NFSRequireMount bool          `env:"NFS_REQUIRE_MOUNT" envDefault:"false" help:"nfs: refuse a base path that is not a mount point"`
+	TempMaxAge      time.Duration `env:"TEMP_MAX_AGE" envDefault:"24h" help:"nfs: age at which a temporary file left by a crash is removed; longer than any upload lasts"`
+
+	AppendOnly bool `env:"APPEND_ONLY" envDefault:"false" help:"never replace a build (409) nor delete one (403)"`
+
+	MaxArtifactSize byteSize `env:"MAX_ARTIFACT_SIZE" envDefault:"0" help:"largest artifact, as 500MB or 20GiB; 0: no limit"`
+	MaxUploads      int      `env:"MAX_UPLOADS" envDefault:"512" help:"uploads at once; more are answered 503"`
+
+	StallTimeout  time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"time in which a client must move at least 4 KiB of a body"`
+	HeaderTimeout time.Duration `env:"HEADER_TIMEOUT" envDefault:"10s" help:"time in which the header of a request must arrive"`
+	IdleTimeout   time.Duration `env:"IDLE_TIMEOUT" envDefault:"120s" help:"time after which an idle connection is closed"`
+	ShutdownGrace time.Duration `env:"SHUTDOWN_GRACE" envDefault:"25s" help:"time that requests in flight have to finish after SIGTERM"`
+
+	LogLevel  slog.Level `env:"LOG_LEVEL" envDefault:"info" help:"debug, info, warn or error"`
+	LogFormat string     `env:"LOG_FORMAT" envDefault:"json" help:"json or text"`
+	AccessLog bool       `env:"ACCESS_LOG" envDefault:"true" help:"a log line for each request"`
+}
+
+// parseConfig reads the configuration out of environ, which is as os.Environ
+// gives it. It fails with one line that names the variable at fault, also for a
+// variable with envPrefix that there is not: most likely it is misspelt.
+func parseConfig(environ []string) (*Config, error) {
+	c := &Config{}
+	vars := env.ToMap(environ)
+	if err := env.ParseWithOptions(c, env.Options{Environment: vars, Prefix: envPrefix}); err != nil {
+		return nil, configError(err, vars)
+	}
+	known := map[string]bool{}
+	for _, v := range c.variables() {
+		known[v.name] = true
+	}
+	unknown := []string{}
+	for name := range vars {
+		if strings.HasPrefix(name, envPrefix) && !known[name] {
+			unknown = append(unknown, name)
+		}
+	}
+	if len(unknown) > 0 {
+		slices.Sort(unknown)
+		return nil, fmt.Errorf("%s: no such variable; -h lists them all", strings.Join(unknown, ", "))
+	}
+	return c, c.check()
+}
+
+// configError says which variable is at fault, which the parser's own error
+// leaves out.
+func configError(err error, vars map[string]string) error {
+	var agg env.AggregateError
+	if errors.As(err, &agg) && len(agg.Errors) > 0 {
+		err = agg.Errors[0]
+	}
+	var parse env.ParseError
+	if errors.As(err, &parse) {
+		for _, v := range (&Config{}).variables() {
+			if v.field == parse.Name {
+				return fmt.Errorf("%s=%q: %w", v.name, vars[v.name], parse.Err)
+			}
+		}
+	}
+	return err
+}
+
+// check refuses values that are of the right type and wrong all the same.
+func (c *Config) check() error {
+	bad := func(name string, value any, why string) error {
+		return fmt.Errorf("%s%s=%v: %s", envPrefix, name, value, why)
+	}
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+		min   time.Duration
+	}{
+		{"STALL_TIMEOUT", c.StallTimeout, time.Second},
+		{"HEADER_TIMEOUT", c.HeaderTimeout, time.Second},
+		{"IDLE_TIMEOUT", c.IdleTimeout, time.Second},
+		{"SHUTDOWN_GRACE", c.ShutdownGrace, 0},
+		{"TEMP_MAX_AGE", c.TempMaxAge, time.Minute},
+	} {
+		if d.value < d.min {
+			return bad(d.name, d.value, "must be at least "+d.min.String())
+		}
+	}
+	switch {
+	case c.Listen != "" && net.ParseIP(c.Listen) == nil:
+		return bad("LISTEN", c.Listen, "must be an IP address")
+	case !slices.Contains([]string{"nfs", "s3", "azure", "gcs"}, c.StorageBackend):
+		return bad("STORAGE_BACKEND", c.StorageBackend, "must be nfs, s3, azure or gcs")
+	case c.StorageBackend == "nfs" && c.NFSBasePath == "":
+		return bad("NFS_BASE_PATH", "", "must name a directory")
+	case c.MaxUploads < 1 || c.MaxUploads > maxConnections:
+		return bad("MAX_UPLOADS", c.MaxUploads, fmt.Sprintf("must be from 1 to %d", maxConnections))
+	case c.LogFormat != "json" && c.LogFormat != "text":
+		return bad("LOG_FORMAT", c.LogFormat, "must be json or text")
+	}
+	return nil
+}
+
+// variable is one setting as it is documented.
+type variable struct {
+	name, field, defaultValue, help string
+}
+
+// variables lists every setting in the order of the struct.
+func (c *Config) variables() []variable {
+	var list []variable
+	var walk func(t reflect.Type, prefix string)
+	walk = func(t reflect.Type, prefix string) {
+		for f := range t.Fields() {
+			if p, nested := f.Tag.Lookup("envPrefix"); nested {
+				walk(f.Type, prefix+p)
+				continue
+			}
+			list = append(list, variable{prefix + f.Tag.Get("env"), f.Name, f.Tag.Get("envDefault"), f.Tag.Get("help")})
+		}
+	}
+	walk(reflect.TypeOf(*c), envPrefix)
+	return list
+}
+
+// byteSize is a number of bytes, written as 1048576, 500MB, 500 MB or 20GiB.
+type byteSize int64
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (b *byteSize) UnmarshalText(text []byte) error {
+	n, err := humanize.ParseBytes(string(text))
+	if err != nil || n > 1<<62 {
+		return errors.New("must be a number of bytes, as 1048576, 500MB or 20GiB")
+	}
+	*b = byteSize(n)
+	return nil
+}

@@ -1,0 +1,346 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	lowWater    = 512 << 10        // bytes the kernel collects before it wakes the reader of a large body
+	stallBytes  = 4 << 10          // bytes a peer must move within the stall timeout
+	sendStep    = 4 << 20          // bytes of a download under one deadline
+	maxSplicers = 32               // uploads spliced at once; see splicers
+	lingerTime  = 10 * time.Second // how long an early answer waits for its client to stop sending
+	lingerQuiet = 2 * time.Second  // a client silent for so long has stopped
+)
+
+var (
+	// errStalled: the peer moved less than stallBytes within the stall timeout.
+	errStalled = errors.New("the client stalled")
+	// errBodyCut: the connection ended inside a body. It is an error of our own
+	// and no io.EOF of any kind, which some libraries take for a normal end.
+	errBodyCut = errors.New("the body was cut short")
+)
+
+// listener hands out *conn. It knows the open ones, so that those which outlive
+// the shutdown grace can be cut.
+type listener struct {
+	*net.TCPListener
+	stall    time.Duration
+	splicers *splicers
+	buffers  bodyBuffers
+
+	mu   sync.Mutex
+	open map[*conn]struct{}
+}
+
+func newListener(l *net.TCPListener, stall time.Duration) *listener {
+	return &listener{TCPListener: l, stall: stall, splicers: newSplicers(), open: map[*conn]struct{}{}}
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	tcp, err := l.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{TCPConn: tcp, l: l}
+	l.mu.Lock()
+	l.open[c] = struct{}{}
+	l.mu.Unlock()
+	return c, nil
+}
+
+// cut closes every connection at once, whatever it is doing: reads and writes
+// under way fail.
+func (l *listener) cut() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := range l.open {
+		c.TCPConn.Close()
+	}
+	return len(l.open)
+}
+
+// conn is a connection of fasthttp's that adds what its streams do not have:
+// bodies spliced from the socket into a file, timeouts that measure progress
+// instead of the whole transfer, and answers that survive a body still being
+// sent. It embeds *net.TCPConn, not net.Conn, because sendfile(2) and splice(2)
+// need the type. Only the goroutine that serves the connection uses it, but for
+// Close.
+type conn struct {
+	*net.TCPConn
+	l       *listener
+	linger  atomic.Bool // Close: let the client read the answer first
+	backlog int64       // bytes unsent when the last write deadline fired
+
+	// Set while the body of a request is being read.
+	inBody  bool
+	window  int64    // bytes since the stall deadline was set
+	armed   bool     // a stall deadline is set
+	lowMark bool     // SO_RCVLOWAT is lowWater
+	slow    bool     // it once was too high for this client
+	dst     *os.File // where Read moves what it is asked to put into slab
+	slab    []byte
+	moved   bool  // the last Read into slab went to dst instead
+	dstErr  error // why dst took no more
+}
+
+// beginBody makes Read watch for stalls, in place of the header's deadline.
+func (c *conn) beginBody() {
+	c.inBody, c.armed, c.window = true, false, 0
+}
+
+// endBody ends what beginBody began. What is left unread may still come for a
+// bounded time, since fasthttp drains it before the next request.
+func (c *conn) endBody() {
+	c.setLowMark(false)
+	c.inBody, c.slow, c.dst, c.slab, c.dstErr = false, false, nil, nil, nil
+	_ = c.SetReadDeadline(time.Now().Add(lingerQuiet))
+}
+
+// Read reads as net.Conn does, and in a body: fails with errStalled when the
+// client moves too little, with errBodyCut when it leaves, and moves the bytes
+// to dst by splice(2), leaving p as it is, when p is the slab. fasthttp's
+// stream passes the slab on, cut to what is left of the body or of the chunk,
+// only when nothing is buffered in front of it: so what is moved is exactly
+// what it believes to have read, and its counters stay right.
+func (c *conn) Read(p []byte) (int, error) {
+	if !c.inBody {
+		return c.TCPConn.Read(p)
+	}
+	splice := c.dst != nil && len(p) > 0 && &p[0] == &c.slab[0]
+	for {
+		if !c.armed {
+			if err := c.SetReadDeadline(time.Now().Add(c.l.stall)); err != nil {
+				return 0, err
+			}
+			c.armed, c.window = true, 0
+		}
+		n, err := c.readOnce(p, splice)
+		c.window += int64(n)
+		if c.window >= stallBytes {
+			c.armed = false
+		}
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if c.armed && !c.drainBelowMark() {
+				return n, errStalled
+			}
+			if n > 0 {
+				return n, nil
+			}
+		case err == io.EOF, n == 0 && err == nil && len(p) > 0:
+			return n, errBodyCut
+		default:
+			return n, err
+		}
+	}
+}
+
+// readOnce does one Read, or one splice into dst, whose own errors go to dstErr.
+func (c *conn) readOnce(p []byte, splice bool) (int, error) {
+	if !splice {
+		return c.TCPConn.Read(p)
+	}
+	c.moved = true
+	n, err := c.dst.ReadFrom(&io.LimitedReader{R: c.TCPConn, N: int64(len(p))})
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !isNetError(err) {
+		c.dstErr = err
+	}
+	return int(n), err
+}
+
+// isNetError tells the errors of a socket from those of a file.
+func isNetError(err error) bool {
+	for _, e := range []error{unix.ECONNRESET, unix.ECONNABORTED, unix.EPIPE, unix.ENOTCONN, unix.ETIMEDOUT,
+		unix.EHOSTUNREACH, unix.ENETUNREACH, unix.ENETDOWN, net.ErrClosed} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// drainBelowMark is asked when a deadline fired and too little was read: bytes
+// may be queued that are fewer than the low-water mark. If so the mark is taken
+// away for the rest of the body, and there is a little time to read them.
+func (c *conn) drainBelowMark() bool {
+	if !c.lowMark {
+		return false
+	}
+	c.setLowMark(false)
+	c.slow = true
+	queued := 0
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { queued, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ) })
+	}
+	return queued > 0 && c.SetReadDeadline(time.Now().Add(lingerQuiet)) == nil
+}
+
+// setLowMark sets SO_RCVLOWAT to lowWater, or back to 1: the fewer times a large
+// body wakes its reader, the less it costs. It must be off whenever fewer bytes
+// than that are to come.
+func (c *conn) setLowMark(on bool) {
+	if on == c.lowMark || on && c.slow {
+		return
+	}
+	mark := 1
+	if on {
+		mark = lowWater
+	}
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, mark) == nil {
+				c.lowMark = on
+			}
+		})
+	}
+}
+
+// Write writes all of p, for as long as the client takes at least stallBytes
+// within each stall timeout.
+func (c *conn) Write(p []byte) (int, error) {
+	total := 0
+	for {
+		n, err := c.sendOnce(func() (int64, error) {
+			n, err := c.TCPConn.Write(p[total:])
+			return int64(n), err
+		})
+		total += int(n)
+		if err != nil || total == len(p) {
+			return total, err
+		}
+	}
+}
+
+// ReadFrom sends r under the same rule as Write: by sendfile(2) if r is a file
+// in an io.LimitedReader, as fasthttp passes it on.
+func (c *conn) ReadFrom(r io.Reader) (int64, error) {
+	lr, ok := r.(*io.LimitedReader)
+	if ok {
+		_, ok = lr.R.(*os.File)
+	}
+	if !ok {
+		// The source may be slow, and that is not the client's fault: only
+		// the writes have deadlines.
+		return io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{r}, make([]byte, 64<<10))
+	}
+	total := int64(0)
+	for lr.N > 0 {
+		step := &io.LimitedReader{R: lr.R, N: min(lr.N, sendStep)}
+		n, err := c.sendOnce(func() (int64, error) { return c.TCPConn.ReadFrom(step) })
+		total += n
+		lr.N -= n
+		if err != nil || n == 0 && step.N > 0 {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// sendOnce calls send under a deadline. A deadline that fires with too little
+// sent is an error only if the socket's buffer did not empty either since the
+// one before: it can hold minutes of a slow client's line. So a client that
+// takes nothing at all is dropped after two stall timeouts at the most.
+func (c *conn) sendOnce(send func() (int64, error)) (int64, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(c.l.stall)); err != nil {
+		return 0, err
+	}
+	n, err := send()
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.backlog = 0
+		return n, err
+	}
+	before, now := c.backlog, c.unsent()
+	c.backlog = now
+	if n < stallBytes && before > 0 && before+n-now < stallBytes {
+		return n, errStalled
+	}
+	return n, nil
+}
+
+// unsent is the number of bytes written to the socket that the client has not
+// acknowledged.
+func (c *conn) unsent() int64 {
+	queued := 0
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { queued, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	}
+	return int64(queued)
+}
+
+// Close closes the connection. After an early answer it first stops sending and
+// reads away what the client still sends, for a bounded time: a close with
+// bytes unread is a reset, which can overtake the answer (RFC 9112, section 9.6).
+func (c *conn) Close() error {
+	if c.linger.Swap(false) && c.CloseWrite() == nil {
+		end := time.Now().Add(lingerTime)
+		buf := make([]byte, 64<<10)
+		for {
+			now := time.Now()
+			if now.After(end) || c.SetReadDeadline(now.Add(min(lingerQuiet, end.Sub(now)))) != nil {
+				break
+			}
+			if _, err := c.TCPConn.Read(buf); err != nil {
+				break
+			}
+		}
+	}
+	c.l.mu.Lock()
+	delete(c.l.open, c)
+	c.l.mu.Unlock()
+	return c.TCPConn.Close()
+}
+
+// splicers lends the slabs of the uploads that are spliced. A slab is an
+// address range that marks a Read as one to be moved; next to nothing is ever
+// written to it, so it costs no memory. Their number is bounded because each
+// splice holds a pipe of 1 MiB, and past pipe-user-pages-soft (64 MiB by
+// default) a user without privileges gets pipes of a page or two (pipe(7)).
+type splicers struct {
+	free chan []byte
+}
+
+func newSplicers() *splicers {
+	s := &splicers{free: make(chan []byte, maxSplicers)}
+	for range maxSplicers {
+		s.free <- nil // mapped when first used
+	}
+	return s
+}
+
+// borrow returns a slab, or nil if all are lent.
+func (s *splicers) borrow() []byte {
+	select {
+	case slab := <-s.free:
+		if slab == nil {
+			slab = mapSlab()
+			if slab == nil {
+				s.free <- nil
+			}
+		}
+		return slab
+	default:
+		return nil
+	}
+}
+
+func (s *splicers) giveBack(slab []byte) { s.free <- slab }
+
+// mapSlab maps moveSize bytes of the kernel's zero page, or nil.
+func mapSlab() []byte {
+	slab, err := unix.Mmap(-1, 0, moveSize, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil
+	}
+	_ = unix.Madvise(slab, unix.MADV_NOHUGEPAGE) // a byte written must not cost 2 MiB
+	return slab
+}

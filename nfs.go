@@ -1,0 +1,285 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	sitesDir       = "sites"
+	artifactsDir   = "artifacts"
+	logsDir        = "logs"
+	artifactSuffix = ".tar.gz"
+	logSuffix      = ".json"
+)
+
+// nfs is the store in a directory: an NFS mount that several replicas share, or
+// a local one.
+//
+//	{base}/sites/{site}/artifacts/{build}.tar.gz
+//	{base}/sites/{site}/logs/{build}.json
+//	{base}/sites/{site}/.lock
+//
+// Files are only ever replaced whole (atomic.go), so what is read is never in
+// change, and a cache may go by names, inodes and times.
+type nfs struct {
+	base   string
+	disk   *disk
+	log    *slog.Logger
+	remote bool // base is on NFS, where the caches of other clients count
+}
+
+var (
+	_ Backend           = (*nfs)(nil)
+	_ ConditionalStorer = (*nfs)(nil)
+	_ Prober            = (*nfs)(nil)
+	_ VersionPager      = (*nfs)(nil)
+)
+
+// openNFS opens the store at base, which must be a directory: it is never made,
+// because an absent one is a mount that is missing.
+func openNFS(base string, log *slog.Logger) (*nfs, error) {
+	base, err := filepath.Abs(base)
+	if err != nil {
+		return nil, err
+	}
+	n := &nfs{base: base, disk: newDisk(log), log: log}
+	dir, err := n.disk.openDir(base)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	var st unix.Statfs_t
+	if err := uninterrupted(func() error { return unix.Fstatfs(int(dir.Fd()), &st) }); err != nil {
+		return nil, diskError("statfs", base, err)
+	}
+	n.remote = st.Type == unix.NFS_SUPER_MAGIC
+	return n, nil
+}
+
+// StoreArtifact implements Backend.
+func (n *nfs) StoreArtifact(siteID, buildID string, reader io.Reader) error {
+	_, err := n.StoreArtifactIf(siteID, buildID, reader, Precondition{})
+	return err
+}
+
+// FetchArtifact implements Backend. What it returns is a FileReader.
+func (n *nfs) FetchArtifact(siteID, buildID string) (io.ReadCloser, error) {
+	path := n.artifactPath(siteID, buildID)
+	a, err := openArtifact(path)
+	if errors.Is(err, fs.ErrNotExist) && n.remote {
+		// The client may remember that the file was missing. Opening the
+		// directory revalidates that memory, stat(2) does not.
+		dir, derr := n.disk.openDir(filepath.Dir(path))
+		if derr != nil {
+			return nil, notFound(derr)
+		}
+		defer dir.Close()
+		a, err = openArtifact(path)
+	}
+	if err != nil {
+		return nil, notFound(err)
+	}
+	return a, nil
+}
+
+// StoreArtifactIf implements ConditionalStorer.
+func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Precondition) (ArtifactInfo, error) {
+	if !cond.IsZero() { // refuse early what would be refused at the end
+		if err := n.check(siteID, buildID, cond); err != nil {
+			return ArtifactInfo{}, err
+		}
+	}
+	dir, err := n.disk.ensureDir(n.base, sitesDir, siteID, artifactsDir)
+	if err != nil {
+		return ArtifactInfo{}, err
+	}
+	defer dir.Close()
+	temp, err := n.disk.createTemp(dir)
+	if err != nil {
+		return ArtifactInfo{}, err
+	}
+	defer temp.discard()
+	if _, err := temp.ReadFrom(reader); err != nil {
+		return ArtifactInfo{}, err
+	}
+	st, err := temp.seal()
+	if err != nil {
+		return ArtifactInfo{}, err
+	}
+	if err := n.place(temp, siteID, buildID, cond); err != nil {
+		return ArtifactInfo{}, err
+	}
+	return infoOf(&st), n.disk.syncDir(dir)
+}
+
+// place puts the sealed temp in the place of the build if cond holds. Create-only
+// is link(2)'s own decision. Every other change takes the lock of the build:
+// exclusively to look and then change, shared where there is nothing to look
+// at, so that a change never falls between the look and the change of another.
+func (n *nfs) place(temp *tempFile, siteID, buildID string, cond Precondition) error {
+	name := buildID + artifactSuffix
+	if cond.CreateOnly() {
+		err := temp.create(name)
+		if errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("%w: the build exists", ErrPrecondition)
+		}
+		return err
+	}
+	lock, err := n.lockBuild(siteID, artifactsDir, buildID, !cond.IsZero())
+	if err != nil {
+		return err
+	}
+	defer lock.release()
+	if !cond.IsZero() {
+		if err := n.check(siteID, buildID, cond); err != nil {
+			return err
+		}
+		if err := lock.alive(); err != nil {
+			return err
+		}
+	}
+	return temp.replace(name)
+}
+
+// DeleteArtifact implements ConditionalStorer.
+func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
+	dir, err := n.disk.openDir(filepath.Join(n.base, sitesDir, siteID, artifactsDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return cond.Check(nil)
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	lock, err := n.lockBuild(siteID, artifactsDir, buildID, true)
+	if err != nil {
+		return err
+	}
+	defer lock.release()
+	if !cond.IsZero() {
+		if err := n.check(siteID, buildID, cond); err != nil {
+			return err
+		}
+		if err := lock.alive(); err != nil {
+			return err
+		}
+	}
+	if err := n.disk.remove(dir, buildID+artifactSuffix); err != nil {
+		return err
+	}
+	// Also if it was gone already: another process may have removed it and not
+	// have synced that yet, and this answer is a promise of its own.
+	return n.disk.syncDir(dir)
+}
+
+// check is cond.Check of the build as it is now.
+func (n *nfs) check(siteID, buildID string, cond Precondition) error {
+	r, err := n.FetchArtifact(siteID, buildID)
+	if errors.Is(err, ErrNotFound) {
+		return cond.Check(nil)
+	}
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	info := r.(ArtifactReader).Info()
+	return cond.Check(&info)
+}
+
+func (n *nfs) artifactPath(siteID, buildID string) string {
+	return n.base + "/" + sitesDir + "/" + siteID + "/" + artifactsDir + "/" + buildID + artifactSuffix
+}
+
+// notFound turns an absent file or directory into ErrNotFound.
+func notFound(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	return err
+}
+
+// artifactFile is an open artifact: a FileReader and an io.Seeker.
+type artifactFile struct {
+	f    *os.File
+	info ArtifactInfo
+}
+
+var _ FileReader = (*artifactFile)(nil)
+
+func (a *artifactFile) Read(p []byte) (int, error)                { return a.f.Read(p) }
+func (a *artifactFile) Seek(off int64, whence int) (int64, error) { return a.f.Seek(off, whence) }
+func (a *artifactFile) Close() error                              { return a.f.Close() }
+func (a *artifactFile) Info() ArtifactInfo                        { return a.info }
+func (a *artifactFile) File() *os.File                            { return a.f }
+
+// openArtifact opens and describes one file.
+func openArtifact(path string) (*artifactFile, error) {
+	f, err := openAt(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_NOFOLLOW, path)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		f.Close()
+		return nil, diskError("stat", path, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		f.Close()
+		return nil, fmt.Errorf("%w: %q is not a file", ErrNotFound, path)
+	}
+	return &artifactFile{f, infoOf(&st)}, nil
+}
+
+// infoOf describes an artifact by its inode, size and modification time, which
+// are the same on every client of one store. Never by ctime: link, unlink and
+// chmod change it. The time is our own, in nanoseconds (tempFile.seal), so an
+// inode number that is used again does not bring an old tag back.
+func infoOf(st *unix.Stat_t) ArtifactInfo {
+	return ArtifactInfo{
+		Size:    st.Size,
+		ModTime: time.Unix(st.Mtim.Unix()).UTC(),
+		ETag:    fmt.Sprintf(`"%x-%x-%x"`, st.Ino, st.Size, st.Mtim.Nano()),
+	}
+}
+
+// Probe implements Prober: it reads the base, then writes and syncs a file in it.
+func (n *nfs) Probe() (Readiness, error) {
+	dir, err := n.disk.openDir(n.base)
+	if err != nil {
+		return Readiness{}, err
+	}
+	defer dir.Close()
+	if _, err := dir.Readdirnames(1); err != nil && err != io.EOF {
+		return Readiness{}, diskError("read directory", n.base, errors.Unwrap(err))
+	}
+	if err := n.probeWrite(dir); err != nil {
+		if errors.Is(err, ErrUnavailable) || errors.Is(err, unix.EIO) {
+			return Readiness{}, err
+		}
+		n.log.Warn("the store takes no writes", "error", err)
+		return Readiness{WriteError: reasonOf(err)}, nil
+	}
+	return Readiness{}, nil
+}
+
+func (n *nfs) probeWrite(dir *os.File) error {
+	temp, err := n.disk.createTemp(dir)
+	if err != nil {
+		return err
+	}
+	defer temp.discard()
+	if _, err := temp.Write([]byte("probe\n")); err != nil {
+		return err
+	}
+	_, err = temp.seal()
+	return err
+}
