@@ -8,11 +8,14 @@ import (
 	"sync"
 )
 
-// errTooLarge: the body is longer than allowed.
-var errTooLarge = errors.New("the body is too large")
+var (
+	errTooLarge  = errors.New("the body is too large")
+	errEmptyBody = errors.New("the body is empty")
+)
 
 // requestBody is the body of one request as a Backend reads it. It yields
-// exactly the body or fails: with errBodyCut, errStalled or errTooLarge, never
+// exactly the body or fails: with errBodyCut, errStalled, errTooLarge or
+// errEmptyBody, never
 // with an error that could be taken for its end. It is a FileMover and Sized.
 type requestBody struct {
 	conn   *conn
@@ -50,6 +53,8 @@ func openBody(c *conn, stream io.Reader, size, limit int64, splice bool) *reques
 // close gives back what the body holds. It does not read the rest.
 func (b *requestBody) close() {
 	b.conn.endBody()
+	b.conn.bodyRead = b.ended
+	b.conn.ex.in = b.read
 	if b.slab != nil {
 		b.conn.l.splicers.giveBack(b.slab)
 		b.slab = nil
@@ -83,7 +88,10 @@ func (b *requestBody) account(n int, err error) error {
 		b.err = errTooLarge
 	case err == io.EOF && (b.size < 0 || b.read == b.size):
 		b.ended = true
-		return io.EOF
+		if b.read > 0 {
+			return io.EOF
+		}
+		b.err = errEmptyBody
 	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errBodyCut):
 		b.err = errBodyCut
 	case errors.Is(err, errStalled):

@@ -34,6 +34,7 @@ var (
 type listener struct {
 	*net.TCPListener
 	stall    time.Duration
+	ended    func(*exchange) // called when an answer has left
 	splicers *splicers
 	buffers  bodyBuffers
 
@@ -41,8 +42,8 @@ type listener struct {
 	open map[*conn]struct{}
 }
 
-func newListener(l *net.TCPListener, stall time.Duration) *listener {
-	return &listener{TCPListener: l, stall: stall, splicers: newSplicers(), open: map[*conn]struct{}{}}
+func newListener(l *net.TCPListener, stall time.Duration, ended func(*exchange)) *listener {
+	return &listener{TCPListener: l, stall: stall, ended: ended, splicers: newSplicers(), open: map[*conn]struct{}{}}
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -68,6 +69,19 @@ func (l *listener) cut() int {
 	return len(l.open)
 }
 
+// wait waits until no connection is open, for at most d, and tells whether that
+// is so.
+func (l *listener) wait(d time.Duration) bool {
+	for end := time.Now().Add(d); ; time.Sleep(10 * time.Millisecond) {
+		l.mu.Lock()
+		n := len(l.open)
+		l.mu.Unlock()
+		if n == 0 || time.Now().After(end) {
+			return n == 0
+		}
+	}
+}
+
 // conn is a connection of fasthttp's that adds what its streams do not have:
 // bodies spliced from the socket into a file, timeouts that measure progress
 // instead of the whole transfer, and answers that survive a body still being
@@ -79,6 +93,10 @@ type conn struct {
 	l       *listener
 	linger  atomic.Bool // Close: let the client read the answer first
 	backlog int64       // bytes unsent when the last write deadline fired
+
+	ex       exchange    // the latest
+	exOpen   atomic.Bool // its answer has not left yet
+	bodyRead bool        // the handler has read all of its body
 
 	// Set while the body of a request is being read.
 	inBody  bool
@@ -113,6 +131,7 @@ func (c *conn) endBody() {
 // what it believes to have read, and its counters stay right.
 func (c *conn) Read(p []byte) (int, error) {
 	if !c.inBody {
+		c.endExchange()
 		return c.TCPConn.Read(p)
 	}
 	splice := c.dst != nil && len(p) > 0 && &p[0] == &c.slab[0]
@@ -215,7 +234,7 @@ func (c *conn) Write(p []byte) (int, error) {
 		})
 		total += int(n)
 		if err != nil || total == len(p) {
-			return total, err
+			return total, c.sent(err)
 		}
 	}
 }
@@ -239,10 +258,26 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 		total += n
 		lr.N -= n
 		if err != nil || n == 0 && step.N > 0 {
-			return total, err
+			return total, c.sent(err)
 		}
 	}
 	return total, nil
+}
+
+// sent notes why an answer was not sent whole.
+func (c *conn) sent(err error) error {
+	if err != nil {
+		c.ex.sendErr = err
+	}
+	return err
+}
+
+// endExchange reports the latest exchange, once. Close may be called by another
+// goroutine, but on an idle connection only.
+func (c *conn) endExchange() {
+	if c.exOpen.CompareAndSwap(true, false) {
+		c.l.ended(&c.ex)
+	}
 }
 
 // sendOnce calls send under a deadline. A deadline that fires with too little
@@ -293,6 +328,7 @@ func (c *conn) Close() error {
 			}
 		}
 	}
+	c.endExchange()
 	c.l.mu.Lock()
 	delete(c.l.open, c)
 	c.l.mu.Unlock()

@@ -1,3 +1,142 @@
+// Command pagewright-storage stores and serves the versioned builds of web
+// sites, and the log of what happened to each build.
 package main
 
-func main() {}
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// version is stamped by the linker.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	err := run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "pagewright-storage: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+// run is the whole program: everything it needs is passed in. It returns when
+// ctx ends and the service has shut down.
+func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {
+	command := "serve"
+	if len(args) > 0 {
+		command = args[0]
+	}
+	if len(args) > 1 {
+		return fmt.Errorf("%s: takes no arguments; -h tells more", args[1])
+	}
+	switch command {
+	case "-h", "-help", "--help", "help":
+		return printHelp(stdout)
+	case "version", "-version", "--version":
+		_, err := fmt.Fprintln(stdout, version)
+		return err
+	case "serve", "healthcheck":
+	default:
+		return fmt.Errorf("%s: no such command; -h lists them all", command)
+	}
+	cfg, err := parseConfig(environ)
+	if err != nil {
+		return err
+	}
+	if command == "healthcheck" {
+		return healthcheck(cfg)
+	}
+	return serve(ctx, cfg, newLog(cfg, stderr))
+}
+
+// serve opens the store and serves it until ctx ends.
+func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
+	backend, err := openBackend(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	s := newService(cfg, backend, log)
+	l, err := s.listen()
+	if err != nil {
+		return err
+	}
+	log.Info("serving", "address", l.Addr().String(), "backend", cfg.StorageBackend, "version", version)
+	return s.serve(ctx, l)
+}
+
+func newLog(cfg *Config, w io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: cfg.LogLevel}
+	if cfg.LogFormat == "text" {
+		return slog.New(slog.NewTextHandler(w, opts))
+	}
+	return slog.New(slog.NewJSONHandler(w, opts))
+}
+
+// healthcheck asks the service that runs with the same configuration, for
+// containers without a shell.
+func healthcheck(cfg *Config) error {
+	host := cfg.Listen
+	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	url := "http://" + net.JoinHostPort(host, strconv.Itoa(int(cfg.Port))) + "/health"
+	client := fasthttp.Client{MaxIdemponentCallAttempts: 1}
+	status, _, err := client.GetTimeout(nil, url, 3*time.Second)
+	if err != nil {
+		return fmt.Errorf("%s: %w", url, err)
+	}
+	if status != fasthttp.StatusOK {
+		return fmt.Errorf("%s: status %d", url, status)
+	}
+	return nil
+}
+
+func printHelp(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprint(t, `pagewright-storage stores and serves the versioned builds of web sites.
+
+Commands:
+  serve	serve (what it does without a command)
+  healthcheck	ask the running service, exit 0 if it is healthy and 1 if not
+  version	print the version
+  -h	print this
+
+Environment variables:
+`)
+	for _, v := range (&Config{}).variables() {
+		value := v.defaultValue
+		if value != "" {
+			value = "(" + value + ")"
+		}
+		fmt.Fprintf(t, "  %s\t%s\t%s\n", v.name, value, v.help)
+	}
+	return t.Flush()
+}
+
+// openBackend opens the store that is configured.
+func openBackend(ctx context.Context, cfg *Config, log *slog.Logger) (Backend, error) {
+	if cfg.StorageBackend != "nfs" {
+		return nil, errors.New("not built in")
+	}
+	if err := checkMount(cfg.NFSBasePath, cfg.NFSRequireMount, log); err != nil {
+		return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
+	}
+	n, err := openNFS(cfg.NFSBasePath, log)
+	if err != nil {
+		return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
+	}
+	return n, nil
+}

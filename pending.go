@@ -2,8 +2,6 @@ package main
 
 import "errors"
 
-const maxConnections = 8192
-
 var errPending = errors.New("pending")
 
 type buildLock struct{}
@@ -19,5 +17,3 @@ func (n *nfs) ListVersions(siteID string) ([]*Version, error) { return nil, errP
 func (n *nfs) ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, error) {
 	return nil, errPending
 }
-
-func reasonOf(err error) string { return err.Error() }

@@ -1,0 +1,39 @@
+# PageWright storage. `make run` serves, `make test` tests, `make help` lists the rest.
+
+BIN      := bin/pagewright-storage
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+STATIC   := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+RACE     := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
+FUZZTIME ?= 60s
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+.PHONY: help run build test lint fuzz clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: build ## build and serve on port 8080, with ./data as the store
+	@mkdir -p data
+	PAGEWRIGHT_NFS_BASE_PATH=./data $(BIN)
+
+build: ## build the static binary bin/pagewright-storage
+	$(STATIC) -o $(BIN) .
+
+test: ## run the tests that need nothing but Go
+	go test $(RACE) -timeout 20m ./...
+
+lint: ## gofmt, vet, staticcheck, govulncheck, go mod tidy
+	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
+	go vet ./...
+	go mod tidy -diff
+	go run $(STATICCHECK) ./...
+	@sh ./.ci/govulncheck $(GOVULNCHECK)
+
+fuzz: ## run each fuzz target for FUZZTIME
+	@for f in $$(go test -list '^Fuzz' . | grep '^Fuzz'); do \
+		go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) . || exit 1; done
+
+clean: ## remove what was built
+	rm -rf bin

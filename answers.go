@@ -1,0 +1,96 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/goccy/go-json"
+	"github.com/valyala/fasthttp"
+)
+
+// success is the answer to a write.
+type success struct {
+	Status    string `json:"status"` // "success"
+	SiteID    string `json:"site_id"`
+	BuildID   string `json:"build_id"`
+	SizeBytes *int64 `json:"size_bytes,omitempty"`
+	EntryID   string `json:"entry_id,omitempty"`
+}
+
+// failure is the answer to everything that did not go well.
+type failure struct {
+	Status string `json:"status"` // "error"
+	Error  string `json:"error"`
+}
+
+// answer sends v as JSON.
+func answer(ctx *fasthttp.RequestCtx, status int, v any) {
+	body, err := json.MarshalNoEscape(v)
+	if err != nil {
+		panic(err) // our own types, all of which can be marshalled; the panic handler answers 500
+	}
+	ctx.SetStatusCode(status)
+	ctx.SetContentType("application/json")
+	ctx.Response.SetBodyRaw(append(body, '\n'))
+}
+
+// refuse answers with an error whose text is for the client.
+func refuse(ctx *fasthttp.RequestCtx, status int, format string, args ...any) {
+	switch status {
+	case fasthttp.StatusServiceUnavailable:
+		ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, "5")
+	case fasthttp.StatusInsufficientStorage:
+		ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, "60")
+	}
+	answer(ctx, status, failure{"error", fmt.Sprintf(format, args...)})
+}
+
+// statusOf is the one map from an error to its status and to what the client
+// may know of it. The rest of the error, with its paths and causes, is for the
+// log.
+func statusOf(err error) (int, string) {
+	for _, e := range []struct {
+		err    error
+		status int
+	}{
+		// The client's doing first: a backend wraps it in errors of its own.
+		{errTooLarge, fasthttp.StatusRequestEntityTooLarge},
+		{errEmptyBody, fasthttp.StatusBadRequest},
+		{errStalled, fasthttp.StatusRequestTimeout},
+		{errBodyCut, fasthttp.StatusBadRequest},
+		{ErrPrecondition, fasthttp.StatusPreconditionFailed},
+		{ErrNotFound, fasthttp.StatusNotFound},
+		{ErrBadCursor, fasthttp.StatusBadRequest},
+		{ErrLogFull, fasthttp.StatusRequestEntityTooLarge},
+		{ErrDamaged, fasthttp.StatusInternalServerError},
+		{ErrNoSpace, fasthttp.StatusInsufficientStorage},
+		{ErrReadOnly, fasthttp.StatusServiceUnavailable},
+		{ErrUnavailable, fasthttp.StatusServiceUnavailable},
+		{ErrDenied, fasthttp.StatusBadGateway},
+		{ErrUnsupported, fasthttp.StatusNotImplemented},
+	} {
+		if errors.Is(err, e.err) {
+			return e.status, e.err.Error()
+		}
+	}
+	return fasthttp.StatusInternalServerError, "internal error"
+}
+
+// reasonOf is what a client may know of err.
+func reasonOf(err error) string {
+	_, reason := statusOf(err)
+	return reason
+}
+
+// fail answers with what err stands for. What is not the client's doing is
+// logged, with all that is known of it.
+func (s *service) fail(ctx *fasthttp.RequestCtx, op, siteID, buildID string, err error) {
+	status, reason := statusOf(err)
+	if status >= 500 {
+		s.log.LogAttrs(ctx, slog.LevelError, "request failed", slog.String("operation", op),
+			slog.String("site", siteID), slog.String("build", buildID), slog.Int("status", status),
+			slog.String("request_id", requestIDOf(ctx)), slog.String("error", err.Error()))
+	}
+	refuse(ctx, status, "cannot %s: %s", op, reason)
+}

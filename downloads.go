@@ -1,0 +1,187 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// getArtifact sends a build, or the part of it that is asked for.
+func (s *service) getArtifact(ctx *fasthttp.RequestCtx) {
+	siteID, buildID, ok := artifactIDs(ctx)
+	if !ok {
+		return
+	}
+	cond, ok := precondition(ctx)
+	if !ok || expecting(ctx) || !s.enterStore(ctx) {
+		return
+	}
+	defer s.calls.leave()
+	d := download{ctx: ctx, siteID: siteID, buildID: buildID, cond: cond}
+	var err error
+	if b, ok := s.backend.(ArtifactRanger); ok {
+		err = d.fromRanger(b)
+	} else {
+		err = d.fromReader(s.backend)
+	}
+	if err != nil {
+		s.fail(ctx, "read the artifact", siteID, buildID, err)
+	}
+}
+
+// describe is what is known of a build without reading it.
+func (s *service) describe(siteID, buildID string) (ArtifactInfo, error) {
+	if b, ok := s.backend.(ArtifactRanger); ok {
+		return b.StatArtifact(siteID, buildID)
+	}
+	r, err := s.backend.FetchArtifact(siteID, buildID)
+	if err != nil {
+		return ArtifactInfo{}, err
+	}
+	defer r.Close()
+	if a, ok := r.(ArtifactReader); ok {
+		return a.Info(), nil
+	}
+	return ArtifactInfo{}, fmt.Errorf("%w: conditions on an artifact", ErrUnsupported)
+}
+
+// download is one GET or HEAD of a build.
+type download struct {
+	ctx             *fasthttp.RequestCtx
+	siteID, buildID string
+	cond            Precondition
+}
+
+// fromReader answers out of what FetchArtifact opens.
+func (d *download) fromReader(b Backend) error {
+	r, err := b.FetchArtifact(d.siteID, d.buildID)
+	if err != nil {
+		return err
+	}
+	a, ok := r.(ArtifactReader)
+	if !ok {
+		d.describeTo(nil)
+		d.ctx.SetBodyStream(r, -1)
+		return nil
+	}
+	info := a.Info()
+	part, send := d.evaluate(info, seeker(a) != nil)
+	if !send {
+		return r.Close()
+	}
+	if part.offset > 0 {
+		if _, err := seeker(a).Seek(part.offset, io.SeekStart); err != nil {
+			r.Close()
+			return err
+		}
+	}
+	if f, ok := a.(FileReader); ok {
+		// The bare file: fasthttp hands it to sendfile(2), and stops at the length.
+		d.ctx.SetBodyStream(f.File(), int(part.length))
+		return nil
+	}
+	d.ctx.SetBodyStream(limitBody(r, part.length), int(part.length))
+	return nil
+}
+
+// fromRanger answers from a store in which looking is cheap, and opens no more
+// than what is sent.
+func (d *download) fromRanger(b ArtifactRanger) error {
+	const tries = 3 // a build that is replaced between the look and the read
+	for try := 1; ; try++ {
+		info, err := b.StatArtifact(d.siteID, d.buildID)
+		if err != nil {
+			return err
+		}
+		part, send := d.evaluate(info, true)
+		if !send {
+			return nil
+		}
+		if d.ctx.IsHead() {
+			d.ctx.Response.SkipBody = true
+			d.ctx.Response.Header.SetContentLength(int(part.length))
+			return nil
+		}
+		r, err := b.FetchArtifactRange(d.siteID, d.buildID, info.ETag, part.offset, part.length)
+		if err == nil {
+			d.ctx.SetBodyStream(limitBody(r, part.length), int(part.length))
+			return nil
+		}
+		if !errors.Is(err, ErrPrecondition) {
+			return err
+		}
+		if try == tries {
+			return fmt.Errorf("%w: the build is replaced all the time", ErrUnavailable)
+		}
+	}
+}
+
+// evaluate judges the conditions and the range, and writes all of the answer
+// but the body. It tells which part of the artifact is to be sent, if any.
+func (d *download) evaluate(info ArtifactInfo, ranges bool) (part byteRange, send bool) {
+	ctx := d.ctx
+	switch evaluateRead(d.cond, headerDate(ctx, fasthttp.HeaderIfModifiedSince), info) {
+	case failed:
+		refuse(ctx, fasthttp.StatusPreconditionFailed, "cannot read the artifact: %v", ErrPrecondition)
+		return part, false
+	case notModified:
+		d.describeTo(&info)
+		ctx.SetStatusCode(fasthttp.StatusNotModified)
+		return part, false
+	}
+	part = byteRange{0, info.Size}
+	status := fasthttp.StatusOK
+	if value := headerValue(ctx, fasthttp.HeaderRange); ranges && value != "" && ctx.IsGet() && d.rangeApplies(info) {
+		r, ok, err := parseRange(value, info.Size)
+		if err != nil {
+			ctx.Response.Header.Set(fasthttp.HeaderContentRange, "bytes */"+strconv.FormatInt(info.Size, 10))
+			refuse(ctx, fasthttp.StatusRequestedRangeNotSatisfiable, "%v: the artifact has %d bytes", err, info.Size)
+			return part, false
+		}
+		if ok {
+			part, status = r, fasthttp.StatusPartialContent
+			ctx.Response.Header.SetContentRange(int(r.offset), int(r.offset+r.length-1), int(info.Size))
+		}
+	}
+	d.describeTo(&info)
+	if ranges {
+		ctx.Response.Header.Set(fasthttp.HeaderAcceptRanges, "bytes")
+	}
+	ctx.SetStatusCode(status)
+	return part, true
+}
+
+// rangeApplies judges If-Range.
+func (d *download) rangeApplies(info ArtifactInfo) bool {
+	value := headerValue(d.ctx, fasthttp.HeaderIfRange)
+	return value == "" || rangeStillValid(value, headerDate(d.ctx, fasthttp.HeaderIfRange), info, time.Now())
+}
+
+// describeTo writes the header fields that describe the artifact; nil: nothing
+// is known of it but its name.
+func (d *download) describeTo(info *ArtifactInfo) {
+	h := &d.ctx.Response.Header
+	h.SetContentType("application/gzip")
+	h.Set(fasthttp.HeaderContentDisposition, `attachment; filename="`+d.siteID+"-"+d.buildID+artifactSuffix+`"`)
+	if info != nil {
+		h.Set(fasthttp.HeaderETag, info.ETag)
+		h.SetLastModified(info.ModTime)
+	}
+}
+
+func seeker(r ArtifactReader) io.Seeker {
+	s, _ := r.(io.Seeker)
+	return s
+}
+
+// limitBody ends r after n bytes; closing it closes r.
+func limitBody(r io.ReadCloser, n int64) io.ReadCloser {
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(r, n), r}
+}

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"fmt"
+	"net/url"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fasthttp/router"
+	"github.com/valyala/fasthttp"
+)
+
+// routes is the whole HTTP API. Paths are matched as they were sent: no
+// redirects of case, slashes or dots.
+func (s *service) routes() fasthttp.RequestHandler {
+	const (
+		artifact = "/sites/{site_id}/artifacts/{build_id}"
+		logs     = "/sites/{site_id}/logs"
+		versions = "/sites/{site_id}/versions"
+	)
+	r := router.New()
+	r.RedirectTrailingSlash = false
+	r.RedirectFixedPath = false
+	r.PanicHandler = s.panicked
+	r.NotFound = notFoundPath
+	r.MethodNotAllowed = func(ctx *fasthttp.RequestCtx) {
+		refuse(ctx, fasthttp.StatusMethodNotAllowed, "the method is not allowed here; see Allow")
+	}
+	r.GlobalOPTIONS = func(ctx *fasthttp.RequestCtx) { ctx.SetStatusCode(fasthttp.StatusNoContent) }
+
+	read := func(path string, h fasthttp.RequestHandler) {
+		r.GET(path, h)
+		r.HEAD(path, h)
+	}
+	read("/health", s.getHealth)
+	read("/ready", s.getReady)
+	read(artifact, s.getArtifact)
+	read(versions, s.getVersions)
+	r.PUT(artifact, s.putArtifact)
+	r.DELETE(artifact, s.deleteArtifact)
+	r.POST(logs, s.postLog)
+	return r.Handler
+}
+
+// handle serves one request.
+func (s *service) handle(ctx *fasthttp.RequestCtx) {
+	c := ctx.Conn().(*conn)
+	s.begin(ctx, c)
+	c.bodyRead = false
+	s.handler(ctx)
+	// If the client still sends, the connection may have to be closed on it.
+	c.linger.Store(ctx.Request.IsBodyStream() && !c.bodyRead)
+	s.answered(ctx, c)
+}
+
+// keyExpecting marks a request whose body was not asked for yet.
+const keyExpecting = "expecting"
+
+// expect decides whether the body that a client announced with Expect:
+// 100-continue is asked for: the handlers run as far as they get without it,
+// and what they refuse is refused before the client has sent it.
+func (s *service) expect(ctx *fasthttp.RequestCtx) int {
+	c := ctx.Conn().(*conn)
+	s.begin(ctx, c)
+	ctx.SetUserValue(keyExpecting, true)
+	s.handler(ctx)
+	ctx.RemoveUserValue(keyExpecting)
+	if status := ctx.Response.StatusCode(); status >= 400 {
+		c.linger.Store(true) // the client may have begun to send all the same
+		s.answered(ctx, c)
+		return status
+	}
+	ctx.Response.Reset()
+	return fasthttp.StatusContinue
+}
+
+func expecting(ctx *fasthttp.RequestCtx) bool { return ctx.UserValue(keyExpecting) != nil }
+
+// panicked answers 500 for a handler that panicked and logs where.
+func (s *service) panicked(ctx *fasthttp.RequestCtx, cause any) {
+	s.log.Error("panic in a handler", "request_id", requestIDOf(ctx), "method", methodOf(ctx),
+		"path", string(ctx.RequestURI()), "cause", fmt.Sprint(cause), "stack", string(debug.Stack()))
+	ctx.Response.ResetBody()
+	refuse(ctx, fasthttp.StatusInternalServerError, "internal error")
+}
+
+// malformed answers what could not be read as a request at all.
+func (s *service) malformed(ctx *fasthttp.RequestCtx, err error) {
+	c := ctx.Conn().(*conn)
+	s.begin(ctx, c)
+	status, reason := malformedStatus(err)
+	refuse(ctx, status, "%s", reason)
+	c.linger.Store(true)
+	s.answered(ctx, c)
+}
+
+// notFoundPath answers 404, or 400 for a path of the API in which an id is
+// empty, which the router does not match.
+func notFoundPath(ctx *fasthttp.RequestCtx) {
+	p := strings.Split(string(ctx.URI().PathOriginal()), "/")
+	if len(p) >= 4 && p[0] == "" && p[1] == "sites" {
+		artifact := len(p) == 5 && p[3] == "artifacts"
+		if p[2] == "" && (artifact || len(p) == 4 && (p[3] == "logs" || p[3] == "versions")) {
+			refuse(ctx, fasthttp.StatusBadRequest, "site_id is empty")
+			return
+		}
+		if artifact && p[4] == "" {
+			refuse(ctx, fasthttp.StatusBadRequest, "build_id is empty")
+			return
+		}
+	}
+	refuse(ctx, fasthttp.StatusNotFound, "no such path")
+}
+
+// pathID is an id of the path, decoded and checked: the one place where that is
+// done. If it is none, the answer is given and ok is false.
+func pathID(ctx *fasthttp.RequestCtx, name string) (id string, ok bool) {
+	raw, _ := ctx.UserValue(name).(string)
+	id, err := url.PathUnescape(raw)
+	if err == nil {
+		err = checkID(id)
+	}
+	if err != nil {
+		refuse(ctx, fasthttp.StatusBadRequest, "%s %v", name, err)
+		return "", false
+	}
+	return id, true
+}
+
+// artifactIDs are both ids of the path of an artifact.
+func artifactIDs(ctx *fasthttp.RequestCtx) (siteID, buildID string, ok bool) {
+	if siteID, ok = pathID(ctx, "site_id"); ok {
+		buildID, ok = pathID(ctx, "build_id")
+	}
+	return siteID, buildID, ok
+}
+
+// enterStore takes a place among the calls of the store, to be given back with
+// s.calls.leave, or answers 503.
+func (s *service) enterStore(ctx *fasthttp.RequestCtx) bool {
+	if s.calls.enter() {
+		return true
+	}
+	refuse(ctx, fasthttp.StatusServiceUnavailable, "the store does not answer")
+	return false
+}
+
+// headerValue is the value of a header, several lines of it joined by commas
+// (RFC 9110, section 5.3).
+func headerValue(ctx *fasthttp.RequestCtx, name string) string {
+	lines := ctx.Request.Header.PeekAll(name)
+	switch len(lines) {
+	case 0:
+		return ""
+	case 1:
+		return string(lines[0])
+	}
+	parts := make([]string, len(lines))
+	for i, l := range lines {
+		parts[i] = string(l)
+	}
+	return strings.Join(parts, ", ")
+}
+
+// headerDate is the value of a header as a date, zero if it is none: such a
+// header is ignored (RFC 9110, sections 13.1.3 and 13.1.4).
+func headerDate(ctx *fasthttp.RequestCtx, name string) time.Time {
+	if v := ctx.Request.Header.Peek(name); len(v) > 0 {
+		if t, err := fasthttp.ParseHTTPDate(v); err == nil {
+			return t
+		}
+	}
+	return time.Time{}
+}
+
+// precondition reads the condition that a request is made on. If it is
+// malformed, the answer is given and ok is false.
+func precondition(ctx *fasthttp.RequestCtx) (cond Precondition, ok bool) {
+	for _, h := range []struct {
+		name string
+		list **ETagList
+	}{
+		{fasthttp.HeaderIfMatch, &cond.IfMatch},
+		{fasthttp.HeaderIfNoneMatch, &cond.IfNoneMatch},
+	} {
+		list, err := parseETags(headerValue(ctx, h.name))
+		if err != nil {
+			refuse(ctx, fasthttp.StatusBadRequest, "%s: %v", h.name, err)
+			return cond, false
+		}
+		*h.list = list
+	}
+	cond.IfUnmodifiedSince = headerDate(ctx, fasthttp.HeaderIfUnmodifiedSince)
+	return cond, true
+}
+
+// queryKnown refuses arguments that are not in names: most likely they are
+// misspelt, and without them the answer would be another.
+func queryKnown(ctx *fasthttp.RequestCtx, names ...string) bool {
+	for k := range ctx.QueryArgs().All() {
+		if !slices.Contains(names, string(k)) {
+			refuse(ctx, fasthttp.StatusBadRequest, "unknown query argument %q", k)
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,320 @@
+package main
+
+import (
+	"bytes"
+	"crypto/rand"
+	stdjson "encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/goccy/go-json"
+	"github.com/valyala/fasthttp"
+)
+
+const (
+	maxEntrySize = 1 << 20 // bytes of the body of a POST of a log entry
+	maxPageLimit = 10_000  // builds on a page at most
+	maxKeyLen    = 255     // bytes of an Idempotency-Key
+)
+
+// postLog appends an entry to the log of a build.
+func (s *service) postLog(ctx *fasthttp.RequestCtx) {
+	siteID, ok := pathID(ctx, "site_id")
+	if !ok {
+		return
+	}
+	id, err := entryID(ctx)
+	if err != nil {
+		refuse(ctx, fasthttp.StatusBadRequest, "%v", err)
+		return
+	}
+	if ctx.Request.Header.ContentLength() > maxEntrySize {
+		refuseEntrySize(ctx)
+		return
+	}
+	if expecting(ctx) {
+		return
+	}
+	body, err := s.readEntry(ctx)
+	if errors.Is(err, errTooLarge) {
+		refuseEntrySize(ctx)
+		return
+	}
+	if err != nil {
+		s.fail(ctx, "read the log entry", siteID, "", err)
+		return
+	}
+	entry, err := parseEntry(body)
+	if err != nil {
+		refuse(ctx, fasthttp.StatusBadRequest, "%v", err)
+		return
+	}
+	entry.ID, entry.Timestamp = id, time.Now().UTC()
+	if !s.enterStore(ctx) {
+		return
+	}
+	defer s.calls.leave()
+	if err := s.backend.WriteLog(siteID, entry); err != nil {
+		s.fail(ctx, "write the log entry", siteID, entry.BuildID, err)
+		return
+	}
+	answer(ctx, fasthttp.StatusCreated, success{Status: "success", SiteID: siteID, BuildID: entry.BuildID, EntryID: id})
+}
+
+func refuseEntrySize(ctx *fasthttp.RequestCtx) {
+	refuse(ctx, fasthttp.StatusRequestEntityTooLarge, "the log entry is larger than the maximum of %d bytes", maxEntrySize)
+}
+
+// readEntry reads the whole body.
+func (s *service) readEntry(ctx *fasthttp.RequestCtx) ([]byte, error) {
+	stream := ctx.RequestBodyStream()
+	if stream == nil {
+		return nil, errEmptyBody
+	}
+	body := openBody(ctx.Conn().(*conn), stream, int64(ctx.Request.Header.ContentLength()), maxEntrySize, false)
+	defer body.close()
+	return io.ReadAll(body)
+}
+
+// entryID is the client's Idempotency-Key, which makes a POST safe to repeat,
+// or a new id.
+func entryID(ctx *fasthttp.RequestCtx) (string, error) {
+	key := ctx.Request.Header.Peek("Idempotency-Key")
+	if len(key) == 0 {
+		return rand.Text(), nil
+	}
+	if len(key) > maxKeyLen {
+		return "", fmt.Errorf("Idempotency-Key is longer than %d characters", maxKeyLen)
+	}
+	for _, c := range key {
+		if c < ' ' || c > '~' {
+			return "", errors.New("Idempotency-Key has a character outside printable ASCII")
+		}
+	}
+	return string(key), nil
+}
+
+// parseEntry reads the body of a POST: an object with the strings build_id,
+// action and status and an optional object metadata, which is kept as it was
+// sent. Other members are ignored. The error names the member at fault.
+func parseEntry(body []byte) (LogEntry, error) {
+	// The standard library judges what is JSON: what it lets through is written
+	// into the log as it is, and one byte too much would damage the log.
+	switch {
+	case len(bytes.TrimSpace(body)) == 0:
+		return LogEntry{}, errEmptyBody
+	case !utf8.Valid(body):
+		return LogEntry{}, errors.New("the body is not valid UTF-8")
+	case !stdjson.Valid(body):
+		return LogEntry{}, fmt.Errorf("the body is not valid JSON%s", syntaxError(body))
+	case kindOf(body) != '{':
+		return LogEntry{}, errors.New("the body is not a JSON object")
+	}
+	var raw struct {
+		BuildID  json.RawMessage `json:"build_id"`
+		Action   json.RawMessage `json:"action"`
+		Status   json.RawMessage `json:"status"`
+		Metadata json.RawMessage `json:"metadata"`
+	}
+	if err := json.Unmarshal(body, &raw); err != nil {
+		return LogEntry{}, fmt.Errorf("the body is not valid JSON: %v", err)
+	}
+	e := LogEntry{}
+	for _, m := range []struct {
+		name string
+		raw  json.RawMessage
+		to   *string
+	}{{"build_id", raw.BuildID, &e.BuildID}, {"action", raw.Action, &e.Action}, {"status", raw.Status, &e.Status}} {
+		if kindOf(m.raw) == 'n' {
+			return LogEntry{}, fmt.Errorf("%s is missing", m.name)
+		}
+		if kindOf(m.raw) != '"' {
+			return LogEntry{}, fmt.Errorf("%s is not a string", m.name)
+		}
+		if err := stdjson.Unmarshal(m.raw, m.to); err != nil {
+			return LogEntry{}, fmt.Errorf("%s is not a string: %v", m.name, err)
+		}
+		if *m.to == "" {
+			return LogEntry{}, fmt.Errorf("%s is empty", m.name)
+		}
+	}
+	if err := checkID(e.BuildID); err != nil {
+		return LogEntry{}, fmt.Errorf("build_id %w", err)
+	}
+	switch kindOf(raw.Metadata) {
+	case 'n': // absent, or null
+	case '{':
+		e.Metadata = bytes.Clone(bytes.TrimSpace(raw.Metadata))
+	default:
+		return LogEntry{}, errors.New("metadata is not an object")
+	}
+	return e, nil
+}
+
+// kindOf is the first byte of a valid JSON value, 'n' if there is none.
+func kindOf(raw []byte) byte {
+	raw = bytes.TrimSpace(raw)
+	if len(raw) == 0 {
+		return 'n'
+	}
+	return raw[0]
+}
+
+// syntaxError tells where body stops being JSON.
+func syntaxError(body []byte) string {
+	var syntax *stdjson.SyntaxError
+	if err := stdjson.Unmarshal(body, new(any)); errors.As(err, &syntax) {
+		return fmt.Sprintf(": %v at byte %d", syntax, syntax.Offset)
+	}
+	return ""
+}
+
+// versionsAnswer is a page of versions as it is sent.
+type versionsAnswer struct {
+	SiteID     string        `json:"site_id"`
+	Count      int           `json:"count"`
+	Versions   []versionView `json:"versions"`
+	NextCursor string        `json:"next_cursor,omitempty"`
+}
+
+type versionView struct {
+	BuildID   string      `json:"build_id"`
+	SizeBytes int64       `json:"size_bytes"`
+	CreatedAt time.Time   `json:"created_at"`
+	Logs      []entryView `json:"logs"`
+	LogsError string      `json:"logs_error,omitempty"`
+}
+
+type entryView struct {
+	Action    string          `json:"action"`
+	Status    string          `json:"status"`
+	Timestamp time.Time       `json:"timestamp"`
+	Metadata  json.RawMessage `json:"metadata,omitempty"`
+}
+
+// getVersions lists the builds of a site with their logs.
+func (s *service) getVersions(ctx *fasthttp.RequestCtx) {
+	siteID, ok := pathID(ctx, "site_id")
+	if !ok {
+		return
+	}
+	query, ok := versionQuery(ctx)
+	if !ok {
+		return
+	}
+	ifNoneMatch, err := parseETags(headerValue(ctx, fasthttp.HeaderIfNoneMatch))
+	if err != nil {
+		refuse(ctx, fasthttp.StatusBadRequest, "If-None-Match: %v", err)
+		return
+	}
+	if expecting(ctx) || !s.enterStore(ctx) {
+		return
+	}
+	page, err := s.listVersions(siteID, query)
+	s.calls.leave()
+	if err != nil {
+		s.fail(ctx, "list the versions", siteID, "", err)
+		return
+	}
+	if page.Tag != "" {
+		etag := pageETag(page, query)
+		ctx.Response.Header.Set(fasthttp.HeaderETag, etag)
+		if ifNoneMatch != nil && (ifNoneMatch.Any || ifNoneMatch.matchWeak(etag)) {
+			ctx.SetStatusCode(fasthttp.StatusNotModified)
+			return
+		}
+	}
+	answer(ctx, fasthttp.StatusOK, viewOf(siteID, page, query.Metadata))
+}
+
+// pageETag is the entity tag of a page: of what is listed and how it is shown.
+func pageETag(page *VersionPage, q VersionQuery) string {
+	tag := `"` + page.Tag
+	if q.Metadata {
+		tag += "-m"
+	}
+	if page.NextCursor != "" {
+		tag += "-n"
+	}
+	return tag + `"`
+}
+
+// listVersions asks a backend that cannot page for all versions.
+func (s *service) listVersions(siteID string, q VersionQuery) (*VersionPage, error) {
+	if b, ok := s.backend.(VersionPager); ok {
+		return b.ListVersionsPage(siteID, q)
+	}
+	all, err := s.backend.ListVersions(siteID)
+	if err != nil {
+		return nil, err
+	}
+	page, err := pageVersions(all, q)
+	if err != nil {
+		return nil, err
+	}
+	sums := make([][16]byte, len(page.Versions))
+	for i, v := range page.Versions {
+		sums[i] = versionSum(v)
+	}
+	page.Tag = tagOf(sums)
+	return page, nil
+}
+
+// versionQuery reads the arguments of a listing. What it refuses it answers.
+func versionQuery(ctx *fasthttp.RequestCtx) (q VersionQuery, ok bool) {
+	if !queryKnown(ctx, "limit", "cursor", "metadata") {
+		return q, false
+	}
+	args := ctx.QueryArgs()
+	if args.Has("limit") {
+		n, err := strconv.Atoi(string(args.Peek("limit")))
+		if err != nil || n < 1 || n > maxPageLimit {
+			refuse(ctx, fasthttp.StatusBadRequest, "limit must be a number from 1 to %d", maxPageLimit)
+			return q, false
+		}
+		q.Limit = n
+	}
+	if args.Has("cursor") {
+		q.Cursor = string(args.Peek("cursor"))
+		if _, err := parseCursor(q.Cursor); err != nil {
+			refuse(ctx, fasthttp.StatusBadRequest, "cursor must be a next_cursor of this service")
+			return q, false
+		}
+	}
+	switch v := string(args.Peek("metadata")); v {
+	case "", "false":
+	case "true":
+		q.Metadata = true
+	default:
+		refuse(ctx, fasthttp.StatusBadRequest, "metadata must be true or false")
+		return q, false
+	}
+	return q, true
+}
+
+// viewOf is page as it is sent.
+func viewOf(siteID string, page *VersionPage, metadata bool) *versionsAnswer {
+	a := &versionsAnswer{SiteID: siteID, Count: len(page.Versions), NextCursor: page.NextCursor,
+		Versions: make([]versionView, len(page.Versions))}
+	n := 0
+	for _, v := range page.Versions {
+		n += len(v.Logs)
+	}
+	entries := make([]entryView, 0, n) // one piece of memory for all of them
+	for i, v := range page.Versions {
+		from := len(entries)
+		for j := range v.Logs {
+			e := entryView{Action: v.Logs[j].Action, Status: v.Logs[j].Status, Timestamp: v.Logs[j].Timestamp}
+			if metadata {
+				e.Metadata = json.RawMessage(v.Logs[j].Metadata)
+			}
+			entries = append(entries, e)
+		}
+		a.Versions[i] = versionView{v.BuildID, v.SizeBytes, v.CreatedAt, entries[from:len(entries):len(entries)], v.LogsError}
+	}
+	return a
+}

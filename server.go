@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+const (
+	// maxConnections bounds the connections, and with them the threads that a
+	// hung mount can block: Go ends a process at 10,000 of them.
+	maxConnections = 8192
+	maxCalls       = 256             // calls of the store at once, uploads apart
+	callWait       = 5 * time.Second // how long one waits for a place before it is refused
+	readBuffer     = 8 << 10         // bytes of the longest request header
+	writeBuffer    = 16 << 10        // bytes that leave in one write: a small artifact with its header
+	cutWait        = 5 * time.Second // how long requests that were cut have to clean up
+)
+
+// service is the HTTP side of the storage service over one backend.
+type service struct {
+	cfg      *Config
+	backend  Backend
+	log      *slog.Logger
+	handler  fasthttp.RequestHandler
+	uploads  *gate      // the bodies that are being received
+	calls    *gate      // the other calls of the store
+	ready    *readiness // nil: the backend cannot be probed
+	stopping atomic.Bool
+}
+
+func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
+	s := &service{
+		cfg: cfg, backend: backend, log: log,
+		uploads: newGate(cfg.MaxUploads, 0),
+		calls:   newGate(maxCalls, callWait),
+	}
+	if p, ok := backend.(Prober); ok {
+		s.ready = &readiness{probe: p.Probe}
+	}
+	s.handler = s.routes()
+	return s
+}
+
+// listen opens the listener of the service.
+func (s *service) listen() (*listener, error) {
+	addr := net.JoinHostPort(s.cfg.Listen, strconv.Itoa(int(s.cfg.Port)))
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen on %s: %w", addr, err)
+	}
+	return newListener(l.(*net.TCPListener), s.cfg.StallTimeout, s.logExchange), nil
+}
+
+// serve serves on l until ctx ends, and then shuts down: no new connections,
+// the requests in flight have the grace to finish, the rest is cut.
+func (s *service) serve(ctx context.Context, l *listener) error {
+	server := s.httpServer()
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("cannot serve: %w", err)
+	case <-ctx.Done():
+	}
+	s.stopping.Store(true)
+	s.log.Info("shutting down", "grace", s.cfg.ShutdownGrace)
+	grace, cancel := context.WithTimeout(context.Background(), s.cfg.ShutdownGrace)
+	defer cancel()
+	if err := server.ShutdownWithContext(grace); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("cannot shut down: %w", err)
+	}
+	if n := l.cut(); n > 0 {
+		s.log.Warn("requests were cut at the end of the grace", "connections", n)
+		if !l.wait(cutWait) {
+			return errors.New("requests that were cut did not end: the store does not answer")
+		}
+	}
+	s.log.Info("stopped")
+	return nil
+}
+
+func (s *service) httpServer() *fasthttp.Server {
+	return &fasthttp.Server{
+		Handler:        s.handle,
+		ExpectHandler:  s.expect,
+		ErrorHandler:   s.malformed,
+		HeaderReceived: s.bodyTimeout,
+		Logger:         httpLog{s.log},
+
+		Concurrency:     maxConnections,
+		ReadBufferSize:  readBuffer,
+		WriteBufferSize: writeBuffer,
+		// Of the whole header: a body has the rule of its own (conn.go). There
+		// is no WriteTimeout for the same reason.
+		ReadTimeout: s.cfg.HeaderTimeout,
+		IdleTimeout: s.cfg.IdleTimeout,
+		// One byte of a body is read before the handler runs, not 8 KiB.
+		StreamRequestBody:  true,
+		MaxRequestBodySize: 1,
+
+		ReduceMemoryUsage:            true, // an idle connection holds no write buffer
+		CloseOnShutdown:              true,
+		NoDefaultServerHeader:        true,
+		NoDefaultContentType:         true,
+		DisablePreParseMultipartForm: true,
+		SecureErrorLogMessage:        true,
+	}
+}
+
+// bodyTimeout gives the first byte of a body the stall timeout, not what the
+// header has left of its own.
+func (s *service) bodyTimeout(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
+	if h.ContentLength() == 0 || h.ContentLength() < -1 {
+		return fasthttp.RequestConfig{}
+	}
+	return fasthttp.RequestConfig{ReadTimeout: s.cfg.StallTimeout}
+}
+
+// malformedStatus tells what to answer to a request that fasthttp cannot read.
+func malformedStatus(err error) (int, string) {
+	var small *fasthttp.ErrSmallBuffer
+	var netErr net.Error
+	switch {
+	case errors.As(err, &small):
+		return fasthttp.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("the header is larger than %d bytes", readBuffer)
+	case errors.As(err, &netErr) && netErr.Timeout():
+		return fasthttp.StatusRequestTimeout, "the request did not arrive in time"
+	}
+	if cause := errors.Unwrap(err); cause != nil {
+		return fasthttp.StatusBadRequest, fmt.Sprintf("the request is malformed: %.200s", cause)
+	}
+	return fasthttp.StatusBadRequest, "the request is malformed"
+}
+
+// httpLog takes what fasthttp has to say: about clients, for the most part.
+type httpLog struct{ log *slog.Logger }
+
+func (l httpLog) Printf(format string, args ...any) {
+	l.log.Debug("http", "message", fmt.Sprintf(format, args...))
+}
