@@ -98,6 +98,14 @@ type ArtifactRanger interface {
 	FetchArtifactRange(siteID, buildID, etag string, offset, length int64) (io.ReadCloser, error)
 }
 
+// Redirector is a store that can send a client straight to its bytes.
+type Redirector interface {
+	// ArtifactURL makes a URL with which anybody can GET the build, and nothing
+	// else, for ttl. It does not look whether the build is there.
+	// ErrUnsupported where the store or its credentials cannot do it.
+	ArtifactURL(siteID, buildID string, ttl time.Duration) (string, error)
+}
+
 // VersionPager lists a page without reading what is not on it.
 type VersionPager interface {
 	// ListVersionsPage is pageVersions of what ListVersions lists, with the

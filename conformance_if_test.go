@@ -1,0 +1,352 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func mustStoreIf(t *testing.T, b store, site, id string, data []byte, cond Precondition) ArtifactInfo {
+	t.Helper()
+	info, err := b.StoreArtifactIf(site, id, known(data), cond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info
+}
+
+func testCreateOnly(t *testing.T, open func() store) {
+	one, two, site := open(), open(), newSite()
+	for i, n := range []int{100, largeBody} {
+		id := fmt.Sprint("b", i)
+		data := body(n, 1)
+		mustStoreIf(t, one, site, id, data, createOnly)
+		for _, r := range []io.Reader{known(body(n, 2)), unknown(body(n, 2))} {
+			_, err := two.StoreArtifactIf(site, id, r, createOnly)
+			wantError(t, err, ErrPrecondition)
+		}
+		wantBytes(t, two, site, id, data)
+	}
+}
+
+// race lets rivals store bodies of n bytes at once over several processes, and
+// returns how many were acknowledged. What is there must be of the winner.
+func race(t *testing.T, open func() store, site, id string, rivals, n int, cond Precondition) int64 {
+	t.Helper()
+	stores := []store{open(), open()}
+	bodies := make([][]byte, rivals)
+	for i := range bodies {
+		bodies[i] = body(n, byte(100+i))
+	}
+	var won, refused, winner atomic.Int64
+	var g sync.WaitGroup
+	start := make(chan struct{})
+	for i, data := range bodies {
+		g.Go(func() {
+			<-start
+			_, err := stores[i%2].StoreArtifactIf(site, id, known(data), cond)
+			switch {
+			case err == nil:
+				won.Add(1)
+				winner.Store(int64(i))
+			case errors.Is(err, ErrPrecondition):
+				refused.Add(1)
+			default:
+				t.Errorf("rival %d: %v", i, err)
+			}
+		})
+	}
+	close(start)
+	g.Wait()
+	t.Logf("%d rivals of %d bytes: %d won, %d refused", rivals, n, won.Load(), refused.Load())
+	wantBytes(t, stores[0], site, id, bodies[winner.Load()])
+	return won.Load()
+}
+
+func testCreateOnlyRace(t *testing.T, open func() store) {
+	for i, n := range []int{1000, 1000, largeBody} {
+		if won := race(t, open, newSite(), fmt.Sprint("b", i), 16, n, createOnly); won != 1 {
+			t.Errorf("%d of 16 rivals won", won)
+		}
+	}
+}
+
+func testIfMatch(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	for i, n := range []int{100, largeBody} {
+		id := fmt.Sprint("b", i)
+		_, err := b.StoreArtifactIf(site, id, known(body(n, 1)), exists)
+		wantError(t, err, ErrPrecondition)
+		_, err = b.StoreArtifactIf(site, id, known(body(n, 1)), ifMatch(`"x"`))
+		wantError(t, err, ErrPrecondition)
+		first := mustStoreIf(t, b, site, id, body(n, 1), Precondition{})
+		second := mustStoreIf(t, b, site, id, body(n, 2), ifMatch(`"x"`, first.ETag))
+		if first.ETag == second.ETag {
+			t.Errorf("two bodies have the ETag %s", first.ETag)
+		}
+		_, err = b.StoreArtifactIf(site, id, known(body(n, 3)), ifMatch(first.ETag))
+		wantError(t, err, ErrPrecondition)
+		wantBytes(t, b, site, id, body(n, 2))
+		mustStoreIf(t, b, site, id, body(n, 4), exists)
+		wantBytes(t, b, site, id, body(n, 4))
+	}
+}
+
+func testIfMatchRace(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	for i, n := range []int{1000, largeBody} {
+		id := fmt.Sprint("b", i)
+		info := mustStoreIf(t, b, site, id, body(n, 1), createOnly)
+		if won := race(t, open, site, id, 8, n, ifMatch(info.ETag)); won != 1 {
+			t.Errorf("%d of 8 rivals won", won)
+		}
+	}
+}
+
+func testOtherConditions(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	info := mustStoreIf(t, b, site, "b", body(10, 1), createOnly)
+	_, err := b.StoreArtifactIf(site, "b", known(body(10, 2)), Precondition{IfNoneMatch: &ETagList{Tags: []string{"W/" + info.ETag}}})
+	wantError(t, err, ErrPrecondition)
+	_, err = b.StoreArtifactIf(site, "b", known(body(10, 2)), Precondition{IfUnmodifiedSince: time.Now().Add(-time.Hour)})
+	wantError(t, err, ErrPrecondition)
+	wantBytes(t, b, site, "b", body(10, 1))
+	mustStoreIf(t, b, site, "b", body(10, 3), Precondition{IfNoneMatch: &ETagList{Tags: []string{`"x"`}}})
+	mustStoreIf(t, b, site, "b", body(10, 4), Precondition{IfUnmodifiedSince: time.Now().Add(time.Hour)})
+	wantBytes(t, b, site, "b", body(10, 4))
+	mustStoreIf(t, b, site, "c", body(10, 5), Precondition{IfNoneMatch: &ETagList{Tags: []string{`"x"`}}})
+	wantBytes(t, b, site, "c", body(10, 5))
+}
+
+func testInfo(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	for _, n := range []int{10, largeBody} {
+		for _, r := range []io.Reader{known(body(n, 1)), unknown(body(n, 1))} {
+			info, err := b.StoreArtifactIf(site, "b", r, Precondition{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantInfo(t, b, site, "b", info, n)
+		}
+	}
+}
+
+// wantInfo compares what was told of a build with what is there.
+func wantInfo(t *testing.T, b store, site, id string, info ArtifactInfo, size int) {
+	t.Helper()
+	r, err := b.FetchArtifact(site, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	now := r.(ArtifactReader).Info()
+	if info.Size != int64(size) || now.Size != info.Size || now.ETag != info.ETag {
+		t.Errorf("stored was %+v, and there is %+v", info, now)
+	}
+	if !info.ModTime.IsZero() && !info.ModTime.Equal(now.ModTime) {
+		t.Errorf("stored was at %s, and there is %s", info.ModTime, now.ModTime)
+	}
+	if list, err := parseETags(now.ETag); err != nil || len(list.Tags) != 1 || now.ETag[0] != '"' {
+		t.Errorf("%s is no strong ETag", now.ETag)
+	}
+}
+
+func testDelete(t *testing.T, open func() store) {
+	one, two, site := open(), open(), newSite()
+	mustStore(t, one, site, "b", body(10, 1))
+	mustLog(t, one, site, entry("1", "b", time.Now()))
+	for range 2 {
+		if err := two.DeleteArtifact(site, "b", Precondition{}); err != nil {
+			t.Fatal(err)
+		}
+		_, err := one.FetchArtifact(site, "b")
+		wantError(t, err, ErrNotFound)
+	}
+	if v := versionOf(t, one, site, "b"); v == nil || v.SizeBytes != 0 || len(v.Logs) != 1 {
+		t.Errorf("after the delete the build is %+v", v)
+	}
+	if err := one.DeleteArtifact(newSite(), "b", Precondition{}); err != nil {
+		t.Errorf("of an unknown site: %v", err)
+	}
+	mustStoreIf(t, one, site, "b", body(10, 2), createOnly)
+}
+
+func testDeleteIf(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	wantError(t, b.DeleteArtifact(site, "b", exists), ErrPrecondition)
+	wantError(t, b.DeleteArtifact(site, "b", ifMatch(`"x"`)), ErrPrecondition)
+	first := mustStoreIf(t, b, site, "b", body(10, 1), createOnly)
+	second := mustStoreIf(t, b, site, "b", body(10, 2), ifMatch(first.ETag))
+	wantError(t, b.DeleteArtifact(site, "b", ifMatch(first.ETag)), ErrPrecondition)
+	wantError(t, b.DeleteArtifact(site, "b", Precondition{IfUnmodifiedSince: time.Now().Add(-time.Hour)}), ErrPrecondition)
+	wantBytes(t, b, site, "b", body(10, 2))
+	if err := b.DeleteArtifact(site, "b", ifMatch(first.ETag, second.ETag)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := b.FetchArtifact(site, "b")
+	wantError(t, err, ErrNotFound)
+	mustStore(t, b, site, "b", body(10, 3))
+	if err := b.DeleteArtifact(site, "b", exists); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, b.DeleteArtifact(site, "b", exists), ErrPrecondition)
+}
+
+func testReaderInfo(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	info := mustStoreIf(t, b, site, "b", body(12345, 1), Precondition{})
+	wantInfo(t, b, site, "b", info, 12345)
+	ranger, ok := b.(ArtifactRanger)
+	if !ok {
+		return // the readers of this one are cheap to open
+	}
+	now, err := ranger.StatArtifact(site, "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantInfo(t, b, site, "b", now, 12345)
+	_, err = ranger.StatArtifact(site, "c")
+	wantError(t, err, ErrNotFound)
+}
+
+func testRanges(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	data := body(largeBody, 1)
+	info := mustStoreIf(t, b, site, "b", data, Precondition{})
+	read := func(offset, length int64) ([]byte, error) {
+		r, err := openRange(b, site, "b", info.ETag, offset, length)
+		if err != nil {
+			return nil, err
+		}
+		defer r.Close()
+		return io.ReadAll(r)
+	}
+	size := int64(len(data))
+	for _, c := range []byteRange{{0, 1}, {0, size}, {1, 1000}, {size - 1, 1}, {size / 2, size / 3}, {5<<20 - 1, 2}} {
+		got, err := read(c.offset, c.length)
+		if err != nil || !bytes.Equal(got, data[c.offset:c.offset+c.length]) {
+			t.Errorf("range %+v yielded %d bytes, %v", c, len(got), err)
+		}
+	}
+	if _, ok := b.(ArtifactRanger); !ok {
+		return // an open reader keeps its version
+	}
+	mustStore(t, b, site, "b", body(largeBody, 2))
+	_, err := read(0, 10)
+	wantError(t, err, ErrPrecondition)
+}
+
+// openRange opens a range in the way that the backend has for it.
+func openRange(b store, site, id, etag string, offset, length int64) (io.ReadCloser, error) {
+	if ranger, ok := b.(ArtifactRanger); ok {
+		return ranger.FetchArtifactRange(site, id, etag, offset, length)
+	}
+	r, err := b.FetchArtifact(site, id)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := r.(io.Seeker).Seek(offset, io.SeekStart); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(r, length), r}, nil
+}
+
+func testPages(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	at := time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
+	for i := range 23 {
+		mustLog(t, b, site, entry("1", fmt.Sprint("b", i), at.Add(time.Duration(i/3)*time.Hour)))
+	}
+	for i := range 4 {
+		mustStore(t, b, site, fmt.Sprint("b", i*5), body(10, 1))
+	}
+	all, err := b.ListVersions(site)
+	if err != nil || len(all) != 23 {
+		t.Fatalf("%d versions, %v", len(all), err)
+	}
+	for _, limit := range []int{1, 5, 22, 23, 24} {
+		var got []*Version
+		for q := (VersionQuery{Limit: limit, Metadata: true}); ; {
+			page, err := b.ListVersionsPage(site, q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, page.Versions...)
+			if q.Cursor = page.NextCursor; q.Cursor == "" {
+				break
+			}
+			if len(page.Versions) != limit {
+				t.Fatalf("a page has %d versions, not %d", len(page.Versions), limit)
+			}
+		}
+		if !reflect.DeepEqual(got, all) {
+			t.Errorf("pages of %d do not join to the whole", limit)
+		}
+	}
+}
+
+func testTags(t *testing.T, open func() store) {
+	one, two, site := open(), open(), newSite()
+	tag := func(b store) string {
+		t.Helper()
+		page, err := b.ListVersionsPage(site, VersionQuery{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return page.Tag
+	}
+	seen := map[string]string{}
+	for _, change := range []struct {
+		what string
+		do   func()
+	}{
+		{"nothing", func() {}},
+		{"an artifact", func() { mustStore(t, one, site, "b", body(10, 1)) }},
+		{"another size", func() { mustStore(t, one, site, "b", body(11, 1)) }},
+		{"a log", func() { mustLog(t, one, site, entry("1", "b", time.Now())) }},
+		{"an entry", func() { mustLog(t, one, site, entry("2", "b", time.Now())) }},
+		{"a delete", func() {
+			if err := one.DeleteArtifact(site, "b", Precondition{}); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		change.do()
+		now := tag(one)
+		if now == "" {
+			continue // not known, and so never equal
+		}
+		if other := tag(two); other != now {
+			t.Errorf("after %s one process has the tag %s and another %s", change.what, now, other)
+		}
+		if again := tag(one); again != now {
+			t.Errorf("after %s the tag is %s and then %s", change.what, now, again)
+		}
+		if before, ok := seen[now]; ok {
+			t.Errorf("the tag after %s is that after %s", change.what, before)
+		}
+		seen[now] = change.what
+	}
+}
+
+func testBadCursor(t *testing.T, open func() store) {
+	_, err := open().ListVersionsPage(newSite(), VersionQuery{Cursor: "no cursor"})
+	wantError(t, err, ErrBadCursor)
+}
+
+func testProbe(t *testing.T, open func() store) {
+	r, err := open().Probe()
+	if err != nil || r.WriteError != "" {
+		t.Errorf("the probe found %+v, %v", r, err)
+	}
+}

@@ -1,0 +1,537 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// store is a Backend under test. A store need not be empty: every test has a
+// site of its own.
+type store interface {
+	Backend
+	ConditionalStorer
+	Prober
+	VersionPager
+}
+
+// largeBody is more than any backend under test sends in one piece.
+const largeBody = 11<<20 + 4321
+
+// testBackend is the contract of Backend, a subtest for each of its sentences,
+// in their order. Each call of open opens the same store as another process
+// would.
+func testBackend(t *testing.T, open func(t *testing.T) Backend) {
+	for _, c := range []struct {
+		sentence string
+		test     func(t *testing.T, open func() store)
+	}{
+		{"a build is stored as it was sent", testStored},
+		{"what is acknowledged is seen by every process", testSeenByAll},
+		{"a replacement is seen whole", testReplace},
+		{"readers see the old bytes or the new ones", testNoMixture},
+		{"when two uploads overlap one wins whole", testOverlap},
+		{"a reader that fails stores nothing and its error is wrapped", testReaderFails},
+		{"a body of another size than declared stores nothing", testWrongSize},
+		{"an unknown build is not found", testNotFound},
+		{"a build replaced meanwhile does not mix into a stream", testReplacedWhileRead},
+		{"a build deleted meanwhile does not mix into a stream", testDeletedWhileRead},
+		{"an entry is appended as it was sent", testLog},
+		{"an entry whose id is in the log is a success and not appended", testLogTwice},
+		{"entries appended at once are all kept", testLogAtOnce},
+		{"every build with an artifact or a log is listed newest first", testList},
+		{"an unknown site has no versions", testListUnknown},
+		{"builds of another site are not listed", testListOthers},
+		{"ids of every allowed character work", testIDs},
+		{"create only stores once", testCreateOnly},
+		{"of racing create-only uploads one wins", testCreateOnlyRace},
+		{"If-Match stores over the one that matches alone", testIfMatch},
+		{"of racing If-Match uploads one wins", testIfMatchRace},
+		{"If-None-Match with a tag and If-Unmodified-Since hold", testOtherConditions},
+		{"it tells what was stored", testInfo},
+		{"a delete is durable, repeatable and keeps the log", testDelete},
+		{"a delete on a condition", testDeleteIf},
+		{"the info describes the bytes of the reader", testReaderInfo},
+		{"ranges are of the version asked for", testRanges},
+		{"pages join to the whole list", testPages},
+		{"equal tags mean equal versions", testTags},
+		{"a bad cursor is refused", testBadCursor},
+		{"a probe finds the store ready", testProbe},
+	} {
+		t.Run(strings.ReplaceAll(c.sentence, " ", "_"), func(t *testing.T) {
+			c.test(t, func() store {
+				t.Helper()
+				b, ok := open(t).(store)
+				if !ok {
+					t.Fatalf("the backend lacks a part of the interface")
+				}
+				return b
+			})
+		})
+	}
+}
+
+var sites atomic.Int64
+
+// newSite is the id of a site that no other test uses, in any store and run.
+func newSite() string {
+	return fmt.Sprintf("t%x-%d", time.Now().UnixNano(), sites.Add(1))
+}
+
+// body makes n bytes that do not compress and differ with seed.
+func body(n int, seed byte) []byte {
+	b := make([]byte, n)
+	r := rand.NewChaCha8(sha256.Sum256([]byte{seed}))
+	_, _ = r.Read(b)
+	return b
+}
+
+// sized is a reader that tells its size, and may lie.
+type sized struct {
+	io.Reader
+	size int64
+}
+
+func (s sized) Size() int64 { return s.size }
+
+// known and unknown are the two ways in which a body arrives.
+func known(b []byte) io.Reader   { return sized{bytes.NewReader(b), int64(len(b))} }
+func unknown(b []byte) io.Reader { return struct{ io.Reader }{bytes.NewReader(b)} }
+
+func mustStore(t *testing.T, b store, site, id string, data []byte) {
+	t.Helper()
+	if err := b.StoreArtifact(site, id, known(data)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func fetch(b Backend, site, id string) ([]byte, error) {
+	r, err := b.FetchArtifact(site, id)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
+func wantBytes(t *testing.T, b Backend, site, id string, want []byte) {
+	t.Helper()
+	got, err := fetch(b, site, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Fatalf("%d bytes came back that are not the %d sent", len(got), len(want))
+	}
+}
+
+func wantError(t *testing.T, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Fatalf("the error is %v, want %v", err, want)
+	}
+}
+
+var (
+	createOnly = Precondition{IfNoneMatch: &ETagList{Any: true}}
+	exists     = Precondition{IfMatch: &ETagList{Any: true}}
+)
+
+func ifMatch(tags ...string) Precondition { return Precondition{IfMatch: &ETagList{Tags: tags}} }
+
+var bodySizes = []int{1, 4096, 1 << 20, largeBody}
+
+func testStored(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	for i, n := range bodySizes {
+		data := body(n, byte(i))
+		if err := b.StoreArtifact(site, "known", known(data)); err != nil {
+			t.Fatal(err)
+		}
+		wantBytes(t, b, site, "known", data)
+		if err := b.StoreArtifact(site, "unknown", unknown(data)); err != nil {
+			t.Fatal(err)
+		}
+		wantBytes(t, b, site, "unknown", data)
+	}
+}
+
+func testSeenByAll(t *testing.T, open func() store) {
+	one, two, site := open(), open(), newSite()
+	_, err := fetch(two, site, "b")
+	wantError(t, err, ErrNotFound) // and must not be remembered
+	data := body(5000, 1)
+	mustStore(t, one, site, "b", data)
+	wantBytes(t, two, site, "b", data)
+}
+
+func testReplace(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	for i, n := range []int{9000, 100, largeBody, 1} {
+		data := body(n, byte(i))
+		mustStore(t, b, site, "b", data)
+		wantBytes(t, b, site, "b", data)
+	}
+}
+
+// whole tells which of bodies got is, or -1.
+func whole(got []byte, bodies [][]byte) int {
+	return slices.IndexFunc(bodies, func(b []byte) bool { return bytes.Equal(b, got) })
+}
+
+func testNoMixture(t *testing.T, open func() store) {
+	one, two, site := open(), open(), newSite()
+	bodies := [][]byte{body(300<<10, 1), body(200<<10, 2), body(300<<10, 3)}
+	mustStore(t, one, site, "b", bodies[0])
+	done := make(chan error, 1)
+	go func() {
+		for i := range 30 {
+			if err := one.StoreArtifact(site, "b", known(bodies[i%3])); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	for reads := 0; ; reads++ {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			return
+		default:
+		}
+		got, err := fetch(two, site, "b")
+		if err != nil { // a stream may be cut, but never mixed
+			if errors.Is(err, ErrNotFound) {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if whole(got, bodies) < 0 {
+			t.Fatalf("read %d yielded %d bytes that nobody sent", reads, len(got))
+		}
+	}
+}
+
+func testOverlap(t *testing.T, open func() store) {
+	one, two, site := open(), open(), newSite()
+	for _, n := range []int{100 << 10, largeBody} {
+		bodies := [][]byte{body(n, 1), body(n, 2), body(n-1, 3), body(n+1, 4)}
+		var acknowledged atomic.Int64
+		var g sync.WaitGroup
+		for i, data := range bodies {
+			b := []store{one, two}[i%2]
+			g.Go(func() {
+				err := b.StoreArtifact(site, "b", known(data))
+				if err == nil {
+					acknowledged.Add(1)
+				} else if !errors.Is(err, ErrUnavailable) { // a rival may make it fail
+					t.Error(err)
+				}
+			})
+		}
+		g.Wait()
+		if acknowledged.Load() == 0 {
+			t.Error("none was acknowledged")
+		}
+		got, err := fetch(one, site, "b")
+		if err != nil || whole(got, bodies) < 0 {
+			t.Errorf("none won whole: %d bytes, %v", len(got), err)
+		}
+	}
+}
+
+// errSender is what a sender's failure looks like to a backend.
+var errSender = errors.New("the sender failed")
+
+// failing yields the first n bytes of data and then err.
+func failing(data []byte, n int, err error) io.Reader {
+	return io.MultiReader(bytes.NewReader(data[:n]), errReader{err})
+}
+
+type errReader struct{ err error }
+
+func (e errReader) Read([]byte) (int, error) { return 0, e.err }
+
+func testReaderFails(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	old := body(7777, 9)
+	mustStore(t, b, site, "old", old)
+	cuts := 0
+	for _, n := range []int{100, 64 << 10, largeBody} {
+		data := body(n, 1)
+		for _, cut := range []int{0, 1, n / 2, n - 1, n} {
+			for _, cause := range []error{errSender, io.ErrUnexpectedEOF, errBodyCut} {
+				for _, id := range []string{"new", "old"} {
+					if n == largeBody && cause == errSender {
+						continue // the others are the dangerous ones
+					}
+					err := b.StoreArtifact(site, id, sized{failing(data, cut, cause), int64(n)})
+					wantError(t, err, cause)
+					err = b.StoreArtifact(site, id, failing(data, cut, cause))
+					wantError(t, err, cause)
+					cuts += 2
+				}
+			}
+		}
+	}
+	_, err := b.StoreArtifactIf(site, "new", failing(body(100, 1), 50, io.ErrUnexpectedEOF), createOnly)
+	wantError(t, err, io.ErrUnexpectedEOF)
+	_, err = fetch(b, site, "new")
+	wantError(t, err, ErrNotFound)
+	wantBytes(t, b, site, "old", old)
+	t.Logf("%d bodies cut, none stored", cuts+1)
+}
+
+func testWrongSize(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	for _, n := range []int{100, largeBody} {
+		for _, diff := range []int64{-1, 1} {
+			if err := b.StoreArtifact(site, "b", sized{bytes.NewReader(body(n, 1)), int64(n) + diff}); err == nil {
+				t.Errorf("a body of %d bytes that declared %d was stored", n, int64(n)+diff)
+			}
+		}
+	}
+	_, err := fetch(b, site, "b")
+	wantError(t, err, ErrNotFound)
+}
+
+func testNotFound(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	_, err := b.FetchArtifact(site, "b")
+	wantError(t, err, ErrNotFound)
+	mustStore(t, b, site, "b", body(10, 1))
+	_, err = b.FetchArtifact(site, "b2")
+	wantError(t, err, ErrNotFound)
+}
+
+func testReplacedWhileRead(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	old := body(largeBody, 1)
+	mustStore(t, b, site, "b", old)
+	wantPrefixOf(t, b, site, old, func() { mustStore(t, b, site, "b", body(largeBody, 2)) })
+}
+
+func testDeletedWhileRead(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	old := body(largeBody, 1)
+	mustStore(t, b, site, "b", old)
+	wantPrefixOf(t, b, site, old, func() {
+		if err := b.DeleteArtifact(site, "b", Precondition{}); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// wantPrefixOf reads build b while change happens: the old bytes, or a part of
+// them and an error.
+func wantPrefixOf(t *testing.T, b store, site string, old []byte, change func()) {
+	t.Helper()
+	r, err := b.FetchArtifact(site, "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	head := make([]byte, 1000)
+	if _, err := io.ReadFull(r, head); err != nil {
+		t.Fatal(err)
+	}
+	change()
+	rest, err := io.ReadAll(r)
+	got := append(head, rest...)
+	if !bytes.HasPrefix(old, got) || err == nil && len(got) != len(old) {
+		t.Fatalf("%d bytes that are not the old ones (error %v)", len(got), err)
+	}
+}
+
+func entry(id, buildID string, at time.Time) LogEntry {
+	return LogEntry{ID: id, BuildID: buildID, Action: "deploy", Status: "ok", Timestamp: at.UTC()}
+}
+
+func mustLog(t *testing.T, b store, site string, e LogEntry) {
+	t.Helper()
+	if err := b.WriteLog(site, e); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// versionOf is the version of the build in the list, nil if there is none.
+func versionOf(t *testing.T, b Backend, site, id string) *Version {
+	t.Helper()
+	versions, err := b.ListVersions(site)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range versions {
+		if v.BuildID == id {
+			return v
+		}
+	}
+	return nil
+}
+
+func idsOf(entries []LogEntry) []string {
+	var ids []string
+	for _, e := range entries {
+		ids = append(ids, e.ID)
+	}
+	return ids
+}
+
+func testLog(t *testing.T, open func() store) {
+	one, two, site := open(), open(), newSite()
+	at := time.Date(2026, 1, 2, 3, 4, 5, 678901234, time.UTC)
+	metadata := `{"n":12345678901234567890,"f":1.10,"s":"<a&b>\u00e9é","o":{"z":1,"a":[null,true]}}`
+	e := entry("e1", "b", at)
+	e.Metadata = json.RawMessage(metadata)
+	mustLog(t, one, site, e)
+	mustLog(t, two, site, entry("e2", "b", at.Add(time.Second)))
+	v := versionOf(t, one, site, "b")
+	if v == nil || len(v.Logs) != 2 {
+		t.Fatalf("listed is %+v", v)
+	}
+	if got := v.Logs[0]; string(got.Metadata) != metadata || !got.Timestamp.Equal(at) ||
+		got.ID != "e1" || got.BuildID != "b" || got.Action != "deploy" || got.Status != "ok" {
+		t.Errorf("the entry came back as %+v, %s", got, got.Metadata)
+	}
+	if v.Logs[1].Metadata != nil {
+		t.Errorf("metadata came back that was not sent: %s", v.Logs[1].Metadata)
+	}
+}
+
+func testLogTwice(t *testing.T, open func() store) {
+	one, two, site := open(), open(), newSite()
+	at := time.Now()
+	mustLog(t, one, site, entry("e1", "b", at))
+	mustLog(t, one, site, entry("e2", "b", at))
+	mustLog(t, two, site, entry("e1", "b", at))
+	mustLog(t, one, site, entry("e2", "b", at))
+	if v := versionOf(t, two, site, "b"); !slices.Equal(idsOf(v.Logs), []string{"e1", "e2"}) {
+		t.Errorf("the log has %v", idsOf(v.Logs))
+	}
+}
+
+func testLogAtOnce(t *testing.T, open func() store) {
+	const writers, each = 8, 25
+	site := newSite()
+	stores := []store{open(), open()}
+	appendAtOnce(t, stores, site, writers, each)
+	v := versionOf(t, stores[0], site, "b")
+	if v == nil || len(v.Logs) != writers*each {
+		t.Fatalf("the log lost entries: %+v", v)
+	}
+	t.Logf("%d writers of %d entries in %d stores: %d entries", writers, each, len(stores), len(v.Logs))
+}
+
+// appendAtOnce appends writers x each entries to build b. Each writer waits for
+// its entry before it sends the next, and the log must show them in that order.
+func appendAtOnce(t *testing.T, stores []store, site string, writers, each int) {
+	t.Helper()
+	start := time.Now()
+	var g sync.WaitGroup
+	for w := range writers {
+		g.Go(func() {
+			for i := range each {
+				e := entry(fmt.Sprintf("%d-%d", w, i), "b", start.Add(time.Duration(i)*time.Second))
+				if err := stores[w%len(stores)].WriteLog(site, e); err != nil {
+					t.Errorf("writer %d, entry %d: %v", w, i, err)
+				}
+			}
+		})
+	}
+	g.Wait()
+	seen := map[string]bool{}
+	if v := versionOf(t, stores[0], site, "b"); v != nil {
+		for _, id := range idsOf(v.Logs) {
+			if seen[id] {
+				t.Errorf("entry %s is there twice", id)
+			}
+			seen[id] = true
+		}
+	}
+}
+
+func testList(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	at := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC) // later than any artifact of today
+	mustLog(t, b, site, entry("1", "m", at))
+	mustLog(t, b, site, entry("2", "z", at.Add(time.Hour)))
+	mustLog(t, b, site, entry("3", "a", at))
+	mustLog(t, b, site, entry("4", "old", at.AddDate(-20, 0, 0)))
+	mustLog(t, b, site, entry("5", "both", at.Add(2*time.Hour)))
+	before := time.Now()
+	mustStore(t, b, site, "both", body(321, 1))
+	mustStore(t, b, site, "alone", body(123, 1))
+	versions, err := b.ListVersions(site)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.IsSortedFunc(versions, compareVersions) {
+		t.Error("the list is not in order")
+	}
+	var got []string
+	for _, v := range versions {
+		if v.BuildID != "both" && v.BuildID != "alone" { // these two may be of one second
+			got = append(got, v.BuildID)
+			if v.SizeBytes != 0 || !v.CreatedAt.Equal(v.Logs[0].Timestamp) {
+				t.Errorf("%s has only a log, and is %+v", v.BuildID, v)
+			}
+		} else if v.CreatedAt.Sub(before).Abs() > time.Minute {
+			t.Errorf("%s was created at %s, and stored at %s", v.BuildID, v.CreatedAt, before)
+		}
+	}
+	if want := []string{"z", "a", "m", "old"}; !slices.Equal(got, want) {
+		t.Errorf("listed are %v, want %v", got, want)
+	}
+	if v := versionOf(t, b, site, "both"); v == nil || v.SizeBytes != 321 || !slices.Equal(idsOf(v.Logs), []string{"5"}) {
+		t.Errorf("the build with both is %+v", v)
+	}
+	if v := versionOf(t, b, site, "alone"); v == nil || v.SizeBytes != 123 || len(v.Logs) != 0 {
+		t.Errorf("the build without a log is %+v", v)
+	}
+}
+
+func testListUnknown(t *testing.T, open func() store) {
+	versions, err := open().ListVersions(newSite())
+	if err != nil || len(versions) != 0 {
+		t.Errorf("listed are %v, %v", versions, err)
+	}
+}
+
+func testListOthers(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	mustStore(t, b, site, "b", body(10, 1))
+	mustStore(t, b, site+"0", "b2", body(10, 1))
+	mustLog(t, b, site+".x", entry("1", "b3", time.Now()))
+	versions, err := b.ListVersions(site)
+	if err != nil || len(versions) != 1 || versions[0].BuildID != "b" {
+		t.Errorf("listed are %v, %v", versions, err)
+	}
+}
+
+func testIDs(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	for _, id := range []string{"A", "9.._+~=@-", "a.tar.gz", "a.json", "x" + strings.Repeat("~", maxIDLen-1), "a+b", "a=b@c", "UPPER", "upper"} {
+		for _, s := range []string{site, site + ".+~=@-"} {
+			data := []byte("the artifact " + id)
+			mustStore(t, b, s, id, data)
+			mustLog(t, b, s, entry("1", id, time.Now()))
+			wantBytes(t, b, s, id, data)
+			if v := versionOf(t, b, s, id); v == nil || v.SizeBytes != int64(len(data)) || len(v.Logs) != 1 {
+				t.Errorf("build %s of site %s is listed as %+v", id, s, v)
+			}
+		}
+	}
+}

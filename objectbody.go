@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// wholeBody stands between a reader and an SDK, so that no body is ever taken
+// for whole that is not: some SDKs read io.ErrUnexpectedEOF as the end. Its
+// errors say nothing to an SDK but that they are errors; err keeps the cause.
+type wholeBody struct {
+	r    io.Reader
+	size int64 // declared, or -1
+	read int64
+	err  error // why the body is not whole
+	end  bool
+}
+
+// errBodyFailed is what an SDK sees of a reader that failed.
+var errBodyFailed = errors.New("the body failed")
+
+func newWholeBody(r io.Reader) *wholeBody {
+	b := &wholeBody{r: r, size: -1}
+	if s, ok := r.(Sized); ok {
+		b.size = s.Size()
+	}
+	return b
+}
+
+func (b *wholeBody) Read(p []byte) (int, error) {
+	switch {
+	case b.err != nil:
+		return 0, errBodyFailed
+	case b.end:
+		return 0, io.EOF
+	}
+	n, err := b.r.Read(p)
+	b.read += int64(n)
+	switch {
+	case err != nil && err != io.EOF:
+		b.err = err
+	case b.size >= 0 && (b.read > b.size || err == io.EOF && b.read < b.size):
+		b.err = fmt.Errorf("%w: %d bytes came of %d", errBodyCut, b.read, b.size)
+	case err == io.EOF:
+		b.end = true
+		return n, io.EOF
+	default:
+		return n, nil
+	}
+	return 0, errBodyFailed
+}
+
+// open opens a part of an object for reading.
+func (s *objectStore) open(key, etag string, offset, length int64) (io.ReadCloser, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	body, info, err := s.bucket.get(ctx, key, etag, offset, length)
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("cannot open %q: %w", key, err)
+	}
+	if length < 0 {
+		length = info.size - offset
+	}
+	return &objectReader{body: body, info: info, left: length, cancel: cancel}, nil
+}
+
+// objectReader is the ArtifactReader of an object. It yields exactly what was
+// asked for, or fails: a store that stops in the middle is never an io.EOF.
+type objectReader struct {
+	body   io.ReadCloser
+	info   objectInfo
+	left   int64
+	cancel context.CancelFunc
+}
+
+var _ ArtifactReader = (*objectReader)(nil)
+
+// Info implements ArtifactReader.
+func (o *objectReader) Info() ArtifactInfo { return infoOfObject(o.info) }
+
+func (o *objectReader) Read(p []byte) (int, error) {
+	if o.left <= 0 {
+		return 0, io.EOF
+	}
+	n, err := o.body.Read(p[:min(int64(len(p)), o.left)])
+	o.left -= int64(n)
+	if err == nil || err == io.EOF && o.left == 0 {
+		return n, err
+	}
+	return n, fmt.Errorf("%w: cannot read %q, %d bytes are missing: %v", ErrUnavailable, o.info.key, o.left, err)
+}
+
+// Close ends the reading, also early. An SDK may want to read the rest to keep
+// the connection: the cancelled context forbids it.
+func (o *objectReader) Close() error {
+	if o.left > 0 {
+		o.cancel()
+	}
+	err := o.body.Close()
+	o.cancel()
+	return err
+}

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// memBucket is a bucket in memory, with a fault hook.
+type memBucket struct {
+	mu      sync.Mutex
+	objects map[string]memObject
+	made    int // objects ever made: each has an ETag of its own
+
+	// fault is asked before each change and each look. An error is what the
+	// caller sees: of a change that was lost, or that was stored and only its
+	// reply lost (apply). nil: no faults.
+	fault func(op, key string) (apply bool, err error)
+	// blind ignores conditions, as some stores do with uploads in parts.
+	blind func(opts putOptions) bool
+	// unquoted wants conditions without quotes until adapt was called.
+	unquoted bool
+}
+
+type memObject struct {
+	objectInfo
+	data []byte
+}
+
+var _ bucket = (*memBucket)(nil)
+
+func newMemBucket() *memBucket { return &memBucket{objects: map[string]memObject{}} }
+
+// call asks the hook. do is done if nothing is wrong, or lost is only the reply.
+func (m *memBucket) call(ctx context.Context, op, key string, do func() error) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fault != nil {
+		if apply, err := m.fault(op, key); err != nil {
+			if apply {
+				_ = do()
+			}
+			return err
+		}
+	}
+	return do()
+}
+
+func (m *memBucket) adapt() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	was := m.unquoted
+	m.unquoted = false
+	return was
+}
+
+func (m *memBucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
+	data, err := io.ReadAll(body)
+	if err != nil {
+		return objectInfo{}, err
+	}
+	if size >= 0 && int64(len(data)) != size {
+		return objectInfo{}, fmt.Errorf("%d bytes came of %d", len(data), size)
+	}
+	var info objectInfo
+	err = m.call(ctx, "put", key, func() error {
+		old, there := m.objects[key]
+		if m.blind == nil || !m.blind(opts) {
+			switch {
+			case opts.absent && there,
+				opts.ifMatch != "" && (!there || old.etag != opts.ifMatch || m.unquoted):
+				return fmt.Errorf("%w: put", ErrPrecondition)
+			}
+		}
+		m.made++
+		info = objectInfo{
+			key: key, size: int64(len(data)), etag: fmt.Sprintf(`"mem-%d"`, m.made),
+			modTime: time.Now().UTC(), mark: opts.mark,
+		}
+		m.objects[key] = memObject{info, data}
+		return nil
+	})
+	if err != nil {
+		return objectInfo{}, err
+	}
+	return info, nil
+}
+
+func (m *memBucket) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
+	var o memObject
+	err := m.call(ctx, "get", key, func() (err error) {
+		o, err = m.find(key)
+		if err == nil && etag != "" && o.etag != etag {
+			err = fmt.Errorf("%w: get", ErrPrecondition)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, objectInfo{}, err
+	}
+	part := o.data[min(offset, o.size):]
+	if length >= 0 {
+		part = part[:min(length, int64(len(part)))]
+	}
+	return io.NopCloser(bytes.NewReader(part)), o.objectInfo, nil
+}
+
+func (m *memBucket) find(key string) (memObject, error) {
+	o, ok := m.objects[key]
+	if !ok {
+		return o, fmt.Errorf("%w: %s", ErrNotFound, key)
+	}
+	return o, nil
+}
+
+func (m *memBucket) stat(ctx context.Context, key string) (info objectInfo, err error) {
+	err = m.call(ctx, "stat", key, func() error {
+		o, err := m.find(key)
+		info = o.objectInfo
+		return err
+	})
+	return info, err
+}
+
+func (m *memBucket) remove(ctx context.Context, key, etag string) error {
+	return m.call(ctx, "remove", key, func() error {
+		o, err := m.find(key)
+		if err != nil {
+			return err
+		}
+		if etag != "" && o.etag != etag {
+			return fmt.Errorf("%w: remove", ErrPrecondition)
+		}
+		delete(m.objects, key)
+		return nil
+	})
+}
+
+func (m *memBucket) list(ctx context.Context, prefix string, page func([]objectInfo) error) error {
+	var all []objectInfo
+	err := m.call(ctx, "list", prefix, func() error {
+		for key, o := range m.objects {
+			if strings.HasPrefix(key, prefix) {
+				o.mark = ""
+				all = append(all, o.objectInfo)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(all, func(a, b objectInfo) int { return strings.Compare(a.key, b.key) })
+	for part := range slices.Chunk(all, 7) {
+		if err := page(part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *memBucket) presign(context.Context, string, time.Duration, string) (string, error) {
+	return "", fmt.Errorf("%w: signed URLs", ErrUnsupported)
+}

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+)
+
+const (
+	artifactType = "application/gzip"
+	logType      = "application/json"
+
+	// storeTimeout bounds a call of the store that moves no artifact.
+	storeTimeout = 30 * time.Second
+	// removeTries is how often a conditional delete looks again when the build
+	// was replaced between the look and the delete.
+	removeTries = 5
+)
+
+// objectStore is the Backend over an object store.
+//
+//	{prefix}sites/{site}/artifacts/{build}.tar.gz
+//	{prefix}sites/{site}/logs/{build}.json
+//
+// Nothing but a cache is kept in memory: each decision is the store's own, by a
+// condition on the very object that was looked at.
+type objectStore struct {
+	bucket bucket
+	prefix string // of every key; empty or ending in a slash
+	log    *slog.Logger
+	logs   *logCache
+	queue  appendQueue
+	trust  trust
+}
+
+var (
+	_ Backend           = (*objectStore)(nil)
+	_ ConditionalStorer = (*objectStore)(nil)
+	_ ArtifactRanger    = (*objectStore)(nil)
+	_ VersionPager      = (*objectStore)(nil)
+	_ Prober            = (*objectStore)(nil)
+	_ Redirector        = (*objectStore)(nil)
+)
+
+func newObjectStore(b bucket, prefix string, log *slog.Logger) *objectStore {
+	return &objectStore{bucket: b, prefix: prefix, log: log, logs: newLogCache(logCacheSize)}
+}
+
+// StoreArtifact implements Backend.
+func (s *objectStore) StoreArtifact(siteID, buildID string, reader io.Reader) error {
+	_, err := s.StoreArtifactIf(siteID, buildID, reader, Precondition{})
+	return err
+}
+
+// FetchArtifact implements Backend. What it returns is an ArtifactReader.
+func (s *objectStore) FetchArtifact(siteID, buildID string) (io.ReadCloser, error) {
+	return s.open(s.artifactKey(siteID, buildID), "", 0, -1)
+}
+
+// StoreArtifactIf implements ConditionalStorer. The ModTime of what it returns
+// is zero where the store does not tell it.
+func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Precondition) (ArtifactInfo, error) {
+	key := s.artifactKey(siteID, buildID)
+	opts := putOptions{contentType: artifactType, mark: rand.Text()}
+	if !cond.IsZero() {
+		if err := s.trusted(conditionalParts); err != nil {
+			return ArtifactInfo{}, err
+		}
+		current, err := s.look(key)
+		if err != nil {
+			return ArtifactInfo{}, err
+		}
+		if err := cond.Check(current); err != nil {
+			return ArtifactInfo{}, err
+		}
+		opts.absent, opts.ifMatch = current == nil, etagOf(current)
+	}
+	body := newWholeBody(reader)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	info, err := s.bucket.put(ctx, key, body, body.size, opts)
+	if body.err != nil {
+		return ArtifactInfo{}, fmt.Errorf("cannot store %q: %w", key, body.err)
+	}
+	if err != nil {
+		info, err = s.settle(key, opts, cond, err)
+	}
+	return infoOfObject(info), err
+}
+
+// settle finds out what became of a put that failed. A reply that was lost, or
+// that a retry of the SDK ran into, may have been a success: the mark tells. A
+// condition is judged again: the build may have become another for which it
+// holds too.
+func (s *objectStore) settle(key string, opts putOptions, cond Precondition, cause error) (objectInfo, error) {
+	rival := errors.Is(cause, ErrPrecondition) || errors.Is(cause, errConflict)
+	if !rival && !errors.Is(cause, ErrUnavailable) {
+		return objectInfo{}, fmt.Errorf("cannot store %q: %w", key, cause)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
+	info, err := s.bucket.stat(ctx, key)
+	switch {
+	case err == nil && info.mark == opts.mark:
+		return info, nil
+	case !rival || err != nil && !errors.Is(err, ErrNotFound):
+		return objectInfo{}, fmt.Errorf("%w: cannot store %q: %w", ErrUnavailable, key, cause)
+	}
+	var current *ArtifactInfo
+	if err == nil {
+		a := infoOfObject(info)
+		current = &a
+	}
+	if err := cond.Check(current); err != nil {
+		return objectInfo{}, err
+	}
+	// Not %w of cause: the condition that failed is the one on what was seen
+	// before, and not the client's.
+	return objectInfo{}, fmt.Errorf("%w: cannot store %q, which changed meanwhile: %v", ErrUnavailable, key, cause)
+}
+
+// DeleteArtifact implements ConditionalStorer.
+func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) error {
+	key := s.artifactKey(siteID, buildID)
+	if cond.IsZero() {
+		return s.remove(key, "")
+	}
+	if err := s.trusted(conditionalRemove); err != nil {
+		return err
+	}
+	for range removeTries {
+		current, err := s.look(key)
+		if err != nil {
+			return err
+		}
+		if err := cond.Check(current); err != nil || current == nil {
+			return err
+		}
+		if err := s.remove(key, current.ETag); !errors.Is(err, ErrPrecondition) && !errors.Is(err, errConflict) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: cannot delete %q, which changes all the time", ErrUnavailable, key)
+}
+
+func (s *objectStore) remove(key, etag string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
+	if err := s.bucket.remove(ctx, key, etag); err != nil && !errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("cannot delete %q: %w", key, err)
+	}
+	return nil
+}
+
+// StatArtifact implements ArtifactRanger.
+func (s *objectStore) StatArtifact(siteID, buildID string) (ArtifactInfo, error) {
+	key := s.artifactKey(siteID, buildID)
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
+	info, err := s.bucket.stat(ctx, key)
+	if err != nil {
+		return ArtifactInfo{}, fmt.Errorf("cannot look at %q: %w", key, err)
+	}
+	return infoOfObject(info), nil
+}
+
+// FetchArtifactRange implements ArtifactRanger.
+func (s *objectStore) FetchArtifactRange(siteID, buildID, etag string, offset, length int64) (io.ReadCloser, error) {
+	return s.open(s.artifactKey(siteID, buildID), etag, offset, length)
+}
+
+// ArtifactURL implements Redirector.
+func (s *objectStore) ArtifactURL(siteID, buildID string, ttl time.Duration) (string, error) {
+	key := s.artifactKey(siteID, buildID)
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
+	url, err := s.bucket.presign(ctx, key, ttl, siteID+"-"+buildID+artifactSuffix)
+	if err != nil {
+		return "", fmt.Errorf("cannot sign a URL of %q: %w", key, err)
+	}
+	return url, nil
+}
+
+// look describes the object as it is now, nil if there is none.
+func (s *objectStore) look(key string) (*ArtifactInfo, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
+	info, err := s.bucket.stat(ctx, key)
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot look at %q: %w", key, err)
+	}
+	a := infoOfObject(info)
+	return &a, nil
+}
+
+func (s *objectStore) artifactKey(siteID, buildID string) string {
+	return s.artifactsPrefix(siteID) + buildID + artifactSuffix
+}
+
+func (s *objectStore) artifactsPrefix(siteID string) string {
+	return s.prefix + sitesDir + "/" + siteID + "/" + artifactsDir + "/"
+}
+
+func (s *objectStore) logsPrefix(siteID string) string {
+	return s.prefix + sitesDir + "/" + siteID + "/" + logsDir + "/"
+}
+
+func infoOfObject(o objectInfo) ArtifactInfo {
+	return ArtifactInfo{Size: o.size, ModTime: o.modTime, ETag: o.etag}
+}
+
+func etagOf(a *ArtifactInfo) string {
+	if a == nil {
+		return ""
+	}
+	return a.ETag
+}
