@@ -1,0 +1,366 @@
+// Package vm starts small virtual machines for the tests that need a kernel of
+// their own: a real NFS server and client, and a power that can be cut. They
+// are emulated by qemu (no KVM is asked for), boot in seconds from a RAM disk,
+// and are reached over loopback ports alone.
+package vm
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Kit is what machines are made of: a kernel and a RAM disk.
+type Kit struct {
+	dir    string // of the RAM disks and of the consoles; the caller's to remove
+	kernel string
+	base   string // the RAM disk that all machines share
+}
+
+// NewKit gets what is missing on this machine (setup.sh) and prepares the RAM
+// disk in dir. It needs the go tool, and root the first time.
+func NewKit(dir string) (*Kit, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return nil, err
+	}
+	cache = filepath.Join(cache, "pagewright-storage-vm")
+	// Debian keeps some tools where the path of a user does not lead.
+	os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
+	script, err := goOutput("list", "-f", "{{.Dir}}/setup.sh", "pagewright/storage/test/vm")
+	if err != nil {
+		return nil, err
+	}
+	setup := exec.Command("sh", script, cache)
+	setup.Stderr = os.Stderr
+	if err := setup.Run(); err != nil {
+		return nil, fmt.Errorf("setup.sh: %w", err)
+	}
+	version, err := os.ReadFile(filepath.Join(cache, "kernel"))
+	if err != nil {
+		return nil, err
+	}
+	k := &Kit{dir: dir, base: filepath.Join(dir, "base.cpio")}
+	k.kernel = filepath.Join(cache, "root/boot/vmlinuz-"+strings.TrimSpace(string(version)))
+	guest := filepath.Join(dir, "guest")
+	if err := GoBuild(guest, "pagewright/storage/test/vm/guest"); err != nil {
+		return nil, err
+	}
+	return k, writeRAMDisk(k.base, cache, strings.TrimSpace(string(version)), guest)
+}
+
+// GoBuild builds the static program of a package of this module into path. args
+// stand before the package.
+func GoBuild(path, pkg string, args ...string) error {
+	_, err := goOutput(append(append([]string{"build", "-trimpath", "-o", path}, args...), pkg)...)
+	return err
+}
+
+// GoTestBuild builds the static test program of a package of this module.
+func GoTestBuild(path, pkg string) error {
+	_, err := goOutput("test", "-c", "-trimpath", "-o", path, pkg)
+	return err
+}
+
+func goOutput(args ...string) (string, error) {
+	cmd := exec.Command("go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, &stderr)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// Config describes a machine.
+type Config struct {
+	Name   string            // of its files in the kit's directory
+	Memory int               // MiB; 0: 512
+	CPUs   int               // 0: 1
+	Files  map[string]string // into the RAM disk: path in the machine to path here
+	Ports  []int             // of the machine, to be reached from here: Machine.Addr
+	Drives []string          // qemu arguments, each a whole -blockdev or -drive with its -device
+	Wire   *Wire             // a network cable to another machine, or nil
+}
+
+// Wire is one end of a cable between two machines, kept by datagrams on
+// loopback: it survives the death of either.
+type Wire struct {
+	Local, Remote int    // UDP ports
+	IP            string // of eth1, with the length of its prefix
+}
+
+// NewWire gives both ends of a cable, 10.9.0.1 and 10.9.0.2.
+func NewWire() (a, b *Wire, err error) {
+	p, err := freePorts("udp", 2)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &Wire{p[0], p[1], "10.9.0.1/24"}, &Wire{p[1], p[0], "10.9.0.2/24"}, nil
+}
+
+// RawDrive attaches an image as the next virtio disk. Flushes of the machine
+// reach no further than this host's page cache, which outlives qemu.
+func RawDrive(path string, readOnly bool) string {
+	ro := "off"
+	if readOnly {
+		ro = "on"
+	}
+	return fmt.Sprintf("-drive if=virtio,format=raw,cache=unsafe,readonly=%s,file=%s", ro, path)
+}
+
+// LoggedDrive attaches an image of which every write and every flush is
+// recorded in log, an empty file, in the format of dm-log-writes.
+func LoggedDrive(path, log string) string {
+	return "-blockdev driver=file,filename=" + path + ",node-name=data,cache.no-flush=on" +
+		" -blockdev driver=file,filename=" + log + ",node-name=log,cache.no-flush=on" +
+		" -blockdev driver=blklogwrites,file=data,log=log,node-name=logged" +
+		" -device virtio-blk-pci,drive=logged"
+}
+
+// Machine is a running machine. Its methods may be called by many goroutines.
+type Machine struct {
+	agent   string
+	addrs   map[int]string
+	cmd     *exec.Cmd
+	exited  chan struct{}
+	ready   chan struct{}
+	client  *http.Client
+	mu      sync.Mutex
+	console []byte // the end of it
+}
+
+const consoleKept = 64 << 10
+
+// Start boots a machine and waits until it can be told what to do.
+func (k *Kit) Start(ctx context.Context, c Config) (*Machine, error) {
+	ramDisk := filepath.Join(k.dir, c.Name+".cpio")
+	if err := k.addFiles(ramDisk, c.Files); err != nil {
+		return nil, err
+	}
+	var err error
+	for range 3 { // a port that was free may be taken when qemu comes to it
+		var m *Machine
+		if m, err = k.start(ctx, c, ramDisk); err == nil {
+			return m, nil
+		}
+		if !strings.Contains(err.Error(), "host forwarding rule") {
+			break
+		}
+	}
+	return nil, fmt.Errorf("machine %s: %w", c.Name, err)
+}
+
+// addFiles writes the shared RAM disk and then files to path: the kernel
+// unpacks archives that follow each other.
+func (k *Kit) addFiles(path string, files map[string]string) error {
+	base, err := os.ReadFile(k.base)
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(base); err != nil {
+		return err
+	}
+	a := newCpio(f)
+	for name, from := range files {
+		a.copyFile(name, from)
+	}
+	if err := a.close(); err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func (k *Kit) start(ctx context.Context, c Config, ramDisk string) (*Machine, error) {
+	ports := append([]int{agentPort}, c.Ports...)
+	hostPorts, err := freePorts("tcp", len(ports))
+	if err != nil {
+		return nil, err
+	}
+	m := &Machine{
+		addrs:  map[int]string{},
+		exited: make(chan struct{}),
+		ready:  make(chan struct{}),
+		client: &http.Client{Transport: &http.Transport{DisableCompression: true}},
+	}
+	user := "user,id=n0,restrict=on"
+	for i, p := range ports {
+		m.addrs[p] = fmt.Sprintf("127.0.0.1:%d", hostPorts[i])
+		user += fmt.Sprintf(",hostfwd=tcp:%s-:%d", m.addrs[p], p)
+	}
+	m.agent = "http://" + m.addrs[agentPort]
+	boot := "console=ttyS0 panic=-1 quiet random.trust_cpu=on mitigations=off nokaslr"
+	args := []string{"-accel", "tcg,thread=multi", "-cpu", "max", "-nodefaults", "-no-user-config", "-display", "none",
+		"-no-reboot", "-serial", "stdio", "-kernel", k.kernel, "-initrd", ramDisk,
+		"-m", fmt.Sprint(max(c.Memory, 512)), "-smp", fmt.Sprint(max(c.CPUs, 1)),
+		"-netdev", user, "-device", "virtio-net-pci,netdev=n0"}
+	if w := c.Wire; w != nil {
+		args = append(args, "-netdev", fmt.Sprintf("dgram,id=n1,local.type=inet,local.host=127.0.0.1,local.port=%d,"+
+			"remote.type=inet,remote.host=127.0.0.1,remote.port=%d", w.Local, w.Remote),
+			"-device", fmt.Sprintf("virtio-net-pci,netdev=n1,mac=52:54:00:00:00:%02x", w.Local%250+1))
+		boot += " pw.eth1=" + w.IP
+	}
+	for _, d := range c.Drives {
+		args = append(args, strings.Fields(d)...)
+	}
+	m.cmd = exec.Command("qemu-system-x86_64", append(args, "-append", boot)...)
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	out, in, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	m.cmd.Stdout, m.cmd.Stderr = in, in
+	err = m.cmd.Start()
+	in.Close()
+	if err != nil {
+		out.Close()
+		return nil, err
+	}
+	go m.watch(out)
+	timeout := time.NewTimer(2 * time.Minute)
+	defer timeout.Stop()
+	select {
+	case <-m.ready:
+		return m, nil
+	case <-m.exited:
+		err = errors.New("ended while booting")
+	case <-timeout.C:
+		err = errors.New("did not boot")
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	m.Cut()
+	return nil, fmt.Errorf("%w:\n%s", err, m.Console())
+}
+
+// watch keeps the end of the console until the machine ends.
+func (m *Machine) watch(console *os.File) {
+	defer close(m.exited)
+	defer m.cmd.Wait()
+	defer console.Close()
+	r := bufio.NewReader(console)
+	for ready := false; ; {
+		line, err := r.ReadBytes('\n')
+		m.mu.Lock()
+		m.console = append(m.console, line...)
+		if over := len(m.console) - consoleKept; over > 0 {
+			m.console = m.console[over:]
+		}
+		m.mu.Unlock()
+		if !ready && bytes.Contains(line, []byte(readyLine)) {
+			ready = true
+			close(m.ready)
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// Console is the end of what the machine printed.
+func (m *Machine) Console() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return string(m.console)
+}
+
+// Addr is where a port of the machine is reached from here.
+func (m *Machine) Addr(port int) string { return m.addrs[port] }
+
+// Cut takes the power away and returns when the machine is gone.
+func (m *Machine) Cut() {
+	m.cmd.Process.Kill()
+	<-m.exited
+}
+
+// Run runs a shell script in the machine and gives what it printed. Its error
+// tells the exit status.
+func (m *Machine) Run(ctx context.Context, script string) (string, error) {
+	var out bytes.Buffer
+	err := m.Stream(ctx, script, &out)
+	return out.String(), err
+}
+
+// Stream is Run with the output going to w as it comes.
+func (m *Machine) Stream(ctx context.Context, script string, w io.Writer) error {
+	req, err := http.NewRequestWithContext(ctx, "POST", m.agent+"/run", strings.NewReader(script))
+	if err != nil {
+		return err
+	}
+	resp, err := m.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	tail := &tailWriter{w: w}
+	if _, err := io.Copy(tail, resp.Body); err != nil {
+		return fmt.Errorf("the machine went away: %w", err)
+	}
+	if status := resp.Trailer.Get(statusTrailer); status != "0" {
+		return fmt.Errorf("exit status %s: %s", status, tail.tail)
+	}
+	return nil
+}
+
+// tailWriter remembers the end of what went through it, for an error message.
+type tailWriter struct {
+	w    io.Writer
+	tail []byte
+}
+
+func (t *tailWriter) Write(p []byte) (int, error) {
+	t.tail = append(t.tail, p...)
+	if over := len(t.tail) - 2000; over > 0 {
+		t.tail = t.tail[over:]
+	}
+	return t.w.Write(p)
+}
+
+// The words between a machine and the guest program.
+const (
+	agentPort     = 9000
+	readyLine     = "guest: ready"
+	statusTrailer = "Exit-Status"
+)
+
+// freePorts finds n ports on loopback that nobody listens on now.
+func freePorts(network string, n int) ([]int, error) {
+	var ports []int
+	for range n {
+		if network == "udp" {
+			c, err := net.ListenPacket("udp", "127.0.0.1:0")
+			if err != nil {
+				return nil, err
+			}
+			defer c.Close()
+			ports = append(ports, c.LocalAddr().(*net.UDPAddr).Port)
+			continue
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
+}
