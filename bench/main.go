@@ -1,0 +1,219 @@
+// Command bench measures the storage service beside what people would use
+// instead: the running binaries, from outside, on one machine, in one run.
+package main
+
+import (
+	"crypto/rand"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// bench is one run.
+type bench struct {
+	results
+	home    string // of wrk/ and results/
+	dir     string // the file system under test
+	scratch string // logs of the servers
+	product string // binaries
+	plain   string
+	self    string
+	source  string   // bytes to upload, in memory
+	env     []string // more variables of the product
+
+	rounds         int
+	warm, duration time.Duration
+	large, medium  int64 // bytes of a large body, and of each of 200
+	serial         int
+}
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	b := &bench{}
+	flag.StringVar(&b.product, "product", "../bin/pagewright-storage", "binary of the service")
+	flag.StringVar(&b.plain, "plain", "bin/plain", "binary of the plain server")
+	flag.StringVar(&b.home, "home", ".", "directory of the benchmark")
+	out := flag.String("out", "", "directory of the report; default: results/ in the directory of the benchmark")
+	parent := flag.String("dir", os.TempDir(), "directory for the file system under test")
+	kind := flag.String("fs", "auto", "ext4 or xfs: a file system of its own on a loop device, for which it takes root; dir: the directory as it is; auto: ext4 if that can be had")
+	only := flag.String("only", "", "comma-separated loads; default: all")
+	env := flag.String("env", "", "comma-separated NAME=value for the service")
+	flag.BoolVar(&b.results.Quick, "quick", false, "a short run that shows that all works; its figures mean little")
+	render := flag.String("render", "", "only write the report of this results.json")
+	discardArgs := flag.Bool("discard", false, "serve a file by sendfile: -discard ADDRESS FILE")
+	flag.Parse()
+	if *discardArgs {
+		return discard(flag.Arg(0), flag.Arg(1))
+	}
+	if *out == "" {
+		*out = filepath.Join(b.home, "results")
+	}
+	if *render != "" {
+		r, err := load(*render)
+		if err != nil {
+			return err
+		}
+		return r.report(*out)
+	}
+	if *env != "" {
+		b.env = strings.Split(*env, ",")
+	}
+	b.rounds, b.warm, b.duration, b.large, b.medium = 5, 300*time.Millisecond, 2*time.Second, 1<<30, 64<<20
+	if b.Quick {
+		b.rounds, b.warm, b.duration, b.large, b.medium = 1, 100*time.Millisecond, 400*time.Millisecond, 64<<20, 2<<20
+	}
+	close, err := b.prepare(*parent, *kind)
+	if err != nil {
+		return err
+	}
+	defer close()
+	start := time.Now()
+	if err := b.loads(*only); err != nil {
+		return err
+	}
+	b.Seconds = time.Since(start).Seconds()
+	if err := os.MkdirAll(*out, 0o755); err != nil {
+		return err
+	}
+	if err := b.save(filepath.Join(*out, "results.json")); err != nil {
+		return err
+	}
+	return b.report(*out)
+}
+
+func (b *bench) loads(only string) error {
+	all := []struct {
+		name string
+		run  func() error
+	}{
+		{"large-put", b.largePut}, {"large-get", b.largeGet}, {"small-put", b.smallPut}, {"logs", b.logs},
+		{"small-get", b.smallGet}, {"fixed-rate", b.fixedRate}, {"versions", b.versions}, {"footprint", b.footprint},
+		{"growth", b.growth},
+	}
+	names := strings.Split(only, ",")
+	for _, l := range all {
+		if only != "" && !slices.Contains(names, l.name) {
+			continue
+		}
+		start := time.Now()
+		if err := l.run(); err != nil {
+			return fmt.Errorf("%s: %w", l.name, err)
+		}
+		fmt.Fprintf(os.Stderr, "%-12s %4.0f s\n", l.name, time.Since(start).Seconds())
+	}
+	return nil
+}
+
+// prepare makes what the run needs; close takes it away again.
+func (b *bench) prepare(parent, kind string) (close func(), err error) {
+	var undo []func()
+	close = func() {
+		for _, f := range slices.Backward(undo) {
+			f()
+		}
+	}
+	defer func() {
+		if err != nil {
+			close()
+		}
+	}()
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
+		files.Cur = files.Max
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &files)
+	}
+	if b.self, err = os.Executable(); err != nil {
+		return nil, err
+	}
+	if b.scratch, err = os.MkdirTemp(parent, "bench-"); err != nil {
+		return nil, err
+	}
+	undo = append(undo, func() { os.RemoveAll(b.scratch) })
+	if b.source, err = b.makeSource(); err != nil {
+		return nil, err
+	}
+	undo = append(undo, func() { os.Remove(b.source) })
+	kindUsed, close2, err := b.makeDir(kind)
+	if err != nil {
+		return nil, err
+	}
+	undo = append(undo, close2)
+	b.Machine = machine(b.product, kindUsed)
+	return close, nil
+}
+
+// makeDir makes the directory under test.
+func (b *bench) makeDir(kind string) (used string, close func(), err error) {
+	wanted := kind
+	if kind == "auto" {
+		wanted = "ext4"
+	}
+	if wanted != "dir" {
+		dir, close, err := newFileSystem(wanted, b.scratch)
+		if err == nil {
+			b.dir = dir
+			return wanted + ", on a loop device with direct I/O", close, nil
+		}
+		if kind != "auto" {
+			return "", nil, err
+		}
+		fmt.Fprintln(os.Stderr, "no file system of its own:", err)
+	}
+	b.dir = filepath.Join(b.scratch, "dir")
+	return "the one of " + filepath.Dir(b.scratch), func() {}, os.Mkdir(b.dir, 0o777)
+}
+
+// makeSource fills a file in memory with random bytes, which nothing on the way
+// can compress.
+func (b *bench) makeSource() (string, error) {
+	f, err := os.CreateTemp("/dev/shm", "bench-source-")
+	if err != nil {
+		return "", err
+	}
+	_, err = io.CopyN(f, rand.Reader, b.large)
+	return f.Name(), errors.Join(err, f.Close())
+}
+
+// machine tells where and with what the run was made.
+func machine(product, fs string) map[string]string {
+	say := func(name string, args ...string) string {
+		out, _ := exec.Command(name, args...).CombinedOutput()
+		first, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+		return first
+	}
+	cpu := ""
+	info, _ := os.ReadFile("/proc/cpuinfo")
+	for l := range strings.Lines(string(info)) {
+		if name, value, ok := strings.Cut(l, ":"); ok && strings.TrimSpace(name) == "model name" {
+			cpu = strings.TrimSpace(value)
+		}
+	}
+	var mem unix.Sysinfo_t
+	_ = unix.Sysinfo(&mem)
+	commit := say("git", "rev-parse", "--short", "HEAD")
+	if say("git", "status", "--porcelain", "--untracked-files=no") != "" {
+		commit += " and changes"
+	}
+	return map[string]string{
+		"time": time.Now().UTC().Format("2006-01-02 15:04 UTC"), "commit": commit, "version": say(product, "version"),
+		"cpu": fmt.Sprintf("%d x %s", runtime.NumCPU(), cpu), "memory": fmt.Sprintf("%d GiB", mem.Totalram>>30),
+		"kernel": say("uname", "-sr"), "go": runtime.Version(), "file system": fs,
+		"nginx": strings.TrimPrefix(say("nginx", "-v"), "nginx version: "), "wrk": say("wrk", "-v"),
+	}
+}
