@@ -71,7 +71,7 @@ func newFileSystem(kind, parent string) (dir string, close func(), err error) {
 		return "", nil, err
 	}
 	undo = append(undo, func() {
-		if _, err := run("umount", dir); err != nil {
+		if _, err := run("umount", "--lazy", dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
 	})

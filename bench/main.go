@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -83,6 +84,13 @@ func run() error {
 		return err
 	}
 	defer close()
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, unix.SIGINT, unix.SIGTERM)
+	go func() {
+		<-stop // the servers die with this process
+		close()
+		os.Exit(130)
+	}()
 	start := time.Now()
 	if err := b.loads(*only); err != nil {
 		return err
