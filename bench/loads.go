@@ -307,11 +307,11 @@ func (b *bench) fixedRate() error {
 			seeded[s.name] = true
 		}
 		r, err := (&small{addr: s.addr, conns: 64, status: 200, warm: b.warm, duration: b.duration,
-			rate: 8000, request: get4K}).run(s.pid())
+			rate: 4000, request: get4K}).run(s.pid())
 		if err != nil {
 			return err
 		}
-		b.add("GET at a fixed rate", 8000, s.name, round, r.values())
+		b.add("GET at a fixed rate", 4000, s.name, round, r.values())
 		site := fmt.Sprintf("rate%d", round)
 		r, err = (&small{addr: s.addr, conns: 64, status: 201, warm: b.warm, duration: b.duration,
 			rate: 500, request: putRequest(site, small16)}).run(s.pid())

@@ -144,6 +144,18 @@ func (b *bench) footprint() error {
 	}
 	return b.turns([]string{pagewright, plain, nginx}, 1, func(s *server, round int) error {
 		idle := memory(s.pid(), "VmRSS")
+		up, err := each(s.pid(), 200, b.medium, func(i int) error {
+			return put(s.addr, artifactPath("many", fmt.Sprintf("b%d", i)), b.source, b.medium)
+		})
+		b.add("200 uploads at once", float64(b.medium), s.name, round, map[string]float64{
+			"idle RSS MB": idle, "peak RSS MB": up.peak, "MB/s": float64(up.bytes) / mb / up.seconds,
+			"CPU s/GB": up.cpu / (float64(up.bytes) / gb)})
+		if err != nil {
+			return err
+		}
+		if err := os.RemoveAll(s.siteDir("many")); err != nil {
+			return err
+		}
 		health := &small{addr: s.addr, conns: 64, status: 200, warm: b.warm, duration: b.duration,
 			request: func(buf []byte, _ int) []byte {
 				return append(buf, "GET /health HTTP/1.1\r\nHost: bench\r\n\r\n"...)
@@ -153,20 +165,7 @@ func (b *bench) footprint() error {
 			return err
 		}
 		b.add("/health", 64, s.name, round, r.values())
-		if err := b.idleConnections(s, round); err != nil {
-			return err
-		}
-		before := memory(s.pid(), "VmRSS")
-		up, err := each(s.pid(), 200, b.medium, func(i int) error {
-			return put(s.addr, artifactPath("many", fmt.Sprintf("b%d", i)), b.source, b.medium)
-		})
-		b.add("200 uploads at once", float64(b.medium), s.name, round, map[string]float64{
-			"idle RSS MB": idle, "RSS before MB": before, "peak RSS MB": up.peak, "MB/s": float64(up.bytes) / mb / up.seconds,
-			"CPU s/GB": up.cpu / (float64(up.bytes) / gb)})
-		if err == nil {
-			err = os.RemoveAll(s.siteDir("many"))
-		}
-		return err
+		return b.idleConnections(s, round)
 	})
 }
 

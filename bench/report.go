@@ -80,7 +80,7 @@ var tables = []table{
 	{title: "Start", load: "start", metrics: []string{"ms", "RSS MB"}},
 	{title: "Binary", load: "binary", metrics: []string{"MB"}},
 	{title: "Idle connections", load: "idle connections", x: "connections", metrics: []string{"RSS MB"}, chart: "RSS MB"},
-	{title: "200 uploads at once", load: "200 uploads at once", x: "bytes each", metrics: []string{"idle RSS MB", "RSS before MB", "peak RSS MB", "MB/s", "CPU s/GB"}, chart: "peak RSS MB"},
+	{title: "200 uploads at once", load: "200 uploads at once", x: "bytes each", metrics: []string{"idle RSS MB", "peak RSS MB", "MB/s", "CPU s/GB"}, chart: "peak RSS MB"},
 	{title: "PUT: CPU by body size", load: "PUT by size", x: "bytes", metrics: []string{"CPU us"}, chart: "CPU us", lines: true},
 	{title: "GET: CPU by body size", load: "GET by size", x: "bytes", metrics: []string{"CPU us"}, chart: "CPU us", lines: true},
 	{title: "GET: CPU by connections", load: "GET by connections", x: "connections", metrics: []string{"per s", "CPU us"}, chart: "CPU us", lines: true},
