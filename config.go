@@ -39,6 +39,8 @@ type Config struct {
 	IdleTimeout   time.Duration `env:"IDLE_TIMEOUT" envDefault:"120s" help:"time after which an idle connection is closed"`
 	ShutdownGrace time.Duration `env:"SHUTDOWN_GRACE" envDefault:"25s" help:"time that requests in flight have to finish after SIGTERM"`
 
+	S3 s3Config `envPrefix:"S3_"`
+
 	LogLevel  slog.Level `env:"LOG_LEVEL" envDefault:"info" help:"debug, info, warn or error"`
 	LogFormat string     `env:"LOG_FORMAT" envDefault:"json" help:"json or text"`
 	AccessLog bool       `env:"ACCESS_LOG" envDefault:"true" help:"a log line for each request"`

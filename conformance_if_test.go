@@ -198,6 +198,15 @@ func testDeleteIf(t *testing.T, open func() store) {
 	wantError(t, b.DeleteArtifact(site, "b", exists), ErrPrecondition)
 }
 
+func testNoDeleteIf(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	info := mustStoreIf(t, b, site, "b", body(10, 1), createOnly)
+	for _, cond := range []Precondition{exists, ifMatch(info.ETag), ifMatch(`"x"`)} {
+		wantError(t, b.DeleteArtifact(site, "b", cond), ErrUnsupported)
+	}
+	wantBytes(t, b, site, "b", body(10, 1))
+}
+
 func testReaderInfo(t *testing.T, open func() store) {
 	b, site := open(), newSite()
 	info := mustStoreIf(t, b, site, "b", body(12345, 1), Precondition{})

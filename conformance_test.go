@@ -28,48 +28,63 @@ type store interface {
 // largeBody is more than any backend under test sends in one piece.
 const largeBody = 11<<20 + 4321
 
+// difference is what a store does otherwise than the contract has it, written
+// down here so that it is tested too.
+type difference string
+
+const (
+	changeWaits difference = "a change waits for the readers in flight"
+	noDeleteIf  difference = "If-Match of a delete is ignored by the store, and refused by the service"
+)
+
 // testBackend is the contract of Backend, a subtest for each of its sentences,
 // in their order. Each call of open opens the same store as another process
 // would.
-func testBackend(t *testing.T, open func(t *testing.T) Backend) {
+func testBackend(t *testing.T, open func(t *testing.T) Backend, but ...difference) {
 	for _, c := range []struct {
 		sentence string
 		test     func(t *testing.T, open func() store)
+		but      difference
+		instead  func(t *testing.T, open func() store) // of a store that has this difference
 	}{
-		{"a build is stored as it was sent", testStored},
-		{"what is acknowledged is seen by every process", testSeenByAll},
-		{"a replacement is seen whole", testReplace},
-		{"readers see the old bytes or the new ones", testNoMixture},
-		{"when two uploads overlap one wins whole", testOverlap},
-		{"a reader that fails stores nothing and its error is wrapped", testReaderFails},
-		{"a body of another size than declared stores nothing", testWrongSize},
-		{"an unknown build is not found", testNotFound},
-		{"a build replaced meanwhile does not mix into a stream", testReplacedWhileRead},
-		{"a build deleted meanwhile does not mix into a stream", testDeletedWhileRead},
-		{"an entry is appended as it was sent", testLog},
-		{"an entry whose id is in the log is a success and not appended", testLogTwice},
-		{"entries appended at once are all kept", testLogAtOnce},
-		{"every build with an artifact or a log is listed newest first", testList},
-		{"an unknown site has no versions", testListUnknown},
-		{"builds of another site are not listed", testListOthers},
-		{"ids of every allowed character work", testIDs},
-		{"create only stores once", testCreateOnly},
-		{"of racing create-only uploads one wins", testCreateOnlyRace},
-		{"If-Match stores over the one that matches alone", testIfMatch},
-		{"of racing If-Match uploads one wins", testIfMatchRace},
-		{"If-None-Match with a tag and If-Unmodified-Since hold", testOtherConditions},
-		{"it tells what was stored", testInfo},
-		{"a delete is durable, repeatable and keeps the log", testDelete},
-		{"a delete on a condition", testDeleteIf},
-		{"the info describes the bytes of the reader", testReaderInfo},
-		{"ranges are of the version asked for", testRanges},
-		{"pages join to the whole list", testPages},
-		{"equal tags mean equal versions", testTags},
-		{"a bad cursor is refused", testBadCursor},
-		{"a probe finds the store ready", testProbe},
+		{"a build is stored as it was sent", testStored, "", nil},
+		{"what is acknowledged is seen by every process", testSeenByAll, "", nil},
+		{"a replacement is seen whole", testReplace, "", nil},
+		{"readers see the old bytes or the new ones", testNoMixture, "", nil},
+		{"when two uploads overlap one wins whole", testOverlap, "", nil},
+		{"a reader that fails stores nothing and its error is wrapped", testReaderFails, "", nil},
+		{"a body of another size than declared stores nothing", testWrongSize, "", nil},
+		{"an unknown build is not found", testNotFound, "", nil},
+		{"a build replaced meanwhile does not mix into a stream", testReplacedWhileRead, changeWaits, testReplaceWaits},
+		{"a build deleted meanwhile does not mix into a stream", testDeletedWhileRead, changeWaits, testDeleteWaits},
+		{"an entry is appended as it was sent", testLog, "", nil},
+		{"an entry whose id is in the log is a success and not appended", testLogTwice, "", nil},
+		{"entries appended at once are all kept", testLogAtOnce, "", nil},
+		{"every build with an artifact or a log is listed newest first", testList, "", nil},
+		{"an unknown site has no versions", testListUnknown, "", nil},
+		{"builds of another site are not listed", testListOthers, "", nil},
+		{"ids of every allowed character work", testIDs, "", nil},
+		{"create only stores once", testCreateOnly, "", nil},
+		{"of racing create-only uploads one wins", testCreateOnlyRace, "", nil},
+		{"If-Match stores over the one that matches alone", testIfMatch, "", nil},
+		{"of racing If-Match uploads one wins", testIfMatchRace, "", nil},
+		{"If-None-Match with a tag and If-Unmodified-Since hold", testOtherConditions, "", nil},
+		{"it tells what was stored", testInfo, "", nil},
+		{"a delete is durable, repeatable and keeps the log", testDelete, "", nil},
+		{"a delete on a condition", testDeleteIf, noDeleteIf, testNoDeleteIf},
+		{"the info describes the bytes of the reader", testReaderInfo, "", nil},
+		{"ranges are of the version asked for", testRanges, "", nil},
+		{"pages join to the whole list", testPages, "", nil},
+		{"equal tags mean equal versions", testTags, "", nil},
+		{"a bad cursor is refused", testBadCursor, "", nil},
+		{"a probe finds the store ready", testProbe, "", nil},
 	} {
+		test := c.test
+		if c.but != "" && slices.Contains(but, c.but) {
+			test, c.sentence = c.instead, string(c.but)
+		}
 		t.Run(strings.ReplaceAll(c.sentence, " ", "_"), func(t *testing.T) {
-			c.test(t, func() store {
+			test(t, func() store {
 				t.Helper()
 				b, ok := open(t).(store)
 				if !ok {
@@ -333,6 +348,32 @@ func testDeletedWhileRead(t *testing.T, open func() store) {
 			t.Fatal(err)
 		}
 	})
+}
+
+func testReplaceWaits(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	data := body(largeBody, 2)
+	wantWaiting(t, b, site, func() error { return b.StoreArtifact(site, "b", known(data)) })
+	wantBytes(t, b, site, "b", data)
+}
+
+func testDeleteWaits(t *testing.T, open func() store) {
+	b, site := open(), newSite()
+	wantWaiting(t, b, site, func() error { return b.DeleteArtifact(site, "b", Precondition{}) })
+	_, err := fetch(b, site, "b")
+	wantError(t, err, ErrNotFound)
+}
+
+// wantWaiting reads build b while change is asked for, which may wait for that.
+func wantWaiting(t *testing.T, b store, site string, change func() error) {
+	t.Helper()
+	old := body(largeBody, 1)
+	mustStore(t, b, site, "b", old)
+	changed := make(chan error, 1)
+	wantPrefixOf(t, b, site, old, func() { go func() { changed <- change() }() })
+	if err := <-changed; err != nil {
+		t.Fatal(err)
+	}
 }
 
 // wantPrefixOf reads build b while change happens: the old bytes, or a part of

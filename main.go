@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -124,19 +123,4 @@ Environment variables:
 		fmt.Fprintf(t, "  %s\t%s\t%s\n", v.name, value, v.help)
 	}
 	return t.Flush()
-}
-
-// openBackend opens the store that is configured.
-func openBackend(ctx context.Context, cfg *Config, log *slog.Logger) (Backend, error) {
-	if cfg.StorageBackend != "nfs" {
-		return nil, errors.New("not built in")
-	}
-	if err := checkMount(cfg.NFSBasePath, cfg.NFSRequireMount, log); err != nil {
-		return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
-	}
-	n, err := openNFS(cfg.NFSBasePath, log)
-	if err != nil {
-		return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
-	}
-	return n, nil
 }

@@ -1,0 +1,59 @@
+//go:build integration && !no_s3
+
+package main
+
+import (
+	"context"
+	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+)
+
+const (
+	testKey    = "testaccess"
+	testSecret = "testsecret123"
+	testBucket = "builds"
+)
+
+// startVersity starts versitygw over a directory.
+func startVersity(t *testing.T) *realStore {
+	server := newServer(t, "/health",
+		[]string{"ROOT_ACCESS_KEY=" + testKey, "ROOT_SECRET_KEY=" + testSecret},
+		[]string{versityPath, "--port", "ADDR", "--health", "/health", "--quiet", "posix", t.TempDir()})
+	return s3Store(t, "versitygw", server)
+}
+
+// startMinIO starts MinIO over a directory.
+func startMinIO(t *testing.T) *realStore {
+	server := newServer(t, "/minio/health/ready",
+		[]string{"MINIO_ROOT_USER=" + testKey, "MINIO_ROOT_PASSWORD=" + testSecret, "MINIO_UPDATE=off", "MINIO_BROWSER=off", "MINIO_CI_CD=1"},
+		[]string{minioPath, "server", t.TempDir(), "--address", "ADDR", "--quiet"})
+	s := s3Store(t, "minio", server)
+	s.but = []difference{changeWaits, noDeleteIf}
+	return s
+}
+
+// s3Store is a store in a new bucket of the server.
+func s3Store(t *testing.T, name string, server *testServer) *realStore {
+	t.Helper()
+	s := &realStore{name: name, server: server, env: map[string]string{
+		"PAGEWRIGHT_STORAGE_BACKEND": "s3",
+		"PAGEWRIGHT_S3_ENDPOINT":     server.url(),
+		"PAGEWRIGHT_S3_BUCKET":       testBucket,
+		"PAGEWRIGHT_S3_PATH_STYLE":   "true",
+		"PAGEWRIGHT_S3_PREFIX":       "some/prefix",
+		"AWS_ACCESS_KEY_ID":          testKey,
+		"AWS_SECRET_ACCESS_KEY":      testSecret,
+	}}
+	name0 := testBucket
+	if _, err := s.s3(t).client.CreateBucket(context.Background(), &s3.CreateBucketInput{Bucket: &name0}); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// s3 is the bucket itself.
+func (s *realStore) s3(t *testing.T) *s3Bucket {
+	t.Helper()
+	return s.open(t, "").(*objectStore).bucket.(*s3Bucket)
+}

@@ -1,0 +1,242 @@
+//go:build integration
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// realStore is a real server of a kind of store, started for a test, and the
+// variables by which the service finds it.
+type realStore struct {
+	name   string
+	server *testServer
+	env    map[string]string
+	but    []difference
+}
+
+// realStores has what starts each of them. test/tools.sh fetches them.
+var realStores = map[string]func(t *testing.T) *realStore{
+	"versitygw": startVersity,
+	"minio":     startMinIO,
+}
+
+// eachStore runs test on every real store, each freshly started.
+func eachStore(t *testing.T, test func(t *testing.T, s *realStore)) {
+	for name, start := range realStores {
+		t.Run(name, func(t *testing.T) { test(t, start(t)) })
+	}
+}
+
+// environ is the environment of a service on the store. through, if not empty,
+// is the URL of a proxy in front of it.
+func (s *realStore) environ(through string) []string {
+	env := []string{"HOME=/nonexistent", "AWS_EC2_METADATA_DISABLED=true"}
+	for name, value := range s.env {
+		if through != "" {
+			value = strings.ReplaceAll(value, s.server.url(), through)
+		}
+		env = append(env, name+"="+value)
+	}
+	return env
+}
+
+// open opens the store as a process of its own would.
+func (s *realStore) open(t *testing.T, through string) store {
+	t.Helper()
+	env := s.environ(through)
+	for _, kv := range env { // what the SDKs look up themselves
+		if name, value, _ := strings.Cut(kv, "="); !strings.HasPrefix(name, envPrefix) {
+			t.Setenv(name, value)
+		}
+	}
+	cfg, err := parseConfig(env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := openBackend(context.Background(), cfg, quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.(store)
+}
+
+// with is s with other variables.
+func (s *realStore) with(env map[string]string) *realStore {
+	c := *s
+	c.env = maps.Clone(s.env)
+	maps.Copy(c.env, env)
+	return &c
+}
+
+// testServer is a server in a process of its own, that can be stopped and
+// started again on its port.
+type testServer struct {
+	t      *testing.T
+	addr   string // host:port
+	health string // path that answers 200 when it is up
+	argv   []string
+	env    []string
+	output *logBuffer
+	cmd    *exec.Cmd
+	done   chan struct{}
+}
+
+// newServer starts a server and waits until it is up. In argv and env, ADDR
+// and PORT stand for where it is to listen. It is killed when the test ends.
+func newServer(t *testing.T, health string, env, argv []string) *testServer {
+	t.Helper()
+	s := &testServer{t: t, addr: freeAddr(t), health: health, output: &logBuffer{}}
+	_, port, _ := net.SplitHostPort(s.addr)
+	place := strings.NewReplacer("ADDR", s.addr, "PORT", port)
+	for _, a := range argv {
+		s.argv = append(s.argv, place.Replace(a))
+	}
+	for _, e := range env {
+		s.env = append(s.env, place.Replace(e))
+	}
+	t.Cleanup(func() {
+		s.kill()
+		if t.Failed() {
+			t.Logf("%s said:\n%s", s.argv[0], s.output.tail())
+		}
+	})
+	s.start()
+	return s
+}
+
+func (s *testServer) url() string { return "http://" + s.addr }
+
+func (s *testServer) start() {
+	s.t.Helper()
+	s.cmd = exec.Command(s.argv[0], s.argv[1:]...)
+	s.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.t.TempDir()}, s.env...)
+	s.cmd.Stdout, s.cmd.Stderr = s.output, s.output
+	if err := s.cmd.Start(); err != nil {
+		s.t.Fatalf("%v; test/tools.sh fetches the servers", err)
+	}
+	done := make(chan struct{})
+	s.done = done
+	cmd := s.cmd
+	go func() { _ = cmd.Wait(); close(done) }()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		resp, err := http.Get(s.url() + s.health)
+		if err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return
+			}
+		}
+		select {
+		case <-done:
+			s.t.Fatalf("%s ended: %s", s.argv[0], s.output.tail())
+		default:
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatalf("%s does not come up: %v", s.argv[0], err)
+		}
+	}
+}
+
+// kill ends the server as a power cut would, for the process.
+func (s *testServer) kill() {
+	if s.cmd != nil && s.cmd.Process != nil {
+		_ = s.cmd.Process.Kill()
+		<-s.done
+	}
+}
+
+// freeAddr is an address on the loopback that nobody listens on.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// tool is the path of a server that test/tools.sh fetched.
+func tool(name string) string {
+	dir := os.Getenv("STORAGE_TOOLS")
+	if dir == "" {
+		cache := os.Getenv("XDG_CACHE_HOME")
+		if cache == "" {
+			cache = filepath.Join(os.Getenv("HOME"), ".cache")
+		}
+		dir = filepath.Join(cache, "pagewright-storage-tools")
+	}
+	return filepath.Join(dir, name)
+}
+
+// toolPaths are found before a test changes HOME for an SDK.
+var (
+	versityPath = tool("versitygw")
+	minioPath   = tool("minio")
+)
+
+// logBuffer keeps the end of what a server says.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.buf.Len() > 1<<20 {
+		l.buf.Reset()
+	}
+	return l.buf.Write(p)
+}
+
+func (l *logBuffer) tail() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.buf.Bytes()
+	return string(b[max(0, len(b)-4000):])
+}
+
+// service is the product itself, in a process of its own.
+func (s *realStore) service(t *testing.T, through string) *testServer {
+	t.Helper()
+	env := append(s.environ(through), envPrefix+"LISTEN=127.0.0.1", envPrefix+"PORT=PORT", envPrefix+"SHUTDOWN_GRACE=5s")
+	return newServer(t, "/health", env, []string{builtService(t)})
+}
+
+var buildOnce = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "pagewright-storage-test")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "pagewright-storage")
+	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("go build: %w: %s", err, out)
+	}
+	return path, nil
+})
+
+// builtService is the product, built once for all tests and left to the temporary
+// directory's own cleaning, since no test knows that it is the last.
+func builtService(t *testing.T) string {
+	t.Helper()
+	path, err := buildOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}

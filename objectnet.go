@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// storeStall is the time in which a store must move some bytes of a body, or
+	// begin to answer.
+	storeStall = 60 * time.Second
+	storeConns = 256 // idle connections kept to the store
+)
+
+// tuneTransport sets the HTTP transport of an SDK up: many connections to one
+// host, kept, and no timeout on a body but that it must move. Every other
+// time is bounded.
+func tuneTransport(t *http.Transport) {
+	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
+	t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dialer.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return &movingConn{c}, nil
+	}
+	t.Proxy = http.ProxyFromEnvironment
+	t.MaxIdleConns, t.MaxIdleConnsPerHost = storeConns, storeConns
+	t.IdleConnTimeout = storeStall / 2
+	t.TLSHandshakeTimeout = 10 * time.Second
+	t.ResponseHeaderTimeout = storeStall
+	t.ExpectContinueTimeout = time.Second
+	t.ReadBufferSize, t.WriteBufferSize = 64<<10, 64<<10
+	t.DisableCompression = true // bytes come back as they were stored
+	t.ForceAttemptHTTP2 = false // streams of one connection would share its window
+}
+
+// movingConn fails once nothing moved for storeStall in either direction.
+type movingConn struct{ net.Conn }
+
+func (c *movingConn) Read(p []byte) (int, error) {
+	if err := c.SetReadDeadline(time.Now().Add(storeStall)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Read(p)
+}
+
+// Write also extends the deadline of the read that waits for the answer all the
+// while a long body is sent.
+func (c *movingConn) Write(p []byte) (int, error) {
+	if err := c.SetDeadline(time.Now().Add(storeStall)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(p)
+}
+
+// httpRange is the Range of length bytes from offset, or of all from offset on
+// if length is not positive.
+func httpRange(offset, length int64) string {
+	r := "bytes=" + strconv.FormatInt(offset, 10) + "-"
+	if length > 0 {
+		r += strconv.FormatInt(offset+length-1, 10)
+	}
+	return r
+}
+
+// sizeOfRange is the size of the whole in a Content-Range, "bytes 0-9/100".
+func sizeOfRange(contentRange string) (int64, error) {
+	_, total, _ := strings.Cut(contentRange, "/")
+	size, err := strconv.ParseInt(total, 10, 64)
+	if err != nil || size < 0 {
+		return 0, fmt.Errorf("the store answered a range with Content-Range %q", contentRange)
+	}
+	return size, nil
+}

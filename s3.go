@@ -1,0 +1,374 @@
+//go:build !no_s3
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go"
+)
+
+const (
+	s3MaxParts = 10_000
+	s3Ahead    = 16 // parts, over all uploads, that are sent while their uploads read on
+	s3Tries    = 4  // attempts of one request
+	s3MaxDelay = 5 * time.Second
+	abortTime  = 30 * time.Second
+	s3MarkName = "mark" // in the metadata of an object
+)
+
+// s3Bucket is a bucket of AWS or of a store that speaks as it does.
+type s3Bucket struct {
+	client   *s3.Client
+	signer   *s3.PresignClient
+	name     string
+	conf     s3Config
+	buffers  *partBuffers
+	unquoted atomic.Bool // If-Match without quotes (Ceph and DigitalOcean want it so)
+	log      *slog.Logger
+}
+
+var (
+	_ bucket  = (*s3Bucket)(nil)
+	_ adapter = (*s3Bucket)(nil)
+)
+
+// openS3 opens the store in a bucket. Credentials are those of the AWS chain:
+// environment, profiles, web identity, container and instance roles.
+func openS3(ctx context.Context, conf s3Config, log *slog.Logger) (Backend, error) {
+	b, err := newS3Bucket(ctx, conf, log)
+	if err != nil {
+		return nil, err
+	}
+	return newObjectStore(b, keyPrefix(conf.Prefix), log), nil
+}
+
+func newS3Bucket(ctx context.Context, conf s3Config, log *slog.Logger) (*s3Bucket, error) {
+	if err := conf.check(); err != nil {
+		return nil, err
+	}
+	cfg, err := config.LoadDefaultConfig(ctx,
+		config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(tuneTransport)),
+		// The checksums that newer SDKs add are not known to every store. The
+		// bytes are still covered, by the hash in the signature.
+		config.WithRequestChecksumCalculation(aws.RequestChecksumCalculationWhenRequired),
+		config.WithResponseChecksumValidation(aws.ResponseChecksumValidationWhenRequired),
+		config.WithRetryer(func() aws.Retryer {
+			return retry.NewStandard(func(o *retry.StandardOptions) {
+				o.MaxAttempts, o.MaxBackoff = s3Tries, s3MaxDelay
+			})
+		}),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("the AWS configuration cannot be read: %w", err)
+	}
+	if conf.Region != "" {
+		cfg.Region = conf.Region
+	}
+	if cfg.Region == "" && conf.Endpoint != "" {
+		cfg.Region = "us-east-1"
+	}
+	if cfg.Region == "" {
+		return nil, errors.New("PAGEWRIGHT_S3_REGION: must be set, or AWS_REGION")
+	}
+	client := s3.NewFromConfig(cfg, func(o *s3.Options) {
+		o.UsePathStyle = conf.PathStyle
+		if conf.Endpoint != "" {
+			o.BaseEndpoint = aws.String(conf.Endpoint)
+		}
+	})
+	return &s3Bucket{
+		client: client, signer: s3.NewPresignClient(client), name: conf.Bucket,
+		conf: conf, buffers: newPartBuffers(s3Ahead), log: log,
+	}, nil
+}
+
+// put implements bucket. A body that ends within one part, and one that can be
+// sought, is one request; every other is a multipart upload.
+func (b *s3Bucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
+	if r, ok := body.(*bytes.Reader); ok && !opts.parts {
+		return b.putOne(ctx, key, r, size, opts)
+	}
+	r := &partReader{buffers: b.buffers, body: body}
+	first, last, err := r.next(b.partSize(size, 1))
+	if err != nil {
+		return objectInfo{}, err
+	}
+	if last && !opts.parts {
+		defer b.buffers.release(first)
+		return b.putOne(ctx, key, first, first.size, opts)
+	}
+	return b.putParts(ctx, key, r, first, last, size, opts)
+}
+
+func (b *s3Bucket) partSize(size int64, n int) int64 {
+	return partSize(int64(b.conf.PartSize), size, n, s3MaxParts)
+}
+
+func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, size int64, opts putOptions) (objectInfo, error) {
+	out, err := b.client.PutObject(ctx, &s3.PutObjectInput{
+		Bucket: &b.name, Key: &key, Body: body, ContentLength: &size,
+		ContentType: &opts.contentType, Metadata: markOf(opts),
+		IfNoneMatch: ifNoneMatch(opts), IfMatch: b.ifMatch(opts.ifMatch),
+	})
+	if err != nil {
+		return objectInfo{}, s3PutError(err)
+	}
+	return objectInfo{key: key, size: size, etag: quoted(aws.ToString(out.ETag)), mark: opts.mark}, nil
+}
+
+// putParts stores by a multipart upload, of which nothing is seen before its
+// completion, the request that bears the condition.
+func (b *s3Bucket) putParts(ctx context.Context, key string, r *partReader, first *part, last bool, size int64, opts putOptions) (objectInfo, error) {
+	created, err := b.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
+		Bucket: &b.name, Key: &key, ContentType: &opts.contentType, Metadata: markOf(opts),
+	})
+	if err != nil {
+		b.buffers.release(first)
+		return objectInfo{}, s3PutError(err)
+	}
+	info, err := b.sendAndComplete(ctx, key, created.UploadId, r, first, last, size, opts)
+	if err != nil {
+		b.abort(ctx, key, created.UploadId)
+	}
+	return info, err
+}
+
+func (b *s3Bucket) sendAndComplete(ctx context.Context, key string, id *string, r *partReader, first *part, last bool, size int64, opts putOptions) (objectInfo, error) {
+	tags, total, err := b.buffers.sendParts(ctx, r, first, last, b.conf.Concurrency,
+		func(n int) int64 { return b.partSize(size, n) },
+		func(ctx context.Context, n int, p *part) (string, error) {
+			out, err := b.client.UploadPart(ctx, &s3.UploadPartInput{
+				Bucket: &b.name, Key: &key, UploadId: id, PartNumber: aws.Int32(int32(n)), Body: p, ContentLength: &p.size,
+			})
+			if err != nil {
+				return "", s3PutError(err)
+			}
+			return aws.ToString(out.ETag), nil
+		})
+	if err != nil {
+		return objectInfo{}, err
+	}
+	parts := make([]types.CompletedPart, len(tags))
+	for i := range tags {
+		parts[i] = types.CompletedPart{PartNumber: aws.Int32(int32(i + 1)), ETag: &tags[i]}
+	}
+	out, err := b.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
+		Bucket: &b.name, Key: &key, UploadId: id,
+		MultipartUpload: &types.CompletedMultipartUpload{Parts: parts},
+		IfNoneMatch:     ifNoneMatch(opts), IfMatch: b.ifMatch(opts.ifMatch),
+	})
+	if err != nil {
+		return objectInfo{}, s3PutError(err)
+	}
+	return objectInfo{key: key, size: total, etag: quoted(aws.ToString(out.ETag)), mark: opts.mark}, nil
+}
+
+// abort frees what was sent of an upload. A service that is killed cannot: the
+// bucket's lifecycle rule for incomplete uploads does it then.
+func (b *s3Bucket) abort(ctx context.Context, key string, id *string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTime)
+	defer cancel()
+	_, err := b.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &b.name, Key: &key, UploadId: id})
+	if err != nil && !errors.Is(s3Error(err), errConflict) { // errConflict: it is gone already
+		b.log.Warn("an upload could not be aborted: its parts stay until the bucket's lifecycle rule removes them",
+			"key", key, "upload", aws.ToString(id), "error", err)
+	}
+}
+
+// get implements bucket.
+func (b *s3Bucket) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
+	if length == 0 { // no Range says that
+		info, err := b.stat(ctx, key)
+		if err == nil && etag != "" && info.etag != etag {
+			err = fmt.Errorf("%w: %s", ErrPrecondition, key)
+		}
+		return http.NoBody, info, err
+	}
+	in := &s3.GetObjectInput{Bucket: &b.name, Key: &key, IfMatch: b.ifMatch(etag)}
+	partial := offset > 0 || length > 0
+	if partial {
+		in.Range = aws.String(httpRange(offset, length))
+	}
+	out, err := b.client.GetObject(ctx, in)
+	if err != nil {
+		return nil, objectInfo{}, s3Error(err)
+	}
+	info := objectInfo{
+		key: key, size: aws.ToInt64(out.ContentLength), modTime: aws.ToTime(out.LastModified),
+		etag: quoted(aws.ToString(out.ETag)), mark: out.Metadata[s3MarkName],
+	}
+	if partial {
+		if info.size, err = sizeOfRange(aws.ToString(out.ContentRange)); err != nil {
+			out.Body.Close()
+			return nil, objectInfo{}, err
+		}
+	}
+	return out.Body, info, nil
+}
+
+// stat implements bucket.
+func (b *s3Bucket) stat(ctx context.Context, key string) (objectInfo, error) {
+	out, err := b.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &b.name, Key: &key})
+	if err != nil {
+		return objectInfo{}, s3Error(err)
+	}
+	return objectInfo{
+		key: key, size: aws.ToInt64(out.ContentLength), modTime: aws.ToTime(out.LastModified),
+		etag: quoted(aws.ToString(out.ETag)), mark: out.Metadata[s3MarkName],
+	}, nil
+}
+
+// remove implements bucket.
+func (b *s3Bucket) remove(ctx context.Context, key, etag string) error {
+	_, err := b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.name, Key: &key, IfMatch: b.ifMatch(etag)})
+	return s3Error(err)
+}
+
+// list implements bucket.
+func (b *s3Bucket) list(ctx context.Context, prefix string, page func([]objectInfo) error) error {
+	pages := s3.NewListObjectsV2Paginator(b.client, &s3.ListObjectsV2Input{Bucket: &b.name, Prefix: &prefix})
+	for pages.HasMorePages() {
+		out, err := pages.NextPage(ctx)
+		if err != nil {
+			return s3Error(err)
+		}
+		objects := make([]objectInfo, len(out.Contents))
+		for i, o := range out.Contents {
+			objects[i] = objectInfo{
+				key: aws.ToString(o.Key), size: aws.ToInt64(o.Size),
+				modTime: aws.ToTime(o.LastModified), etag: quoted(aws.ToString(o.ETag)),
+			}
+		}
+		if err := page(objects); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// presign implements bucket. A URL signed with temporary credentials ends with
+// them, however long ttl is.
+func (b *s3Bucket) presign(ctx context.Context, key string, ttl time.Duration, filename string) (string, error) {
+	out, err := b.signer.PresignGetObject(ctx, &s3.GetObjectInput{
+		Bucket: &b.name, Key: &key,
+		ResponseContentDisposition: aws.String(`attachment; filename="` + filename + `"`),
+	}, s3.WithPresignExpires(ttl))
+	if err != nil {
+		return "", s3Error(err)
+	}
+	return out.URL, nil
+}
+
+// adapt implements adapter.
+func (b *s3Bucket) adapt() bool { return b.unquoted.CompareAndSwap(false, true) }
+
+func (b *s3Bucket) ifMatch(etag string) *string {
+	switch {
+	case etag == "":
+		return nil
+	case b.unquoted.Load():
+		return aws.String(strings.Trim(etag, `"`))
+	}
+	return &etag
+}
+
+func ifNoneMatch(opts putOptions) *string {
+	if opts.absent {
+		return aws.String("*")
+	}
+	return nil
+}
+
+func markOf(opts putOptions) map[string]string {
+	if opts.mark == "" {
+		return nil
+	}
+	return map[string]string{s3MarkName: opts.mark}
+}
+
+// quoted is an ETag with its quotes, which some stores leave out.
+func quoted(etag string) string { return `"` + strings.Trim(etag, `"`) + `"` }
+
+// s3PutError is s3Error of a put: what is not there is what If-Match named, but
+// for the upload itself, which a completion whose reply was lost has ended.
+func s3PutError(err error) error {
+	err = s3Error(err)
+	if errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("%w: %v", ErrPrecondition, err)
+	}
+	return err
+}
+
+// s3Error translates an error of the SDK.
+func s3Error(err error) error {
+	if err == nil {
+		return nil
+	}
+	if kind := s3Kind(err); kind != nil {
+		return fmt.Errorf("%w: %w", kind, err)
+	}
+	return err
+}
+
+func s3Kind(err error) error {
+	var api smithy.APIError
+	code := ""
+	if errors.As(err, &api) {
+		code = api.ErrorCode()
+	}
+	switch code {
+	case "NoSuchKey", "NotFound":
+		return ErrNotFound
+	case "PreconditionFailed":
+		return ErrPrecondition
+	case "ConditionalRequestConflict", "OperationAborted", "NoSuchUpload":
+		return errConflict
+	case "NoSuchBucket", "SlowDown", "RequestTimeout", "RequestTimeTooSkewed":
+		return ErrUnavailable
+	case "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage":
+		return ErrNoSpace
+	case "NotImplemented":
+		return ErrUnsupported
+	}
+	var resp *awshttp.ResponseError
+	if !errors.As(err, &resp) {
+		var signing *smithy.SerializationError
+		if errors.As(err, &signing) {
+			return nil
+		}
+		return ErrUnavailable // no answer came
+	}
+	switch status := resp.HTTPStatusCode(); {
+	case status == http.StatusNotFound:
+		return ErrNotFound
+	case status == http.StatusPreconditionFailed:
+		return ErrPrecondition
+	case status == http.StatusConflict:
+		return errConflict
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return ErrDenied
+	case status == http.StatusInsufficientStorage:
+		return ErrNoSpace
+	case status == http.StatusNotImplemented:
+		return ErrUnsupported
+	case status == http.StatusTooManyRequests, status >= 500:
+		return ErrUnavailable
+	}
+	return nil
+}

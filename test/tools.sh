@@ -1,0 +1,21 @@
+#!/bin/sh
+# Builds the real servers that the integration tests run against, once, into a
+# cache outside of this tree. Their dependencies never enter the product's go.mod.
+set -eu
+
+TOOLS=${STORAGE_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/pagewright-storage-tools}
+mkdir -p "$TOOLS"
+
+# go_tool NAME PACKAGE VERSION
+go_tool() {
+	[ -x "$TOOLS/$1-$3" ] || {
+		echo "building $1 $3" >&2
+		(cd "$TOOLS" && GOBIN="$TOOLS/new" GOFLAGS=-mod=mod CGO_ENABLED=0 \
+			go install -trimpath -ldflags "-s -w" "$2@$3")
+		mv "$TOOLS/new/$1" "$TOOLS/$1-$3"
+	}
+	ln -sf "$1-$3" "$TOOLS/$1"
+}
+
+go_tool versitygw github.com/versity/versitygw/cmd/versitygw v1.8.0
+go_tool minio github.com/minio/minio v0.0.0-20260212201848-7aac2a2c5b7c
