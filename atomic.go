@@ -58,6 +58,24 @@ type disk struct {
 	noDirSync    atomic.Bool
 	copyBuffers  sync.Pool
 	tempsRemoved atomic.Int64
+	lastStamp    atomic.Pointer[timeStamp]
+}
+
+// timeStamp is a time that the store's clock showed before at.
+type timeStamp struct {
+	store int64 // nanoseconds
+	at    time.Time
+}
+
+// storeTime is a time in nanoseconds that the store's clock has passed, by what
+// it stamped on the last file written here; 0 if nothing was, or long ago.
+func (d *disk) storeTime() int64 {
+	stamp := d.lastStamp.Load()
+	if stamp == nil || time.Since(stamp.at) > time.Hour {
+		return 0
+	}
+	passed := time.Since(stamp.at)
+	return stamp.store + int64(passed-passed/1024) // no two clocks drift apart faster than that
 }
 
 func newDisk(log *slog.Logger) *disk {
@@ -68,53 +86,6 @@ func newDisk(log *slog.Logger) *disk {
 	d := &disk{log: log, durable: durable}
 	d.copyBuffers.New = func() any { return new([copySize]byte) }
 	return d
-}
-
-// diskError names the call, the path and the cause, and wraps the sentinel
-// that the cause stands for, if there is one.
-func diskError(op, path string, err error) error {
-	var kind error
-	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG):
-		kind = ErrNoSpace
-	case errors.Is(err, unix.EROFS):
-		kind = ErrReadOnly
-	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE),
-		errors.Is(err, unix.EREMOTEIO), errors.Is(err, unix.EHOSTDOWN), errors.Is(err, unix.ENOLINK):
-		kind = ErrUnavailable
-	default:
-		return fmt.Errorf("cannot %s %q: %w", op, path, err)
-	}
-	return fmt.Errorf("%w: cannot %s %q: %w", kind, op, path, err)
-}
-
-// uninterrupted calls f until it is not interrupted by a signal.
-func uninterrupted(f func() error) error {
-	for {
-		if err := f(); err != unix.EINTR {
-			return err
-		}
-	}
-}
-
-// openAt is openat(2) as an *os.File that is never handed to the poller.
-func openAt(dirfd int, name string, flags int, path string) (*os.File, error) {
-	var fd int
-	err := uninterrupted(func() (err error) {
-		fd, err = unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, 0o644)
-		return err
-	})
-	if err != nil {
-		return nil, diskError("open", path, err)
-	}
-	return os.NewFile(uintptr(fd), path), nil
-}
-
-// openDir opens a directory; an absent one is fs.ErrNotExist. On NFS this, and
-// not stat, brings the client's idea of what is in it up to date
-// (close-to-open consistency, nfs(5)).
-func (d *disk) openDir(path string) (*os.File, error) {
-	return openAt(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_DIRECTORY, path)
 }
 
 // ensureDir opens the directory names[0]/names[1]/... below base, making what
@@ -171,15 +142,6 @@ func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
 	return dir, nil
 }
 
-// inode is the inode number of an open file, 0 if it cannot be told.
-func inode(f *os.File) uint64 {
-	var st unix.Stat_t
-	if unix.Fstat(int(f.Fd()), &st) != nil {
-		return 0
-	}
-	return st.Ino
-}
-
 // syncDir makes what was done in dir durable. A file system that cannot sync a
 // directory (some FUSE and SMB mounts: EINVAL, ENOTSUP) is tolerated and told
 // once: there the promise is the mount's, not ours.
@@ -207,6 +169,31 @@ func (d *disk) remove(dir *os.File, name string) error {
 		return diskError("remove", filepath.Join(dir.Name(), name), err)
 	}
 	return nil
+}
+
+// openLockFile opens the lock file of the directory names[0]/names[1]/... below
+// base, making what is absent. Nothing is ever written to it.
+func (d *disk) openLockFile(base string, flags int, names ...string) (*os.File, error) {
+	path := filepath.Join(base, filepath.Join(names...), lockName)
+	flags |= unix.O_NOFOLLOW
+	f, err := openAt(unix.AT_FDCWD, path, flags, path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
+	dir, err := d.ensureDir(base, names...)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	f, err = openAt(int(dir.Fd()), lockName, flags|unix.O_CREAT, path)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.syncDir(dir); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // isTempName tells whether name is one that createTemp gives.
@@ -252,8 +239,8 @@ func (t *tempFile) Write(p []byte) (int, error) {
 }
 
 // ReadFrom appends what r yields up to io.EOF, by r's own MoveTo if it is a
-// FileMover. If r is Sized, "no space" is known before r is read. An error of r
-// is wrapped.
+// FileMover. If r is Sized, "no space" is known before r is read, and another
+// number of bytes is an error. An error of r is wrapped.
 func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
 	size := int64(-1)
 	if s, ok := r.(Sized); ok {
@@ -276,6 +263,9 @@ func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
 		n, err := mover.MoveTo(t.f, moveSize)
 		t.size += n
 		if err == io.EOF {
+			if got := t.size - start; size >= 0 && got != size {
+				return got, fmt.Errorf("cannot write %q: %d bytes of %d: %w", t.path, got, size, io.ErrUnexpectedEOF)
+			}
 			return t.size - start, nil
 		}
 		if err != nil {
@@ -366,6 +356,7 @@ func (t *tempFile) seal() (unix.Stat_t, error) {
 	if err := unix.Fstat(int(t.f.Fd()), &t.stat); err != nil {
 		return t.stat, diskError("stat", t.path, err)
 	}
+	t.disk.lastStamp.Store(&timeStamp{t.stat.Ctim.Nano(), time.Now()})
 	f := t.f
 	t.f = nil
 	if err := f.Close(); err != nil {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -35,6 +36,10 @@ type nfs struct {
 	disk   *disk
 	log    *slog.Logger
 	remote bool // base is on NFS, where the caches of other clients count
+
+	lockTurns [lockWaiters]sync.Mutex
+	appends   group[LogEntry, []error] // those of one build that wait go into one write
+	lists     *listings
 }
 
 var (
@@ -51,7 +56,7 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &nfs{base: base, disk: newDisk(log), log: log}
+	n := &nfs{base: base, disk: newDisk(log), log: log, lists: newListings()}
 	dir, err := n.disk.openDir(base)
 	if err != nil {
 		return nil, err

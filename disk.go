@@ -1,0 +1,120 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// What is read from the file system, without changing it, and the errors of
+// both. What changes it is in atomic.go.
+
+// diskError names the call, the path and the cause, and wraps the sentinel
+// that the cause stands for, if there is one.
+func diskError(op, path string, err error) error {
+	var kind error
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG):
+		kind = ErrNoSpace
+	case errors.Is(err, unix.EROFS):
+		kind = ErrReadOnly
+	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE),
+		errors.Is(err, unix.EREMOTEIO), errors.Is(err, unix.EHOSTDOWN), errors.Is(err, unix.ENOLINK):
+		kind = ErrUnavailable
+	default:
+		return fmt.Errorf("cannot %s %q: %w", op, path, err)
+	}
+	return fmt.Errorf("%w: cannot %s %q: %w", kind, op, path, err)
+}
+
+// uninterrupted calls f until it is not interrupted by a signal.
+func uninterrupted(f func() error) error {
+	for {
+		if err := f(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// openFd is openat(2).
+func openFd(dirfd int, name string, flags int) (fd int, err error) {
+	err = uninterrupted(func() error {
+		fd, err = unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, 0o644)
+		return err
+	})
+	return fd, err
+}
+
+// openAt is openat(2) as an *os.File that is never handed to the poller.
+func openAt(dirfd int, name string, flags int, path string) (*os.File, error) {
+	fd, err := openFd(dirfd, name, flags)
+	if err != nil {
+		return nil, diskError("open", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// openDir opens a directory; an absent one is fs.ErrNotExist. On NFS this, and
+// not stat, brings the client's idea of what is in it up to date
+// (close-to-open consistency, nfs(5)).
+func (d *disk) openDir(path string) (*os.File, error) {
+	return openAt(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_DIRECTORY, path)
+}
+
+// inode is the inode number of an open file, 0 if it cannot be told.
+func inode(f *os.File) uint64 {
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil {
+		return 0
+	}
+	return st.Ino
+}
+
+// readFile reads the whole of name in dir, if it has no more than limit bytes,
+// and describes what it read. It is meant for many small files.
+func readFile(dir *os.File, name string, limit int64) ([]byte, unix.Stat_t, error) {
+	var st unix.Stat_t
+	path := dir.Name() + "/" + name
+	fd, err := openFd(int(dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	if err != nil {
+		return nil, st, diskError("open", path, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, st, diskError("stat", path, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > limit {
+		return nil, st, nil
+	}
+	data := make([]byte, st.Size)
+	for n := 0; n < len(data); {
+		var got int
+		err := uninterrupted(func() (err error) {
+			got, err = unix.Pread(fd, data[n:], int64(n))
+			return err
+		})
+		if err != nil {
+			return nil, st, diskError("read", path, err)
+		}
+		if got == 0 {
+			return nil, st, diskError("read", path, io.ErrUnexpectedEOF)
+		}
+		n += got
+	}
+	return data, st, nil
+}
+
+// statAt describes name in dir; a symbolic link is itself.
+func statAt(dir *os.File, name string) (unix.Stat_t, error) {
+	var st unix.Stat_t
+	err := uninterrupted(func() error {
+		return unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	})
+	if err != nil {
+		return st, diskError("stat", dir.Name()+"/"+name, err)
+	}
+	return st, nil
+}

@@ -1,0 +1,73 @@
+package main
+
+import "sync"
+
+// group runs one call at a time for each key, and lets those who ask while it
+// runs share the next one: the call that serves an item always begins after the
+// item was handed in. The zero value is ready for use.
+type group[T, R any] struct {
+	mu     sync.Mutex
+	queues map[string]*queue[T, R]
+}
+
+type queue[T, R any] struct {
+	turn  sync.Mutex   // held while a batch runs
+	next  *batch[T, R] // those who wait for the turn; nil: nobody
+	users int
+}
+
+type batch[T, R any] struct {
+	items  []T
+	result R
+	ran    bool // false once done: run panicked
+	done   chan struct{}
+}
+
+// do hands item in and returns the result of the run that had it, and its place
+// among the items of that run. One of those who share the run calls run.
+func (g *group[T, R]) do(key string, item T, run func(items []T) R) (R, int) {
+	g.mu.Lock()
+	q := g.queues[key]
+	if q == nil {
+		q = new(queue[T, R])
+		if g.queues == nil {
+			g.queues = make(map[string]*queue[T, R])
+		}
+		g.queues[key] = q
+	}
+	q.users++
+	leads := q.next == nil
+	if leads {
+		q.next = &batch[T, R]{done: make(chan struct{})}
+	}
+	b := q.next
+	place := len(b.items)
+	b.items = append(b.items, item)
+	g.mu.Unlock()
+	defer g.leave(key, q)
+
+	if !leads {
+		<-b.done
+		if !b.ran {
+			panic("the call that was shared has panicked")
+		}
+		return b.result, place
+	}
+	q.turn.Lock()
+	defer q.turn.Unlock()
+	g.mu.Lock()
+	q.next = nil // from here on nobody joins
+	g.mu.Unlock()
+	defer close(b.done)
+	b.result = run(b.items)
+	b.ran = true
+	return b.result, place
+}
+
+func (g *group[T, R]) leave(key string, q *queue[T, R]) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if q.users--; q.users == 0 {
+		delete(g.queues, key)
+	}
+}

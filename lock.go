@@ -1,0 +1,100 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockName is the file in the directory of a site whose bytes are locked. It is
+// never replaced nor removed: a lock on a file that lost its name guards nothing.
+const lockName = ".lock"
+
+// lockWaiters is how many threads of this process may wait for locks. No
+// goroutine takes a second lock while it holds one, so a queue of strangers in
+// front of a waiter moves on.
+const lockWaiters = 64
+
+// buildLock is a lock on one build of a site, held against every process on
+// every host that shares the store: an open file description lock (fcntl(2)),
+// which NFSv4 carries to the server. It ends with the process.
+type buildLock struct {
+	f *os.File
+}
+
+// lockBuild locks the artifact or the log of a build (dir tells which), and
+// waits for it. A shared lock excludes exclusive ones only. Where the mount has
+// no locks it fails with ErrUnsupported.
+//
+// Each call opens the lock file for itself, because the lock belongs to the
+// open file: so it also excludes other goroutines. A shared lock opens it for
+// reading, which lets an NFSv4 server delegate the file: then shared locks cost
+// no round trip.
+func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock, error) {
+	flags, kind := unix.O_RDONLY, int16(unix.F_RDLCK)
+	if exclusive {
+		flags, kind = unix.O_RDWR, unix.F_WRLCK
+	}
+	if n.remote {
+		flags |= unix.O_DIRECT // so that alive asks the server, not the page cache
+	}
+	f, err := n.disk.openLockFile(n.base, flags, sitesDir, siteID)
+	if err != nil {
+		return nil, err
+	}
+	region := lockRegion(dir, buildID)
+	err = lockFile(f, unix.F_OFD_SETLK, kind, region)
+	if err == unix.EAGAIN || err == unix.EACCES {
+		// Waiting takes a thread of the process. A few wait in the kernel, all
+		// others wait for them here.
+		turn := &n.lockTurns[(region^lockRegion(siteID, ""))%lockWaiters]
+		turn.Lock()
+		err = lockFile(f, unix.F_OFD_SETLKW, kind, region)
+		turn.Unlock()
+	}
+	if err == nil {
+		return &buildLock{f}, nil
+	}
+	f.Close()
+	switch err {
+	case unix.ENOLCK, unix.EOPNOTSUPP, unix.ENOSYS, unix.EINVAL:
+		return nil, fmt.Errorf("%w: no file locks on this mount: cannot lock %q: %w", ErrUnsupported, f.Name(), err)
+	}
+	return nil, diskError("lock", f.Name(), err)
+}
+
+// release gives the lock up, by closing the file. A second call does nothing.
+func (l *buildLock) release() { l.f.Close() }
+
+// alive fails if the lock was lost: an NFS client that was cut off for longer
+// than the server's lease loses its locks, and is told so by the next read or
+// write through the descriptor that held one. Who holds the lock calls it last
+// before the change that the lock guards, and abandons the change on an error.
+func (l *buildLock) alive() error {
+	var b [1]byte // the file is empty, and the answer is its end
+	_, err := l.f.ReadAt(b[:], 0)
+	if err == nil || err == io.EOF {
+		return nil
+	}
+	return fmt.Errorf("%w: lost the lock: %w", ErrUnavailable, diskError("read", l.f.Name(), errors.Unwrap(err)))
+}
+
+// lockRegion is the byte of the lock file that stands for a build. Two builds
+// that share one only wait for each other.
+func lockRegion(dir, buildID string) int64 {
+	h := fnv.New64a()
+	io.WriteString(h, dir)
+	io.WriteString(h, "/")
+	io.WriteString(h, buildID)
+	return int64(h.Sum64() >> 2)
+}
+
+func lockFile(f *os.File, cmd int, kind int16, region int64) error {
+	return uninterrupted(func() error {
+		return unix.FcntlFlock(f.Fd(), cmd, &unix.Flock_t{Type: kind, Whence: io.SeekStart, Start: region, Len: 1})
+	})
+}

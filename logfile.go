@@ -1,0 +1,153 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// WriteLog implements Backend. Entries of one build that arrive while its log
+// is being written go into it together, by the next write.
+func (n *nfs) WriteLog(siteID string, entry LogEntry) error {
+	errs, i := n.appends.do(siteID+"/"+entry.BuildID, entry, func(entries []LogEntry) []error {
+		return n.appendLog(siteID, entry.BuildID, entries)
+	})
+	return errs[i]
+}
+
+// appendLog appends entries to the log of a build, and tells of each whether it
+// is in the log now.
+func (n *nfs) appendLog(siteID, buildID string, entries []LogEntry) []error {
+	errs := make([]error, len(entries))
+	err := n.appendAll(siteID, buildID, entries, errs)
+	if errors.Is(err, ErrDamaged) {
+		n.log.Error("a log takes no entries until it is mended by hand", "error", err)
+	}
+	if err != nil {
+		for i := range errs {
+			if errs[i] == nil {
+				errs[i] = err
+			}
+		}
+	}
+	return errs
+}
+
+// appendAll does the work of appendLog. Its result is the error of the entries
+// that have none of their own in errs.
+func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error) error {
+	lock, err := n.lockBuild(siteID, logsDir, buildID, true)
+	if err != nil {
+		return err
+	}
+	defer lock.release()
+	// Only after the lock, the directory, and only then the log: an NFS client
+	// may remember that there was no such file, and opening the directory makes
+	// it ask again. Else this would write over the entries of another host.
+	dir, err := n.disk.ensureDir(n.base, sitesDir, siteID, logsDir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	name := buildID + logSuffix
+	old, _, err := n.readLog(dir, name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	head, tail, err := growLog(old, entries, errs)
+	if err != nil {
+		return fmt.Errorf("cannot append to %q: %w", dir.Name()+"/"+name, err)
+	}
+	if len(tail) > 0 {
+		if err := n.replaceLog(dir, name, lock, head, tail); err != nil {
+			return err
+		}
+	}
+	lock.release()
+	// Also if there was nothing to add: who wrote the entry before may not have
+	// come as far as this.
+	return n.disk.syncDir(dir)
+}
+
+// replaceLog puts a log file of head and tail in the place of name, unless the
+// lock was lost meanwhile.
+func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, head, tail []byte) error {
+	temp, err := n.disk.createTemp(dir)
+	if err != nil {
+		return err
+	}
+	defer temp.discard()
+	if _, err := temp.Write(head); err != nil {
+		return err
+	}
+	if _, err := temp.Write(tail); err != nil {
+		return err
+	}
+	if _, err := temp.seal(); err != nil {
+		return err
+	}
+	if err := lock.alive(); err != nil {
+		return err
+	}
+	return temp.replace(name)
+}
+
+// readLog reads a whole log file and describes exactly what it read. An absent
+// one is fs.ErrNotExist, one of a size that WriteLog never makes is ErrLogFull.
+func (n *nfs) readLog(dir *os.File, name string) ([]byte, unix.Stat_t, error) {
+	data, st, err := readFile(dir, name, maxLogRead)
+	switch {
+	case err != nil:
+	case st.Mode&unix.S_IFMT != unix.S_IFREG, st.Size == 0:
+		err = fmt.Errorf("%w: %q is empty, or no file", ErrDamaged, dir.Name()+"/"+name)
+	case st.Size > maxLogRead:
+		err = fmt.Errorf("%w: %q has %d bytes", ErrLogFull, dir.Name()+"/"+name, st.Size)
+	}
+	return data, st, err
+}
+
+// growLog adds entries to the log old, which is empty if there is none yet: the
+// new log is head and tail, head being a part of old. An entry that cannot be
+// added has its error put into errs; one whose ID is there already is left out.
+// It fails with ErrDamaged.
+func growLog(old []byte, entries []LogEntry, errs []error) (head, tail []byte, err error) {
+	var have []LogEntry
+	if len(old) > 0 {
+		if have, err = parseLog(old); err != nil {
+			return nil, nil, err
+		}
+	}
+	ids := make(map[string]bool, len(have)+len(entries))
+	for i := range have {
+		ids[have[i].ID] = true
+	}
+	for i := range entries {
+		id := entries[i].ID
+		if ids[id] {
+			continue
+		}
+		if size := len(old) + len(tail); size >= maxLogSize {
+			errs[i] = fmt.Errorf("%w: it has %d bytes", ErrLogFull, size)
+			continue
+		}
+		line, err := encodeEntry(entries[i])
+		if err != nil {
+			errs[i] = err
+			continue
+		}
+		if len(old)+len(tail) == 0 {
+			tail = append(tail, "[\n"...)
+		} else {
+			tail = append(tail, ",\n"...)
+		}
+		tail = append(tail, line...)
+		ids[id] = true
+	}
+	if len(tail) > 0 {
+		tail = append(tail, "\n]\n"...)
+	}
+	return openLog(old), tail, nil
+}

@@ -1,0 +1,358 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// siteScan brings a siteIndex up to date and answers from it.
+type siteScan struct {
+	n    *nfs
+	ix   *siteIndex
+	now  time.Time // before anything was looked at
+	seen time.Time // after the times of the directories were seen
+	then int64     // the store's clock read at least this, in nanoseconds, before anything was read
+	logs *os.File  // the directory of logs; nil: there is none
+}
+
+// scanSite looks at the directories of a site and reads what changed in them.
+func (n *nfs) scanSite(siteID string, ix *siteIndex) (*siteScan, error) {
+	s := &siteScan{n: n, ix: ix, now: time.Now()}
+	if !n.remote {
+		s.then = n.disk.storeTime()
+	}
+	// Opened first, both: on NFS that is what brings their times up to date.
+	artifacts, artifactsID, err := n.openWatched(siteID, artifactsDir)
+	if err != nil {
+		return nil, err
+	}
+	defer artifacts.Close()
+	logs, logsID, err := n.openWatched(siteID, logsDir)
+	if err != nil {
+		return nil, err
+	}
+	s.logs = logs
+	s.then, s.seen = max(s.then, artifactsID.ctime, logsID.ctime), time.Now()
+
+	if s.mustRead(&ix.artifacts, artifactsID) {
+		err = s.readArtifacts(artifacts)
+	}
+	if err == nil && s.mustRead(&ix.logs, logsID) {
+		err = s.readLogNames()
+	}
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *siteScan) close() { s.logs.Close() }
+
+// openWatched opens a directory of a site and describes it. An absent one is
+// nil (which can be closed) and the zero fileID.
+func (n *nfs) openWatched(siteID, name string) (*os.File, fileID, error) {
+	dir, err := n.openBuilds(siteID, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fileID{}, nil
+	}
+	if err != nil {
+		return nil, fileID{}, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		dir.Close()
+		return nil, fileID{}, diskError("stat", dir.Name(), err)
+	}
+	return dir, idOf(&st), nil
+}
+
+// mustRead tells whether d, which is now id, may have changed since it was
+// read, and takes note that it is read now.
+func (s *siteScan) mustRead(d *watchedDir, id fileID) bool {
+	if d.id == id && d.settled {
+		return false
+	}
+	if d.id != id || d.since.IsZero() {
+		d.id, d.since = id, s.seen
+	}
+	d.settled = s.now.Sub(d.since) >= settleTime || id.settledAt(s.then)
+	return true
+}
+
+// readArtifacts reads the directory of artifacts; nil: there is none.
+func (s *siteScan) readArtifacts(dir *os.File) error {
+	names, err := readNames(dir)
+	if err != nil {
+		return err
+	}
+	found := make([]unix.Stat_t, len(names)) // the zero mode: there is no such file now
+	err = s.n.lists.parallel(len(names), func(i int) (err error) {
+		if _, ok := buildOfFile(names[i], artifactSuffix); ok {
+			found[i], err = statAt(dir, names[i])
+		}
+		return unlessGone(err)
+	})
+	if err != nil {
+		return err
+	}
+	ix := s.ix
+	ix.round++
+	for i, name := range names {
+		if found[i].Mode&unix.S_IFMT != unix.S_IFREG {
+			continue
+		}
+		id, _ := buildOfFile(name, artifactSuffix)
+		b := ix.get(id)
+		b.artifactRound = ix.round
+		if b.setArtifact(&found[i]) {
+			ix.changed()
+		}
+	}
+	for _, b := range ix.builds {
+		if b.hasArtifact && b.artifactRound != ix.round {
+			b.hasArtifact, b.size, b.mtime = false, 0, 0
+			b.describe()
+			ix.drop(b)
+		}
+	}
+	return nil
+}
+
+// readLogNames reads the directory of logs, and looks at those that were read
+// before.
+func (s *siteScan) readLogNames() error {
+	names, err := readNames(s.logs)
+	if err != nil {
+		return err
+	}
+	ix := s.ix
+	ix.round++
+	var known []*siteBuild
+	for _, name := range names {
+		id, ok := buildOfFile(name, logSuffix)
+		if !ok {
+			continue
+		}
+		b := ix.get(id)
+		b.logRound = ix.round
+		if !b.hasLog {
+			b.hasLog = true
+			b.describe()
+			ix.changed()
+		} else if b.loaded {
+			known = append(known, b)
+		}
+	}
+	stale := make([]bool, len(known))
+	err = s.n.lists.parallel(len(known), func(i int) error {
+		if stale[i] = !known[i].settled; stale[i] {
+			return nil
+		}
+		st, err := statAt(s.logs, known[i].id+logSuffix)
+		stale[i] = err != nil || idOf(&st) != known[i].logID
+		return unlessGone(err)
+	})
+	if err != nil {
+		return err
+	}
+	for i, b := range known {
+		if stale[i] {
+			b.unload()
+			ix.changed()
+		}
+	}
+	for _, b := range ix.builds {
+		if b.hasLog && b.logRound != ix.round {
+			b.removeLog()
+			ix.drop(b)
+		}
+	}
+	return nil
+}
+
+// sort puts the builds into their order, for which the logs of those that have
+// no artifact are read.
+func (s *siteScan) sort() error {
+	ix := s.ix
+	if ix.order != nil {
+		return nil
+	}
+	var unplaced []*siteBuild
+	for _, b := range ix.builds {
+		if !b.hasArtifact && !b.loaded {
+			unplaced = append(unplaced, b)
+		}
+	}
+	if _, err := s.load(unplaced); err != nil {
+		return err
+	}
+	order := make([]*Version, 0, len(ix.builds))
+	for _, b := range ix.builds {
+		order = append(order, b.version)
+	}
+	slices.SortFunc(order, compareVersions)
+	ix.order = order
+	return nil
+}
+
+// page is the page that q selects.
+func (s *siteScan) page(q VersionQuery) (*VersionPage, error) {
+	ix := s.ix
+	kind, whole := 0, q.Limit == 0 && q.Cursor == ""
+	if q.Metadata {
+		kind = 1
+	}
+	if whole && ix.whole[kind] != nil {
+		return ix.whole[kind], nil
+	}
+	if err := s.sort(); err != nil {
+		return nil, err
+	}
+	found, err := pageVersions(ix.order, q)
+	if err != nil {
+		return nil, err
+	}
+	builds := make([]*siteBuild, len(found.Versions))
+	var missing []*siteBuild
+	for i, v := range found.Versions {
+		b := ix.builds[v.BuildID]
+		builds[i] = b
+		if b.hasLog && !b.loaded || q.Metadata && b.full == nil {
+			missing = append(missing, b)
+		}
+	}
+	loaded, err := s.load(missing)
+	if err != nil {
+		return nil, err
+	}
+	page := &VersionPage{Versions: make([]*Version, 0, len(builds)), NextCursor: found.NextCursor}
+	sums := make([][16]byte, 0, len(builds)+1)
+	for _, b := range builds {
+		v := b.version
+		if len(missing) > 0 && missing[0] == b {
+			if q.Metadata {
+				v = loaded[0]
+			}
+			missing, loaded = missing[1:], loaded[1:]
+		} else if q.Metadata {
+			v = b.full
+		}
+		if b.hasArtifact || b.hasLog { // else it went while this was made
+			page.Versions = append(page.Versions, v)
+			sums = append(sums, b.sum)
+		}
+		whole = whole && (!b.hasLog || b.loaded) && (!q.Metadata || b.full != nil)
+	}
+	if page.NextCursor != "" {
+		sums = append(sums, [16]byte{}) // that there is more is part of the answer
+	}
+	page.Tag = tagOf(sums)
+	if whole && ix.order != nil {
+		ix.whole[kind], ix.order = page, page.Versions
+	}
+	return page, nil
+}
+
+// load reads the logs of builds and returns their versions with metadata. A log
+// that cannot be read is told in its version; only a store that cannot be
+// reached is an error.
+func (s *siteScan) load(builds []*siteBuild) ([]*Version, error) {
+	if len(builds) == 0 {
+		return nil, nil
+	}
+	versions := make([]*Version, len(builds))
+	sums := make([][16]byte, len(builds))
+	for i, b := range builds {
+		sums[i] = b.sum
+	}
+	err := s.n.lists.parallel(len(builds), func(i int) (err error) {
+		versions[i], err = s.loadOne(builds[i])
+		return err
+	})
+	s.ix.bytes = 0 // to be measured again
+	for i, b := range builds {
+		switch {
+		case !b.hasLog:
+			s.ix.drop(b)
+		case sums[i] != ([16]byte{}) && sums[i] != b.sum: // it was known as something else
+			s.ix.changed()
+		}
+	}
+	return versions, err
+}
+
+// loadOne reads the log of b, of which it changes nothing that another one
+// shares.
+func (s *siteScan) loadOne(b *siteBuild) (*Version, error) {
+	start := time.Now()
+	name := b.id + logSuffix
+	data, st, err := s.n.readLog(s.logs, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		b.removeLog()
+		return b.version, nil
+	}
+	if errors.Is(err, ErrUnavailable) {
+		return nil, err
+	}
+	var entries []LogEntry
+	if err == nil {
+		entries, err = parseLog(data)
+	}
+	id := idOf(&st)
+	told := id == b.logID
+	if !told {
+		b.logID, b.logSince = id, time.Now()
+	}
+	b.settled = start.Sub(b.logSince) >= settleTime || id.settledAt(s.then)
+	switch {
+	case err == nil:
+		return b.setLog(entries, ""), nil
+	case errors.Is(err, ErrDamaged), errors.Is(err, ErrLogFull):
+		if !told {
+			s.n.log.Error("a log cannot be listed", "file", s.logs.Name()+"/"+name, "error", err)
+		}
+		why := ErrDamaged
+		if errors.Is(err, ErrLogFull) {
+			why = ErrLogFull
+		}
+		return b.setLog(nil, why.Error()), nil
+	}
+	s.n.log.Error("a log cannot be read", "file", s.logs.Name()+"/"+name, "error", err)
+	v := b.setLog(nil, "the log cannot be read")
+	b.loaded = false // so that the next list tries again
+	return v, nil
+}
+
+// readNames reads the names in dir, which may be nil.
+func readNames(dir *os.File) ([]string, error) {
+	if dir == nil {
+		return nil, nil
+	}
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, diskError("read directory", dir.Name(), err)
+	}
+	return names, nil
+}
+
+// buildOfFile is the build that a file of a site belongs to. Temporary files and
+// whatever else has no name of ours belong to none.
+func buildOfFile(name, suffix string) (id string, ok bool) {
+	id, ok = strings.CutSuffix(name, suffix)
+	return id, ok && checkID(id) == nil
+}
+
+// unlessGone is err, unless it says that a file is not there any more.
+func unlessGone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
