@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -39,13 +38,8 @@ import (
 // from fsync Failures?" (USENIX ATC 2020).
 
 const (
-	tempPrefix   = ".tmp-"   // no id begins with a dot, so no temp is ever listed or fetched
-	moveSize     = 1 << 20   // bytes asked of a FileMover at once: the largest pipe splice gets
-	copySize     = 128 << 10 // bytes of the buffer where nothing can be moved
-	reserveAhead = 256 << 20 // bytes preallocated at most ahead of what has arrived
-	reserveMin   = 1 << 20   // bytes of the smallest file worth preallocating
-	flushEvery   = 16 << 20  // bytes after which write-back is started
-	knownDirs    = 4096      // directories remembered as durable
+	tempPrefix = ".tmp-" // no id begins with a dot, so no temp is ever listed or fetched
+	knownDirs  = 16384   // directories remembered as durable
 )
 
 // disk is the one door to the file system: nothing else in this package
@@ -161,15 +155,18 @@ func (d *disk) syncDir(dir *os.File) error {
 	return nil
 }
 
-// remove unlinks name in dir; an absent one is a success. It is durable after
-// syncDir.
-func (d *disk) remove(dir *os.File, name string) error {
+// unlink removes name in dir; an absent one is fs.ErrNotExist. It is durable
+// after syncDir.
+func (d *disk) unlink(dir *os.File, name string) error {
 	err := uninterrupted(func() error { return unix.Unlinkat(int(dir.Fd()), name, 0) })
-	if err != nil && err != unix.ENOENT {
-		return diskError("remove", filepath.Join(dir.Name(), name), err)
+	if err != nil {
+		return diskError("remove", dir.Name()+"/"+name, err)
 	}
 	return nil
 }
+
+// remove is unlink, to which an absent file is a success.
+func (d *disk) remove(dir *os.File, name string) error { return unlessGone(d.unlink(dir, name)) }
 
 // openLockFile opens the lock file of the directory names[0]/names[1]/... below
 // base, making what is absent. Nothing is ever written to it.
@@ -216,6 +213,21 @@ type tempFile struct {
 	placed   bool
 }
 
+// clock is what the store's own clock shows, by the time that it gives to a new
+// file in dir. The clock of this host may show another.
+func (d *disk) clock(dir *os.File) (time.Time, error) {
+	t, err := d.createTemp(dir)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer t.discard()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(t.f.Fd()), &st); err != nil {
+		return time.Time{}, diskError("stat", t.path, err)
+	}
+	return time.Unix(st.Mtim.Unix()), nil
+}
+
 // createTemp makes an empty file under a random name in dir, which stays the
 // caller's to close, after the temp is done with.
 func (d *disk) createTemp(dir *os.File) (*tempFile, error) {
@@ -226,118 +238,6 @@ func (d *disk) createTemp(dir *os.File) (*tempFile, error) {
 		return nil, err
 	}
 	return &tempFile{disk: d, dir: dir, f: f, name: name, path: path}, nil
-}
-
-// Write appends p.
-func (t *tempFile) Write(p []byte) (int, error) {
-	n, err := t.f.Write(p)
-	t.size += int64(n)
-	if err != nil {
-		return n, diskError("write", t.path, errors.Unwrap(err))
-	}
-	return n, nil
-}
-
-// ReadFrom appends what r yields up to io.EOF, by r's own MoveTo if it is a
-// FileMover. If r is Sized, "no space" is known before r is read, and another
-// number of bytes is an error. An error of r is wrapped.
-func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
-	size := int64(-1)
-	if s, ok := r.(Sized); ok {
-		size = s.Size()
-	}
-	if err := t.checkFree(size); err != nil {
-		return 0, err
-	}
-	mover, ok := r.(FileMover)
-	if !ok {
-		buf := t.disk.copyBuffers.Get().(*[copySize]byte)
-		defer t.disk.copyBuffers.Put(buf)
-		mover = copier{r, buf[:]}
-	}
-	start := t.size
-	for {
-		if err := t.reserve(size); err != nil {
-			return t.size - start, err
-		}
-		n, err := mover.MoveTo(t.f, moveSize)
-		t.size += n
-		if err == io.EOF {
-			if got := t.size - start; size >= 0 && got != size {
-				return got, fmt.Errorf("cannot write %q: %d bytes of %d: %w", t.path, got, size, io.ErrUnexpectedEOF)
-			}
-			return t.size - start, nil
-		}
-		if err != nil {
-			return t.size - start, diskError("write", t.path, err)
-		}
-		t.startWriteBack()
-	}
-}
-
-// copier is the FileMover of a reader that has none. It goes around
-// os.File.ReadFrom, which would bring a buffer of its own.
-type copier struct {
-	r   io.Reader
-	buf []byte
-}
-
-func (c copier) MoveTo(f *os.File, _ int64) (int64, error) {
-	n, err := c.r.Read(c.buf)
-	if n > 0 {
-		if _, werr := f.Write(c.buf[:n]); werr != nil {
-			return 0, werr
-		}
-	}
-	return int64(n), err
-}
-
-// checkFree refuses size bytes that cannot fit now.
-func (t *tempFile) checkFree(size int64) error {
-	if size < reserveMin {
-		return nil // not worth a look: the write will tell
-	}
-	var st unix.Statfs_t
-	if err := uninterrupted(func() error { return unix.Fstatfs(int(t.f.Fd()), &st) }); err != nil {
-		return diskError("statfs", t.path, err)
-	}
-	// A file system that tells no size (some FUSE) tells 0 blocks.
-	if st.Blocks > 0 && uint64(size)/uint64(st.Bsize) > st.Bavail {
-		return diskError("write", t.path, unix.ENOSPC)
-	}
-	return nil
-}
-
-// reserve keeps the blocks of a file of size bytes allocated ahead of the
-// writes: it makes them cheaper and meets a full disk early. The window keeps a
-// slow upload from holding the space of all of it.
-func (t *tempFile) reserve(size int64) error {
-	if size < reserveMin || t.reserved < 0 || t.reserved >= size || t.reserved-t.size >= reserveAhead/2 {
-		return nil
-	}
-	upTo := min(size, t.size+reserveAhead)
-	err := uninterrupted(func() error {
-		return unix.Fallocate(int(t.f.Fd()), unix.FALLOC_FL_KEEP_SIZE, t.reserved, upTo-t.reserved)
-	})
-	switch err {
-	case nil:
-		t.reserved = upTo
-	case unix.EOPNOTSUPP, unix.ENOSYS, unix.EINVAL:
-		t.reserved = -1
-	default:
-		return diskError("allocate", t.path, err)
-	}
-	return nil
-}
-
-// startWriteBack asks the kernel to begin writing what has arrived, without
-// waiting, so that the fsync at the end finds little left. Its result does not
-// matter: fsync tells of every error.
-func (t *tempFile) startWriteBack() {
-	if n := t.size - t.flushed; n >= flushEvery {
-		_ = unix.SyncFileRange(int(t.f.Fd()), t.flushed, n, unix.SYNC_FILE_RANGE_WRITE)
-		t.flushed = t.size
-	}
 }
 
 // seal ends the writing: what was written is durable under the temporary name.
@@ -370,7 +270,7 @@ func (t *tempFile) seal() (unix.Stat_t, error) {
 func (t *tempFile) replace(name string) error {
 	dirfd := int(t.dir.Fd())
 	err := uninterrupted(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })
-	// An NFS server that lost its reply is asked again and finds no source: the
+	// An NFS server whose reply was lost is asked again and finds no source: the
 	// rename was done if our file is there. Otherwise the temp was swept.
 	if err == unix.ENOENT && t.isAt(name) {
 		err = nil
@@ -382,15 +282,20 @@ func (t *tempFile) replace(name string) error {
 	return nil
 }
 
-// isAt tells whether name is the sealed file.
+// isAt tells whether name is the sealed file. Its inode alone does not tell: of
+// a swept temp it is free, and a rival may have got it.
 func (t *tempFile) isAt(name string) bool {
+	if dir, err := t.disk.openDir(t.dir.Name()); err == nil { // brings an NFS client up to date
+		dir.Close()
+	}
 	f, err := openAt(int(t.dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW, name)
 	if err != nil {
 		return false
 	}
 	defer f.Close()
 	var st unix.Stat_t
-	return unix.Fstat(int(f.Fd()), &st) == nil && st.Ino == t.stat.Ino && st.Dev == t.stat.Dev
+	return unix.Fstat(int(f.Fd()), &st) == nil && st.Dev == t.stat.Dev && st.Ino == t.stat.Ino &&
+		st.Size == t.stat.Size && st.Mtim == t.stat.Mtim
 }
 
 // create puts the sealed file in its place unless something is there

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -22,8 +23,11 @@ func diskError(op, path string, err error) error {
 	case errors.Is(err, unix.EROFS):
 		kind = ErrReadOnly
 	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE),
-		errors.Is(err, unix.EREMOTEIO), errors.Is(err, unix.EHOSTDOWN), errors.Is(err, unix.ENOLINK):
+		errors.Is(err, unix.EREMOTEIO), errors.Is(err, unix.EHOSTDOWN), errors.Is(err, unix.ENOLINK),
+		errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.ENOTCONN):
 		kind = ErrUnavailable
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		kind = ErrDenied
 	default:
 		return fmt.Errorf("cannot %s %q: %w", op, path, err)
 	}
@@ -71,6 +75,14 @@ func inode(f *os.File) uint64 {
 		return 0
 	}
 	return st.Ino
+}
+
+// unlessGone is err, unless it says that a file is not there any more.
+func unlessGone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // readFile reads the whole of name in dir, if it has no more than limit bytes,

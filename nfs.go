@@ -83,7 +83,7 @@ func (n *nfs) FetchArtifact(siteID, buildID string) (io.ReadCloser, error) {
 	if errors.Is(err, fs.ErrNotExist) && n.remote {
 		// The client may remember that the file was missing. Opening the
 		// directory revalidates that memory, stat(2) does not.
-		dir, derr := n.disk.openDir(filepath.Dir(path))
+		dir, derr := n.openBuilds(siteID, artifactsDir)
 		if derr != nil {
 			return nil, notFound(derr)
 		}
@@ -126,25 +126,34 @@ func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Pre
 	return infoOf(&st), n.disk.syncDir(dir)
 }
 
-// place puts the sealed temp in the place of the build if cond holds. Create-only
-// is link(2)'s own decision. Every other change takes the lock of the build:
-// exclusively to look and then change, shared where there is nothing to look
-// at, so that a change never falls between the look and the change of another.
+// place puts the sealed temp in the place of the build if cond holds. That
+// nothing is there is link(2)'s own decision, for which nobody need look.
 func (n *nfs) place(temp *tempFile, siteID, buildID string, cond Precondition) error {
 	name := buildID + artifactSuffix
-	if cond.CreateOnly() {
-		err := temp.create(name)
-		if errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("%w: the build exists", ErrPrecondition)
-		}
-		return err
+	if !cond.CreateOnly() {
+		return n.changeIf(siteID, buildID, cond, func() error { return temp.replace(name) })
 	}
-	lock, err := n.lockBuild(siteID, artifactsDir, buildID, !cond.IsZero())
+	err := n.changeIf(siteID, buildID, Precondition{}, func() error { return temp.create(name) })
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%w: the build exists", ErrPrecondition)
+	}
+	return err
+}
+
+// changeIf changes an artifact if cond holds. It takes the lock of the build:
+// exclusively to look and then change, shared where there is nothing to look
+// at, so that a change never falls between the look and the change of another.
+func (n *nfs) changeIf(siteID, buildID string, cond Precondition, change func() error) error {
+	look := !cond.IsZero()
+	lock, err := n.lockBuild(siteID, artifactsDir, buildID, look)
+	if errors.Is(err, ErrUnsupported) && !look {
+		return change() // nobody can look here, so there is nobody to mind
+	}
 	if err != nil {
 		return err
 	}
 	defer lock.release()
-	if !cond.IsZero() {
+	if look {
 		if err := n.check(siteID, buildID, cond); err != nil {
 			return err
 		}
@@ -152,12 +161,12 @@ func (n *nfs) place(temp *tempFile, siteID, buildID string, cond Precondition) e
 			return err
 		}
 	}
-	return temp.replace(name)
+	return change()
 }
 
 // DeleteArtifact implements ConditionalStorer.
 func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
-	dir, err := n.disk.openDir(filepath.Join(n.base, sitesDir, siteID, artifactsDir))
+	dir, err := n.openBuilds(siteID, artifactsDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return cond.Check(nil)
 	}
@@ -165,20 +174,8 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 		return err
 	}
 	defer dir.Close()
-	lock, err := n.lockBuild(siteID, artifactsDir, buildID, true)
+	err = n.changeIf(siteID, buildID, cond, func() error { return n.disk.remove(dir, buildID+artifactSuffix) })
 	if err != nil {
-		return err
-	}
-	defer lock.release()
-	if !cond.IsZero() {
-		if err := n.check(siteID, buildID, cond); err != nil {
-			return err
-		}
-		if err := lock.alive(); err != nil {
-			return err
-		}
-	}
-	if err := n.disk.remove(dir, buildID+artifactSuffix); err != nil {
 		return err
 	}
 	// Also if it was gone already: another process may have removed it and not

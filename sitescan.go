@@ -348,11 +348,3 @@ func buildOfFile(name, suffix string) (id string, ok bool) {
 	id, ok = strings.CutSuffix(name, suffix)
 	return id, ok && checkID(id) == nil
 }
-
-// unlessGone is err, unless it says that a file is not there any more.
-func unlessGone(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// How a tempFile is filled, in order, from its first byte to its last.
+
+const (
+	moveSize     = 1 << 20   // bytes asked of a FileMover at once: the largest pipe splice gets
+	copySize     = 128 << 10 // bytes of the buffer where nothing can be moved
+	reserveAhead = 256 << 20 // bytes preallocated at most ahead of what has arrived
+	reserveMin   = 1 << 20   // bytes of the smallest file worth preallocating
+	flushEvery   = 16 << 20  // bytes after which write-back is started
+)
+
+// Write appends p.
+func (t *tempFile) Write(p []byte) (int, error) {
+	n, err := t.f.Write(p)
+	t.size += int64(n)
+	if err != nil {
+		return n, diskError("write", t.path, errors.Unwrap(err))
+	}
+	return n, nil
+}
+
+// ReadFrom appends what r yields up to io.EOF, by r's own MoveTo if it is a
+// FileMover. If r is Sized, "no space" is known before r is read, and another
+// number of bytes is an error. An error of r is wrapped.
+func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
+	size := int64(-1)
+	if s, ok := r.(Sized); ok {
+		size = s.Size()
+	}
+	if err := t.checkFree(size); err != nil {
+		return 0, err
+	}
+	mover, ok := r.(FileMover)
+	if !ok {
+		buf := t.disk.copyBuffers.Get().(*[copySize]byte)
+		defer t.disk.copyBuffers.Put(buf)
+		mover = copier{r, buf[:]}
+	}
+	start := t.size
+	for {
+		if err := t.reserve(size); err != nil {
+			return t.size - start, err
+		}
+		n, err := mover.MoveTo(t.f, moveSize)
+		t.size += n
+		if err == io.EOF {
+			if got := t.size - start; size >= 0 && got != size {
+				return got, fmt.Errorf("cannot write %q: %d bytes of %d: %w", t.path, got, size, io.ErrUnexpectedEOF)
+			}
+			return t.size - start, nil
+		}
+		if err != nil {
+			return t.size - start, diskError("write", t.path, err)
+		}
+		t.startWriteBack()
+	}
+}
+
+// copier is the FileMover of a reader that has none. It goes around
+// os.File.ReadFrom, which would bring a buffer of its own.
+type copier struct {
+	r   io.Reader
+	buf []byte
+}
+
+func (c copier) MoveTo(f *os.File, _ int64) (int64, error) {
+	n, err := c.r.Read(c.buf)
+	if n > 0 {
+		if _, werr := f.Write(c.buf[:n]); werr != nil {
+			return 0, werr
+		}
+	}
+	return int64(n), err
+}
+
+// checkFree refuses size bytes that cannot fit now.
+func (t *tempFile) checkFree(size int64) error {
+	if size < reserveMin {
+		return nil // not worth a look: the write will tell
+	}
+	var st unix.Statfs_t
+	if err := uninterrupted(func() error { return unix.Fstatfs(int(t.f.Fd()), &st) }); err != nil {
+		return diskError("statfs", t.path, err)
+	}
+	// A file system that tells no size (some FUSE) tells 0 blocks.
+	if st.Blocks > 0 && uint64(size)/uint64(st.Bsize) > st.Bavail {
+		return diskError("write", t.path, unix.ENOSPC)
+	}
+	return nil
+}
+
+// reserve keeps the blocks of a file of size bytes allocated ahead of the
+// writes: it makes them cheaper and meets a full disk early. The window keeps a
+// slow upload from holding the space of all of it.
+func (t *tempFile) reserve(size int64) error {
+	if size < reserveMin || t.reserved < 0 || t.reserved >= size || t.reserved-t.size >= reserveAhead/2 {
+		return nil
+	}
+	upTo := min(size, t.size+reserveAhead)
+	err := uninterrupted(func() error {
+		return unix.Fallocate(int(t.f.Fd()), unix.FALLOC_FL_KEEP_SIZE, t.reserved, upTo-t.reserved)
+	})
+	switch err {
+	case nil:
+		t.reserved = upTo
+	case unix.EOPNOTSUPP, unix.ENOSYS, unix.EINVAL:
+		t.reserved = -1
+	default:
+		return diskError("allocate", t.path, err)
+	}
+	return nil
+}
+
+// startWriteBack asks the kernel to begin writing what has arrived, without
+// waiting, so that the fsync at the end finds little left. Its result does not
+// matter: fsync tells of every error.
+func (t *tempFile) startWriteBack() {
+	if n := t.size - t.flushed; n >= flushEvery {
+		_ = unix.SyncFileRange(int(t.f.Fd()), t.flushed, n, unix.SYNC_FILE_RANGE_WRITE)
+		t.flushed = t.size
+	}
+}
