@@ -55,23 +55,6 @@ type disk struct {
 	lastStamp    atomic.Pointer[timeStamp]
 }
 
-// timeStamp is a time that the store's clock showed before at.
-type timeStamp struct {
-	store int64 // nanoseconds
-	at    time.Time
-}
-
-// storeTime is a time in nanoseconds that the store's clock has passed, by what
-// it stamped on the last file written here; 0 if nothing was, or long ago.
-func (d *disk) storeTime() int64 {
-	stamp := d.lastStamp.Load()
-	if stamp == nil || time.Since(stamp.at) > time.Hour {
-		return 0
-	}
-	passed := time.Since(stamp.at)
-	return stamp.store + int64(passed-passed/1024) // no two clocks drift apart faster than that
-}
-
 func newDisk(log *slog.Logger) *disk {
 	durable, err := lru.New[string, uint64](knownDirs)
 	if err != nil {

@@ -61,6 +61,7 @@ func openBackend(ctx context.Context, cfg *Config, log *slog.Logger) (Backend, e
 		if err != nil {
 			return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
 		}
+		go n.sweepTemps(ctx, cfg.TempMaxAge)
 		return n, nil
 	}
 	return nil, fmt.Errorf("PAGEWRIGHT_STORAGE_BACKEND=%s: not built in", cfg.StorageBackend)
