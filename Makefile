@@ -9,7 +9,7 @@ FUZZTIME ?= 60s
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: help run build test lint fuzz clean
+.PHONY: help run build test lint fuzz docker-build docker-up docker-down test-container clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,19 @@ lint: ## gofmt, vet, staticcheck, govulncheck, go mod tidy
 fuzz: ## run each fuzz target for FUZZTIME
 	@for f in $$(go test -list '^Fuzz' . | grep '^Fuzz'); do \
 		go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) . || exit 1; done
+
+docker-build: ## build the image pagewright-storage:VERSION
+	DOCKER_BUILDKIT=1 docker build --build-arg VERSION=$(VERSION) -t pagewright-storage:$(VERSION) -t pagewright-storage:latest .
+
+docker-up: ## build and start the service and an NFS server, on port 8080 (compose.yaml)
+	VERSION=$(VERSION) deploy/compose up -d --build
+
+docker-down: ## stop and remove what docker-up started; the data stays in its volume
+	VERSION=$(VERSION) deploy/compose down
+
+test-container: ## build the images and try them in a private Docker engine (root, Debian)
+	sh test/container/install
+	go test -tags integration -count=1 -timeout 20m -v ./test/container
 
 clean: ## remove what was built
 	rm -rf bin

@@ -37,6 +37,7 @@ type Config struct {
 	StallTimeout  time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"time in which a client must move at least 4 KiB of a body"`
 	HeaderTimeout time.Duration `env:"HEADER_TIMEOUT" envDefault:"10s" help:"time in which the header of a request must arrive"`
 	IdleTimeout   time.Duration `env:"IDLE_TIMEOUT" envDefault:"120s" help:"time after which an idle connection is closed"`
+	ShutdownDelay time.Duration `env:"SHUTDOWN_DELAY" envDefault:"0s" help:"time after SIGTERM in which /ready fails and all else is still served, for load balancers to notice"`
 	ShutdownGrace time.Duration `env:"SHUTDOWN_GRACE" envDefault:"25s" help:"time that requests in flight have to finish after SIGTERM"`
 
 	S3 s3Config `envPrefix:"S3_"`
@@ -103,6 +104,7 @@ func (c *Config) check() error {
 		{"STALL_TIMEOUT", c.StallTimeout, time.Second},
 		{"HEADER_TIMEOUT", c.HeaderTimeout, time.Second},
 		{"IDLE_TIMEOUT", c.IdleTimeout, time.Second},
+		{"SHUTDOWN_DELAY", c.ShutdownDelay, 0},
 		{"SHUTDOWN_GRACE", c.ShutdownGrace, 0},
 		{"TEMP_MAX_AGE", c.TempMaxAge, time.Minute},
 	} {

@@ -59,8 +59,10 @@ func (s *service) listen() (*listener, error) {
 	return newListener(l.(*net.TCPListener), s.cfg.StallTimeout, s.logExchange), nil
 }
 
-// serve serves on l until ctx ends, and then shuts down: no new connections,
-// the requests in flight have the grace to finish, the rest is cut.
+// serve serves on l until ctx ends, and then shuts down in two phases. For the
+// delay /ready fails and all else is served as before, so that load balancers
+// send no more. Then there are no new connections, the requests in flight have
+// the grace to finish, and the rest is cut.
 func (s *service) serve(ctx context.Context, l *listener) error {
 	server := s.httpServer()
 	served := make(chan error, 1)
@@ -71,7 +73,12 @@ func (s *service) serve(ctx context.Context, l *listener) error {
 	case <-ctx.Done():
 	}
 	s.stopping.Store(true)
-	s.log.Info("shutting down", "grace", s.cfg.ShutdownGrace)
+	s.log.Info("shutting down", "delay", s.cfg.ShutdownDelay, "grace", s.cfg.ShutdownGrace)
+	select {
+	case err := <-served:
+		return fmt.Errorf("cannot serve: %w", err)
+	case <-time.After(s.cfg.ShutdownDelay):
+	}
 	grace, cancel := context.WithTimeout(context.Background(), s.cfg.ShutdownGrace)
 	defer cancel()
 	if err := server.ShutdownWithContext(grace); err != nil && !errors.Is(err, context.DeadlineExceeded) {
