@@ -1,0 +1,95 @@
+//go:build integration
+
+package container
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// published is where the compose files publish the service.
+const published = "127.0.0.1:8080"
+
+func TestComposeServesFromTheNFSServersExport(t *testing.T) {
+	c := up(t, "compose.yaml")
+	c.tour(t, "build-1")
+	// What was stored is seen by a client of NFS 4.
+	list := must(t, docker, "exec", "pagewright_nfs-server_1", "nfs-ls", "nfs://127.0.0.1/export/sites/tour/artifacts?version=4")
+	if !strings.Contains(list, "build-1.tar.gz") {
+		t.Errorf("not in the NFS export: %s", list)
+	}
+	must(t, "../../deploy/compose", "down")
+	c = up(t, "compose.yaml")
+	if got := c.want(t, 200, "GET", "/sites/tour/artifacts/build-1", nil); len(got) != 3<<20 {
+		t.Errorf("after down and up the build has %d bytes", len(got))
+	}
+}
+
+func TestTwoReplicasStopAndStartUnderUploadsWithoutAFailure(t *testing.T) {
+	c := up(t, "compose.replicas.yaml")
+	c.tour(t, "build-1")
+	l := startLoad(c, "replicas", 4)
+	for _, replica := range []string{"pagewright_storage-1_1", "pagewright_storage-2_1"} {
+		before := l.acknowledged()
+		must(t, docker, "stop", "-t", "40", replica)
+		must(t, docker, "start", replica)
+		healthyContainer(t, replica)
+		if err := until(30*time.Second, func() error {
+			if n := l.acknowledged(); n < before+20 {
+				return fmt.Errorf("%d uploads in 30 s", n-before)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.end()
+	l.check(t)
+	if l.broken+len(l.refused) > 0 {
+		t.Errorf("clients saw the replicas stop: %d without an answer, refused: %v\n%s", l.broken, l.refused, logs("pagewright_load-balancer_1"))
+	}
+	for _, replica := range []string{"pagewright_storage-1_1", "pagewright_storage-2_1"} {
+		n := strings.Count(must(t, "sh", "-c", docker+" logs "+replica+" 2>&1"), `"method":"PUT"`)
+		t.Logf("%s served %d uploads", replica, n)
+		if n == 0 {
+			t.Errorf("%s served none: there is no balance", replica)
+		}
+	}
+}
+
+// up starts a compose file and waits until the service answers.
+func up(t *testing.T, file string) *client {
+	t.Helper()
+	out := must(t, "../../deploy/compose", "-f", file, "up", "-d", "--build")
+	for line := range strings.Lines(out) {
+		if strings.HasPrefix(line, "compose: ") {
+			t.Log(strings.TrimSpace(line))
+		}
+	}
+	t.Cleanup(func() { run("../../deploy/compose", "-f", file, "down", "-v") })
+	c := newClient(published)
+	if err := until(time.Minute, func() error {
+		status, _, err := c.do("GET", "/ready", nil)
+		if err == nil && status != 200 {
+			err = fmt.Errorf("/ready answers %d", status)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err, must(t, docker, "ps", "-a"))
+	}
+	return c
+}
+
+func healthyContainer(t *testing.T, name string) {
+	t.Helper()
+	if err := until(time.Minute, func() error {
+		if state := inspect(t, name, "{{.State.Health.Status}}"); state != "healthy" {
+			return fmt.Errorf("%s is %s", name, state)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
