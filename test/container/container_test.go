@@ -67,7 +67,7 @@ func TestNobodyOnAReadOnlyRootServesTheAPI(t *testing.T) {
 	build(t)
 	c := start(t, "api")
 	c.tour(t, "build-1")
-	if ps := must(t, docker, "top", "api", "-o", "uid,args"); !strings.Contains(ps, "65532") {
+	if ps := must(t, docker, "top", "api", "-eo", "pid,uid,args"); !strings.Contains(ps, "65532") {
 		t.Errorf("not the user 65532: %s", ps)
 	}
 	must(t, docker, "restart", "-t", "30", "api")
