@@ -1,0 +1,519 @@
+package main
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b)
+	return b
+}
+
+// unsized hides the length of a body, so that it is sent in chunks.
+func unsized(b []byte) io.Reader { return struct{ io.Reader }{bytes.NewReader(b)} }
+
+func TestLifeOfAnArtifact(t *testing.T) { artifactSequence(t, startServer(t)) }
+
+// artifactSequence is the life of one artifact, on any backend.
+func artifactSequence(t *testing.T, s *testServer) {
+	const path = "/sites/shop/artifacts/v1.0"
+	first, second := randomBytes(300_000), randomBytes(70_000)
+
+	s.get(t, 404, path)
+	s.do(t, 404, request{"HEAD", path, nil, nil})
+	s.do(t, 204, request{"DELETE", path, nil, nil}) // a retry is safe
+
+	r := s.put(t, 201, path, first)
+	var ok struct {
+		Status, Site_ID, Build_ID string
+		Size_Bytes                int64
+	}
+	r.into(t, &ok)
+	if ok.Status != "success" || ok.Site_ID != "shop" || ok.Build_ID != "v1.0" || ok.Size_Bytes != 300_000 {
+		t.Errorf("PUT answered %s", r.body)
+	}
+	tag := r.header.Get("ETag")
+
+	r = s.get(t, 200, path)
+	if !bytes.Equal(r.body, first) {
+		t.Error("other bytes came back")
+	}
+	modified := r.header.Get("Last-Modified")
+	for name, want := range map[string]string{
+		"Content-Type": "application/gzip", "Content-Length": "300000", "Accept-Ranges": "bytes", "ETag": tag,
+		"Content-Disposition": `attachment; filename="shop-v1.0.tar.gz"`,
+	} {
+		if got := r.header.Get(name); got != want || got == "" {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	if d, err := http.ParseTime(modified); err != nil || time.Since(d) > time.Hour {
+		t.Errorf("Last-Modified: %q", modified)
+	}
+	h := s.do(t, 200, request{"HEAD", path, nil, nil})
+	if h.length != 300_000 || len(h.body) != 0 || h.header.Get("ETag") != tag {
+		t.Errorf("HEAD: length %d, ETag %q", h.length, h.header.Get("ETag"))
+	}
+
+	s.put(t, 412, path, second, "If-None-Match", "*")
+	s.put(t, 412, path, second, "If-Match", `"another"`)
+	if r = s.get(t, 200, path); !bytes.Equal(r.body, first) {
+		t.Error("a refused upload changed the build")
+	}
+	r = s.put(t, 201, path, unsized(second), "If-Match", tag)
+	tag2 := r.header.Get("ETag")
+	if tag2 == tag || tag2 == "" {
+		t.Errorf("ETag of the replacement: %q after %q", tag2, tag)
+	}
+	if r = s.get(t, 200, path); !bytes.Equal(r.body, second) || r.header.Get("ETag") != tag2 {
+		t.Error("the replacement is not what comes back")
+	}
+
+	s.do(t, 412, request{"DELETE", path, nil, header("If-Match", tag)})
+	s.do(t, 204, request{"DELETE", path, nil, header("If-Match", tag2)})
+	s.get(t, 404, path)
+	s.do(t, 412, request{"DELETE", path, nil, header("If-Match", tag2)})
+	s.put(t, 412, path, first, "If-Match", "*")
+	s.put(t, 201, path, first, "If-None-Match", "*")
+	s.do(t, 204, request{"DELETE", path, nil, nil})
+}
+
+func TestConditionalGet(t *testing.T) { conditionalSequence(t, startServer(t)) }
+
+func conditionalSequence(t *testing.T, s *testServer) {
+	const path = "/sites/cond/artifacts/b"
+	tag := s.put(t, 201, path, "0123456789").header.Get("ETag")
+	modified := s.get(t, 200, path).header.Get("Last-Modified")
+	at, err := http.ParseTime(modified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, after := at.Add(-time.Hour).Format(http.TimeFormat), at.Add(time.Hour).Format(http.TimeFormat)
+	for _, c := range []struct {
+		name   string
+		status int
+		header http.Header
+	}{
+		{"its tag", 304, header("If-None-Match", tag)},
+		{"its tag, weak", 304, header("If-None-Match", "W/"+tag)},
+		{"its tag in a list", 304, header("If-None-Match", `"a", `+tag+`,"b"`)},
+		{"its tag on a second line", 304, header("If-None-Match", `"a"`, "If-None-Match", tag)},
+		{"any", 304, header("If-None-Match", "*")},
+		{"another tag", 200, header("If-None-Match", `"a"`)},
+		{"not modified since", 304, header("If-Modified-Since", modified)},
+		{"not modified since later", 304, header("If-Modified-Since", after)},
+		{"modified since", 200, header("If-Modified-Since", before)},
+		{"no date", 200, header("If-Modified-Since", "yesterday")},
+		{"If-None-Match goes before If-Modified-Since", 200, header("If-None-Match", `"a"`, "If-Modified-Since", after)},
+		{"If-Match its tag", 200, header("If-Match", tag)},
+		{"If-Match any", 200, header("If-Match", "*")},
+		{"If-Match another", 412, header("If-Match", `"a"`)},
+		{"If-Match is strong", 412, header("If-Match", "W/"+tag)},
+		{"unmodified since", 200, header("If-Unmodified-Since", modified)},
+		{"unmodified since before", 412, header("If-Unmodified-Since", before)},
+		{"If-Match goes before If-Unmodified-Since", 200, header("If-Match", tag, "If-Unmodified-Since", before)},
+		{"If-Match goes before If-None-Match", 412, header("If-Match", `"a"`, "If-None-Match", tag)},
+		{"both hold", 304, header("If-Match", tag, "If-None-Match", tag)},
+		{"not quoted", 400, header("If-None-Match", "abc")},
+		{"not closed", 400, header("If-Match", `"abc`)},
+	} {
+		for _, method := range []string{"GET", "HEAD"} {
+			r, err := s.try(request{method, path, nil, c.header})
+			if err != nil || r.status != c.status {
+				t.Errorf("%s, %s: %v, want %d", method, c.name, statusOr(r, err), c.status)
+				continue
+			}
+			if c.status == 304 && (r.header.Get("ETag") != tag || len(r.body) != 0) {
+				t.Errorf("%s, %s: 304 with ETag %q and %d bytes", method, c.name, r.header.Get("ETag"), len(r.body))
+			}
+		}
+	}
+}
+
+func statusOr(r *response, err error) any {
+	if err != nil {
+		return err
+	}
+	return r.status
+}
+
+func TestRanges(t *testing.T) { rangeSequence(t, startServer(t)) }
+
+func rangeSequence(t *testing.T, s *testServer) {
+	const path, size = "/sites/range/artifacts/b", 1_000_000
+	body := randomBytes(size)
+	tag := s.put(t, 201, path, body).header.Get("ETag")
+	for _, c := range []struct {
+		value    string
+		status   int
+		from, to int // of the body, to exclusive
+	}{
+		{"bytes=0-0", 206, 0, 1},
+		{"bytes=0-9", 206, 0, 10},
+		{"bytes=10-", 206, 10, size},
+		{"bytes=999999-", 206, 999_999, size},
+		{"bytes=-1", 206, size - 1, size},
+		{"bytes=-500000", 206, 500_000, size},
+		{"bytes=-2000000", 206, 0, size},
+		{"bytes=5-2000000", 206, 5, size},
+		{"bytes=5-99999999999999999999999", 206, 5, size},
+		{"Bytes=3-4", 206, 3, 5},
+		{"bytes=1000000-", 416, 0, 0},
+		{"bytes=99999999999999999999999-", 416, 0, 0},
+		{"bytes=-0", 416, 0, 0},
+		{"bytes=0-1,5-6", 200, 0, size},
+		{"bytes=9-5", 200, 0, size},
+		{"bytes=a-5", 200, 0, size},
+		{"bytes=", 200, 0, size},
+		{"bytes=-", 200, 0, size},
+		{"bytes", 200, 0, size},
+		{"lines=0-9", 200, 0, size},
+		{"bytes=+1-5", 200, 0, size},
+	} {
+		r := s.get(t, c.status, path, "Range", c.value)
+		want := ""
+		switch c.status {
+		case 206:
+			want = fmt.Sprintf("bytes %d-%d/%d", c.from, c.to-1, size)
+		case 416:
+			want = fmt.Sprintf("bytes */%d", size)
+		}
+		if got := r.header.Get("Content-Range"); got != want {
+			t.Errorf("%s: Content-Range %q, want %q", c.value, got, want)
+		}
+		if c.status != 416 && !bytes.Equal(r.body, body[c.from:c.to]) {
+			t.Errorf("%s: other bytes: %d of them, want %d", c.value, len(r.body), c.to-c.from)
+		}
+	}
+	date := s.get(t, 200, path).header.Get("Last-Modified")
+	for _, c := range []struct {
+		ifRange string
+		status  int
+	}{
+		{tag, 206}, {`"another"`, 200}, {"W/" + tag, 200}, {"Mon, 02 Jan 2006 15:04:05 GMT", 200}, {"nonsense", 200},
+		{date, 200}, // just stored: a date within the second is no strong validator
+	} {
+		s.get(t, c.status, path, "Range", "bytes=0-9", "If-Range", c.ifRange)
+	}
+	if h := s.do(t, 200, request{"HEAD", path, nil, header("Range", "bytes=0-9")}); h.length != size {
+		t.Errorf("HEAD with a range: length %d", h.length) // RFC 9110, section 14.2: for GET alone
+	}
+}
+
+func TestLogsAndVersions(t *testing.T) { historySequence(t, startServer(t)) }
+
+type versionsBody struct {
+	Site_ID  string
+	Count    int
+	Versions []struct {
+		Build_ID   string
+		Size_Bytes int64
+		Created_At time.Time
+		Logs       []struct {
+			Action, Status string
+			Timestamp      time.Time
+			Metadata       json.RawMessage
+		}
+		Logs_Error string
+	}
+	Next_Cursor string
+}
+
+func (s *testServer) versions(t testing.TB, path string) (v versionsBody) {
+	t.Helper()
+	s.get(t, 200, path).into(t, &v)
+	return v
+}
+
+func historySequence(t *testing.T, s *testServer) {
+	const logs, list = "/sites/hist/logs", "/sites/hist/versions"
+	r := s.get(t, 200, list)
+	if got := strings.TrimSpace(string(r.body)); got != `{"site_id":"hist","count":0,"versions":[]}` {
+		t.Errorf("unknown site: %s", got)
+	}
+
+	s.put(t, 201, "/sites/hist/artifacts/one", "11")
+	s.post(t, 201, logs, `{"build_id":"one","action":"build","status":"ok","metadata":{"n":12345678901234567890123,"s":"<ä>"}}`)
+	s.post(t, 201, logs, `{"build_id":"one","action":"deploy","status":"failed"}`, "Content-Type", "application/x-www-form-urlencoded")
+	s.post(t, 201, logs, `{"build_id":"broken","action":"build","status":"failed"}`)
+	s.put(t, 201, "/sites/hist/artifacts/two", "2222")
+
+	v := s.versions(t, list)
+	if v.Site_ID != "hist" || v.Count != 3 || len(v.Versions) != 3 {
+		t.Fatalf("versions: %+v", v)
+	}
+	if v.Versions[0].Build_ID != "two" || v.Versions[0].Size_Bytes != 4 || len(v.Versions[0].Logs) != 0 {
+		t.Errorf("the newest is %+v", v.Versions[0])
+	}
+	if b := v.Versions[1]; b.Build_ID != "broken" || b.Size_Bytes != 0 || len(b.Logs) != 1 || !b.Created_At.Equal(b.Logs[0].Timestamp) {
+		t.Errorf("the build that has only a log is %+v", b)
+	}
+	one := v.Versions[2]
+	if one.Build_ID != "one" || len(one.Logs) != 2 || one.Logs[0].Action != "build" || one.Logs[1].Status != "failed" || one.Logs[0].Metadata != nil {
+		t.Errorf("the oldest is %+v", one)
+	}
+	if strings.Contains(string(s.get(t, 200, list).body), `"logs":null`) {
+		t.Error("logs is null")
+	}
+	v = s.versions(t, list+"?metadata=true")
+	if got := string(v.Versions[2].Logs[0].Metadata); got != `{"n":12345678901234567890123,"s":"<ä>"}` {
+		t.Errorf("metadata came back as %s", got)
+	}
+
+	// An entity tag of what is listed.
+	tag := s.get(t, 200, list).header.Get("ETag")
+	s.get(t, 304, list, "If-None-Match", tag)
+	s.get(t, 200, list+"?metadata=true", "If-None-Match", tag)
+	s.post(t, 201, logs, `{"build_id":"one","action":"rollback","status":"ok"}`)
+	s.get(t, 200, list, "If-None-Match", tag)
+
+	// A key makes a POST safe to repeat.
+	for range 3 {
+		s.post(t, 201, logs, `{"build_id":"two","action":"a","status":"s"}`, "Idempotency-Key", "key 1")
+	}
+	s.post(t, 201, logs, `{"build_id":"two","action":"a","status":"s"}`, "Idempotency-Key", "key 2")
+	if v = s.versions(t, list); len(v.Versions[0].Logs) != 2 {
+		t.Errorf("keys: %+v", v.Versions[0])
+	}
+
+	// Pages.
+	var seen []string
+	cursor := ""
+	for {
+		p := s.versions(t, list+"?limit=2"+cursor)
+		for _, b := range p.Versions {
+			seen = append(seen, b.Build_ID)
+		}
+		if p.Next_Cursor == "" {
+			break
+		}
+		cursor = "&cursor=" + p.Next_Cursor
+	}
+	if got := strings.Join(seen, " "); got != "two broken one" {
+		t.Errorf("pages: %s", got)
+	}
+	for _, bad := range []string{"?limit=0", "?limit=-1", "?limit=x", "?limit=", "?limit=99999", "?cursor=x", "?cursor=", "?metadata=1", "?Limit=1", "?cursor=AAAA"} {
+		s.get(t, 400, list+bad)
+	}
+
+	// Deleting a build leaves its log.
+	s.do(t, 204, request{"DELETE", "/sites/hist/artifacts/one", nil, nil})
+	v = s.versions(t, list)
+	if b := v.Versions[len(v.Versions)-1]; v.Count != 3 || b.Build_ID != "one" || b.Size_Bytes != 0 || len(b.Logs) != 3 {
+		t.Errorf("after the delete: %+v", v)
+	}
+}
+
+func TestDamagedLogIsToldAndLeftAlone(t *testing.T) {
+	s := startServer(t)
+	s.put(t, 201, "/sites/a/artifacts/good", "x")
+	s.post(t, 201, "/sites/a/logs", `{"build_id":"bad","action":"a","status":"s"}`)
+	file := filepath.Join(s.dir, "sites/a/logs/bad.json")
+	if err := os.WriteFile(file, []byte(`[{"id":"x",`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	v := s.versions(t, "/sites/a/versions")
+	if v.Count != 2 {
+		t.Fatalf("versions: %+v", v)
+	}
+	for _, b := range v.Versions {
+		if (b.Logs_Error != "") != (b.Build_ID == "bad") {
+			t.Errorf("%s: logs_error %q", b.Build_ID, b.Logs_Error)
+		}
+	}
+	s.post(t, 500, "/sites/a/logs", `{"build_id":"bad","action":"a","status":"s"}`)
+	if b, err := os.ReadFile(file); err != nil || string(b) != `[{"id":"x",` {
+		t.Errorf("the damaged log is now %q, %v", b, err)
+	}
+	if !strings.Contains(s.log.String(), "bad.json") {
+		t.Error("the log does not name the file")
+	}
+}
+
+func TestAppendOnly(t *testing.T) {
+	s := startServer(t, "APPEND_ONLY=true")
+	const path = "/sites/a/artifacts/b"
+	tag := s.put(t, 201, path, "one").header.Get("ETag")
+	s.put(t, 409, path, "two")
+	s.put(t, 412, path, "two", "If-None-Match", "*")
+	s.put(t, 409, path, "two", "If-Match", tag)
+	s.do(t, 403, request{"DELETE", path, nil, nil})
+	if r := s.get(t, 200, path); string(r.body) != "one" {
+		t.Errorf("the build is now %q", r.body)
+	}
+}
+
+func TestMaxArtifactSize(t *testing.T) {
+	s := startServer(t, "MAX_ARTIFACT_SIZE=100000")
+	const path = "/sites/a/artifacts/b"
+	s.put(t, 201, path, randomBytes(100_000))
+	s.put(t, 201, path, unsized(randomBytes(100_000)))
+	s.put(t, 413, path, randomBytes(100_001))
+	s.put(t, 413, path, unsized(randomBytes(100_001)))
+	s.put(t, 413, path, randomBytes(3_000_000)) // a client that sends it without being asked
+	if h := s.do(t, 200, request{"HEAD", path, nil, nil}); h.length != 100_000 {
+		t.Errorf("length %d", h.length)
+	}
+}
+
+func TestTooManyUploads(t *testing.T) {
+	s := startServer(t, "MAX_UPLOADS=1")
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.try(request{"PUT", "/sites/a/artifacts/slow", r, nil})
+		done <- err
+	}()
+	_, _ = w.Write([]byte("begin"))
+	eventually(t, "the first upload has begun", func() bool {
+		temps, _ := filepath.Glob(filepath.Join(s.dir, "sites/a/artifacts/.tmp-*"))
+		return len(temps) == 1
+	})
+	if r := s.put(t, 503, "/sites/a/artifacts/b", "x"); r.header.Get("Retry-After") == "" {
+		t.Error("no Retry-After")
+	}
+	s.get(t, 404, "/sites/a/artifacts/b")
+	w.Close()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	s.put(t, 201, "/sites/a/artifacts/b", "x")
+}
+
+func TestMethodsAndPaths(t *testing.T) {
+	s := startServer(t)
+	for _, c := range []struct {
+		method, path string
+		status       int
+		allow        string
+	}{
+		{"GET", "/", 404, ""},
+		{"GET", "/sites", 404, ""},
+		{"GET", "/Health", 404, ""},
+		{"GET", "/health/", 404, ""},
+		{"GET", "/sites/a/versions/", 404, ""},
+		{"GET", "/sites/a/artifacts/b/c", 404, ""},
+		{"PUT", "/health", 405, "GET, HEAD, OPTIONS"},
+		{"POST", "/sites/a/artifacts/b", 405, "DELETE, GET, HEAD, OPTIONS, PUT"},
+		{"PATCH", "/sites/a/artifacts/b", 405, "DELETE, GET, HEAD, OPTIONS, PUT"},
+		{"GET", "/sites/a/logs", 405, "OPTIONS, POST"},
+		{"DELETE", "/sites/a/versions", 405, "GET, HEAD, OPTIONS"},
+		{"OPTIONS", "/sites/a/logs", 204, "OPTIONS, POST"},
+		{"FROB", "/health", 405, "GET, HEAD, OPTIONS"},
+		{"HEAD", "/health", 200, ""},
+		{"HEAD", "/ready", 200, ""},
+		{"HEAD", "/sites/a/versions", 200, ""},
+	} {
+		r := s.do(t, c.status, request{c.method, c.path, nil, nil})
+		if got := r.header.Get("Allow"); got != c.allow {
+			t.Errorf("%s %s: Allow %q, want %q", c.method, c.path, got, c.allow)
+		}
+		if r.header.Get("X-Request-Id") == "" {
+			t.Errorf("%s %s: no X-Request-Id", c.method, c.path)
+		}
+		if c.status >= 400 && !bytes.Contains(r.body, []byte(`{"status":"error","error":"`)) {
+			t.Errorf("%s %s: body %s", c.method, c.path, r.body)
+		}
+	}
+}
+
+func TestRequestID(t *testing.T) {
+	s := startServer(t)
+	for id, keep := range map[string]bool{"abc-123": true, strings.Repeat("x", 128): true, strings.Repeat("x", 129): false, "a b": false, `a"b`: false} {
+		if got := s.get(t, 200, "/health", "X-Request-Id", id).header.Get("X-Request-Id"); (got == id) != keep || got == "" {
+			t.Errorf("%.20q became %.20q", id, got)
+		}
+	}
+	eventually(t, "the access log has the id", func() bool { return strings.Contains(s.log.String(), `"request_id":"abc-123"`) })
+}
+
+func TestReplacementIsAtomicForReaders(t *testing.T) {
+	s := startServer(t)
+	const path, size = "/sites/a/artifacts/b", 200_000
+	s.put(t, 201, path, bytes.Repeat([]byte{0}, size))
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				r, err := s.try(request{"GET", path, nil, nil})
+				if err != nil || r.status != 200 || len(r.body) != size || !bytes.Equal(r.body, bytes.Repeat(r.body[:1], size)) {
+					t.Errorf("torn: %v", statusOr(r, err))
+					return
+				}
+			}
+		})
+	}
+	for i := range 60 {
+		s.put(t, 201, path, bytes.Repeat([]byte{byte(i)}, size))
+	}
+	close(stop)
+	wg.Wait()
+}
+
+func TestReaderInFlightKeepsTheOldBytes(t *testing.T) {
+	s := startServer(t)
+	const path = "/sites/a/artifacts/b"
+	old := randomBytes(30 << 20) // more than the sockets hold
+	s.put(t, 201, path, old)
+	resp, err := testClient.Get("http://" + s.addr + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	s.put(t, 201, path, "new")
+	s.do(t, 204, request{"DELETE", path, nil, nil})
+	got, err := io.ReadAll(resp.Body)
+	if err != nil || !bytes.Equal(got, old) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+func TestOneOfManyCreatesWins(t *testing.T) { createRace(t, startServer(t), 50_000) }
+
+// createRace lets 16 clients create one build, of which one must win.
+func createRace(t *testing.T, s *testServer, size int) {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	count, winner := map[int]int{}, []byte(nil)
+	for range 16 {
+		wg.Go(func() {
+			body := randomBytes(size)
+			r, err := s.try(request{"PUT", "/sites/race/artifacts/b", body, header("If-None-Match", "*", "Expect", "100-continue")})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			count[r.status]++
+			if r.status == 201 {
+				winner = body
+			}
+		})
+	}
+	wg.Wait()
+	if count[201] != 1 || count[412] != 15 {
+		t.Errorf("statuses: %v", count)
+	}
+	if r := s.get(t, 200, "/sites/race/artifacts/b"); !bytes.Equal(r.body, winner) {
+		t.Error("the build is not the winner's")
+	}
+}

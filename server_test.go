@@ -1,0 +1,207 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// testServer is the real program, run in this process on a free port.
+type testServer struct {
+	addr string
+	dir  string // the store, for the nfs backend
+	log  *lockedBuffer
+	stop func() error // SIGTERM; returns what run returned
+}
+
+// lockedBuffer collects the log.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// startServer runs the program with vars (NAME=value, without the prefix) over
+// those of a store in a new directory, until the test ends.
+func startServer(t testing.TB, vars ...string) *testServer {
+	t.Helper()
+	s := &testServer{dir: t.TempDir(), log: &lockedBuffer{}}
+	env := map[string]string{"PORT": "0", "LISTEN": "127.0.0.1", "NFS_BASE_PATH": s.dir, "LOG_LEVEL": "debug"}
+	for _, v := range vars {
+		name, value, _ := strings.Cut(v, "=")
+		env[name] = value
+	}
+	s.dir = env["NFS_BASE_PATH"]
+	environ := []string{}
+	for name := range maps.Keys(env) {
+		environ = append(environ, envPrefix+name+"="+env[name])
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		err := run(ctx, nil, environ, io.Discard, w)
+		w.CloseWithError(fmt.Errorf("run: %w", err))
+		done <- err
+	}()
+	addr := make(chan string, 1)
+	go s.readLog(r, addr)
+	select {
+	case s.addr = <-addr:
+	case err := <-done:
+		cancel()
+		t.Fatalf("the service did not start: %v\n%s", err, s.log)
+	case <-time.After(30 * time.Second):
+		t.Fatal("the service did not start in time")
+	}
+	s.stop = sync.OnceValue(func() error { cancel(); return <-done })
+	t.Cleanup(func() {
+		if err := s.stop(); err != nil {
+			t.Errorf("the service ended with %v", err)
+		}
+		if t.Failed() {
+			out := s.log.String()
+			t.Logf("log of the service:\n%s", out[max(0, len(out)-4000):])
+		}
+	})
+	return s
+}
+
+func (s *testServer) readLog(r io.Reader, addr chan<- string) {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		s.log.Write(append(lines.Bytes(), '\n'))
+		var line struct{ Msg, Address string }
+		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "serving" {
+			addr <- line.Address
+		}
+	}
+	_, _ = io.Copy(s.log, r)
+}
+
+// request is one request and what must come of it.
+type request struct {
+	method, path string
+	body         any // string, []byte or io.Reader; nil: none
+	header       http.Header
+}
+
+// header is an http.Header of name, value, name, value ...
+func header(kv ...string) http.Header {
+	h := http.Header{}
+	for i := 0; i < len(kv); i += 2 {
+		h.Add(kv[i], kv[i+1])
+	}
+	return h
+}
+
+// response is an answer whose body was read whole.
+type response struct {
+	status int
+	header http.Header
+	body   []byte
+	length int64 // Content-Length; -1: none
+}
+
+// try sends r and returns the answer, or why there is none.
+func (s *testServer) try(r request) (*response, error) {
+	var body io.Reader
+	switch b := r.body.(type) {
+	case string:
+		body = strings.NewReader(b)
+	case []byte:
+		body = bytes.NewReader(b)
+	case io.Reader:
+		body = b
+	}
+	req, err := http.NewRequest(r.method, "http://"+s.addr+r.path, body)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(req.Header, r.header)
+	resp, err := testClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	return &response{resp.StatusCode, resp.Header, b, resp.ContentLength}, nil
+}
+
+// testClient follows no redirects and decodes nothing.
+var testClient = &http.Client{
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	Transport:     &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 128},
+}
+
+// do sends r and fails the test unless the answer has the status.
+func (s *testServer) do(t testing.TB, status int, r request) *response {
+	t.Helper()
+	resp, err := s.try(r)
+	if err != nil {
+		t.Fatalf("%s %s: %v", r.method, r.path, err)
+	}
+	if resp.status != status {
+		t.Fatalf("%s %s: status %d, want %d: %.300s", r.method, r.path, resp.status, status, resp.body)
+	}
+	return resp
+}
+
+func (s *testServer) get(t testing.TB, status int, path string, h ...string) *response {
+	t.Helper()
+	return s.do(t, status, request{"GET", path, nil, header(h...)})
+}
+
+func (s *testServer) put(t testing.TB, status int, path string, body any, h ...string) *response {
+	t.Helper()
+	return s.do(t, status, request{"PUT", path, body, header(h...)})
+}
+
+func (s *testServer) post(t testing.TB, status int, path string, body any, h ...string) *response {
+	t.Helper()
+	return s.do(t, status, request{"POST", path, body, header(h...)})
+}
+
+// into reads the body as JSON.
+func (r *response) into(t testing.TB, v any) {
+	t.Helper()
+	d := json.NewDecoder(bytes.NewReader(r.body))
+	d.UseNumber()
+	if err := d.Decode(v); err != nil {
+		t.Fatalf("the answer is not JSON: %v: %.300s", err, r.body)
+	}
+}
+
+// eventually fails the test unless ok becomes true in time.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never happened: %s", what)
+		}
+	}
+}
