@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"net/url"
 	"runtime/debug"
@@ -49,7 +50,12 @@ func (s *service) handle(ctx *fasthttp.RequestCtx) {
 	c := ctx.Conn().(*conn)
 	s.begin(ctx, c)
 	c.bodyRead = false
-	s.handler(ctx)
+	if bytes.HasPrefix(ctx.Request.Header.Protocol(), []byte("HTTP/1.")) {
+		s.handler(ctx)
+	} else {
+		refuse(ctx, fasthttp.StatusHTTPVersionNotSupported, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+		ctx.SetConnectionClose()
+	}
 	// If the client still sends, the connection may have to be closed on it.
 	c.linger.Store(ctx.Request.IsBodyStream() && !c.bodyRead)
 	s.answered(ctx, c)

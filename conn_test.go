@@ -1,0 +1,178 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// dial opens a connection that the test reads and writes by hand.
+func dial(t testing.TB, addr string) *net.TCPConn {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	_ = c.SetDeadline(time.Now().Add(60 * time.Second))
+	return c.(*net.TCPConn)
+}
+
+// readStatus is the status of the next answer, 0 if the connection ended.
+func readStatus(c net.Conn) int {
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return 0
+	}
+	_, _ = io.Copy(io.Discard, resp.Body)
+	return resp.StatusCode
+}
+
+func TestStalledUploadIsDropped(t *testing.T) {
+	s := startServer(t, "STALL_TIMEOUT=1s")
+	for _, c := range []struct{ name, header, sent string }{
+		{"before the body", "Content-Length: 3000000\r\n\r\n", ""},
+		{"small", "Content-Length: 1000\r\n\r\n", "abc"},
+		{"large", "Content-Length: 3000000\r\n\r\n", strings.Repeat("x", 100_000)},
+		{"large, past the low-water mark", "Content-Length: 9000000\r\n\r\n", strings.Repeat("x", 5_000_000)},
+		{"chunked", "Transfer-Encoding: chunked\r\n\r\n", "200000\r\n" + strings.Repeat("x", 100_000)},
+		{"between chunks", "Transfer-Encoding: chunked\r\n\r\n", "3\r\nabc\r\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			conn := dial(t, s.addr)
+			if _, err := io.WriteString(conn, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\n"+c.header+c.sent); err != nil {
+				t.Fatal(err)
+			}
+			if got := readStatus(conn); got != 408 {
+				t.Errorf("answered %d, want 408", got)
+			}
+		})
+	}
+	t.Cleanup(func() {
+		if files := filesBelow(t, s.dir); len(files) > 0 {
+			t.Errorf("left behind: %v", files)
+		}
+	})
+}
+
+// TestTricklingUploadIsDropped: less than 4 KiB in each stall timeout is a
+// stall, however regularly it comes.
+func TestTricklingUploadIsDropped(t *testing.T) {
+	s := startServer(t, "STALL_TIMEOUT=1s")
+	conn := dial(t, s.addr)
+	_, _ = io.WriteString(conn, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: 3000000\r\n\r\n")
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		for tick := time.NewTicker(50 * time.Millisecond); ; {
+			select {
+			case <-stop:
+				tick.Stop()
+				return
+			case <-tick.C:
+				_, _ = conn.Write([]byte("x"))
+			}
+		}
+	}()
+	if got := readStatus(conn); got != 408 {
+		t.Errorf("answered %d, want 408", got)
+	}
+}
+
+// TestSlowUploadIsNotDropped: a client that makes progress may take as long as
+// it needs, many times the stall timeout.
+func TestSlowUploadIsNotDropped(t *testing.T) {
+	s := startServer(t, "STALL_TIMEOUT=1s", "HEADER_TIMEOUT=1s", "IDLE_TIMEOUT=1s")
+	body := randomBytes(2_000_000)
+	for _, chunked := range []bool{false, true} {
+		t.Run(fmt.Sprint("chunked ", chunked), func(t *testing.T) {
+			t.Parallel()
+			conn := dial(t, s.addr)
+			path := fmt.Sprintf("/sites/a/artifacts/slow-%v", chunked)
+			head, tail, text := fmt.Sprintf("Content-Length: %d", len(body)), "", body
+			if chunked {
+				head, tail, text = "Transfer-Encoding: chunked", "\r\n0\r\n\r\n", append(fmt.Appendf(nil, "%x\r\n", len(body)), body...)
+			}
+			_, _ = io.WriteString(conn, "PUT "+path+" HTTP/1.1\r\nHost: h\r\n"+head+"\r\n\r\n")
+			for rest := text; len(rest) > 0; time.Sleep(200 * time.Millisecond) { // the pace is what is tested
+				n := min(len(rest), 120_000)
+				if _, err := conn.Write(rest[:n]); err != nil {
+					t.Fatal(err)
+				}
+				rest = rest[n:]
+			}
+			_, _ = io.WriteString(conn, tail)
+			if got := readStatus(conn); got != 201 {
+				t.Fatalf("answered %d, want 201", got)
+			}
+			if r := s.get(t, 200, path); !bytes.Equal(r.body, body) {
+				t.Error("other bytes came back")
+			}
+		})
+	}
+}
+
+func TestSlowHeaderIsDropped(t *testing.T) {
+	s := startServer(t, "HEADER_TIMEOUT=1s")
+	conn := dial(t, s.addr)
+	_, _ = io.WriteString(conn, "GET /health HTTP/1.1\r\nHost:")
+	if got := readStatus(conn); got != 408 {
+		t.Errorf("answered %d, want 408", got)
+	}
+	quiet := dial(t, s.addr)
+	if n, err := quiet.Read(make([]byte, 1)); n != 0 || err == nil {
+		t.Errorf("a connection without a request: %d bytes, %v", n, err)
+	}
+}
+
+func TestIdleConnectionIsClosed(t *testing.T) {
+	s := startServer(t, "IDLE_TIMEOUT=1s")
+	conn := dial(t, s.addr)
+	_, _ = io.WriteString(conn, "GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+	answer, err := io.ReadAll(conn) // until it is closed
+	if err != nil || !bytes.HasPrefix(answer, []byte("HTTP/1.1 200 ")) {
+		t.Errorf("%q, %v", answer, err)
+	}
+}
+
+// TestStalledDownloadIsDropped: a client that takes nothing is cut, one that
+// takes a little at a time gets all of it.
+func TestStalledDownloadIsDropped(t *testing.T) {
+	s := startServer(t, "STALL_TIMEOUT=1s")
+	body := randomBytes(24 << 20)
+	s.put(t, 201, "/sites/a/artifacts/b", body)
+	const get = "GET /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\n\r\n"
+
+	stalled, slow := dial(t, s.addr), dial(t, s.addr)
+	_ = stalled.SetReadBuffer(64 << 10)
+	_ = slow.SetReadBuffer(64 << 10)
+	_, _ = io.WriteString(stalled, get)
+	_, _ = io.WriteString(slow, get)
+
+	resp, err := http.ReadResponse(bufio.NewReaderSize(slow, 64<<10), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 0, len(body))
+	for buf := make([]byte, 400_000); ; time.Sleep(50 * time.Millisecond) { // the pace is what is tested
+		n, err := io.ReadFull(resp.Body, buf)
+		got = append(got, buf[:n]...)
+		if err != nil {
+			break
+		}
+	}
+	if !bytes.Equal(got, body) {
+		t.Errorf("the slow client got %d bytes of %d", len(got), len(body))
+	}
+	eventually(t, "the stalled client is cut", func() bool { return strings.Contains(s.log.String(), `"cut":"the client stalled"`) })
+	if n, _ := io.Copy(io.Discard, stalled); n >= int64(len(body)) {
+		t.Errorf("the stalled client got all of it, %d bytes", n)
+	}
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+)
+
+func TestShutdownLetsRequestsFinish(t *testing.T) {
+	s := startServer(t)
+	r, w := io.Pipe()
+	answered := make(chan any, 1)
+	go func() { answered <- statusOr(s.try(request{"PUT", "/sites/a/artifacts/b", r, nil})) }()
+	_, _ = w.Write([]byte("be"))
+	waitForTemp(t, s)
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.stop() }()
+	eventually(t, "no new connections", func() bool {
+		c, err := net.Dial("tcp", s.addr)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	_, _ = w.Write([]byte("gun"))
+	w.Close()
+	if got := <-answered; got != 201 {
+		t.Errorf("the upload in flight: %v", got)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	if got := strings.Join(filesBelow(t, s.dir), " "); got != "sites/a/artifacts/b.tar.gz" {
+		t.Errorf("the store holds %s", got)
+	}
+}
+
+func TestShutdownCutsWhatOutlivesTheGrace(t *testing.T) {
+	s := startServer(t, "SHUTDOWN_GRACE=200ms")
+	r, w := io.Pipe()
+	defer w.Close()
+	answered := make(chan error, 1)
+	go func() {
+		resp, err := s.try(request{"PUT", "/sites/a/artifacts/b", r, nil})
+		if err == nil && resp.status == 201 {
+			err = errors.New("stored")
+		}
+		answered <- err
+	}()
+	_, _ = w.Write([]byte("begin"))
+	waitForTemp(t, s)
+	if err := s.stop(); err != nil {
+		t.Error(err)
+	}
+	w.Close()
+	if err := <-answered; err != nil && err.Error() == "stored" {
+		t.Error("an upload that was cut was acknowledged")
+	}
+	if files := filesBelow(t, s.dir); len(files) > 0 {
+		t.Errorf("left behind: %v", files)
+	}
+}
+
+func waitForTemp(t *testing.T, s *testServer) {
+	t.Helper()
+	eventually(t, "the upload has begun", func() bool { return strings.Contains(strings.Join(filesBelow(t, s.dir), " "), tempPrefix) })
+}
+
+// fourMethods is a backend that has nothing but the four methods.
+type fourMethods struct{ Backend }
+
+// panicking panics when it lists.
+type panicking struct{ Backend }
+
+func (panicking) ListVersions(string) ([]*Version, error) { panic("a bug") }
+
+// startBackend serves a backend of the test's own.
+func startBackend(t *testing.T, b Backend) *testServer {
+	t.Helper()
+	s := &testServer{log: &lockedBuffer{}}
+	cfg, err := parseConfig([]string{"PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc := newService(cfg, b, newLog(cfg, s.log))
+	l, err := svc.listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.addr = l.Addr().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- svc.serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func TestPanicIsAnAnswerAndALine(t *testing.T) {
+	s := startBackend(t, panicking{})
+	r := s.get(t, 500, "/sites/a/versions")
+	if got := strings.TrimSpace(string(r.body)); got != `{"status":"error","error":"internal error"}` {
+		t.Errorf("answered %s", got)
+	}
+	for _, want := range []string{"panic in a handler", "a bug", "shutdown_test.go"} {
+		if !strings.Contains(s.log.String(), want) {
+			t.Errorf("the log lacks %q", want)
+		}
+	}
+	s.get(t, 200, "/health")
+	s.get(t, 500, "/sites/a/versions") // the place among the calls was given back
+}
+
+// TestBackendOfFourMethods: a backend that has only the four methods works, and
+// what needs more is answered 501.
+func TestBackendOfFourMethods(t *testing.T) {
+	n := openTestNFS(t)
+	s := startBackend(t, fourMethods{n})
+	const path = "/sites/a/artifacts/b"
+	s.put(t, 201, path, "body")
+	if r := s.get(t, 200, path); string(r.body) != "body" {
+		t.Errorf("got %q", r.body)
+	}
+	s.post(t, 201, "/sites/a/logs", `{"build_id":"b","action":"a","status":"s"}`)
+	s.post(t, 201, "/sites/a/logs", `{"build_id":"c","action":"a","status":"s"}`)
+	if v := s.versions(t, "/sites/a/versions?limit=1"); v.Count != 1 || v.Next_Cursor == "" {
+		t.Errorf("versions: %+v", v)
+	}
+	tag := s.get(t, 200, "/sites/a/versions").header.Get("ETag")
+	s.get(t, 304, "/sites/a/versions", "If-None-Match", tag)
+	s.get(t, 200, "/ready")
+	s.put(t, 501, path, "other", "If-None-Match", "*")
+	s.do(t, 501, request{"DELETE", path, nil, nil})
+}
+
+// hanging is a store whose probe does not come back.
+type hanging struct {
+	Backend
+	release chan struct{}
+}
+
+func (h hanging) Probe() (Readiness, error) { <-h.release; return Readiness{}, nil }
+
+func (h hanging) FetchArtifact(string, string) (io.ReadCloser, error) {
+	<-h.release
+	return nil, ErrNotFound
+}
+
+// TestHungStore: /ready answers 503 in bounded time, and calls past the bound
+// are refused instead of blocked.
+func TestHungStore(t *testing.T) {
+	h := hanging{release: make(chan struct{})}
+	s := startBackend(t, h)
+	for range 3 {
+		s.get(t, 503, "/ready")
+	}
+	done := make(chan any, maxCalls)
+	for range maxCalls {
+		go func() { done <- statusOr(s.try(request{"GET", "/sites/a/artifacts/b", nil, nil})) }()
+	}
+	eventually(t, "calls are refused", func() bool {
+		r, err := s.try(request{"GET", "/sites/a/artifacts/b", nil, nil})
+		return err == nil && r.status == 503 && r.header.Get("Retry-After") != ""
+	})
+	s.get(t, 200, "/health")
+	close(h.release)
+	for range maxCalls {
+		if got := <-done; got != 404 {
+			t.Fatalf("a call that hung ended with %v", got)
+		}
+	}
+	eventually(t, "ready again", func() bool {
+		r, err := s.try(request{"GET", "/ready", nil, nil})
+		return err == nil && r.status == 200
+	})
+}

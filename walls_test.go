@@ -1,0 +1,82 @@
+package main
+
+import (
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// walls tells which files may import what is not for every file. A file that
+// needs to go through a wall moves the wall here, on purpose.
+var walls = []struct {
+	what  string // import path, or the beginning of it with a / at the end
+	files string
+	why   string
+}{
+	{"github.com/valyala/", "main server handlers uploads downloads history answers ready exchange", "only the HTTP side knows fasthttp"},
+	{"github.com/fasthttp/", "handlers", "only the table of routes knows the router"},
+	{"github.com/goccy/", "answers history", "only the HTTP side writes its answers"},
+	{"github.com/caarlos0/", "config", "only the configuration reads variables"},
+	{"github.com/dustin/", "config", "only the configuration reads sizes"},
+	{"golang.org/x/sys/", "atomic disk lock nfs mount conn sitescan", "system calls stay where they are explained"},
+	{"net", "main server conn config", "sockets are the HTTP side's"},
+	{"os/exec", "", "the service starts no other program"},
+	{"net/http", "", "fasthttp is the one HTTP server; its SDKs bring their own client"},
+	{"unsafe", "", "nothing here is worth it"},
+}
+
+func TestWalls(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		noun := strings.TrimSuffix(file, ".go")
+		for _, imp := range f.Imports {
+			path, _ := strconv.Unquote(imp.Path.Value)
+			if noun == "backend" && strings.Contains(strings.Split(path, "/")[0], ".") {
+				t.Errorf("backend.go imports %s: the contract needs the standard library alone", path)
+			}
+			for _, w := range walls {
+				through := path == w.what || strings.HasSuffix(w.what, "/") && strings.HasPrefix(path, w.what)
+				if through && !contains(w.files, noun) {
+					t.Errorf("%s imports %s: %s", file, path, w.why)
+				}
+			}
+		}
+	}
+}
+
+// TestOneDoorToTheDisk: nothing but atomic.go and disk.go creates, links,
+// renames or removes a file.
+func TestOneDoorToTheDisk(t *testing.T) {
+	files, _ := filepath.Glob("*.go")
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") || file == "atomic.go" || file == "disk.go" {
+			continue
+		}
+		src, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, call := range []string{"os.Create", "os.OpenFile", "os.WriteFile", "os.Mkdir", "os.Rename", "os.Remove", "os.Link",
+			"os.Symlink", "os.Truncate", "unix.Rename", "unix.Link", "unix.Unlink", "unix.Mkdir", "O_CREAT", "O_TRUNC"} {
+			if strings.Contains(string(src), call) {
+				t.Errorf("%s uses %s: only atomic.go and disk.go change the file system", file, call)
+			}
+		}
+	}
+}
+
+func contains(list, word string) bool { return strings.Contains(" "+list+" ", " "+word+" ") }
