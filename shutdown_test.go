@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"testing"
@@ -78,7 +79,7 @@ type panicking struct{ Backend }
 func (panicking) ListVersions(string) ([]*Version, error) { panic("a bug") }
 
 // startBackend serves a backend of the test's own.
-func startBackend(t *testing.T, b Backend) *testServer {
+func startBackend(t *testing.T, b Backend) (*testServer, *service) {
 	t.Helper()
 	s := &testServer{log: &lockedBuffer{}}
 	cfg, err := parseConfig([]string{"PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1"})
@@ -100,11 +101,11 @@ func startBackend(t *testing.T, b Backend) *testServer {
 			t.Error(err)
 		}
 	})
-	return s
+	return s, svc
 }
 
 func TestPanicIsAnAnswerAndALine(t *testing.T) {
-	s := startBackend(t, panicking{})
+	s, _ := startBackend(t, panicking{})
 	r := s.get(t, 500, "/sites/a/versions")
 	if got := strings.TrimSpace(string(r.body)); got != `{"status":"error","error":"internal error"}` {
 		t.Errorf("answered %s", got)
@@ -121,8 +122,11 @@ func TestPanicIsAnAnswerAndALine(t *testing.T) {
 // TestBackendOfFourMethods: a backend that has only the four methods works, and
 // what needs more is answered 501.
 func TestBackendOfFourMethods(t *testing.T) {
-	n := openTestNFS(t)
-	s := startBackend(t, fourMethods{n})
+	n, err := openNFS(t.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _ := startBackend(t, fourMethods{n})
 	const path = "/sites/a/artifacts/b"
 	s.put(t, 201, path, "body")
 	if r := s.get(t, 200, path); string(r.body) != "body" {
@@ -157,7 +161,7 @@ func (h hanging) FetchArtifact(string, string) (io.ReadCloser, error) {
 // are refused instead of blocked.
 func TestHungStore(t *testing.T) {
 	h := hanging{release: make(chan struct{})}
-	s := startBackend(t, h)
+	s, svc := startBackend(t, h)
 	for range 3 {
 		s.get(t, 503, "/ready")
 	}
@@ -165,10 +169,10 @@ func TestHungStore(t *testing.T) {
 	for range maxCalls {
 		go func() { done <- statusOr(s.try(request{"GET", "/sites/a/artifacts/b", nil, nil})) }()
 	}
-	eventually(t, "calls are refused", func() bool {
-		r, err := s.try(request{"GET", "/sites/a/artifacts/b", nil, nil})
-		return err == nil && r.status == 503 && r.header.Get("Retry-After") != ""
-	})
+	eventually(t, "every place is taken", func() bool { return svc.calls.inside() == maxCalls })
+	if r := s.get(t, 503, "/sites/a/artifacts/b"); r.header.Get("Retry-After") == "" {
+		t.Error("no Retry-After")
+	}
 	s.get(t, 200, "/health")
 	close(h.release)
 	for range maxCalls {
