@@ -238,17 +238,13 @@ func TestSmuggling(t *testing.T) {
 		"body of a GET":      fmt.Sprintf("GET /health HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", len(hidden), hidden),
 		"body of a 404":      fmt.Sprintf("PUT /nothing HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", len(hidden), hidden),
 		"body of a log":      fmt.Sprintf("POST /sites/a/logs HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", len(hidden), hidden),
-		"chunk extension":    put + "Transfer-Encoding: chunked\r\n\r\n3;x=\"\r\nabc\r\n0\r\n\r\n" + hidden,
 		"refused, then more": "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nIf-Match: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nPUT /\r\n0\r\n\r\n",
 		"expect refused":     fmt.Sprintf("PUT /sites/../artifacts/b HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n%s", len(hidden), hidden),
 	} {
 		_ = exchangeRaw(t, s.addr, raw)
-		if name == "chunk extension" || name == "CL.TE" || name == "TE.CL" {
-			continue // what follows the last chunk may be a request of its own, judged below
-		}
-		s.get(t, 404, "/sites/a/artifacts/hidden")
-		if t.Failed() {
-			t.Fatalf("%s: the hidden request was served", name)
+		if r, err := s.try(request{"GET", "/sites/a/artifacts/hidden", nil, nil}); err != nil || r.status != 404 {
+			t.Errorf("%s: the hidden request was served: %v", name, statusOr(r, err))
+			s.do(t, 204, request{"DELETE", "/sites/a/artifacts/hidden", nil, nil})
 		}
 	}
 	for _, coding := range []string{"CL.TE", "TE.CL"} {

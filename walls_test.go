@@ -22,10 +22,14 @@ var walls = []struct {
 	{"github.com/goccy/", "answers history", "only the HTTP side writes its answers"},
 	{"github.com/caarlos0/", "config", "only the configuration reads variables"},
 	{"github.com/dustin/", "config", "only the configuration reads sizes"},
-	{"golang.org/x/sys/", "atomic disk lock nfs mount conn sitescan", "system calls stay where they are explained"},
-	{"net", "main server conn config", "sockets are the HTTP side's"},
+	{"golang.org/x/sys/", "atomic disk tempfill sweep lock nfs logfile siteindex sitescan mount conn", "system calls stay where they are explained"},
+	{"net", "main server conn config objectnet", "sockets are the HTTP side's"},
 	{"os/exec", "", "the service starts no other program"},
-	{"net/http", "", "fasthttp is the one HTTP server; its SDKs bring their own client"},
+	{"net/http", "objectnet s3 azure gcs", "fasthttp is the one HTTP server; net/http is the SDKs' client alone"},
+	{"github.com/aws/", "s3", "each SDK is known by its one file"},
+	{"github.com/Azure/", "azure", "each SDK is known by its one file"},
+	{"cloud.google.com/", "gcs", "each SDK is known by its one file"},
+	{"google.golang.org/", "gcs", "each SDK is known by its one file"},
 	{"unsafe", "", "nothing here is worth it"},
 }
 
