@@ -26,7 +26,7 @@ type failure struct {
 
 // answer sends v as JSON.
 func answer(ctx *fasthttp.RequestCtx, status int, v any) {
-	body, err := json.MarshalNoEscape(v)
+	body, err := json.MarshalWithOption(v, json.DisableHTMLEscape())
 	if err != nil {
 		panic(err) // our own types, all of which can be marshalled; the panic handler answers 500
 	}

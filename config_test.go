@@ -1,6 +1,7 @@
 package main
 
 import (
+	"flag"
 	"os"
 	"strings"
 	"testing"
@@ -34,31 +35,36 @@ func TestByteSize(t *testing.T) {
 	}
 }
 
-// TestReadmeTable: the README has a row for every variable, with its default
-// and its meaning, and none for a variable that there is not.
+var update = flag.Bool("update", false, "write the table of variables into README.md")
+
+// TestReadmeTable: the README's table is that of the struct. go test -run
+// TestReadmeTable -update writes it.
 func TestReadmeTable(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	rows := map[string]string{}
-	for line := range strings.Lines(string(readme)) {
-		if name, rest, ok := strings.Cut(strings.TrimPrefix(line, "| `"+envPrefix), "`"); ok && strings.HasPrefix(line, "| `"+envPrefix) {
-			rows[envPrefix+name] = strings.TrimSpace(rest)
-		}
+	const begin, end = "<!-- variables -->\n", "<!-- end of variables -->\n"
+	before, rest, ok := strings.Cut(string(readme), begin)
+	table, after, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		t.Fatalf("README.md lacks %q or %q", begin, end)
 	}
+	want := "| variable | default | meaning |\n|---|---|---|\n"
 	for _, v := range (&Config{}).variables() {
-		def := "`" + v.defaultValue + "`"
-		if v.defaultValue == "" {
-			def = ""
+		def := v.defaultValue
+		if def != "" {
+			def = "`" + def + "`"
 		}
-		want := "| " + strings.TrimSpace(def+" | "+v.help+" |")
-		if got := rows[v.name]; got != want {
-			t.Errorf("the row of %s is\n%s\nwant\n%s", v.name, got, want)
-		}
-		delete(rows, v.name)
+		want += "| `" + v.name + "` | " + def + " | " + v.help + " |\n"
 	}
-	for name := range rows {
-		t.Errorf("the README has a row for %s, which there is not", name)
+	if table == want {
+		return
+	}
+	if !*update {
+		t.Fatal("the table of variables is not that of Config: go test -run TestReadmeTable -update . writes it")
+	}
+	if err := os.WriteFile("README.md", []byte(before+begin+want+end+after), 0o644); err != nil {
+		t.Fatal(err)
 	}
 }
