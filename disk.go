@@ -120,16 +120,18 @@ func readFile(dir *os.File, name string, limit int64) ([]byte, unix.Stat_t, erro
 	return data, st, nil
 }
 
-// statAt describes name in dir; a symbolic link is itself.
-func statAt(dir *os.File, name string) (unix.Stat_t, error) {
-	var st unix.Stat_t
-	err := uninterrupted(func() error {
-		return unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
-	})
-	if err != nil {
-		return st, diskError("stat", dir.Name()+"/"+name, err)
+// statAt describes name in dir; a symbolic link is itself. It is meant for many
+// files.
+func statAt(dir *os.File, name string, st *unix.Stat_t) error {
+	for {
+		switch err := unix.Fstatat(int(dir.Fd()), name, st, unix.AT_SYMLINK_NOFOLLOW); err {
+		case nil:
+			return nil
+		case unix.EINTR:
+		default:
+			return diskError("stat", dir.Name()+"/"+name, err)
+		}
 	}
-	return st, nil
 }
 
 // timeStamp is a time that the store's clock showed before at.

@@ -27,6 +27,8 @@ type listings struct {
 	group   group[VersionQuery, []listed] // one list of a site at a time
 	helpers chan struct{}
 
+	limit int64 // listCacheBytes
+
 	mu    sync.Mutex
 	sites *simplelru.LRU[string, *siteIndex]
 	bytes int64
@@ -42,7 +44,7 @@ func newListings() *listings {
 	if err != nil {
 		panic(err) // the size is a positive constant
 	}
-	return &listings{sites: sites, helpers: make(chan struct{}, listHelpers)}
+	return &listings{sites: sites, helpers: make(chan struct{}, listHelpers), limit: listCacheBytes}
 }
 
 // ListVersions implements Backend, with the metadata of all entries.
@@ -102,9 +104,9 @@ func (l *listings) take(siteID string) *siteIndex {
 // keep remembers ix, and forgets the sites that were listed longest ago until
 // all fit. Of a site that does not fit alone, the logs are forgotten.
 func (l *listings) keep(siteID string, ix *siteIndex) {
-	if ix.measure(); ix.bytes > listCacheBytes {
+	if ix.measure(); ix.bytes > l.limit {
 		ix.forgetLogs()
-		if ix.measure(); ix.bytes > listCacheBytes {
+		if ix.measure(); ix.bytes > l.limit {
 			return
 		}
 	}
@@ -114,7 +116,7 @@ func (l *listings) keep(siteID string, ix *siteIndex) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sites.Add(siteID, ix)
-	for l.bytes += ix.bytes; l.bytes > listCacheBytes; {
+	for l.bytes += ix.bytes; l.bytes > l.limit; {
 		_, old, _ := l.sites.RemoveOldest()
 		l.bytes -= old.bytes
 	}

@@ -77,9 +77,13 @@ type siteBuild struct {
 
 func newSiteIndex() *siteIndex { return &siteIndex{builds: make(map[string]*siteBuild)} }
 
-// changed drops what was derived from the builds.
-func (ix *siteIndex) changed() {
-	ix.order, ix.whole, ix.bytes = nil, [2]*VersionPage{}, 0
+// changed drops what was derived from b. The order stays as it is where a build
+// is placed by its artifact and only its log is another.
+func (ix *siteIndex) changed(b *siteBuild, placed bool) {
+	ix.whole, ix.bytes = [2]*VersionPage{}, 0
+	if !placed || !b.hasArtifact {
+		ix.order = nil
+	}
 }
 
 // get is the build of that id, which may be new.
@@ -97,15 +101,15 @@ func (ix *siteIndex) drop(b *siteBuild) {
 	if !b.hasArtifact && !b.hasLog {
 		delete(ix.builds, b.id)
 	}
-	ix.changed()
+	ix.changed(b, false)
 }
 
 // forgetLogs drops the contents of all logs.
 func (ix *siteIndex) forgetLogs() {
 	for _, b := range ix.builds {
 		b.unload()
+		ix.changed(b, true)
 	}
-	ix.changed()
 }
 
 // measure estimates the memory that ix takes, if it changed.

@@ -95,7 +95,7 @@ func (s *siteScan) readArtifacts(dir *os.File) error {
 	found := make([]unix.Stat_t, len(names)) // the zero mode: there is no such file now
 	err = s.n.lists.parallel(len(names), func(i int) (err error) {
 		if _, ok := buildOfFile(names[i], artifactSuffix); ok {
-			found[i], err = statAt(dir, names[i])
+			err = statAt(dir, names[i], &found[i])
 		}
 		return unlessGone(err)
 	})
@@ -112,7 +112,7 @@ func (s *siteScan) readArtifacts(dir *os.File) error {
 		b := ix.get(id)
 		b.artifactRound = ix.round
 		if b.setArtifact(&found[i]) {
-			ix.changed()
+			ix.changed(b, false)
 		}
 	}
 	for _, b := range ix.builds {
@@ -145,18 +145,19 @@ func (s *siteScan) readLogNames() error {
 		if !b.hasLog {
 			b.hasLog = true
 			b.describe()
-			ix.changed()
+			ix.changed(b, true)
 		} else if b.loaded {
 			known = append(known, b)
 		}
 	}
+	found := make([]unix.Stat_t, len(known))
 	stale := make([]bool, len(known))
 	err = s.n.lists.parallel(len(known), func(i int) error {
 		if stale[i] = !known[i].settled; stale[i] {
 			return nil
 		}
-		st, err := statAt(s.logs, known[i].id+logSuffix)
-		stale[i] = err != nil || idOf(&st) != known[i].logID
+		err := statAt(s.logs, known[i].id+logSuffix, &found[i])
+		stale[i] = err != nil || idOf(&found[i]) != known[i].logID
 		return unlessGone(err)
 	})
 	if err != nil {
@@ -165,7 +166,7 @@ func (s *siteScan) readLogNames() error {
 	for i, b := range known {
 		if stale[i] {
 			b.unload()
-			ix.changed()
+			ix.changed(b, true)
 		}
 	}
 	for _, b := range ix.builds {
@@ -282,7 +283,7 @@ func (s *siteScan) load(builds []*siteBuild) ([]*Version, error) {
 		case !b.hasLog:
 			s.ix.drop(b)
 		case sums[i] != ([16]byte{}) && sums[i] != b.sum: // it was known as something else
-			s.ix.changed()
+			s.ix.changed(b, true)
 		}
 	}
 	return versions, err

@@ -90,8 +90,8 @@ func (n *nfs) sweepDir(dir *os.File, before time.Time) (removed int, err error) 
 		if !isTempName(name) {
 			return nil
 		}
-		st, err := statAt(dir, name)
-		if err != nil {
+		var st unix.Stat_t
+		if err := statAt(dir, name, &st); err != nil {
 			return unlessGone(err)
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFREG || !time.Unix(st.Mtim.Unix()).Before(before) {

@@ -1,0 +1,237 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// openTestDir opens a new directory for writing into it.
+func openTestDir(t *testing.T) (*disk, *os.File) {
+	t.Helper()
+	d := newDisk(quiet())
+	dir, err := d.openDir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dir.Close() })
+	return d, dir
+}
+
+// sealed is a temp in dir that holds content.
+func sealed(t *testing.T, d *disk, dir *os.File, content string) *tempFile {
+	t.Helper()
+	temp, err := d.createTemp(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := temp.Write([]byte(content)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := temp.seal(); err != nil {
+		t.Fatal(err)
+	}
+	return temp
+}
+
+// wantFiles fails unless dir has exactly these names.
+func wantFiles(t *testing.T, dir string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	if strings.Join(got, " ") != strings.Join(want, " ") {
+		t.Errorf("%q has %q, want %q", dir, got, want)
+	}
+}
+
+func wantContent(t *testing.T, path, want string) {
+	t.Helper()
+	if got, err := os.ReadFile(path); err != nil || string(got) != want {
+		t.Errorf("%q holds %q, %v, want %q", path, got, err, want)
+	}
+}
+
+// What happens to a sealed temp, and how placing it ends.
+func TestPlacing(t *testing.T) {
+	replace := (*tempFile).replace
+	create := (*tempFile).create
+	f := func(name string, before func(t *testing.T, temp *tempFile, target string), place func(*tempFile, string) error, want error, content string) {
+		t.Run(name, func(t *testing.T) {
+			d, dir := openTestDir(t)
+			target := filepath.Join(dir.Name(), "target")
+			temp := sealed(t, d, dir, "new")
+			before(t, temp, target)
+			err := place(temp, "target")
+			temp.discard()
+			wantError(t, err, want)
+			if content == "" {
+				wantFiles(t, dir.Name())
+				return
+			}
+			wantFiles(t, dir.Name(), "target")
+			wantContent(t, target, content)
+		})
+	}
+	nothing := func(*testing.T, *tempFile, string) {}
+	do := func(t *testing.T, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	rival := func(t *testing.T, _ *tempFile, target string) { do(t, os.WriteFile(target, []byte("old"), 0o644)) }
+	swept := func(t *testing.T, temp *tempFile, _ string) { do(t, os.Remove(temp.path)) }
+	sweptAndRival := func(t *testing.T, temp *tempFile, target string) { swept(t, temp, target); rival(t, temp, target) }
+
+	f("replace makes", nothing, replace, nil, "new")
+	f("replace replaces", rival, replace, nil, "new")
+	f("replace of a swept temp", swept, replace, fs.ErrNotExist, "")
+	f("replace of a swept temp over a rival's file", sweptAndRival, replace, fs.ErrNotExist, "old")
+	f("replace whose reply was lost", func(t *testing.T, temp *tempFile, target string) { do(t, os.Rename(temp.path, target)) }, replace, nil, "new")
+	f("create makes", nothing, create, nil, "new")
+	f("create does not replace", rival, create, fs.ErrExist, "old")
+	f("create of a swept temp", swept, create, fs.ErrNotExist, "")
+	f("create whose reply was lost", func(t *testing.T, temp *tempFile, target string) { do(t, os.Link(temp.path, target)) }, create, nil, "new")
+}
+
+// An inode that was freed by a sweep and taken by a rival is not our file.
+func TestInodeOfSweptTempTakenByRival(t *testing.T) {
+	d, dir := openTestDir(t)
+	temp := sealed(t, d, dir, "new")
+	if err := os.Remove(temp.path); err != nil {
+		t.Fatal(err)
+	}
+	rival := sealed(t, d, dir, "old")
+	if err := rival.replace("target"); err != nil {
+		t.Fatal(err)
+	}
+	temp.stat.Ino = rival.stat.Ino // as file systems like to give them
+	wantError(t, temp.replace("target"), fs.ErrNotExist)
+	wantContent(t, filepath.Join(dir.Name(), "target"), "old")
+}
+
+func TestDiscardLeavesNothing(t *testing.T) {
+	d, dir := openTestDir(t)
+	temp, err := d.createTemp(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantFiles(t, dir.Name(), temp.name)
+	if _, err := temp.ReadFrom(failing([]byte("data"), 2, errSender)); !errors.Is(err, errSender) {
+		t.Errorf("the error of the reader became %v", err)
+	}
+	temp.discard()
+	wantFiles(t, dir.Name())
+}
+
+// Builds of equal size that replace each other as fast as can be, in a file
+// system that gives a freed inode away at once, never have one ETag twice.
+func TestETagsDiffer(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	seen := map[string]bool{}
+	for range 200 {
+		info, err := n.StoreArtifactIf("s", "b", strings.NewReader("same"), Precondition{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen[info.ETag] {
+			t.Fatalf("%s came twice", info.ETag)
+		}
+		seen[info.ETag] = true
+	}
+}
+
+func TestBaseIsNeverMade(t *testing.T) {
+	base := filepath.Join(t.TempDir(), "base")
+	if _, err := openNFS(base, quiet()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an absent base was opened: %v", err)
+	}
+	if err := os.Mkdir(base, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n := openTestNFS(t, base)
+	if err := os.Remove(base); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.StoreArtifact("s", "b", strings.NewReader("x")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("stored into an absent base: %v", err)
+	}
+	if _, err := os.Stat(base); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the base was made: %v", err)
+	}
+}
+
+func TestDiskError(t *testing.T) {
+	f := func(cause, want error) {
+		t.Helper()
+		err := diskError("write", "/p", &fs.PathError{Op: "write", Path: "/q", Err: cause})
+		if !errors.Is(err, cause) || want != nil && !errors.Is(err, want) || !strings.Contains(err.Error(), `cannot write "/p": `) {
+			t.Errorf("%v became %v", cause, err)
+		}
+		for _, other := range []error{ErrNoSpace, ErrReadOnly, ErrUnavailable, ErrDenied} {
+			if other != want && errors.Is(err, other) {
+				t.Errorf("%v became %v", cause, err)
+			}
+		}
+	}
+	f(unix.ENOSPC, ErrNoSpace)
+	f(unix.EDQUOT, ErrNoSpace)
+	f(unix.EFBIG, ErrNoSpace)
+	f(unix.EROFS, ErrReadOnly)
+	f(unix.ESTALE, ErrUnavailable)
+	f(unix.ETIMEDOUT, ErrUnavailable)
+	f(unix.EMFILE, ErrUnavailable)
+	f(unix.EACCES, ErrDenied)
+	f(unix.EPERM, ErrDenied)
+	f(unix.EIO, nil)
+	f(io.ErrUnexpectedEOF, nil)
+}
+
+// A reader that lies about its size stores nothing; see also the conformance.
+func TestReadFromSizes(t *testing.T) {
+	f := func(size, declared int64, want error) {
+		t.Helper()
+		d, dir := openTestDir(t)
+		temp, err := d.createTemp(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer temp.discard()
+		n, err := temp.ReadFrom(sized{strings.NewReader(strings.Repeat("x", int(size))), declared})
+		if n != size {
+			t.Errorf("read %d of %d", n, size)
+		}
+		wantError(t, err, want)
+	}
+	f(0, 0, nil)
+	f(10, 10, nil)
+	f(10, -1, nil)
+	f(2<<20, 2<<20, nil)
+	f(9, 10, io.ErrUnexpectedEOF)
+	f(11, 10, io.ErrUnexpectedEOF)
+	f(2<<20, 2<<20+1, io.ErrUnexpectedEOF)
+	huge := fmt.Sprint(int64(1) << 60)
+	_, dir := openTestDir(t)
+	temp, err := newDisk(quiet()).createTemp(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer temp.discard()
+	_, err = temp.ReadFrom(sized{errReader{errSender}, 1 << 60})
+	if !errors.Is(err, ErrNoSpace) {
+		t.Errorf("a body of %s bytes was begun to be read: %v", huge, err)
+	}
+}

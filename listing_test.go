@@ -1,0 +1,425 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// putLog puts a log with these entries in place of a build's, as another
+// process would, with a time of its own choosing.
+func putLog(t testing.TB, base, build string, at time.Time, entries ...LogEntry) {
+	t.Helper()
+	log, err := appendLog(nil, entries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(filepath.Dir(logPath(t, base)), build+logSuffix)
+	temp := path + ".new"
+	if err := os.WriteFile(temp, log, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(temp, at, at); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(temp, path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// briefly is a version as "build:size:entries".
+func briefly(v *Version) string {
+	return fmt.Sprintf("%s:%d:%s%s", v.BuildID, v.SizeBytes, strings.Join(idsOf(v.Logs), "+"), strings.Replace(v.LogsError, "the log is ", "!", 1))
+}
+
+func wantList(t *testing.T, n *nfs, want ...string) {
+	t.Helper()
+	for _, metadata := range []bool{false, true} {
+		page, err := n.ListVersionsPage("s", VersionQuery{Metadata: metadata})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, v := range page.Versions {
+			got = append(got, briefly(v))
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("listed are %q, want %q", got, want)
+		}
+		if !slices.IsSortedFunc(page.Versions, compareVersions) {
+			t.Error("the list is not in order")
+		}
+	}
+}
+
+// One site, one change after the other, by this process and by another: each is
+// seen by the next list of both.
+func TestListFollowsChanges(t *testing.T) {
+	base := t.TempDir()
+	one, two := openTestNFS(t, base), openTestNFS(t, base)
+	path := logPath(t, base)
+	artifacts := filepath.Join(base, sitesDir, "s", artifactsDir)
+	f := func(what string, change func(), want ...string) {
+		t.Helper()
+		change()
+		if t.Failed() {
+			t.Fatalf("after: %s", what)
+		}
+		wantList(t, one, want...)
+		wantList(t, two, want...)
+		wantList(t, one, want...)
+	}
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	f("nothing", func() {})
+	f("a log", func() { mustLog(t, one, "s", entry("1", "b", testTime)) }, "b:0:1")
+	f("an entry", func() { mustLog(t, two, "s", entry("2", "b", testTime)) }, "b:0:1+2")
+	f("an artifact", func() { mustStore(t, two, "s", "b", []byte("abc")) }, "b:3:1+2")
+	f("a replacement", func() { mustStore(t, one, "s", "b", []byte("abcd")) }, "b:4:1+2")
+	f("another", func() { mustStore(t, one, "s", "c", []byte("a")) }, "b:4:1+2", "c:1:")
+	f("a delete", func() { do(two.DeleteArtifact("s", "b", Precondition{})) }, "b:0:1+2", "c:1:")
+	f("a delete of what has no log", func() { do(two.DeleteArtifact("s", "c", Precondition{})) }, "b:0:1+2")
+	f("names that are none of ours", func() {
+		leave(t, 0, artifacts, tempPrefix+"x")
+		leave(t, 0, artifacts, tempPrefix+"x"+artifactSuffix)
+		leave(t, 0, artifacts, ".nfs0001"+artifactSuffix)
+		leave(t, 0, artifacts, "a b"+artifactSuffix)
+		leave(t, 0, artifacts, "x.zip")
+		leave(t, 0, artifacts, artifactSuffix)
+		leave(t, 0, artifacts, "dir"+artifactSuffix, "file")
+		leave(t, 0, filepath.Dir(path), tempPrefix+"x"+logSuffix)
+		leave(t, 0, filepath.Dir(path), strings.Repeat("x", maxIDLen+1)+logSuffix)
+	}, "b:0:1+2")
+	f("damage", func() { do(os.WriteFile(path+".new", []byte("{"), 0o644)); do(os.Rename(path+".new", path)) }, "b:0:!damaged")
+	f("mended", func() { putLog(t, base, "b", testTime, entry("3", "b", testTime)) }, "b:0:3")
+	f("too large", func() {
+		do(os.WriteFile(path+".new", nil, 0o644))
+		do(os.Truncate(path+".new", maxLogRead+1))
+		do(os.Rename(path+".new", path))
+	}, "b:0:!full")
+	f("removed by hand", func() { do(os.Remove(path)) })
+	f("a site that goes", func() { do(os.RemoveAll(filepath.Join(base, sitesDir, "s"))) })
+	f("and comes again", func() { mustLog(t, two, "s", entry("9", "z", testTime)) }, "z:0:9")
+}
+
+// settle lists site s until nothing is read any more.
+func settle(t testing.TB, n *nfs) *VersionPage {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		before, err := n.ListVersionsPage("s", VersionQuery{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		now, err := n.ListVersionsPage("s", VersionQuery{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ix, _ := n.lists.sites.Peek("s"); before == now && ix.artifacts.settled && ix.logs.settled {
+			return now
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the list does not settle")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// A log replaced by one of the same size and time, again and again between
+// lists, is never missed: neither while its directory is new to the process nor
+// after it has long known it.
+func TestChangeWithinTheClocksGranularity(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	mustStore(t, n, "s", "b", []byte("x"))
+	f := func(rounds int) {
+		for i := range rounds {
+			id := fmt.Sprintf("%05d", i)
+			putLog(t, base, "b", testTime, entry(id, "b", testTime))
+			wantList(t, n, "b:1:"+id)
+			if t.Failed() {
+				t.FailNow()
+			}
+		}
+	}
+	f(300)
+	settle(t, n)
+	f(300)
+}
+
+// A list that settled is answered from memory, and still sees every change.
+func TestUnchangedListIsNotReadAgain(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	for i := range 50 {
+		putLog(t, base, fmt.Sprint("b", i), testTime, entry("1", "b", testTime))
+	}
+	mustStore(t, n, "s", "b0", []byte("x"))
+	before := settle(t, n)
+	mustLog(t, openTestNFS(t, base), "s", entry("2", "b7", testTime))
+	after, err := n.ListVersionsPage("s", VersionQuery{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before.Tag == after.Tag || before == after {
+		t.Error("the change is not in the tag")
+	}
+	same := 0
+	for _, v := range after.Versions {
+		if slices.Contains(before.Versions, v) {
+			same++
+		}
+	}
+	if same != 49 {
+		t.Errorf("%d of 50 versions were kept after one change", same)
+	}
+}
+
+// What was acknowledged before a list was asked for is in it, however many
+// lists and writes of that site go on.
+func TestListHasWhatWasAcknowledged(t *testing.T) {
+	base := t.TempDir()
+	stores := []*nfs{openTestNFS(t, base), openTestNFS(t, base)}
+	var g sync.WaitGroup
+	for w := range 8 {
+		g.Go(func() {
+			id := fmt.Sprint("b", w)
+			for i := range 25 {
+				writer, reader := stores[w%2], stores[(w+i)%2]
+				if err := writer.WriteLog("s", entry(fmt.Sprint(i), id, testTime)); err != nil {
+					t.Error(err)
+					return
+				}
+				if err := writer.StoreArtifact("s", id, strings.NewReader(strings.Repeat("x", i+1))); err != nil {
+					t.Error(err)
+					return
+				}
+				versions, err := reader.ListVersions("s")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				at := slices.IndexFunc(versions, func(v *Version) bool { return v.BuildID == id })
+				if at < 0 || len(versions[at].Logs) != i+1 || versions[at].SizeBytes != int64(i+1) {
+					t.Errorf("round %d of %s is not listed", i, id)
+				}
+			}
+		})
+	}
+	g.Wait()
+}
+
+// Of a page only the logs on it are read, and those that have no artifact.
+func TestPageReadsItsLogsOnly(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	for i := range 20 {
+		id := fmt.Sprintf("b%02d", i)
+		mustStore(t, n, "s", id, []byte("x"))
+		putLog(t, base, id, testTime, entry("1", id, testTime))
+	}
+	putLog(t, base, "failed", testTime, entry("1", "failed", testTime))
+	page, err := n.ListVersionsPage("s", VersionQuery{Limit: 3})
+	if err != nil || len(page.Versions) != 3 || page.Versions[0].BuildID != "b19" || len(page.Versions[0].Logs) != 1 {
+		t.Fatalf("the page is %+v, %v", page, err)
+	}
+	ix, _ := n.lists.sites.Peek("s")
+	var loaded []string
+	for id, b := range ix.builds {
+		if b.loaded {
+			loaded = append(loaded, id)
+		}
+	}
+	slices.Sort(loaded)
+	if want := []string{"b17", "b18", "b19", "failed"}; !slices.Equal(loaded, want) {
+		t.Errorf("read were the logs of %v, want %v", loaded, want)
+	}
+}
+
+// That there is more behind a page is part of its tag.
+func TestTagTellsOfMore(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	putLog(t, base, "b", testTime, entry("1", "b", testTime))
+	last, err := n.ListVersionsPage("s", VersionQuery{Limit: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	putLog(t, base, "older", testTime, entry("1", "older", testTime.Add(-time.Hour)))
+	more, err := n.ListVersionsPage("s", VersionQuery{Limit: 1})
+	if err != nil || more.NextCursor == "" || more.Tag == last.Tag {
+		t.Errorf("the tags are %q and %q, %v", last.Tag, more.Tag, err)
+	}
+}
+
+// Metadata too large to be remembered is read whenever it is asked for.
+func TestLargeMetadata(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	e := entry("1", "b", testTime)
+	e.Metadata = json.RawMessage(`{"x":"` + strings.Repeat("x", keepMetadata) + `"}`)
+	mustLog(t, n, "s", e)
+	for range 3 {
+		if v := versionOf(t, n, "s", "b"); len(v.Logs) != 1 || !bytes.Equal(v.Logs[0].Metadata, e.Metadata) {
+			t.Fatal("the metadata is not what was sent")
+		}
+		page, err := n.ListVersionsPage("s", VersionQuery{})
+		if err != nil || len(page.Versions) != 1 || page.Versions[0].Logs[0].Metadata != nil {
+			t.Fatalf("a list without metadata has it, or fails: %v", err)
+		}
+	}
+	if ix, _ := n.lists.sites.Peek("s"); ix.builds["b"].withMeta != nil {
+		t.Error("it is remembered")
+	}
+}
+
+// The memory is bounded, and what was forgotten is read again.
+func TestListMemoryIsBounded(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	n.lists.limit = 40_000
+	for s := range 30 {
+		site := fmt.Sprint("s", s)
+		for b := range s + 1 {
+			if err := n.WriteLog(site, entry("1", fmt.Sprint("b", b), testTime)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for range 2 {
+		for s := range 30 {
+			versions, err := n.ListVersions(fmt.Sprint("s", s))
+			if err != nil || len(versions) != s+1 {
+				t.Fatalf("site %d has %d versions, %v", s, len(versions), err)
+			}
+			var sum int64
+			for _, ix := range n.lists.sites.Values() {
+				sum += ix.bytes
+			}
+			if sum != n.lists.bytes || sum > n.lists.limit {
+				t.Fatalf("%d bytes are remembered, accounted as %d of %d", sum, n.lists.bytes, n.lists.limit)
+			}
+		}
+	}
+	if got := n.lists.sites.Len(); got == 0 || got == 30 {
+		t.Errorf("%d sites are remembered", got)
+	}
+}
+
+// A damaged log is told to the operator by name, once for each change.
+func TestDamageIsLoggedOnce(t *testing.T) {
+	var out bytes.Buffer
+	base := t.TempDir()
+	n, err := openNFS(base, slog.New(slog.NewTextHandler(&out, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := logPath(t, base)
+	for change := 1; change <= 2; change++ {
+		if err := os.WriteFile(path, []byte(strings.Repeat("{", change)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 3 {
+			leave(t, 0, filepath.Dir(path), fmt.Sprint("other", change, i, logSuffix, ".x")) // so that the directory is read
+			if v := versionOf(t, n, "s", "b"); v.LogsError == "" {
+				t.Errorf("the version is %+v", v)
+			}
+		}
+		if got := strings.Count(out.String(), path); got != change {
+			t.Errorf("after %d changes it is logged %d times:\n%s", change, got, out.String())
+		}
+	}
+}
+
+func TestListOfTenThousand(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	manyBuilds(t, base, 10_000)
+	for range 2 {
+		versions, err := n.ListVersions("s")
+		if err != nil || len(versions) != 10_000 || !slices.IsSortedFunc(versions, compareVersions) {
+			t.Fatalf("%d versions, %v", len(versions), err)
+		}
+		for _, v := range versions {
+			if v.SizeBytes != 1 || len(v.Logs) != 1 || v.Logs[0].ID != "of "+v.BuildID || string(v.Logs[0].Metadata) != `{"n":1}` {
+				t.Fatalf("listed is %+v", v)
+			}
+		}
+	}
+	var pages []*Version
+	for q := (VersionQuery{Limit: 777, Metadata: true}); ; {
+		page, err := n.ListVersionsPage("s", q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages = append(pages, page.Versions...)
+		if q.Cursor = page.NextCursor; q.Cursor == "" {
+			break
+		}
+	}
+	if whole, err := n.ListVersions("s"); err != nil || !reflect.DeepEqual(whole, pages) {
+		t.Errorf("%d versions on pages are not the list, %v", len(pages), err)
+	}
+}
+
+// manyBuilds makes builds, each with a log, in site s.
+func manyBuilds(t testing.TB, base string, count int) {
+	t.Helper()
+	artifacts := filepath.Join(base, sitesDir, "s", artifactsDir)
+	if err := os.MkdirAll(artifacts, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	logs := filepath.Dir(logPath(t, base))
+	for i := range count {
+		id := fmt.Sprintf("build-%d", i)
+		e := entry("of "+id, id, testTime)
+		e.Metadata = json.RawMessage(`{"n":1}`)
+		log, err := appendLog(nil, []LogEntry{e})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(artifacts, id+artifactSuffix), []byte("x"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(logs, id+logSuffix), log, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A cursor that is taken names one place, and is how that place is named.
+func FuzzCursor(f *testing.F) {
+	for _, v := range []*Version{{BuildID: "b", CreatedAt: testTime}, {BuildID: strings.Repeat("x", maxIDLen)}} {
+		f.Add(formatCursor(v))
+	}
+	for _, s := range []string{"", "x", "AAAAAAAAAAA", "AAAAAAAAAABi", "AAAAAAAAAABi=", "AAAAAAAAAAAu", "//////////9h", "__________9h"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		v, err := parseCursor(s)
+		if err != nil {
+			wantError(t, err, ErrBadCursor)
+			return
+		}
+		if again := formatCursor(v); again != s {
+			t.Fatalf("%q names the place of %q", s, again)
+		}
+		page, err := pageVersions([]*Version{v}, VersionQuery{Cursor: s})
+		if err != nil || len(page.Versions) != 0 {
+			t.Fatalf("the place behind it holds %v, %v", page, err)
+		}
+	})
+}

@@ -1,0 +1,339 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+var testTime = time.Date(2026, 1, 2, 3, 4, 5, 678901234, time.UTC)
+
+// logPath makes the directory of the logs of site s and names the log of b.
+func logPath(t testing.TB, base string) string {
+	t.Helper()
+	dir := filepath.Join(base, sitesDir, "s", logsDir)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "b"+logSuffix)
+}
+
+func TestLogLayout(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	e := entry("1", "b", testTime)
+	e.Metadata = json.RawMessage("{ \"n\":12345678901234567890,\n\t\"s\":\"<&>\" }")
+	mustLog(t, n, "s", e)
+	mustLog(t, n, "s", entry("2<", "b", testTime))
+	wantContent(t, logPath(t, base), `[
+{"id":"1","build_id":"b","action":"deploy","status":"ok","timestamp":"2026-01-02T03:04:05.678901234Z","metadata":{ "n":12345678901234567890,
+	"s":"<&>" }},
+{"id":"2<","build_id":"b","action":"deploy","status":"ok","timestamp":"2026-01-02T03:04:05.678901234Z"}
+]
+`)
+	wantFiles(t, filepath.Dir(logPath(t, base)), "b"+logSuffix)
+}
+
+func TestMetadataIsKeptByteForByte(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	all := []string{
+		`{}`, `{ }`, "{\n}", `{"z":1,"a":2,"z":3}`, `{"n":123456789012345678901234567890.10e-5}`,
+		`{"s":"</script>\u2028 \ud83d\ude00 é 😀 \/"}`, "{\"\u2028\":\"<>&\"}", `{"o":[ 1 , {"a":null} ]}`,
+	}
+	for i, m := range all {
+		e := entry(strconv.Itoa(i), "b", testTime)
+		e.Metadata = json.RawMessage(m)
+		mustLog(t, n, "s", e)
+	}
+	for i, e := range versionOf(t, n, "s", "b").Logs {
+		if string(e.Metadata) != all[i] {
+			t.Errorf("%q came back as %q", all[i], e.Metadata)
+		}
+	}
+}
+
+// No metadata, whatever it is, can damage the log or add another entry.
+func TestBadMetadataIsRefused(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	mustLog(t, n, "s", entry("1", "b", testTime))
+	before, err := os.ReadFile(logPath(t, base))
+	if err != nil {
+		t.Fatal(err)
+	}
+	deep := strings.Repeat(`{"a":`, 9999) + "1" + strings.Repeat("}", 9999)
+	if !json.Valid([]byte(deep)) {
+		t.Fatal("valid alone, and too deep in a log, is what this is about")
+	}
+	for _, m := range []string{`{`, `{}}`, `{}},{"id":"x"`, `{},"id":"x"`, ` `, "{\"a\":\"\xff\"}", deep} {
+		e := entry("2", "b", testTime)
+		e.Metadata = json.RawMessage(m)
+		if err := n.WriteLog("s", e); err == nil {
+			t.Errorf("%.40q was taken", m)
+		}
+	}
+	if err := n.WriteLog("s", entry("3", "b", time.Time{})); err == nil {
+		t.Error("an entry without a time was taken")
+	}
+	wantContent(t, logPath(t, base), string(before))
+}
+
+func TestParseLog(t *testing.T) {
+	const e = `{"id":"1","build_id":"b","action":"a","status":"s","timestamp":"2026-01-02T03:04:05Z"}`
+	f := func(log string, entries int) {
+		t.Helper()
+		got, err := parseLog([]byte(log))
+		if entries < 0 {
+			wantError(t, err, ErrDamaged)
+		} else if err != nil || len(got) != entries {
+			t.Errorf("%q has %d entries, %v", log, len(got), err)
+		}
+	}
+	f("["+e+"]", 1)
+	f("["+e+","+e+"]", 2)
+	f(" \t\r\n[\n"+e+" , "+e+"\n]\n\n", 2)
+	f(`[{"timestamp":"2026-01-02T03:04:05+01:00","other":[1]}]`, 1)
+	for _, damaged := range []string{
+		"", " ", "[]", "null", "{}", "1", e, "[" + e, e + "]", "[" + e + ",]", "[" + e + "]]", "[" + e + "]x", "[" + e + "][" + e + "]",
+		"[null]", "[1]", "[{}]", `[{"id":1,"timestamp":"2026-01-02T03:04:05Z"}]`, `[{"timestamp":"yesterday"}]`, `[{"timestamp":"0001-01-01T00:00:00Z"}]`,
+		"[" + e + "]\x00", "\ufeff[" + e + "]", strings.Replace("["+e+"]", `"a"`, "\"\xff\"", 1), "\x00\x00\x00",
+	} {
+		f(damaged, -1)
+	}
+}
+
+func TestDamagedLogIsLeftAlone(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	path := logPath(t, base)
+	for _, damaged := range []string{"", "[", "[]", "{}", "\x00\x00", `[{"id":"1","timestamp":"2026-01-02T03:04:05Z"}`} {
+		if err := os.WriteFile(path, []byte(damaged), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		wantError(t, n.WriteLog("s", entry("1", "b", testTime)), ErrDamaged)
+		wantContent(t, path, damaged)
+	}
+	wantFiles(t, filepath.Dir(path), "b"+logSuffix)
+}
+
+// bigLog is a log of about size bytes with entries big-0, big-1 ...
+func bigLog(t testing.TB, size int) []byte {
+	t.Helper()
+	var entries []LogEntry
+	for i := range size / (64<<10 + 200) {
+		e := entry(fmt.Sprint("big-", i), "b", testTime)
+		e.Metadata = json.RawMessage(`{"x":"` + strings.Repeat("x", 64<<10) + `"}`)
+		entries = append(entries, e)
+	}
+	log, err := appendLog(nil, entries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(log, bytes.Repeat([]byte(" "), max(0, size-len(log)))...)
+}
+
+func TestFullLog(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	path := logPath(t, base)
+	f := func(size int, id string, want error) {
+		t.Helper()
+		before := bigLog(t, size)
+		if err := os.WriteFile(path, before, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		wantError(t, n.WriteLog("s", entry(id, "b", testTime)), want)
+		after, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if added := !bytes.Equal(before, after); added != (want == nil && id == "new") {
+			t.Errorf("a log of %d bytes: entry %q was added: %v", size, id, added)
+		}
+	}
+	f(maxLogSize-1, "new", nil)
+	f(maxLogSize, "new", ErrLogFull)
+	f(maxLogSize, "big-7", nil) // it is there
+	f(maxLogSize+1<<20, "new", ErrLogFull)
+	if err := os.Truncate(path, maxLogRead+1); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, n.WriteLog("s", entry("new", "b", testTime)), ErrLogFull)
+}
+
+// Each entry that shares a write has the result that is its own.
+func TestGrowLog(t *testing.T) {
+	bad := entry("bad", "b", testTime)
+	bad.Metadata = json.RawMessage("{")
+	old := bigLog(t, maxLogSize-100)
+	entries := []LogEntry{entry("big-3", "b", testTime), bad, entry("a", "b", testTime), entry("a", "b", testTime), entry("c", "b", testTime)}
+	errs := make([]error, len(entries))
+	head, tail, err := growLog(old, entries, errs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if errs[0] != nil || errs[1] == nil || errs[2] != nil || errs[3] != nil || !errors.Is(errs[4], ErrLogFull) {
+		t.Errorf("the results are %v", errs)
+	}
+	was, err := parseLog(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, err := parseLog(append(bytes.Clone(head), tail...))
+	if err != nil || len(now) != len(was)+1 || now[len(was)].ID != "a" {
+		t.Errorf("the log has %d entries after %d, %v", len(now), len(was), err)
+	}
+}
+
+// Entries that wait for each other go into the log together.
+func TestEntriesShareWrites(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	mustLog(t, n, "s", entry("first", "b", testTime))
+	lock, err := n.lockBuild("s", logsDir, "b", true) // keeps the next write waiting
+	if err != nil {
+		t.Fatal(err)
+	}
+	const writers = 50
+	var g sync.WaitGroup
+	for i := range writers {
+		g.Go(func() {
+			if err := n.WriteLog("s", entry(fmt.Sprint(i%40), "b", testTime)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	queued := func() int {
+		n.appends.mu.Lock()
+		defer n.appends.mu.Unlock()
+		if q := n.appends.queues["s/b"]; q != nil {
+			return q.users
+		}
+		return 0
+	}
+	for deadline := time.Now().Add(10 * time.Second); queued() < writers; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d wait", queued(), writers)
+		}
+	}
+	// All wait: some with the write that waits for the lock, the rest for the next.
+	n.appends.mu.Lock()
+	next := len(n.appends.queues["s/b"].next.items)
+	n.appends.mu.Unlock()
+	if next < writers/2 {
+		t.Errorf("only %d of %d entries share a write", next, writers)
+	}
+	lock.release()
+	g.Wait()
+	if v := versionOf(t, n, "s", "b"); len(v.Logs) != 41 {
+		t.Errorf("the log has %d entries", len(v.Logs))
+	}
+	if len(n.appends.queues) != 0 {
+		t.Error("a queue stays behind")
+	}
+}
+
+// appendEnv tells this test binary to be one of the processes of
+// TestProcessesAppend: base, name, number of entries and how many at once.
+const appendEnv = "TEST_APPEND"
+
+func TestProcessesAppend(t *testing.T) {
+	if args := os.Getenv(appendEnv); args != "" {
+		appendAsProcess(t, strings.Split(args, "\n"))
+		return
+	}
+	const processes, each = 8, 50
+	for _, atOnce := range []int{1, 10} {
+		base := t.TempDir()
+		var g sync.WaitGroup
+		for p := range processes {
+			g.Go(func() {
+				cmd := exec.Command(os.Args[0], "-test.run=^TestProcessesAppend$")
+				cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s\n%d\n%d\n%d", appendEnv, base, p, each, atOnce))
+				if out, err := cmd.CombinedOutput(); err != nil {
+					t.Errorf("process %d: %v\n%s", p, err, out)
+				}
+			})
+		}
+		g.Wait()
+		v := versionOf(t, openTestNFS(t, base), "s", "b")
+		if v == nil {
+			t.Fatal("nothing was written")
+		}
+		seen := map[string]bool{}
+		for _, e := range v.Logs {
+			seen[e.ID] = true
+		}
+		if len(v.Logs) != processes*each || len(seen) != processes*each {
+			t.Errorf("%d entries, %d of them different", len(v.Logs), len(seen))
+		}
+		wantFiles(t, filepath.Join(base, sitesDir, "s", logsDir), "b"+logSuffix)
+		t.Logf("%d processes x %d entries, %d at once in each: %d entries", processes, each, atOnce, len(v.Logs))
+	}
+}
+
+func appendAsProcess(t *testing.T, args []string) {
+	n := openTestNFS(t, args[0])
+	each, _ := strconv.Atoi(args[2])
+	atOnce, _ := strconv.Atoi(args[3])
+	var g sync.WaitGroup
+	for w := range atOnce {
+		g.Go(func() {
+			for i := w; i < each; i += atOnce {
+				if err := n.WriteLog("s", entry(fmt.Sprint(args[1], "-", i), "b", time.Now())); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	g.Wait()
+}
+
+// A log that can be read can be added to, and has then what it had and the new.
+func FuzzLogFile(f *testing.F) {
+	f.Add([]byte(`[{"id":"1","build_id":"b","action":"a","status":"s","timestamp":"2026-01-02T03:04:05Z"}]`), []byte(`{"a":1}`))
+	f.Add([]byte("[\n{\"timestamp\":\"2026-01-02T03:04:05Z\",\"metadata\":null}\n]\n"), []byte(`{ }`))
+	f.Add([]byte(`[{"timestamp":"2026-01-02T03:04:05+14:00"} , {"id":"x","TIMESTAMP":"2026-01-02T03:04:05Z"} ] `), []byte(`{}},{`))
+	f.Add([]byte(`[]`), []byte(nil))
+	f.Fuzz(func(t *testing.T, log, metadata []byte) {
+		was, err := parseLog(log)
+		if err != nil {
+			if !errors.Is(err, ErrDamaged) {
+				t.Fatal(err)
+			}
+			return
+		}
+		e := entry("a new one", "b", testTime)
+		e.Metadata = metadata
+		errs := make([]error, 1)
+		head, tail, err := growLog(log, []LogEntry{e}, errs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if errs[0] != nil || len(tail) == 0 {
+			return
+		}
+		now, err := parseLog(append(bytes.Clone(head), tail...))
+		if err != nil || len(now) != len(was)+1 {
+			t.Fatalf("%d entries became %d, %v", len(was), len(now), err)
+		}
+		for i := range was {
+			a, b := was[i], now[i]
+			if a.ID != b.ID || a.Action != b.Action || !a.Timestamp.Equal(b.Timestamp) || !bytes.Equal(a.Metadata, b.Metadata) {
+				t.Fatalf("entry %d was %+v and is %+v", i, a, b)
+			}
+		}
+		if got := now[len(was)]; got.ID != e.ID || !bytes.Equal(got.Metadata, e.Metadata) {
+			t.Fatalf("added was %+v and is %+v", e, got)
+		}
+	})
+}

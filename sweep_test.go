@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// leave makes a file as a crash leaves it, last written to a while ago.
+func leave(t *testing.T, age time.Duration, path ...string) string {
+	t.Helper()
+	name := filepath.Join(path...)
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, []byte("part"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	at := time.Now().Add(-age)
+	if err := os.Chtimes(name, at, at); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+func TestSweep(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	old := []string{
+		leave(t, 25*time.Hour, base, tempPrefix+"A"),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, tempPrefix+"B"),
+		leave(t, 300*24*time.Hour, base, sitesDir, "s1", logsDir, tempPrefix+"C"),
+		leave(t, 25*time.Hour, base, sitesDir, "s2", logsDir, tempPrefix+"D"),
+	}
+	for i := range 3000 { // more than one reading of a directory
+		old = append(old, leave(t, 25*time.Hour, base, sitesDir, "s3", artifactsDir, tempPrefix+strings.Repeat("x", i%7)+time.Duration(i).String()))
+	}
+	kept := []string{
+		leave(t, 23*time.Hour, base, tempPrefix+"young"),
+		leave(t, 0, base, sitesDir, "s1", artifactsDir, tempPrefix+"young"),
+		leave(t, -time.Hour, base, sitesDir, "s1", logsDir, tempPrefix+"future"),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, "b"+artifactSuffix),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", logsDir, "b"+logSuffix),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", lockName),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", tempPrefix+"not where we put any"),
+		leave(t, 25*time.Hour, base, sitesDir, "file"),
+		leave(t, 25*time.Hour, base, "file"),
+	}
+	removed, err := n.sweepOnce(context.Background(), 24*time.Hour)
+	if err != nil || removed != len(old) || n.disk.tempsRemoved.Load() != int64(len(old)) {
+		t.Errorf("removed %d of %d, %v", removed, len(old), err)
+	}
+	for _, name := range old {
+		if _, err := os.Lstat(name); err == nil {
+			t.Errorf("%q stays", name)
+		}
+	}
+	for _, name := range kept {
+		if _, err := os.Lstat(name); err != nil {
+			t.Errorf("%q went: %v", name, err)
+		}
+	}
+	removed, err = n.sweepOnce(context.Background(), 24*time.Hour)
+	if err != nil || removed != 0 {
+		t.Errorf("a second sweep removed %d, %v", removed, err)
+	}
+}
+
+func TestSweepOfAnEmptyStore(t *testing.T) {
+	base := t.TempDir()
+	if removed, err := openTestNFS(t, base).sweepOnce(context.Background(), time.Hour); err != nil || removed != 0 {
+		t.Errorf("removed %d, %v", removed, err)
+	}
+	wantFiles(t, base)
+}
+
+// sweeper is a body in the middle of which its temporary file is swept.
+type sweeper struct {
+	t    *testing.T
+	n    *nfs
+	read bool
+}
+
+func (s *sweeper) Read(p []byte) (int, error) {
+	if s.read {
+		if removed, err := s.n.sweepOnce(context.Background(), -time.Hour); err != nil || removed != 1 {
+			s.t.Errorf("removed %d, %v", removed, err)
+		}
+	}
+	s.read = !s.read
+	if s.read {
+		return copy(p, "new"), nil
+	}
+	return 0, io.EOF
+}
+
+func TestSweptUploadFails(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	for _, cond := range []Precondition{{}, createOnly, {IfNoneMatch: &ETagList{Tags: []string{`"x"`}}}} {
+		_, err := n.StoreArtifactIf("s", "b", &sweeper{t: t, n: n}, cond)
+		wantError(t, err, fs.ErrNotExist)
+	}
+	wantFiles(t, filepath.Join(base, sitesDir, "s", artifactsDir))
+	mustStore(t, n, "s", "b", []byte("old"))
+	_, err := n.StoreArtifactIf("s", "b", &sweeper{t: t, n: n}, Precondition{})
+	wantError(t, err, fs.ErrNotExist)
+	wantBytes(t, n, "s", "b", []byte("old"))
+}
+
+func TestSweepGoesOnUntilTheEnd(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		n.sweepTemps(ctx, time.Millisecond)
+		close(done)
+	}()
+	deadline := time.Now().Add(20 * time.Second)
+	for round := range 2 { // the first is swept at the start, or by the next turn; the second by a later one
+		name := leave(t, time.Hour, base, tempPrefix+time.Duration(round).String())
+		for {
+			if _, err := os.Lstat(name); err != nil {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%q stays", name)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	cancel()
+	<-done
+}
