@@ -33,7 +33,8 @@ import (
 //	fsync(dir)                        and durable; only now it is acknowledged
 //
 // A directory that was made, or whose making was not seen to be durable by this
-// process, has its parent fsynced before anything in it is acknowledged.
+// process, has its parent fsynced before anything in it is acknowledged. The two
+// fsyncs of a temp may be shared with others (syncs.go).
 // Sources: fsync(2), rename(2), open(2) "NFS", and "Can Applications Recover
 // from fsync Failures?" (USENIX ATC 2020).
 
@@ -53,6 +54,7 @@ type disk struct {
 	copyBuffers  sync.Pool
 	tempsRemoved atomic.Int64
 	lastStamp    atomic.Pointer[timeStamp]
+	syncs        syncs
 }
 
 func newDisk(log *slog.Logger) *disk {
@@ -123,7 +125,11 @@ func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
 // directory (some FUSE and SMB mounts: EINVAL, ENOTSUP) is tolerated and told
 // once: there the promise is the mount's, not ours.
 func (d *disk) syncDir(dir *os.File) error {
-	err := uninterrupted(func() error { return unix.Fsync(int(dir.Fd())) })
+	return d.dirSynced(dir, uninterrupted(func() error { return unix.Fsync(int(dir.Fd())) }))
+}
+
+// dirSynced judges what came of syncing dir.
+func (d *disk) dirSynced(dir *os.File, err error) error {
 	if err == unix.EINVAL || err == unix.ENOTSUP {
 		d.warnDirSync.Do(func() {
 			d.noDirSync.Store(true)
@@ -194,6 +200,8 @@ type tempFile struct {
 	reserved int64 // bytes preallocated; -1: this file system cannot
 	flushed  int64 // bytes whose write-back was started
 	placed   bool
+	large    bool   // counted in disk.syncs.large
+	since    uint64 // disk.syncs.failures when it was made
 }
 
 // clock is what the store's own clock shows, by the time that it gives to a new
@@ -216,11 +224,12 @@ func (d *disk) clock(dir *os.File) (time.Time, error) {
 func (d *disk) createTemp(dir *os.File) (*tempFile, error) {
 	name := tempPrefix + rand.Text()
 	path := filepath.Join(dir.Name(), name)
+	since := d.syncs.failures.Load()
 	f, err := openAt(int(dir.Fd()), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, path)
 	if err != nil {
 		return nil, err
 	}
-	return &tempFile{disk: d, dir: dir, f: f, name: name, path: path}, nil
+	return &tempFile{disk: d, dir: dir, f: f, name: name, path: path, since: since}, nil
 }
 
 // seal ends the writing: what was written is durable under the temporary name.
@@ -233,12 +242,13 @@ func (t *tempFile) seal() (unix.Stat_t, error) {
 	if err != nil {
 		return t.stat, diskError("set the time of", t.path, err)
 	}
-	if err := uninterrupted(func() error { return unix.Fsync(int(t.f.Fd())) }); err != nil {
-		return t.stat, diskError("fsync", t.path, err)
-	}
 	if err := unix.Fstat(int(t.f.Fd()), &t.stat); err != nil {
 		return t.stat, diskError("stat", t.path, err)
 	}
+	if err := t.disk.syncs.sync(t.f, t.stat.Dev, t.since); err != nil {
+		return t.stat, diskError("fsync", t.path, err)
+	}
+	t.setLarge(false)
 	t.disk.lastStamp.Store(&timeStamp{t.stat.Ctim.Nano(), time.Now()})
 	f := t.f
 	t.f = nil
@@ -248,8 +258,27 @@ func (t *tempFile) seal() (unix.Stat_t, error) {
 	return t.stat, nil
 }
 
+// syncDir makes the new name of the file durable: the syncDir of its directory.
+func (t *tempFile) syncDir() error {
+	return t.disk.dirSynced(t.dir, t.disk.syncs.sync(t.dir, t.stat.Dev, t.since))
+}
+
+// setLarge tells whether a large file is in the making, for which no small one
+// is to wait.
+func (t *tempFile) setLarge(large bool) {
+	if large == t.large {
+		return
+	}
+	t.large = large
+	if large {
+		t.disk.syncs.large.Add(1)
+	} else {
+		t.disk.syncs.large.Add(-1)
+	}
+}
+
 // replace puts the sealed file in its place, over what is there. It is durable
-// after syncDir.
+// after t.syncDir.
 func (t *tempFile) replace(name string) error {
 	dirfd := int(t.dir.Fd())
 	err := uninterrupted(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })
@@ -282,7 +311,7 @@ func (t *tempFile) isAt(name string) bool {
 }
 
 // create puts the sealed file in its place unless something is there
-// (fs.ErrExist). It is durable after syncDir.
+// (fs.ErrExist). It is durable after t.syncDir.
 func (t *tempFile) create(name string) error {
 	dirfd := int(t.dir.Fd())
 	err := uninterrupted(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })
@@ -326,6 +355,7 @@ func (t *tempFile) links() uint64 {
 // discard removes the file unless it was put in its place. A temp that cannot
 // be removed is left to the sweep.
 func (t *tempFile) discard() {
+	t.setLarge(false)
 	if t.f != nil {
 		t.f.Close()
 		t.f = nil

@@ -61,38 +61,40 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 	if err != nil {
 		return fmt.Errorf("cannot append to %q: %w", dir.Name()+"/"+name, err)
 	}
-	if len(tail) > 0 {
-		if err := n.replaceLog(dir, name, lock, head, tail); err != nil {
-			return err
-		}
+	if len(tail) == 0 {
+		lock.release()
+		// Who wrote the entry before may not have come as far as this.
+		return n.disk.syncDir(dir)
 	}
-	lock.release()
-	// Also if there was nothing to add: who wrote the entry before may not have
-	// come as far as this.
-	return n.disk.syncDir(dir)
-}
-
-// replaceLog puts a log file of head and tail in the place of name, unless the
-// lock was lost meanwhile.
-func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, head, tail []byte) error {
-	temp, err := n.disk.createTemp(dir)
+	temp, err := n.replaceLog(dir, name, lock, head, tail)
 	if err != nil {
 		return err
 	}
+	lock.release()
+	return temp.syncDir()
+}
+
+// replaceLog puts a log file of head and tail in the place of name, unless the
+// lock was lost meanwhile. It is durable after syncDir of what it returns.
+func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, head, tail []byte) (*tempFile, error) {
+	temp, err := n.disk.createTemp(dir)
+	if err != nil {
+		return nil, err
+	}
 	defer temp.discard()
 	if _, err := temp.Write(head); err != nil {
-		return err
+		return nil, err
 	}
 	if _, err := temp.Write(tail); err != nil {
-		return err
+		return nil, err
 	}
 	if _, err := temp.seal(); err != nil {
-		return err
+		return nil, err
 	}
 	if err := lock.alive(); err != nil {
-		return err
+		return nil, err
 	}
-	return temp.replace(name)
+	return temp, temp.replace(name)
 }
 
 // readLog reads a whole log file and describes exactly what it read. An absent

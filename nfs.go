@@ -61,12 +61,13 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
 	var st unix.Statfs_t
 	if err := uninterrupted(func() error { return unix.Fstatfs(int(dir.Fd()), &st) }); err != nil {
+		dir.Close()
 		return nil, diskError("statfs", base, err)
 	}
 	n.remote = st.Type == unix.NFS_SUPER_MAGIC
+	n.disk.syncs.share(dir, int64(st.Type))
 	return n, nil
 }
 
@@ -123,7 +124,7 @@ func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Pre
 	if err := n.place(temp, siteID, buildID, cond); err != nil {
 		return ArtifactInfo{}, err
 	}
-	return infoOf(&st), n.disk.syncDir(dir)
+	return infoOf(&st), temp.syncDir()
 }
 
 // place puts the sealed temp in the place of the build if cond holds. That

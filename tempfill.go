@@ -53,6 +53,7 @@ func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
 		}
 		n, err := mover.MoveTo(t.f, moveSize)
 		t.size += n
+		t.setLarge(size >= reserveMin || t.size >= reserveMin)
 		if err == io.EOF {
 			if got := t.size - start; size >= 0 && got != size {
 				return got, fmt.Errorf("cannot write %q: %d bytes of %d: %w", t.path, got, size, io.ErrUnexpectedEOF)
