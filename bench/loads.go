@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +19,12 @@ import (
 // turns starts the servers and calls f for each in each round.
 func (b *bench) turns(names []string, rounds int, f func(s *server, round int) error) error {
 	var servers []*server
+	if b.before != "" {
+		names = append([]string{before}, names...)
+	}
+	if b.alone {
+		names = slices.DeleteFunc(names, func(n string) bool { return n != before && n != pagewright })
+	}
 	for _, name := range names {
 		s, _, err := b.start(name)
 		if err != nil {

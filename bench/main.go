@@ -27,6 +27,8 @@ type bench struct {
 	dir     string // the file system under test
 	scratch string // logs of the servers
 	product string // binaries
+	before  string // another build of the service; empty: none
+	alone   bool   // no peers but that
 	plain   string
 	self    string
 	source  string   // bytes to upload, in memory
@@ -48,6 +50,8 @@ func main() {
 func run() error {
 	b := &bench{}
 	flag.StringVar(&b.product, "product", "../bin/pagewright-storage", "binary of the service")
+	flag.StringVar(&b.before, "before", "", "binary of another build of the service, measured in the same run")
+	flag.BoolVar(&b.alone, "alone", false, "without the peers")
 	flag.StringVar(&b.plain, "plain", "bin/plain", "binary of the plain server")
 	flag.StringVar(&b.home, "home", ".", "directory of the benchmark")
 	out := flag.String("out", "", "directory of the report; default: results/ in the directory of the benchmark")

@@ -24,7 +24,7 @@ const (
 	plain      = "plain net/http"
 	nginx      = "nginx"
 	nginxCache = "nginx, open_file_cache"
-	versitygw  = "versitygw (S3)"
+	before     = "before" // another build of the service, to see what a change is worth
 	limit      = "limit" // what the machine does without HTTP
 )
 
@@ -34,7 +34,6 @@ var durability = map[string]string{
 	plain:      "file fsync, rename, directory fsync before the answer",
 	nginx:      "none: no fsync at all",
 	nginxCache: "none: no fsync at all; answers GET from open files it has kept for up to 60 s",
-	versitygw:  "none: no fsync at all",
 	limit:      "file fsync, rename, directory fsync, without HTTP",
 }
 
@@ -107,8 +106,12 @@ func (b *bench) startIn(name, dir string) (s *server, started time.Duration, err
 func (b *bench) command(name, dir string, port int) (*exec.Cmd, error) {
 	address := fmt.Sprintf("127.0.0.1:%d", port)
 	switch name {
-	case pagewright:
-		cmd := exec.Command(b.product)
+	case pagewright, before:
+		binary := b.product
+		if name == before {
+			binary = b.before
+		}
+		cmd := exec.Command(binary)
 		cmd.Env = append(os.Environ(), "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_PORT="+strconv.Itoa(port),
 			"PAGEWRIGHT_NFS_BASE_PATH="+dir, "PAGEWRIGHT_ACCESS_LOG=false")
 		cmd.Env = append(cmd.Env, b.env...)

@@ -40,6 +40,7 @@ func (r *results) report(dir string) error {
 	for _, s := range []string{pagewright, plain, nginx, nginxCache, limit} {
 		fmt.Fprintf(&b, "| %s | %s |\n", s, durability[s])
 	}
+	r.writeBefore(&b)
 	b.WriteString("\nThe limit is `dd` with fsync for a large PUT, a bare sendfile(2) for a large GET, and for a small PUT " +
 		"a loop of write, fsync, rename and directory fsync. " +
 		"What nginx is told to write is not on the disk when it answers: a comparison with it is one across classes.\n\n")
@@ -49,6 +50,26 @@ func (r *results) report(dir string) error {
 		}
 	}
 	return os.WriteFile(filepath.Join(dir, "README.md"), []byte(b.String()), 0o644)
+}
+
+// writeBefore tells what a change was worth, if another build was measured too.
+func (r *results) writeBefore(b *strings.Builder) {
+	first := true
+	for _, t := range tables {
+		for _, x := range r.xs(t.load) {
+			for _, m := range t.metrics {
+				ratio, ok := r.ratio(t.load, x, m, pagewright, before)
+				if !ok {
+					continue
+				}
+				if first {
+					b.WriteString("\n## Against the build before\n\n| load | | figure | ratio |\n|---|---:|---|---:|\n")
+					first = false
+				}
+				fmt.Fprintf(b, "| %s | %s | %s | %s |\n", t.load, number(x), m, number(ratio))
+			}
+		}
+	}
 }
 
 // table is a section of the report: a load, and what to tell of it.
