@@ -25,7 +25,7 @@ const (
 	nginx      = "nginx"
 	nginxCache = "nginx, open_file_cache"
 	before     = "before" // another build of the service, to see what a change is worth
-	limit      = "limit" // what the machine does without HTTP
+	limit      = "limit"  // what the machine does without HTTP
 )
 
 // durability of the writes of each.
