@@ -88,11 +88,23 @@ type FileReader interface {
 	File() *os.File
 }
 
+// MemoryReader is an ArtifactReader whose bytes are in memory.
+type MemoryReader interface {
+	ArtifactReader
+	// Bytes are all of the artifact. The caller must not change them.
+	Bytes() []byte
+}
+
+// ArtifactStater is a store that can look at an artifact without opening it.
+type ArtifactStater interface {
+	// StatArtifact describes the build, or fails with ErrNotFound.
+	StatArtifact(siteID, buildID string) (ArtifactInfo, error)
+}
+
 // ArtifactRanger is a store in which looking at an artifact is much cheaper
 // than opening it, and that serves a part of it without reading the rest.
 type ArtifactRanger interface {
-	// StatArtifact describes the build without opening it, or ErrNotFound.
-	StatArtifact(siteID, buildID string) (ArtifactInfo, error)
+	ArtifactStater
 	// FetchArtifactRange yields length bytes from offset of the build, as long
 	// as its ETag still is etag; ErrPrecondition once it is another.
 	FetchArtifactRange(siteID, buildID, etag string, offset, length int64) (io.ReadCloser, error)

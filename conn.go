@@ -94,6 +94,8 @@ type conn struct {
 	linger  atomic.Bool // Close: let the client read the answer first
 	backlog int64       // bytes unsent when the last write deadline fired
 
+	sendUntil time.Time // the write deadline
+
 	ex       exchange    // the latest
 	exOpen   atomic.Bool // its answer has not left yet
 	bodyRead bool        // the handler has read all of its body
@@ -283,10 +285,15 @@ func (c *conn) endExchange() {
 // sendOnce calls send under a deadline. A deadline that fires with too little
 // sent is an error only if the socket's buffer did not empty either since the
 // one before: it can hold minutes of a slow client's line. So a client that
-// takes nothing at all is dropped after two stall timeouts at the most.
+// takes nothing at all is dropped after three stall timeouts at the most. A
+// deadline that leaves the stall timeout or more is left as it is, since setting
+// one for each answer costs more than it is worth.
 func (c *conn) sendOnce(send func() (int64, error)) (int64, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(c.l.stall)); err != nil {
-		return 0, err
+	if now := time.Now(); c.sendUntil.Sub(now) < c.l.stall {
+		c.sendUntil = now.Add(c.l.stall * 3 / 2)
+		if err := c.SetWriteDeadline(c.sendUntil); err != nil {
+			return 0, err
+		}
 	}
 	n, err := send()
 	if !errors.Is(err, os.ErrDeadlineExceeded) {

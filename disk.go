@@ -102,7 +102,13 @@ func readFile(dir *os.File, name string, limit int64) ([]byte, unix.Stat_t, erro
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > limit {
 		return nil, st, nil
 	}
-	data := make([]byte, st.Size)
+	data, err := readAll(fd, path, st.Size)
+	return data, st, err
+}
+
+// readAll reads the size bytes of the open file fd.
+func readAll(fd int, path string, size int64) ([]byte, error) {
+	data := make([]byte, size)
 	for n := 0; n < len(data); {
 		var got int
 		err := uninterrupted(func() (err error) {
@@ -110,14 +116,14 @@ func readFile(dir *os.File, name string, limit int64) ([]byte, unix.Stat_t, erro
 			return err
 		})
 		if err != nil {
-			return nil, st, diskError("read", path, err)
+			return nil, diskError("read", path, err)
 		}
 		if got == 0 {
-			return nil, st, diskError("read", path, io.ErrUnexpectedEOF)
+			return nil, diskError("read", path, io.ErrUnexpectedEOF)
 		}
 		n += got
 	}
-	return data, st, nil
+	return data, nil
 }
 
 // statAt describes name in dir; a symbolic link is itself. It is meant for many
@@ -132,6 +138,16 @@ func statAt(dir *os.File, name string, st *unix.Stat_t) error {
 			return diskError("stat", dir.Name()+"/"+name, err)
 		}
 	}
+}
+
+// isLocal tells whether the file system of that type (statfs(2)) belongs to this
+// host alone: what stat(2) tells of it is true.
+func isLocal(fsType int64) bool {
+	switch fsType {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC:
+		return true
+	}
+	return false
 }
 
 // timeStamp is a time that the store's clock showed before at.

@@ -35,7 +35,7 @@ func (s *service) getArtifact(ctx *fasthttp.RequestCtx) {
 
 // describe is what is known of a build without reading it.
 func (s *service) describe(siteID, buildID string) (ArtifactInfo, error) {
-	if b, ok := s.backend.(ArtifactRanger); ok {
+	if b, ok := s.backend.(ArtifactStater); ok {
 		return b.StatArtifact(siteID, buildID)
 	}
 	r, err := s.backend.FetchArtifact(siteID, buildID)
@@ -58,6 +58,11 @@ type download struct {
 
 // fromReader answers out of what FetchArtifact opens.
 func (d *download) fromReader(b Backend) error {
+	if st, ok := b.(ArtifactStater); ok && (d.ctx.IsHead() || d.mayBeUnmodified()) {
+		if done, err := d.fromStat(st); done || err != nil {
+			return err
+		}
+	}
 	r, err := b.FetchArtifact(d.siteID, d.buildID)
 	if err != nil {
 		return err
@@ -71,6 +76,10 @@ func (d *download) fromReader(b Backend) error {
 	info := a.Info()
 	part, send := d.evaluate(info, seeker(a) != nil)
 	if !send {
+		return r.Close()
+	}
+	if m, ok := a.(MemoryReader); ok {
+		d.ctx.Response.SetBodyRaw(m.Bytes()[part.offset : part.offset+part.length])
 		return r.Close()
 	}
 	if part.offset > 0 {
@@ -88,6 +97,33 @@ func (d *download) fromReader(b Backend) error {
 	return nil
 }
 
+// mayBeUnmodified tells that the client has a copy, and asks whether it is still good.
+func (d *download) mayBeUnmodified() bool {
+	return d.cond.IfNoneMatch != nil || len(d.ctx.Request.Header.Peek(fasthttp.HeaderIfModifiedSince)) > 0
+}
+
+// fromStat answers what can be answered without the bytes: HEAD, and 304.
+func (d *download) fromStat(b ArtifactStater) (done bool, err error) {
+	info, err := b.StatArtifact(d.siteID, d.buildID)
+	if err != nil {
+		return false, err
+	}
+	modifiedSince := headerDate(d.ctx, fasthttp.HeaderIfModifiedSince)
+	if !d.ctx.IsHead() && evaluateRead(d.cond, modifiedSince, info) == proceed {
+		return false, nil
+	}
+	if part, send := d.evaluate(info, true); send {
+		d.announce(part)
+	}
+	return true, nil
+}
+
+// announce is the answer to a HEAD: how long the body would be.
+func (d *download) announce(part byteRange) {
+	d.ctx.Response.SkipBody = true
+	d.ctx.Response.Header.SetContentLength(int(part.length))
+}
+
 // fromRanger answers from a store in which looking is cheap, and opens no more
 // than what is sent.
 func (d *download) fromRanger(b ArtifactRanger) error {
@@ -102,8 +138,7 @@ func (d *download) fromRanger(b ArtifactRanger) error {
 			return nil
 		}
 		if d.ctx.IsHead() {
-			d.ctx.Response.SkipBody = true
-			d.ctx.Response.Header.SetContentLength(int(part.length))
+			d.announce(part)
 			return nil
 		}
 		r, err := b.FetchArtifactRange(d.siteID, d.buildID, info.ETag, part.offset, part.length)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -40,11 +41,13 @@ type nfs struct {
 	lockTurns [lockWaiters]sync.Mutex
 	appends   group[LogEntry, []error] // those of one build that wait go into one write
 	lists     *listings
+	small     smallFiles
 }
 
 var (
 	_ Backend           = (*nfs)(nil)
 	_ ConditionalStorer = (*nfs)(nil)
+	_ ArtifactStater    = (*nfs)(nil)
 	_ Prober            = (*nfs)(nil)
 	_ VersionPager      = (*nfs)(nil)
 )
@@ -67,6 +70,7 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 		return nil, diskError("statfs", base, err)
 	}
 	n.remote = st.Type == unix.NFS_SUPER_MAGIC
+	n.small = newSmallFiles(isLocal(int64(st.Type)))
 	n.disk.syncs.share(dir, int64(st.Type))
 	return n, nil
 }
@@ -77,10 +81,11 @@ func (n *nfs) StoreArtifact(siteID, buildID string, reader io.Reader) error {
 	return err
 }
 
-// FetchArtifact implements Backend. What it returns is a FileReader.
+// FetchArtifact implements Backend. What it returns is a FileReader, or of a
+// small artifact a MemoryReader.
 func (n *nfs) FetchArtifact(siteID, buildID string) (io.ReadCloser, error) {
 	path := n.artifactPath(siteID, buildID)
-	a, err := openArtifact(path)
+	a, err := n.openArtifact(path)
 	if errors.Is(err, fs.ErrNotExist) && n.remote {
 		// The client may remember that the file was missing. Opening the
 		// directory revalidates that memory, stat(2) does not.
@@ -89,7 +94,7 @@ func (n *nfs) FetchArtifact(siteID, buildID string) (io.ReadCloser, error) {
 			return nil, notFound(derr)
 		}
 		defer dir.Close()
-		a, err = openArtifact(path)
+		a, err = n.openArtifact(path)
 	}
 	if err != nil {
 		return nil, notFound(err)
@@ -186,15 +191,13 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 
 // check is cond.Check of the build as it is now.
 func (n *nfs) check(siteID, buildID string, cond Precondition) error {
-	r, err := n.FetchArtifact(siteID, buildID)
+	info, err := n.StatArtifact(siteID, buildID)
 	if errors.Is(err, ErrNotFound) {
 		return cond.Check(nil)
 	}
 	if err != nil {
 		return err
 	}
-	defer r.Close()
-	info := r.(ArtifactReader).Info()
 	return cond.Check(&info)
 }
 
@@ -224,22 +227,33 @@ func (a *artifactFile) Close() error                              { return a.f.C
 func (a *artifactFile) Info() ArtifactInfo                        { return a.info }
 func (a *artifactFile) File() *os.File                            { return a.f }
 
-// openArtifact opens and describes one file.
-func openArtifact(path string) (*artifactFile, error) {
-	f, err := openAt(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_NOFOLLOW, path)
+// openArtifact opens and describes one file. A small one is read, and closed again.
+func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
+	if f := n.small.get(path); f != nil {
+		return f.open(), nil
+	}
+	fd, err := openFd(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_NOFOLLOW)
 	if err != nil {
-		return nil, err
+		return nil, diskError("open", path, err)
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		f.Close()
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
 		return nil, diskError("stat", path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		f.Close()
+		unix.Close(fd)
 		return nil, fmt.Errorf("%w: %q is not a file", ErrNotFound, path)
 	}
-	return &artifactFile{f, infoOf(&st)}, nil
+	if st.Size > smallSize {
+		return &artifactFile{os.NewFile(uintptr(fd), path), infoOf(&st)}, nil
+	}
+	defer unix.Close(fd)
+	f, err := n.small.read(fd, path, &st)
+	if err != nil {
+		return nil, err
+	}
+	return f.open(), nil
 }
 
 // infoOf describes an artifact by its inode, size and modification time, which
@@ -250,8 +264,17 @@ func infoOf(st *unix.Stat_t) ArtifactInfo {
 	return ArtifactInfo{
 		Size:    st.Size,
 		ModTime: time.Unix(st.Mtim.Unix()).UTC(),
-		ETag:    fmt.Sprintf(`"%x-%x-%x"`, st.Ino, st.Size, st.Mtim.Nano()),
+		ETag:    fileTag(st.Ino, uint64(st.Size), uint64(st.Mtim.Nano())),
 	}
+}
+
+// fileTag is each number in hexadecimal, joined by "-", in quotes.
+func fileTag(ino, size, mtime uint64) string {
+	b := make([]byte, 0, 56)
+	b = strconv.AppendUint(append(b, '"'), ino, 16)
+	b = strconv.AppendUint(append(b, '-'), size, 16)
+	b = strconv.AppendUint(append(b, '-'), mtime, 16)
+	return string(append(b, '"'))
 }
 
 // Probe implements Prober: it reads the base, then writes and syncs a file in it.
