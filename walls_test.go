@@ -22,7 +22,7 @@ var walls = []struct {
 	{"github.com/goccy/", "answers history", "only the HTTP side writes its answers"},
 	{"github.com/caarlos0/", "config", "only the configuration reads variables"},
 	{"github.com/dustin/", "config", "only the configuration reads sizes"},
-	{"golang.org/x/sys/", "atomic disk tempfill sweep lock nfs logfile siteindex sitescan mount conn", "system calls stay where they are explained"},
+	{"golang.org/x/sys/", "atomic disk tempfill sweep lock nfs logfile siteindex sitescan mount conn smallfiles syncs", "system calls stay where they are explained"},
 	{"net", "main server conn config objectnet", "sockets are the HTTP side's"},
 	{"os/exec", "", "the service starts no other program"},
 	{"net/http", "objectnet s3 azure gcs", "fasthttp is the one HTTP server; net/http is the SDKs' client alone"},
