@@ -1,0 +1,7 @@
+//go:build integration && !torture
+
+package soak
+
+import "time"
+
+const soakTime = time.Minute

@@ -1,0 +1,7 @@
+//go:build torture
+
+package soak
+
+import "time"
+
+const soakTime = 10 * time.Minute

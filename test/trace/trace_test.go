@@ -1,0 +1,205 @@
+//go:build (integration || torture) && linux
+
+// Package trace reads out of strace how the bytes move and in which order a
+// build becomes durable.
+package trace
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"pagewright/storage/test/service"
+)
+
+// call is one system call that succeeded.
+type call struct {
+	name, args string
+	result     int64
+	fd         string // what its first argument is open on, as strace tells it
+	to         string // the same of the third
+}
+
+const artifactSize = 1 << 30
+
+// One upload of 1 GiB, its download and one of a part of it, under strace.
+func TestBytesMoveInTheKernelAndDurabilityHasItsOrder(t *testing.T) {
+	if _, err := exec.LookPath("strace"); err != nil {
+		t.Fatal("strace is needed: apt-get install strace")
+	}
+	base := service.SharedDir(t)
+	out := filepath.Join(t.TempDir(), "strace")
+	s := service.Start(t, service.Options{Bin: service.Build(t), Base: base, Wrap: []string{"strace", "-f", "-qq", "-yy", "-s", "64", "-o", out, "-e",
+		"trace=read,write,readv,writev,recvfrom,sendto,recvmsg,sendmsg,pread64,pwrite64,splice,sendfile,copy_file_range,fsync,fdatasync,rename,renameat,renameat2,link,linkat"}})
+	sum := func(from, to int64) string {
+		h := sha256.New()
+		r := content()
+		io.CopyN(io.Discard, r, from)
+		io.CopyN(h, r, to-from)
+		return string(h.Sum(nil))
+	}
+	req, _ := http.NewRequest("PUT", s.URL("site", "big"), io.LimitReader(content(), artifactSize))
+	req.ContentLength = artifactSize
+	if status, _ := do(t, req); status != http.StatusCreated {
+		t.Fatal("the upload was answered ", status)
+	}
+	up := calls(t, out, 0)
+	mark := len(up)
+	req, _ = http.NewRequest("GET", s.URL("site", "big"), nil)
+	if status, got := do(t, req); status != http.StatusOK || got != sum(0, artifactSize) {
+		t.Fatal("the download was answered ", status, ", or with other bytes")
+	}
+	down := calls(t, out, mark)
+	mark += len(down)
+	const from, to = 123_456_789, 987_654_321
+	req, _ = http.NewRequest("GET", s.URL("site", "big"), nil)
+	req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, to-1))
+	if status, got := do(t, req); status != http.StatusPartialContent || got != sum(from, to) {
+		t.Fatal("the range was answered ", status, ", or with other bytes")
+	}
+	part := calls(t, out, mark)
+
+	moved := func(name string, cs []call, names string, match func(call) bool) int64 {
+		n, bytes := 0, int64(0)
+		for _, c := range cs {
+			if strings.Contains(" "+names+" ", " "+c.name+" ") && match(c) {
+				n++
+				bytes += c.result
+			}
+		}
+		t.Logf("%-16s %13d bytes in %d calls", name, bytes, n)
+		return bytes
+	}
+	socket := func(c call) bool { return strings.Contains(c.fd, "TCP") }
+	file := func(c call) bool { return strings.Contains(c.fd, base) }
+	toFile := func(c call) bool { return strings.Contains(c.to, base) }
+	const reads, writes = "read readv recvfrom recvmsg pread64", "write writev sendto sendmsg pwrite64"
+
+	if n := moved("PUT splice", up, "splice", toFile); n < artifactSize-64<<10 {
+		t.Errorf("only %d bytes were spliced into the file", n)
+	}
+	if n := moved("PUT read", up, reads, socket); n > 64<<10 {
+		t.Errorf("%d bytes of the upload were read into user space", n)
+	}
+	moved("PUT write", up, writes, file)
+	order(t, up, base)
+	for _, d := range []struct {
+		name string
+		cs   []call
+		want int64
+	}{{"GET", down, artifactSize}, {"GET range", part, to - from}} {
+		if n := moved(d.name+" sendfile", d.cs, "sendfile", socket); n != d.want {
+			t.Errorf("%s: %d bytes of %d were sent by sendfile", d.name, n, d.want)
+		}
+		if n := moved(d.name+" read", d.cs, reads, file); n > 0 {
+			t.Errorf("%s: %d bytes of the file were read into user space", d.name, n)
+		}
+	}
+	if err := s.Stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// order: the file is synced, then put in its place, then its directory synced,
+// and only then the 201 is sent.
+func order(t *testing.T, cs []call, base string) {
+	temp := regexp.QuoteMeta(base) + `/sites/site/artifacts/\.tmp-`
+	steps := []struct {
+		what, name string
+		match      *regexp.Regexp
+	}{
+		{"fsync of the temporary file", "fsync", regexp.MustCompile(temp)},
+		{"rename", "renameat", regexp.MustCompile(`"\.tmp-\w+", .*"big\.tar\.gz"`)},
+		{"fsync of the directory", "fsync", regexp.MustCompile(regexp.QuoteMeta(base) + `/sites/site/artifacts>`)},
+		{"the answer", "write", regexp.MustCompile(`HTTP/1\.1 201 `)},
+	}
+	at := -1
+	for _, step := range steps {
+		found := -1
+		for i, c := range cs {
+			if c.name == step.name && step.match.MatchString(c.args) {
+				found = i
+				break
+			}
+		}
+		switch {
+		case found < 0:
+			t.Errorf("no %s", step.what)
+		case found < at:
+			t.Errorf("%s came too early", step.what)
+		default:
+			t.Logf("%s: %.150s", step.what, cs[found].name+"("+cs[found].args)
+		}
+		at = max(at, found)
+	}
+}
+
+func content() io.Reader { return rand.NewChaCha8([32]byte{7}) }
+
+// do returns the status and the SHA-256 of the body.
+func do(t *testing.T, req *http.Request) (int, string) {
+	t.Helper()
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, res.Body); err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(h.Sum(nil))
+}
+
+var line = regexp.MustCompile(`^(\d+) +(?:(\w+)\((.*?)\) += (-?\d+)|(\w+)\((.*) <unfinished \.\.\.>|<\.\.\. (\w+) resumed>(.*?)\) += (-?\d+))`)
+
+// calls reads the calls that ended, from the n-th on. Every call that had an
+// effect on the answer ended before the answer came.
+func calls(t *testing.T, path string, n int) []call {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var cs []call
+	begun := map[string]string{} // the arguments of what each thread is in
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		m := line.FindStringSubmatch(lines.Text())
+		switch {
+		case m == nil:
+		case m[2] != "":
+			cs = append(cs, newCall(m[2], m[3], m[4]))
+		case m[5] != "":
+			begun[m[1]] = m[6]
+		default:
+			cs = append(cs, newCall(m[7], begun[m[1]]+m[8], m[9]))
+		}
+	}
+	if err := lines.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return cs[n:]
+}
+
+func newCall(name, args, result string) call {
+	n, _ := strconv.ParseInt(result, 10, 64)
+	parts := strings.Split(args, ", ")
+	c := call{name: name, args: args, result: max(n, 0), fd: parts[0]}
+	if len(parts) > 2 {
+		c.to = parts[2]
+	}
+	return c
+}
