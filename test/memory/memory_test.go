@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -30,21 +29,22 @@ const (
 // ends, cost less than 64 MiB of memory over the idle service.
 func TestMemoryDoesNotGrowWithBodies(t *testing.T) {
 	bin := service.Build(t)
+	nobody := &syscall.Credential{Uid: 65534, Gid: 65534}
 	for _, c := range []struct {
-		user    string
+		name    string
 		as      *syscall.Credential
 		chunked bool
+		short   bool // also in the short form: each run writes 12.5 GiB
 	}{
-		{"the user of the test", nil, false},
-		{"the user of the test", nil, true},
-		{"nobody", &syscall.Credential{Uid: 65534, Gid: 65534}, false},
-		{"nobody", &syscall.Credential{Uid: 65534, Gid: 65534}, true},
+		{"own user, Content-Length", nil, false, true},
+		{"own user, chunked", nil, true, false},
+		{"nobody, Content-Length", nobody, false, false},
+		{"nobody, chunked", nobody, true, true},
 	} {
-		name := strings.ReplaceAll(c.user, " ", "_") + "/Content-Length"
-		if c.chunked {
-			name = strings.ReplaceAll(c.user, " ", "_") + "/chunked"
+		if !c.short && !torture {
+			continue
 		}
-		t.Run(name, func(t *testing.T) {
+		t.Run(c.name, func(t *testing.T) {
 			if c.as != nil && os.Getuid() != 0 {
 				t.Fatal("only root can start the service as somebody else")
 			}

@@ -1,0 +1,5 @@
+//go:build torture
+
+package memory
+
+const torture = true

@@ -1,0 +1,5 @@
+//go:build integration && !torture
+
+package memory
+
+const torture = false
