@@ -15,8 +15,8 @@ var (
 
 // requestBody is the body of one request as a Backend reads it. It yields
 // exactly the body or fails: with errBodyCut, errStalled, errTooLarge or
-// errEmptyBody, never
-// with an error that could be taken for its end. It is a FileMover and Sized.
+// errEmptyBody, never with an error that could be taken for its end. It is a
+// FileMover and Sized.
 type requestBody struct {
 	conn   *conn
 	stream io.Reader // fasthttp's, which knows about chunks and what it has buffered

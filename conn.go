@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,7 +15,6 @@ const (
 	lowWater    = 512 << 10        // bytes the kernel collects before it wakes the reader of a large body
 	stallBytes  = 4 << 10          // bytes a peer must move within the stall timeout
 	sendStep    = 4 << 20          // bytes of a download under one deadline
-	maxSplicers = 32               // uploads spliced at once; see splicers
 	lingerTime  = 10 * time.Second // how long an early answer waits for its client to stop sending
 	lingerQuiet = 2 * time.Second  // a client silent for so long has stopped
 )
@@ -28,59 +26,6 @@ var (
 	// and no io.EOF of any kind, which some libraries take for a normal end.
 	errBodyCut = errors.New("the body was cut short")
 )
-
-// listener hands out *conn. It knows the open ones, so that those which outlive
-// the shutdown grace can be cut.
-type listener struct {
-	*net.TCPListener
-	stall    time.Duration
-	ended    func(*exchange) // called when an answer has left
-	splicers *splicers
-	buffers  bodyBuffers
-
-	mu   sync.Mutex
-	open map[*conn]struct{}
-}
-
-func newListener(l *net.TCPListener, stall time.Duration, ended func(*exchange)) *listener {
-	return &listener{TCPListener: l, stall: stall, ended: ended, splicers: newSplicers(), open: map[*conn]struct{}{}}
-}
-
-func (l *listener) Accept() (net.Conn, error) {
-	tcp, err := l.AcceptTCP()
-	if err != nil {
-		return nil, err
-	}
-	c := &conn{TCPConn: tcp, l: l}
-	l.mu.Lock()
-	l.open[c] = struct{}{}
-	l.mu.Unlock()
-	return c, nil
-}
-
-// cut closes every connection at once, whatever it is doing: reads and writes
-// under way fail.
-func (l *listener) cut() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for c := range l.open {
-		c.TCPConn.Close()
-	}
-	return len(l.open)
-}
-
-// wait waits until no connection is open, for at most d, and tells whether that
-// is so.
-func (l *listener) wait(d time.Duration) bool {
-	for end := time.Now().Add(d); ; time.Sleep(10 * time.Millisecond) {
-		l.mu.Lock()
-		n := len(l.open)
-		l.mu.Unlock()
-		if n == 0 || time.Now().After(end) {
-			return n == 0
-		}
-	}
-}
 
 // conn is a connection of fasthttp's that adds what its streams do not have:
 // bodies spliced from the socket into a file, timeouts that measure progress
@@ -340,50 +285,4 @@ func (c *conn) Close() error {
 	delete(c.l.open, c)
 	c.l.mu.Unlock()
 	return c.TCPConn.Close()
-}
-
-// splicers lends the slabs of the uploads that are spliced. A slab is an
-// address range that marks a Read as one to be moved; next to nothing is ever
-// written to it, so it costs no memory. Their number is bounded because each
-// splice holds a pipe of 1 MiB, and past pipe-user-pages-soft (64 MiB by
-// default) a user without privileges gets pipes of a page or two (pipe(7)).
-type splicers struct {
-	free chan []byte
-}
-
-func newSplicers() *splicers {
-	s := &splicers{free: make(chan []byte, maxSplicers)}
-	for range maxSplicers {
-		s.free <- nil // mapped when first used
-	}
-	return s
-}
-
-// borrow returns a slab, or nil if all are lent.
-func (s *splicers) borrow() []byte {
-	select {
-	case slab := <-s.free:
-		if slab == nil {
-			slab = mapSlab()
-			if slab == nil {
-				s.free <- nil
-			}
-		}
-		return slab
-	default:
-		return nil
-	}
-}
-
-func (s *splicers) giveBack(slab []byte) { s.free <- slab }
-
-// mapSlab maps moveSize bytes of the kernel's zero page, or nil.
-func mapSlab() []byte {
-	slab, err := unix.Mmap(-1, 0, moveSize, unix.PROT_READ|unix.PROT_WRITE,
-		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
-	if err != nil {
-		return nil
-	}
-	_ = unix.Madvise(slab, unix.MADV_NOHUGEPAGE) // a byte written must not cost 2 MiB
-	return slab
 }

@@ -56,7 +56,7 @@ func (s *service) listen() (*listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %s: %w", addr, err)
 	}
-	return newListener(l.(*net.TCPListener), s.cfg.StallTimeout, s.logExchange), nil
+	return newListener(l.(*net.TCPListener), s.cfg.StallTimeout, s.log, s.logExchange), nil
 }
 
 // serve serves on l until ctx ends, and then shuts down in two phases. For the

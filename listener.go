@@ -1,0 +1,81 @@
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// acceptPause is how long the listener waits for a descriptor to come free.
+const acceptPause = time.Second
+
+// listener hands out *conn. It knows the open ones, so that those which outlive
+// the shutdown grace can be cut.
+type listener struct {
+	*net.TCPListener
+	stall    time.Duration
+	log      *slog.Logger
+	ended    func(*exchange) // called when an answer has left
+	splicers *splicers
+	buffers  bodyBuffers
+
+	mu   sync.Mutex
+	open map[*conn]struct{}
+}
+
+func newListener(l *net.TCPListener, stall time.Duration, log *slog.Logger, ended func(*exchange)) *listener {
+	return &listener{TCPListener: l, stall: stall, log: log, ended: ended, splicers: newSplicers(), open: map[*conn]struct{}{}}
+}
+
+// Accept implements net.Listener. It waits while the process or the system is
+// short of descriptors or memory: fasthttp takes every error for the end of the
+// listener, and the uploads in flight would end with it.
+func (l *listener) Accept() (net.Conn, error) {
+	tcp, err := l.AcceptTCP()
+	for isShortage(err) {
+		l.log.Error("cannot accept connections for now", "error", err)
+		time.Sleep(acceptPause)
+		tcp, err = l.AcceptTCP()
+	}
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{TCPConn: tcp, l: l}
+	l.mu.Lock()
+	l.open[c] = struct{}{}
+	l.mu.Unlock()
+	return c, nil
+}
+
+// isShortage tells the errors of accept(2) that pass.
+func isShortage(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+}
+
+// cut closes every connection at once, whatever it is doing: reads and writes
+// under way fail.
+func (l *listener) cut() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := range l.open {
+		c.TCPConn.Close()
+	}
+	return len(l.open)
+}
+
+// wait waits until no connection is open, for at most d, and tells whether that
+// is so.
+func (l *listener) wait(d time.Duration) bool {
+	for end := time.Now().Add(d); ; time.Sleep(10 * time.Millisecond) {
+		l.mu.Lock()
+		n := len(l.open)
+		l.mu.Unlock()
+		if n == 0 || time.Now().After(end) {
+			return n == 0
+		}
+	}
+}
