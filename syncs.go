@@ -29,6 +29,9 @@ const (
 //   - It tells of an error once, to whoever asks next, and not who it belongs to.
 //     So an error fails all that was begun before it was told: failures counts
 //     them, and who syncs compares it with what it was before the first write.
+//   - It succeeds on a file system that an error made read-only, or whose journal
+//     has ended (before Linux 6.13 on ext4), and before 5.17 it ignores what the
+//     journal says. fsync(2) does not: one of the root follows each syncfs.
 //   - It waits for all dirty data: not used while a large file is being
 //     written, nor for slowPause after it took longer than slowSync.
 type syncs struct {
@@ -70,6 +73,9 @@ func (s *syncs) sync(f *os.File, dev, since uint64) error {
 func (s *syncs) syncAll([]struct{}) error {
 	start := time.Now()
 	err := uninterrupted(func() error { return unix.Syncfs(int(s.root.Fd())) })
+	if err == nil {
+		err = uninterrupted(func() error { return unix.Fsync(int(s.root.Fd())) })
+	}
 	if err != nil {
 		s.failures.Add(1)
 	}

@@ -41,6 +41,7 @@ func TestSyncsAreSharedOnlyWhereThatIsRight(t *testing.T) {
 	f("a file of another file system", unix.EINVAL, func(s *syncs) { s.dev++ })
 	f("the last one was slow", unix.EINVAL, func(s *syncs) { s.pause.Store(time.Now().Add(time.Hour).UnixNano()) })
 	f("an error was told to another", unix.EIO, func(s *syncs) { s.failures.Add(1) })
+	f("the file system has ended, and only fsync tells", unix.EINVAL, func(s *syncs) { s.root = pipe })
 	f("the sync fails", unix.EBADF, func(s *syncs) { s.root.Close() })
 
 	for _, fsType := range []int64{unix.NFS_SUPER_MAGIC, unix.FUSE_SUPER_MAGIC, unix.TMPFS_MAGIC, unix.OVERLAYFS_SUPER_MAGIC} {
