@@ -53,6 +53,17 @@ func openFd(dirfd int, name string, flags int) (fd int, err error) {
 	return fd, err
 }
 
+// openRead opens a file for reading. It does not wait for the writer of a FIFO
+// that somebody left among the files, and follows no symbolic link (ELOOP).
+func openRead(dirfd int, name string) (int, error) {
+	const flags = unix.O_RDONLY | unix.O_NOFOLLOW
+	fd, err := openFd(dirfd, name, flags|unix.O_NONBLOCK)
+	if err == unix.EAGAIN { // an NFS server on this host has lent the file out, and must take it back first
+		fd, err = openFd(dirfd, name, flags)
+	}
+	return fd, err
+}
+
 // openAt is openat(2) as an *os.File that is never handed to the poller.
 func openAt(dirfd int, name string, flags int, path string) (*os.File, error) {
 	fd, err := openFd(dirfd, name, flags)
@@ -91,7 +102,7 @@ func unlessGone(err error) error {
 func readFile(dir *os.File, name string, limit int64) ([]byte, unix.Stat_t, error) {
 	var st unix.Stat_t
 	path := dir.Name() + "/" + name
-	fd, err := openFd(int(dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	fd, err := openRead(int(dir.Fd()), name)
 	if err != nil {
 		return nil, st, diskError("open", path, err)
 	}

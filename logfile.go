@@ -102,6 +102,9 @@ func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, head, tail 
 func (n *nfs) readLog(dir *os.File, name string) ([]byte, unix.Stat_t, error) {
 	data, st, err := readFile(dir, name, maxLogRead)
 	switch {
+	case errors.Is(err, unix.ELOOP):
+		_ = statAt(dir, name, &st)
+		err = fmt.Errorf("%w: %q is a symbolic link", ErrDamaged, dir.Name()+"/"+name)
 	case err != nil:
 	case st.Mode&unix.S_IFMT != unix.S_IFREG, st.Size == 0:
 		err = fmt.Errorf("%w: %q is empty, or no file", ErrDamaged, dir.Name()+"/"+name)

@@ -228,11 +228,15 @@ func (a *artifactFile) Info() ArtifactInfo                        { return a.inf
 func (a *artifactFile) File() *os.File                            { return a.f }
 
 // openArtifact opens and describes one file. A small one is read, and closed again.
+// What is no file is not found: it is not listed either.
 func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
 	if f := n.small.get(path); f != nil {
 		return f.open(), nil
 	}
-	fd, err := openFd(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_NOFOLLOW)
+	fd, err := openRead(unix.AT_FDCWD, path)
+	if err == unix.ELOOP {
+		return nil, fmt.Errorf("%w: %q is a symbolic link", ErrNotFound, path)
+	}
 	if err != nil {
 		return nil, diskError("open", path, err)
 	}
@@ -246,6 +250,7 @@ func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
 		return nil, fmt.Errorf("%w: %q is not a file", ErrNotFound, path)
 	}
 	if st.Size > smallSize {
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0) // as openAt: the poller is not asked
 		return &artifactFile{os.NewFile(uintptr(fd), path), infoOf(&st)}, nil
 	}
 	defer unix.Close(fd)

@@ -1,6 +1,14 @@
 package main
 
-import "testing"
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
 
 // openTestNFS opens the store at base, as another process would.
 func openTestNFS(t testing.TB, base string) *nfs {
@@ -15,4 +23,41 @@ func openTestNFS(t testing.TB, base string) *nfs {
 func TestNFS(t *testing.T) {
 	base := t.TempDir()
 	testBackend(t, func(t *testing.T) Backend { return openTestNFS(t, base) })
+}
+
+// TestWhatIsNoFile: a FIFO, a symbolic link or a directory in the place of an
+// artifact or a log is not found, or damaged, and holds nobody up.
+func TestWhatIsNoFile(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	mustStore(t, n, "site", "real", []byte("x"))
+	site := filepath.Join(n.base, sitesDir, "site")
+	for name, make := range map[string]func(path string) error{
+		"fifo":    func(path string) error { return unix.Mkfifo(path, 0o644) },
+		"link":    func(path string) error { return os.Symlink("real.tar.gz", path) },
+		"nowhere": func(path string) error { return os.Symlink("nowhere", path) },
+		"dir":     func(path string) error { return os.Mkdir(path, 0o755) },
+	} {
+		if err := errors.Join(os.MkdirAll(filepath.Join(site, logsDir), 0o755),
+			make(filepath.Join(site, artifactsDir, name+artifactSuffix)), make(filepath.Join(site, logsDir, name+logSuffix))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.FetchArtifact("site", name); !errors.Is(err, ErrNotFound) {
+			t.Errorf("fetch of a %s: %v", name, err)
+		}
+		if _, err := n.StatArtifact("site", name); !errors.Is(err, ErrNotFound) {
+			t.Errorf("stat of a %s: %v", name, err)
+		}
+		if err := n.WriteLog("site", entry("1", name, time.Now())); !errors.Is(err, ErrDamaged) {
+			t.Errorf("entry to a %s: %v", name, err)
+		}
+	}
+	versions, err := n.ListVersions("site")
+	if err != nil || len(versions) != 5 {
+		t.Fatalf("%d versions, %v", len(versions), err)
+	}
+	for _, v := range versions {
+		if want := v.BuildID != "real"; (v.LogsError == ErrDamaged.Error()) != want {
+			t.Errorf("%s: logs_error %q", v.BuildID, v.LogsError)
+		}
+	}
 }
