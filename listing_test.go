@@ -405,7 +405,7 @@ func FuzzCursor(f *testing.F) {
 	for _, v := range []*Version{{BuildID: "b", CreatedAt: testTime}, {BuildID: strings.Repeat("x", maxIDLen)}} {
 		f.Add(formatCursor(v))
 	}
-	for _, s := range []string{"", "x", "AAAAAAAAAAA", "AAAAAAAAAABi", "AAAAAAAAAABi=", "AAAAAAAAAAAu", "//////////9h", "__________9h"} {
+	for _, s := range []string{"", "x", "AAAAAAAAAAA", "AAAAAAAAAABi", "AAAAAAAAAABi=", "AAAAAAAAAAAu", "//////////9h", "__________9h", "000000000000X\n00"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -125,8 +125,7 @@ func (s *siteScan) readArtifacts(dir *os.File) error {
 	return nil
 }
 
-// readLogNames reads the directory of logs, and looks at those that were read
-// before.
+// readLogNames reads the directory of logs, and looks at those known before.
 func (s *siteScan) readLogNames() error {
 	names, err := readNames(s.logs)
 	if err != nil {

@@ -56,10 +56,14 @@ func parseCursor(s string) (*Version, error) {
 	if err != nil || len(b) < 9 || checkID(string(b[8:])) != nil {
 		return nil, fmt.Errorf("%w: %.100q", ErrBadCursor, s)
 	}
-	return &Version{
+	v := &Version{
 		CreatedAt: time.Unix(0, int64(binary.BigEndian.Uint64(b))).UTC(),
 		BuildID:   string(b[8:]),
-	}, nil
+	}
+	if formatCursor(v) != s { // the decoder passes over line breaks
+		return nil, fmt.Errorf("%w: %.100q", ErrBadCursor, s)
+	}
+	return v, nil
 }
 
 // versionSum is a hash of everything that a listing tells of v but metadata,
