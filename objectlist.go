@@ -72,6 +72,9 @@ func (s *objectStore) ListVersionsPage(siteID string, q VersionQuery) (*VersionP
 	for i, v := range page.Versions {
 		sums[i] = versionSum(v)
 	}
+	if page.NextCursor != "" {
+		sums = append(sums, [16]byte{}) // that there is more is part of the answer
+	}
 	page.Tag = tagOf(sums)
 	return page, nil
 }
@@ -124,7 +127,7 @@ func (s *objectStore) listKeys(ctx context.Context, prefix, suffix string) ([]ob
 	var all []objectInfo
 	err := s.bucket.list(ctx, prefix, func(page []objectInfo) error {
 		for _, o := range page {
-			if strings.HasSuffix(o.key, suffix) && checkID(strings.TrimSuffix(o.key[len(prefix):], suffix)) == nil {
+			if _, ok := buildOfFile(o.key[len(prefix):], suffix); ok {
 				all = append(all, o)
 			}
 		}

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"sync"
+	"slices"
 	"time"
 )
 
@@ -28,27 +28,31 @@ func (s *objectStore) WriteLog(siteID string, entry LogEntry) error {
 		return err
 	}
 	key := s.logsPrefix(siteID) + entry.BuildID + logSuffix
-	return s.queue.add(key, entry, func(entries []LogEntry) error { return s.appendTo(key, entries) })
+	errs, i := s.appends.do(key, entry, func(entries []LogEntry) []error { return s.appendLog(key, entries) })
+	return errs[i]
 }
 
-// appendTo appends entries until it succeeds or appendTimeout has passed.
-func (s *objectStore) appendTo(key string, entries []LogEntry) error {
+// appendLog appends entries, and tells of each whether it is in the log now. It
+// tries until it succeeds or appendTimeout has passed.
+func (s *objectStore) appendLog(key string, entries []LogEntry) []error {
 	ctx, cancel := context.WithTimeout(context.Background(), appendTimeout)
 	defer cancel()
 	wait := appendBackoff
 	for {
-		err := s.tryAppend(ctx, key, entries)
+		errs := make([]error, len(entries))
+		err := s.tryAppend(ctx, key, entries, errs)
 		switch {
 		case err == nil:
-			return nil
+			return errs
 		// After ErrUnavailable it may have been done all the same: the next
 		// attempt finds the ids of the entries in the log.
 		case !errors.Is(err, ErrPrecondition) && !errors.Is(err, errConflict) && !errors.Is(err, ErrUnavailable):
-			return err
+			return slices.Repeat([]error{err}, len(entries))
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: cannot append to %q in %s: %v", ErrUnavailable, key, appendTimeout, err)
+			err = fmt.Errorf("%w: cannot append to %q in %s: %v", ErrUnavailable, key, appendTimeout, err)
+			return slices.Repeat([]error{err}, len(entries))
 		case <-time.After(rand.N(wait)):
 			wait = min(2*wait, appendMaxWait)
 		}
@@ -56,30 +60,25 @@ func (s *objectStore) appendTo(key string, entries []LogEntry) error {
 }
 
 // tryAppend appends what is not in the log yet, on the condition that the log
-// is still the one that was read.
-func (s *objectStore) tryAppend(ctx context.Context, key string, entries []LogEntry) error {
+// is still the one that was read. Entries that cannot be added have errors of
+// their own in errs.
+func (s *objectStore) tryAppend(ctx context.Context, key string, entries []LogEntry, errs []error) error {
 	old, info, err := s.readLog(ctx, key)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
 	}
-	var have []LogEntry
 	opts := putOptions{contentType: logType, absent: err != nil, ifMatch: info.etag}
-	if !opts.absent {
-		if have, err = parseLog(old); err != nil {
-			return fmt.Errorf("cannot append to %q: %w", key, err)
-		}
+	if len(old) == 0 && !opts.absent {
+		return fmt.Errorf("%w: %q is empty", ErrDamaged, key)
 	}
-	added := newEntries(have, entries)
-	if len(added) == 0 {
+	head, tail, err := growLog(old, entries, errs)
+	if err != nil {
+		return fmt.Errorf("cannot append to %q: %w", key, err)
+	}
+	if len(tail) == 0 {
 		return nil
 	}
-	if info.size >= maxLogSize {
-		return fmt.Errorf("%w: %q has %d bytes", ErrLogFull, key, info.size)
-	}
-	data, err := appendLog(old, added)
-	if err != nil {
-		return err
-	}
+	data := slices.Concat(head, tail)
 	if _, err := s.bucket.put(ctx, key, bytes.NewReader(data), int64(len(data)), opts); err != nil {
 		return fmt.Errorf("cannot write %q: %w", key, err)
 	}
@@ -101,84 +100,4 @@ func (s *objectStore) readLog(ctx context.Context, key string) ([]byte, objectIn
 		return nil, info, fmt.Errorf("%w: cannot read %q: %v", ErrUnavailable, key, err)
 	}
 	return data, info, nil
-}
-
-// newEntries are those of entries whose ids are not in have, each id once.
-func newEntries(have, entries []LogEntry) []LogEntry {
-	known := make(map[string]bool, len(have)+len(entries))
-	for i := range have {
-		known[have[i].ID] = true
-	}
-	var added []LogEntry
-	for _, e := range entries {
-		if !known[e.ID] {
-			known[e.ID] = true
-			added = append(added, e)
-		}
-	}
-	return added
-}
-
-// appendQueue joins the entries that wait for one log into one write. The zero
-// value is ready.
-type appendQueue struct {
-	mu      sync.Mutex
-	waiting map[string][]*waitingEntry // a key that is present has a goroutine at work
-}
-
-type waitingEntry struct {
-	entry LogEntry
-	done  chan error
-}
-
-// add returns what write returned for a batch that held entry.
-func (q *appendQueue) add(key string, entry LogEntry, write func([]LogEntry) error) error {
-	w := &waitingEntry{entry, make(chan error, 1)}
-	q.mu.Lock()
-	if q.waiting == nil {
-		q.waiting = map[string][]*waitingEntry{}
-	}
-	batch, busy := q.waiting[key]
-	q.waiting[key] = append(batch, w)
-	q.mu.Unlock()
-	if !busy {
-		go q.work(key, write)
-	}
-	return <-w.done
-}
-
-// work writes batches until nobody waits for key.
-func (q *appendQueue) work(key string, write func([]LogEntry) error) {
-	for {
-		batch := q.take(key)
-		if len(batch) == 0 {
-			return
-		}
-		entries := make([]LogEntry, len(batch))
-		for i, w := range batch {
-			entries[i] = w.entry
-		}
-		err := write(entries)
-		for _, w := range batch {
-			w.done <- err
-		}
-	}
-}
-
-// take takes the next batch of key, of at most maxLogSize bytes of metadata.
-func (q *appendQueue) take(key string) []*waitingEntry {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	all := q.waiting[key]
-	if len(all) == 0 {
-		delete(q.waiting, key)
-		return nil
-	}
-	n, size := 0, 0
-	for n < len(all) && (n == 0 || size+len(all[n].entry.Metadata) <= maxLogSize) {
-		size += len(all[n].entry.Metadata)
-		n++
-	}
-	q.waiting[key] = all[n:]
-	return all[:n:n]
 }

@@ -29,12 +29,12 @@ const (
 // Nothing but a cache is kept in memory: each decision is the store's own, by a
 // condition on the very object that was looked at.
 type objectStore struct {
-	bucket bucket
-	prefix string // of every key; empty or ending in a slash
-	log    *slog.Logger
-	logs   *logCache
-	queue  appendQueue
-	trust  trust
+	bucket  bucket
+	prefix  string // of every key; empty or ending in a slash
+	log     *slog.Logger
+	logs    *logCache
+	appends group[LogEntry, []error] // one write of a log at a time
+	trust   trust
 }
 
 var (
