@@ -12,6 +12,7 @@ import (
 )
 
 const (
+	checksDir    = "checks/" // below the prefix: where a check tries what the store does
 	checkTimeout = 60 * time.Second
 	// checkAgain is how long a failed check is remembered, so that a store which
 	// is away is not asked by everybody at once.
@@ -87,7 +88,7 @@ func (s *objectStore) learn() error {
 func (s *objectStore) check() (findings []finding, refused map[condition]error, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
 	defer cancel()
-	c := &storeCheck{s: s, ctx: ctx, key: s.prefix + "checks/" + rand.Text(), refused: map[condition]error{}}
+	c := &storeCheck{s: s, ctx: ctx, key: s.prefix + checksDir + rand.Text(), refused: map[condition]error{}}
 	defer c.clean()
 	for _, step := range []func() error{c.access, c.puts, c.parts, c.removes, c.abort} {
 		if err := step(); err != nil {
@@ -268,20 +269,22 @@ func (c *storeCheck) clean() {
 var errEnough = errors.New("enough")
 
 // Probe implements Prober: once it finds out what the store honours, and then
-// it looks whether it can be listed. It does not write: that costs money, and a
-// store that refuses writes tells it with the first.
+// it looks whether it can be listed. It does not write again: that costs money,
+// and a store that refuses writes tells it to the first.
 func (s *objectStore) Probe() (Readiness, error) {
-	if err := s.trusted(conditionalPut); err != nil && !errors.Is(err, ErrUnsupported) {
-		if errors.Is(err, ErrDenied) || errors.Is(err, ErrNoSpace) || errors.Is(err, ErrReadOnly) {
-			return Readiness{WriteError: reasonOf(err)}, nil
-		}
-		return Readiness{}, err
+	var found Readiness
+	switch err := s.trusted(conditionalPut); {
+	case err == nil, errors.Is(err, ErrUnsupported):
+	case errors.Is(err, ErrDenied), errors.Is(err, ErrNoSpace), errors.Is(err, ErrReadOnly):
+		found.WriteError = reasonOf(err)
+	default:
+		return found, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
-	err := s.bucket.list(ctx, s.prefix+"checks/", func([]objectInfo) error { return errEnough })
+	err := s.bucket.list(ctx, s.prefix+checksDir, func([]objectInfo) error { return errEnough })
 	if err != nil && !errors.Is(err, errEnough) {
-		return Readiness{}, fmt.Errorf("cannot list %q: %w", s.prefix, err)
+		return found, fmt.Errorf("cannot list %q: %w", s.prefix+checksDir, err)
 	}
-	return Readiness{}, nil
+	return found, nil
 }

@@ -1,8 +1,18 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
@@ -10,4 +20,311 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 func TestMemory(t *testing.T) {
 	m := newMemBucket()
 	testBackend(t, func(*testing.T) Backend { return newObjectStore(m, "a/prefix/", quiet()) })
+}
+
+func openMem(m *memBucket) *objectStore { return newObjectStore(m, "", quiet()) }
+
+// every makes a fault of each nth call of op: lost, and stored but its reply
+// lost, in turn.
+func every(n int, op string) func(string, string) (bool, error) {
+	calls, faults := 0, 0
+	return func(o, key string) (bool, error) {
+		if o != op || strings.HasPrefix(key, "checks/") {
+			return false, nil
+		}
+		if calls++; calls%n != 0 {
+			return false, nil
+		}
+		faults++
+		return faults%2 == 0, fmt.Errorf("%w: fault %d", ErrUnavailable, faults)
+	}
+}
+
+func TestAppendsSurviveLostWritesAndLostReplies(t *testing.T) {
+	for _, n := range []int{2, 3, 7} {
+		m, site := newMemBucket(), newSite()
+		m.fault = every(n, "put")
+		appendAtOnce(t, []store{openMem(m), openMem(m)}, site, 8, 25)
+		if v := versionOf(t, openMem(m), site, "b"); len(v.Logs) != 200 {
+			t.Errorf("with every write number %d lost the log has %d entries", n, len(v.Logs))
+		}
+	}
+}
+
+func TestWaitingEntriesShareAWrite(t *testing.T) {
+	m, site := newMemBucket(), newSite()
+	puts, first, release := 0, make(chan struct{}), make(chan struct{})
+	b := openMem(m)
+	mustLog(t, b, site, entry("0", "b", time.Now()))
+	m.fault = func(op, _ string) (bool, error) {
+		if op == "put" {
+			puts++
+			if puts == 1 {
+				close(first)
+				<-release
+			}
+		}
+		return false, nil
+	}
+	var g sync.WaitGroup
+	add := func(i int) {
+		if err := b.WriteLog(site, entry(fmt.Sprint(i), "b", time.Now())); err != nil {
+			t.Error(err)
+		}
+	}
+	g.Go(func() { add(1) })
+	<-first
+	for i := range 50 {
+		g.Go(func() { add(2 + i) })
+	}
+	for waiting := 0; waiting < 51; { // all of them are in the group
+		b.appends.mu.Lock()
+		for _, q := range b.appends.queues {
+			waiting = q.users
+		}
+		b.appends.mu.Unlock()
+		runtime.Gosched()
+	}
+	close(release)
+	g.Wait()
+	if puts != 2 {
+		t.Errorf("51 entries took %d writes, not 2", puts)
+	}
+}
+
+func TestAppendGivesUpInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemBucket()
+		b := openMem(m)
+		mustLog(t, b, "s", entry("1", "b", time.Now()))
+		m.fault = func(op, _ string) (bool, error) {
+			if op == "put" {
+				return false, fmt.Errorf("%w: a rival", ErrPrecondition)
+			}
+			return false, nil
+		}
+		start := time.Now()
+		wantError(t, b.WriteLog("s", entry("2", "b", time.Now())), ErrUnavailable)
+		if d := time.Since(start); d < appendTimeout || d > appendTimeout+appendMaxWait {
+			t.Errorf("it took %s", d)
+		}
+	})
+}
+
+func TestDamagedLogIsLeftAlone(t *testing.T) {
+	m, site := newMemBucket(), newSite()
+	b := openMem(m)
+	mustStore(t, b, site, "good", body(10, 1))
+	for i, damage := range []string{"", "{}", "[]", "[{]", `[{"id":"1"}] x`} {
+		id := fmt.Sprint("b", i)
+		key := b.logsPrefix(site) + id + logSuffix
+		m.objects[key] = memObject{objectInfo{key: key, etag: fmt.Sprintf(`"%d"`, i), size: int64(len(damage))}, []byte(damage)}
+		wantError(t, b.WriteLog(site, entry("1", id, time.Now())), ErrDamaged)
+		if got := string(m.objects[key].data); got != damage {
+			t.Errorf("%q became %q", damage, got)
+		}
+		if v := versionOf(t, b, site, id); v == nil || v.LogsError == "" {
+			t.Errorf("of the damage %q the list tells %+v", damage, v)
+		}
+	}
+	if v := versionOf(t, b, site, "good"); v == nil || v.LogsError != "" {
+		t.Errorf("the good one is listed as %+v", v)
+	}
+}
+
+func TestFullLogTakesNoMore(t *testing.T) {
+	b, site := openMem(newMemBucket()), newSite()
+	e := entry("1", "b", time.Now())
+	e.Metadata = json.RawMessage(`{"x":"` + strings.Repeat("x", maxLogSize) + `"}`)
+	mustLog(t, b, site, e)
+	wantError(t, b.WriteLog(site, entry("2", "b", time.Now())), ErrLogFull)
+	mustLog(t, b, site, entry("1", "b", time.Now())) // is there already
+}
+
+// A reply that was lost must not make a 412 of the sender's own upload.
+func TestLostReplyOfAnUpload(t *testing.T) {
+	f := func(name string, apply bool, reply, want error, cond Precondition) {
+		t.Helper()
+		m := newMemBucket()
+		b := openMem(m)
+		if err := b.trusted(conditionalPut); err != nil {
+			t.Fatal(err)
+		}
+		m.fault = func(op, _ string) (bool, error) {
+			if op == "put" {
+				return apply, reply
+			}
+			return false, nil
+		}
+		info, err := b.StoreArtifactIf("s", "b", known(body(10, 1)), cond)
+		if !errors.Is(err, want) {
+			t.Errorf("%s: the error is %v, want %v", name, err, want)
+		}
+		m.fault = nil
+		if want == nil {
+			wantInfo(t, b, "s", "b", info, 10)
+		}
+	}
+	gone := fmt.Errorf("%w: no answer", ErrUnavailable)
+	twice := fmt.Errorf("%w: the second try", ErrPrecondition)
+	f("lost", false, gone, ErrUnavailable, Precondition{})
+	f("lost, create only", false, gone, ErrUnavailable, createOnly)
+	f("stored", true, gone, nil, Precondition{})
+	f("stored, create only", true, gone, nil, createOnly)
+	f("stored, and tried again by the SDK", true, twice, nil, createOnly)
+	f("a conflict and nothing there", false, errConflict, ErrUnavailable, createOnly)
+	f("a conflict, and ours is there", true, errConflict, nil, createOnly)
+	f("denied", false, ErrDenied, ErrDenied, createOnly)
+	f("full", false, ErrNoSpace, ErrNoSpace, Precondition{})
+}
+
+func TestConflictWithARival(t *testing.T) {
+	f := func(cond Precondition, want error) {
+		t.Helper()
+		m := newMemBucket()
+		b := openMem(m)
+		mustStore(t, b, "s", "b", body(10, 1))
+		if cond.CreateOnly() {
+			delete(m.objects, b.artifactKey("s", "b"))
+		}
+		m.fault = func(op, key string) (bool, error) {
+			if op != "put" || strings.HasPrefix(key, "checks/") {
+				return false, nil
+			}
+			m.objects[key] = memObject{objectInfo{key: key, etag: `"rival"`}, nil}
+			return false, errConflict
+		}
+		_, err := b.StoreArtifactIf("s", "b", known(body(10, 2)), cond)
+		wantError(t, err, want)
+	}
+	f(createOnly, ErrPrecondition) // it exists now
+	f(exists, ErrUnavailable)      // the condition holds of the rival's too: try again
+	f(Precondition{}, ErrUnavailable)
+}
+
+func TestStoreThatIgnoresConditions(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		blind         func(putOptions) bool
+		logs, uploads error
+	}{
+		{"in parts", func(o putOptions) bool { return o.parts }, nil, ErrUnsupported},
+		{"all", func(putOptions) bool { return true }, ErrUnsupported, ErrUnsupported},
+		{"none", func(putOptions) bool { return false }, nil, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newMemBucket()
+			m.blind = c.blind
+			b := openMem(m)
+			wantError(t, b.WriteLog("s", entry("1", "b", time.Now())), c.logs)
+			_, err := b.StoreArtifactIf("s", "b", known(body(10, 1)), createOnly)
+			wantError(t, err, c.uploads)
+			mustStore(t, b, "s", "b", body(10, 2))
+			wantBytes(t, b, "s", "b", body(10, 2))
+			if r, err := b.Probe(); err != nil {
+				t.Errorf("the probe found %+v, %v", r, err)
+			}
+			for key := range m.objects {
+				if strings.HasPrefix(key, "checks/") {
+					t.Errorf("the check left %s behind", key)
+				}
+			}
+		})
+	}
+}
+
+func TestStoreThatWantsNoQuotes(t *testing.T) {
+	m := newMemBucket()
+	m.unquoted = true
+	testBackend(t, func(*testing.T) Backend { return openMem(m) })
+}
+
+func TestProbeOfAStoreInTrouble(t *testing.T) {
+	f := func(op string, fault, want error, writeError bool) {
+		t.Helper()
+		m := newMemBucket()
+		m.fault = func(o, _ string) (bool, error) {
+			if o == op {
+				return false, fault
+			}
+			return false, nil
+		}
+		b := openMem(m)
+		r, err := b.Probe()
+		if !errors.Is(err, want) || (r.WriteError != "") != writeError {
+			t.Errorf("%s fails with %v: the probe found %+v, %v", op, fault, r, err)
+		}
+	}
+	f("put", ErrUnavailable, ErrUnavailable, false)
+	f("list", ErrUnavailable, ErrUnavailable, false)
+	f("list", ErrDenied, ErrDenied, false)
+	f("put", ErrDenied, nil, true)
+	f("put", ErrNoSpace, nil, true)
+}
+
+func TestPageReadsOnlyItsLogs(t *testing.T) {
+	m, site := newMemBucket(), newSite()
+	b := openMem(m)
+	for i := range 40 {
+		id := fmt.Sprint("b", i)
+		mustStore(t, b, site, id, body(10, 1))
+		mustLog(t, b, site, entry("1", id, time.Now()))
+	}
+	gets := 0
+	m.fault = func(op, _ string) (bool, error) {
+		if op == "get" {
+			gets++
+		}
+		return false, nil
+	}
+	f := func(q VersionQuery, want int) {
+		t.Helper()
+		gets = 0
+		if _, err := b.ListVersionsPage(site, q); err != nil {
+			t.Fatal(err)
+		}
+		if gets != want {
+			t.Errorf("%+v read %d logs, not %d", q, gets, want)
+		}
+	}
+	f(VersionQuery{Limit: 10}, 10)
+	f(VersionQuery{Limit: 10}, 0) // known by their ETags
+	f(VersionQuery{}, 30)
+	mustLog(t, b, site, entry("2", "b7", time.Now()))
+	f(VersionQuery{}, 1)
+}
+
+func TestLogCacheIsBounded(t *testing.T) {
+	c := newLogCache(100_000)
+	for i := range 1000 {
+		c.put(fmt.Sprint(i), "e", make([]LogEntry, 1), 1000)
+		if c.size > c.max {
+			t.Fatalf("%d bytes are kept, not %d", c.size, c.max)
+		}
+	}
+	c.put("large", "e", nil, 99_000)
+	if _, ok := c.get("large", "e"); ok {
+		t.Error("one log took all of the cache")
+	}
+	if _, ok := c.get("999", "e"); !ok {
+		t.Error("the last one is not kept")
+	}
+	if _, ok := c.get("999", "other"); ok {
+		t.Error("a log with another ETag was taken for the same")
+	}
+}
+
+func TestShortStreamIsNeverWhole(t *testing.T) {
+	data := body(1000, 1)
+	for cut := range int64(3) {
+		r := &objectReader{
+			body: io.NopCloser(bytes.NewReader(data[:999-cut*400])), left: 1000,
+			info: objectInfo{key: "k", size: 1000}, cancel: func() {},
+		}
+		got, err := io.ReadAll(r)
+		wantError(t, err, ErrUnavailable)
+		if int64(len(got)) != 999-cut*400 {
+			t.Errorf("%d bytes came", len(got))
+		}
+	}
 }
