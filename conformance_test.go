@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -103,12 +102,18 @@ func newSite() string {
 	return fmt.Sprintf("t%x-%d", time.Now().UnixNano(), sites.Add(1))
 }
 
-// body makes n bytes that do not compress and differ with seed.
-func body(n int, seed byte) []byte {
-	b := make([]byte, n)
-	r := rand.NewChaCha8(sha256.Sum256([]byte{seed}))
-	_, _ = r.Read(b)
+// noise is what bodies are cut out of, since making it takes long.
+var noise = sync.OnceValue(func() []byte {
+	b := make([]byte, largeBody+1<<20)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(b)
 	return b
+})
+
+// body is n bytes that do not compress, other ones with another seed. Nobody may
+// change them.
+func body(n int, seed byte) []byte {
+	at := 4099 * int(seed)
+	return noise()[at : at+n : at+n]
 }
 
 // sized is a reader that tells its size, and may lie.

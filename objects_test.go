@@ -236,7 +236,10 @@ func TestStoreThatIgnoresConditions(t *testing.T) {
 func TestStoreThatWantsNoQuotes(t *testing.T) {
 	m := newMemBucket()
 	m.unquoted = true
-	testBackend(t, func(*testing.T) Backend { return openMem(m) })
+	open := func() store { return openMem(m) }
+	testIfMatch(t, open)
+	testLogTwice(t, open)
+	testDeleteIf(t, open)
 }
 
 func TestProbeOfAStoreInTrouble(t *testing.T) {
@@ -257,7 +260,7 @@ func TestProbeOfAStoreInTrouble(t *testing.T) {
 	}
 	f("put", ErrUnavailable, ErrUnavailable, false)
 	f("list", ErrUnavailable, ErrUnavailable, false)
-	f("list", ErrDenied, ErrDenied, false)
+	f("list", ErrDenied, ErrDenied, true)
 	f("put", ErrDenied, nil, true)
 	f("put", ErrNoSpace, nil, true)
 }
