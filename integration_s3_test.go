@@ -17,24 +17,24 @@ const (
 
 // startVersity starts versitygw over a directory.
 func startVersity(t *testing.T) *realStore {
-	server := newServer(t, "/health",
+	server := startProcess(t, "/health",
 		[]string{"ROOT_ACCESS_KEY=" + testKey, "ROOT_SECRET_KEY=" + testSecret},
-		[]string{versityPath, "--port", "ADDR", "--health", "/health", "--quiet", "posix", t.TempDir()})
+		[]string{versityPath, "--port", "{addr}", "--health", "/health", "--quiet", "posix", t.TempDir()})
 	return s3Store(t, "versitygw", server)
 }
 
 // startMinIO starts MinIO over a directory.
 func startMinIO(t *testing.T) *realStore {
-	server := newServer(t, "/minio/health/ready",
+	server := startProcess(t, "/minio/health/ready",
 		[]string{"MINIO_ROOT_USER=" + testKey, "MINIO_ROOT_PASSWORD=" + testSecret, "MINIO_UPDATE=off", "MINIO_BROWSER=off", "MINIO_CI_CD=1"},
-		[]string{minioPath, "server", t.TempDir(), "--address", "ADDR", "--quiet"})
+		[]string{minioPath, "server", t.TempDir(), "--address", "{addr}", "--quiet"})
 	s := s3Store(t, "minio", server)
 	s.but = []difference{changeWaits, noDeleteIf}
 	return s
 }
 
 // s3Store is a store in a new bucket of the server.
-func s3Store(t *testing.T, name string, server *testServer) *realStore {
+func s3Store(t *testing.T, name string, server *storeServer) *realStore {
 	t.Helper()
 	s := &realStore{name: name, server: server, env: map[string]string{
 		"PAGEWRIGHT_STORAGE_BACKEND": "s3",
@@ -45,9 +45,27 @@ func s3Store(t *testing.T, name string, server *testServer) *realStore {
 		"AWS_ACCESS_KEY_ID":          testKey,
 		"AWS_SECRET_ACCESS_KEY":      testSecret,
 	}}
-	name0 := testBucket
-	if _, err := s.s3(t).client.CreateBucket(context.Background(), &s3.CreateBucketInput{Bucket: &name0}); err != nil {
-		t.Fatal(err)
+	bucket := testBucket
+	s.prepare = func(t *testing.T) {
+		t.Helper()
+		if _, err := s.s3(t).client.CreateBucket(context.Background(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.prepare(t)
+	s.unfinished = func(t *testing.T) int {
+		t.Helper()
+		prefix := s.env["PAGEWRIGHT_S3_PREFIX"]
+		n := 0
+		for _, id := range []string{"new", "old"} { // MinIO lists those of one exact key
+			key := prefix + "/sites/s/artifacts/" + id + artifactSuffix
+			out, err := s.s3(t).client.ListMultipartUploads(context.Background(), &s3.ListMultipartUploadsInput{Bucket: &bucket, Prefix: &key})
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += len(out.Uploads)
+		}
+		return n
 	}
 	return s
 }

@@ -5,7 +5,8 @@ package main
 import (
 	"bytes"
 	"context"
-	"fmt"
+	"io"
+	"log"
 	"maps"
 	"net"
 	"net/http"
@@ -22,9 +23,14 @@ import (
 // variables by which the service finds it.
 type realStore struct {
 	name   string
-	server *testServer
+	server *storeServer
 	env    map[string]string
 	but    []difference
+
+	prepare    func(t *testing.T)     // makes the bucket
+	forgets    bool                   // keeps nothing over a restart
+	cannotSign bool                   // its credentials sign no URLs
+	unfinished func(t *testing.T) int // number of uploads under way; nil: it does not tell
 }
 
 // realStores has what starts each of them. test/tools.sh fetches them.
@@ -56,13 +62,8 @@ func (s *realStore) environ(through string) []string {
 // open opens the store as a process of its own would.
 func (s *realStore) open(t *testing.T, through string) store {
 	t.Helper()
-	env := s.environ(through)
-	for _, kv := range env { // what the SDKs look up themselves
-		if name, value, _ := strings.Cut(kv, "="); !strings.HasPrefix(name, envPrefix) {
-			t.Setenv(name, value)
-		}
-	}
-	cfg, err := parseConfig(env)
+	s.setenv(t)
+	cfg, err := parseConfig(s.environ(through))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,6 +74,33 @@ func (s *realStore) open(t *testing.T, through string) store {
 	return b.(store)
 }
 
+// setenv sets what the SDKs look up themselves.
+func (s *realStore) setenv(t *testing.T) {
+	for _, kv := range s.environ("") {
+		if name, value, _ := strings.Cut(kv, "="); !strings.HasPrefix(name, envPrefix) {
+			t.Setenv(name, value)
+		}
+	}
+}
+
+// frontDoor is the service on the store, as the tests of the HTTP side start it.
+func (s *realStore) frontDoor(t *testing.T) *testServer {
+	t.Helper()
+	s.setenv(t)
+	var vars []string
+	for name, value := range s.env {
+		if short, ours := strings.CutPrefix(name, envPrefix); ours {
+			vars = append(vars, short+"="+value)
+		}
+	}
+	return startServer(t, vars...)
+}
+
+// prefixVariable is the name of the variable that sets the prefix of the keys.
+func (s *realStore) prefixVariable() string {
+	return envPrefix + strings.ToUpper(s.env[envPrefix+"STORAGE_BACKEND"]) + "_PREFIX"
+}
+
 // with is s with other variables.
 func (s *realStore) with(env map[string]string) *realStore {
 	c := *s
@@ -81,9 +109,9 @@ func (s *realStore) with(env map[string]string) *realStore {
 	return &c
 }
 
-// testServer is a server in a process of its own, that can be stopped and
+// storeServer is a server in a process of its own, that can be stopped and
 // started again on its port.
-type testServer struct {
+type storeServer struct {
 	t      *testing.T
 	addr   string // host:port
 	health string // path that answers 200 when it is up
@@ -94,13 +122,13 @@ type testServer struct {
 	done   chan struct{}
 }
 
-// newServer starts a server and waits until it is up. In argv and env, ADDR
-// and PORT stand for where it is to listen. It is killed when the test ends.
-func newServer(t *testing.T, health string, env, argv []string) *testServer {
+// startProcess starts a server and waits until it is up. In argv and env, {addr}
+// and {port} stand for where it is to listen. It is killed when the test ends.
+func startProcess(t *testing.T, health string, env, argv []string) *storeServer {
 	t.Helper()
-	s := &testServer{t: t, addr: freeAddr(t), health: health, output: &logBuffer{}}
+	s := &storeServer{t: t, addr: freeAddr(t), health: health, output: &logBuffer{}}
 	_, port, _ := net.SplitHostPort(s.addr)
-	place := strings.NewReplacer("ADDR", s.addr, "PORT", port)
+	place := strings.NewReplacer("{addr}", s.addr, "{port}", port)
 	for _, a := range argv {
 		s.argv = append(s.argv, place.Replace(a))
 	}
@@ -117,9 +145,9 @@ func newServer(t *testing.T, health string, env, argv []string) *testServer {
 	return s
 }
 
-func (s *testServer) url() string { return "http://" + s.addr }
+func (s *storeServer) url() string { return "http://" + s.addr }
 
-func (s *testServer) start() {
+func (s *storeServer) start() {
 	s.t.Helper()
 	s.cmd = exec.Command(s.argv[0], s.argv[1:]...)
 	s.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.t.TempDir()}, s.env...)
@@ -151,7 +179,7 @@ func (s *testServer) start() {
 }
 
 // kill ends the server as a power cut would, for the process.
-func (s *testServer) kill() {
+func (s *storeServer) kill() {
 	if s.cmd != nil && s.cmd.Process != nil {
 		_ = s.cmd.Process.Kill()
 		<-s.done
@@ -182,7 +210,9 @@ func tool(name string) string {
 	return filepath.Join(dir, name)
 }
 
-// toolPaths are found before a test changes HOME for an SDK.
+var httpDiscard = log.New(io.Discard, "", 0)
+
+// They are found before a test changes HOME for an SDK.
 var (
 	versityPath = tool("versitygw")
 	minioPath   = tool("minio")
@@ -211,32 +241,13 @@ func (l *logBuffer) tail() string {
 }
 
 // service is the product itself, in a process of its own.
-func (s *realStore) service(t *testing.T, through string) *testServer {
+func (s *realStore) service(t *testing.T, through string) *storeServer {
 	t.Helper()
-	env := append(s.environ(through), envPrefix+"LISTEN=127.0.0.1", envPrefix+"PORT=PORT", envPrefix+"SHUTDOWN_GRACE=5s")
-	return newServer(t, "/health", env, []string{builtService(t)})
-}
-
-var buildOnce = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "pagewright-storage-test")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "pagewright-storage")
-	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("go build: %w: %s", err, out)
-	}
-	return path, nil
-})
-
-// builtService is the product, built once for all tests and left to the temporary
-// directory's own cleaning, since no test knows that it is the last.
-func builtService(t *testing.T) string {
-	t.Helper()
-	path, err := buildOnce()
+	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return path
+	env := append(s.environ(through), childVariable+"=serve",
+		envPrefix+"LISTEN=127.0.0.1", envPrefix+"PORT={port}", envPrefix+"SHUTDOWN_GRACE=5s", envPrefix+"ACCESS_LOG=false")
+	return startProcess(t, "/health", env, []string{self})
 }

@@ -111,7 +111,7 @@ func TestAppendGivesUpInTime(t *testing.T) {
 	})
 }
 
-func TestDamagedLogIsLeftAlone(t *testing.T) {
+func TestDamagedObjectIsLeftAlone(t *testing.T) {
 	m, site := newMemBucket(), newSite()
 	b := openMem(m)
 	mustStore(t, b, site, "good", body(10, 1))
@@ -132,7 +132,7 @@ func TestDamagedLogIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestFullLogTakesNoMore(t *testing.T) {
+func TestFullObjectTakesNoMore(t *testing.T) {
 	b, site := openMem(newMemBucket()), newSite()
 	e := entry("1", "b", time.Now())
 	e.Metadata = json.RawMessage(`{"x":"` + strings.Repeat("x", maxLogSize) + `"}`)

@@ -367,7 +367,7 @@ func s3Kind(err error) error {
 		return ErrNoSpace
 	case status == http.StatusNotImplemented:
 		return ErrUnsupported
-	case status == http.StatusTooManyRequests, status >= 500:
+	case status == http.StatusTooManyRequests, status >= 500, status == 0: // 0: no answer came
 		return ErrUnavailable
 	}
 	return nil
