@@ -27,7 +27,7 @@ const (
 	s3MaxParts = 10_000
 	s3Ahead    = 16 // parts, over all uploads, that are sent while their uploads read on
 	s3Tries    = 4  // attempts of one request
-	s3MaxDelay = 5 * time.Second
+	s3MaxDelay = 2 * time.Second
 	abortTime  = 30 * time.Second
 	s3MarkName = "mark" // in the metadata of an object
 )
