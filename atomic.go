@@ -47,14 +47,14 @@ const (
 // creates, links, renames or removes. It is safe for concurrent use; the files
 // it hands out are not.
 type disk struct {
-	log          *slog.Logger
-	durable      *lru.Cache[string, uint64] // inode of each directory known to survive a power cut
-	warnDirSync  sync.Once
-	noDirSync    atomic.Bool
-	copyBuffers  sync.Pool
-	tempsRemoved atomic.Int64
-	lastStamp    atomic.Pointer[timeStamp]
-	syncs        syncs
+	log         *slog.Logger
+	durable     *lru.Cache[string, uint64] // inode of each directory known to survive a power cut
+	warnDirSync sync.Once
+	noDirSync   atomic.Bool
+	copyBuffers sync.Pool
+	lastStamp   atomic.Pointer[timeStamp]
+	syncs       syncs
+	metrics     *storeMetrics
 }
 
 func newDisk(log *slog.Logger) *disk {
@@ -62,7 +62,8 @@ func newDisk(log *slog.Logger) *disk {
 	if err != nil {
 		panic(err) // the size is a positive constant
 	}
-	d := &disk{log: log, durable: durable}
+	d := &disk{log: log, durable: durable, metrics: newStoreMetrics()}
+	d.syncs.shared = func(files int) { d.metrics.commit.Update(float64(files)) }
 	d.copyBuffers.New = func() any { return new([copySize]byte) }
 	return d
 }
@@ -125,7 +126,10 @@ func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
 // directory (some FUSE and SMB mounts: EINVAL, ENOTSUP) is tolerated and told
 // once: there the promise is the mount's, not ours.
 func (d *disk) syncDir(dir *os.File) error {
-	return d.dirSynced(dir, uninterrupted(func() error { return unix.Fsync(int(dir.Fd())) }))
+	start := time.Now()
+	err := uninterrupted(func() error { return unix.Fsync(int(dir.Fd())) })
+	d.metrics.dirSync.UpdateDuration(start)
+	return d.dirSynced(dir, err)
 }
 
 // dirSynced judges what came of syncing dir.
@@ -245,7 +249,10 @@ func (t *tempFile) seal() (unix.Stat_t, error) {
 	if err := unix.Fstat(int(t.f.Fd()), &t.stat); err != nil {
 		return t.stat, diskError("stat", t.path, err)
 	}
-	if err := t.disk.syncs.sync(t.f, t.stat.Dev, t.since); err != nil {
+	start := time.Now()
+	err = t.disk.syncs.sync(t.f, t.stat.Dev, t.since)
+	t.disk.metrics.fsync.UpdateDuration(start)
+	if err != nil {
 		return t.stat, diskError("fsync", t.path, err)
 	}
 	t.setLarge(false)
@@ -260,7 +267,10 @@ func (t *tempFile) seal() (unix.Stat_t, error) {
 
 // syncDir makes the new name of the file durable: the syncDir of its directory.
 func (t *tempFile) syncDir() error {
-	return t.disk.dirSynced(t.dir, t.disk.syncs.sync(t.dir, t.stat.Dev, t.since))
+	start := time.Now()
+	err := t.disk.syncs.sync(t.dir, t.stat.Dev, t.since)
+	t.disk.metrics.dirSync.UpdateDuration(start)
+	return t.disk.dirSynced(t.dir, err)
 }
 
 // setLarge tells whether a large file is in the making, for which no small one
@@ -281,7 +291,9 @@ func (t *tempFile) setLarge(large bool) {
 // after t.syncDir.
 func (t *tempFile) replace(name string) error {
 	dirfd := int(t.dir.Fd())
+	start := time.Now()
 	err := uninterrupted(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })
+	t.disk.metrics.rename.UpdateDuration(start)
 	// An NFS server whose reply was lost is asked again and finds no source: the
 	// rename was done if our file is there. Otherwise the temp was swept.
 	if err == unix.ENOENT && t.isAt(name) {
@@ -314,7 +326,9 @@ func (t *tempFile) isAt(name string) bool {
 // (fs.ErrExist). It is durable after t.syncDir.
 func (t *tempFile) create(name string) error {
 	dirfd := int(t.dir.Fd())
+	start := time.Now()
 	err := uninterrupted(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })
+	t.disk.metrics.link.UpdateDuration(start)
 	switch {
 	case err == nil, t.links() == 2: // two links: it was done, and the reply was lost (open(2), "NFS")
 		if err := t.disk.remove(t.dir, t.name); err != nil {

@@ -133,6 +133,12 @@ type Prober interface {
 	Probe() (Readiness, error)
 }
 
+// SpaceTeller is a store that has a size.
+type SpaceTeller interface {
+	// Space tells how full the store is. It may block as Probe does.
+	Space() (Space, error)
+}
+
 // FileMover is what a reader passed to StoreArtifact may offer: to move its
 // bytes into a file without passing them through the caller. It returns the
 // number of bytes moved, at most max, and io.EOF at the end of the body, as
@@ -193,6 +199,12 @@ type VersionPage struct {
 // Readiness is what a probe of the store found.
 type Readiness struct {
 	WriteError string // empty: writes work; otherwise why they do not
+}
+
+// Space is how full a store is. A store that does not know tells zeros.
+type Space struct {
+	FreeBytes, TotalBytes   uint64 // what the service may write, and all there is
+	FreeInodes, TotalInodes uint64
 }
 
 // Precondition is what must hold of an artifact for a change to be made, in

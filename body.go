@@ -14,17 +14,18 @@ var (
 )
 
 // requestBody is the body of one request as a Backend reads it. It yields
-// exactly the body or fails: with errBodyCut, errStalled, errTooLarge or
-// errEmptyBody, never with an error that could be taken for its end. It is a
-// FileMover and Sized.
+// exactly the body or fails: with errBodyCut, errStalled, errTooLarge,
+// errEmptyBody or the error of took, never with one that could be taken for its
+// end. It is a FileMover and Sized.
 type requestBody struct {
 	conn   *conn
 	stream io.Reader // fasthttp's, which knows about chunks and what it has buffered
 	size   int64     // Content-Length; -1: chunked
 	limit  int64     // bytes allowed; 0: any
 	read   int64
-	err    error // the client's fault, and final
-	ended  bool  // the whole body was read
+	took   func(int64) error // told of what was read; may end the body; nil: nobody is
+	err    error             // the client's fault, and final
+	ended  bool              // the whole body was read
 	slab   []byte
 	buf    *[copySize]byte
 }
@@ -86,6 +87,7 @@ func (b *requestBody) account(n int, err error) error {
 	switch {
 	case b.limit > 0 && b.read > b.limit:
 		b.err = errTooLarge
+	case b.took != nil && b.spaceTaken(n):
 	case err == io.EOF && (b.size < 0 || b.read == b.size):
 		b.ended = true
 		if b.read > 0 {
@@ -101,6 +103,13 @@ func (b *requestBody) account(n int, err error) error {
 		b.err = fmt.Errorf("%w: %v", errBodyCut, err)
 	}
 	return b.err
+}
+
+// spaceTaken tells who watches the space of n bytes more, and whether that was
+// the end of the body.
+func (b *requestBody) spaceTaken(n int) bool {
+	b.err = b.took(int64(n))
+	return b.err != nil
 }
 
 // MoveTo implements FileMover: by splice(2) where a slab could be had, with a

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -31,8 +32,11 @@ type Config struct {
 
 	AppendOnly bool `env:"APPEND_ONLY" envDefault:"false" help:"never replace a build (409) nor delete one (403)"`
 
+	MinFreeSpace    byteSize `env:"MIN_FREE_SPACE" envDefault:"32MiB" help:"nfs: bytes kept free for logs and deletes; an upload that would touch them is answered 507; 0: none"`
 	MaxArtifactSize byteSize `env:"MAX_ARTIFACT_SIZE" envDefault:"0" help:"largest artifact, as 500MB or 20GiB; 0: no limit"`
 	MaxUploads      int      `env:"MAX_UPLOADS" envDefault:"512" help:"uploads at once; more are answered 503"`
+
+	MaxConnsPerIP int `env:"MAX_CONNS_PER_IP" envDefault:"0" help:"connections of one client address at once; more are answered 429; 0: no limit, as behind a load balancer"`
 
 	StallTimeout  time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"time in which a client must move at least 4 KiB of a body"`
 	HeaderTimeout time.Duration `env:"HEADER_TIMEOUT" envDefault:"10s" help:"time in which the header of a request must arrive"`
@@ -45,6 +49,9 @@ type Config struct {
 	LogLevel  slog.Level `env:"LOG_LEVEL" envDefault:"info" help:"debug, info, warn or error"`
 	LogFormat string     `env:"LOG_FORMAT" envDefault:"json" help:"json or text"`
 	AccessLog bool       `env:"ACCESS_LOG" envDefault:"true" help:"a log line for each request"`
+
+	AccessLogSample int    `env:"ACCESS_LOG_SAMPLE" envDefault:"1" help:"log one of so many requests; those that fail with a 5xx are always logged"`
+	PprofListen     string `env:"PPROF_LISTEN" help:"address and port of Go's profiler, as 127.0.0.1:6060; empty: off. Never to be reached from outside"`
 }
 
 // parseConfig reads the configuration out of environ, which is as os.Environ
@@ -121,10 +128,21 @@ func (c *Config) check() error {
 		return bad("NFS_BASE_PATH", "", "must name a directory")
 	case c.MaxUploads < 1 || c.MaxUploads > maxConnections:
 		return bad("MAX_UPLOADS", c.MaxUploads, fmt.Sprintf("must be from 1 to %d", maxConnections))
+	case c.MaxConnsPerIP < 0:
+		return bad("MAX_CONNS_PER_IP", c.MaxConnsPerIP, "must not be negative")
+	case c.AccessLogSample < 1:
+		return bad("ACCESS_LOG_SAMPLE", c.AccessLogSample, "must be at least 1")
+	case c.PprofListen != "" && !isAddress(c.PprofListen):
+		return bad("PPROF_LISTEN", c.PprofListen, "must be an IP address and a port, as 127.0.0.1:6060")
 	case c.LogFormat != "json" && c.LogFormat != "text":
 		return bad("LOG_FORMAT", c.LogFormat, "must be json or text")
 	}
 	return nil
+}
+
+func isAddress(s string) bool {
+	_, err := netip.ParseAddrPort(s)
+	return err == nil
 }
 
 // variable is one setting as it is documented.

@@ -180,6 +180,7 @@ func (c *conn) Write(p []byte) (int, error) {
 			return int64(n), err
 		})
 		total += int(n)
+		c.ex.sent += n
 		if err != nil || total == len(p) {
 			return total, c.sent(err)
 		}
@@ -204,6 +205,7 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 		n, err := c.sendOnce(func() (int64, error) { return c.TCPConn.ReadFrom(step) })
 		total += n
 		lr.N -= n
+		c.ex.sent += n
 		if err != nil || n == 0 && step.N > 0 {
 			return total, c.sent(err)
 		}
@@ -281,8 +283,6 @@ func (c *conn) Close() error {
 		}
 	}
 	c.endExchange()
-	c.l.mu.Lock()
-	delete(c.l.open, c)
-	c.l.mu.Unlock()
+	c.l.forget(c)
 	return c.TCPConn.Close()
 }

@@ -23,11 +23,13 @@ func (s *service) getArtifact(ctx *fasthttp.RequestCtx) {
 	defer s.calls.leave()
 	d := download{ctx: ctx, siteID: siteID, buildID: buildID, cond: cond}
 	var err error
+	start := time.Now()
 	if b, ok := s.backend.(ArtifactRanger); ok {
 		err = d.fromRanger(b)
 	} else {
 		err = d.fromReader(s.backend)
 	}
+	s.metrics.call(callFetch, start, err)
 	if err != nil {
 		s.fail(ctx, "read the artifact", siteID, buildID, err)
 	}

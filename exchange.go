@@ -9,17 +9,19 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// exchange is one request and its answer, for the access log. It ends when the
+// exchange is one request and its answer, for the metrics and the access log. It ends when the
 // answer has left the service, which for a download is long after the handler
 // has returned: when its connection is read from again, or closed.
 type exchange struct {
 	start   time.Time
 	id      string
 	method  string
-	path    string // empty if requests are not logged
+	path    string // empty if this request is not logged
 	remote  string
+	route   string // of the table of routes; empty if it has none
 	status  int
 	in, out int64 // bytes of the bodies; out as announced, -1 if it was not
+	sent    int64 // bytes that were written to the connection
 	sendErr error // why the answer was not sent whole
 }
 
@@ -28,15 +30,15 @@ type exchange struct {
 func (s *service) begin(ctx *fasthttp.RequestCtx, c *conn) {
 	c.endExchange()
 	c.ex = exchange{start: time.Now(), id: requestID(ctx), method: methodOf(ctx)}
-	if s.cfg.AccessLog {
-		c.ex.path, c.ex.remote = string(ctx.RequestURI()), ctx.RemoteAddr().String()
-	}
 	ctx.Response.Header.Set(headerRequestID, c.ex.id)
 }
 
 // answered notes what the answer will be.
 func (s *service) answered(ctx *fasthttp.RequestCtx, c *conn) {
 	c.ex.status = ctx.Response.StatusCode()
+	if s.cfg.AccessLog && (c.ex.status >= 500 || s.sampled()) {
+		c.ex.path, c.ex.remote = string(ctx.RequestURI()), ctx.RemoteAddr().String()
+	}
 	switch {
 	case ctx.IsHead():
 		c.ex.out = 0
@@ -48,9 +50,16 @@ func (s *service) answered(ctx *fasthttp.RequestCtx, c *conn) {
 	c.exOpen.Store(true)
 }
 
-// logExchange writes the line of the access log.
-func (s *service) logExchange(x *exchange) {
-	if !s.cfg.AccessLog {
+// sampled tells whether this request is one of those that are logged.
+func (s *service) sampled() bool {
+	n := uint64(s.cfg.AccessLogSample)
+	return n <= 1 || s.seen.Add(1)%n == 0
+}
+
+// ended counts an exchange, and writes its line of the access log.
+func (s *service) ended(x *exchange) {
+	s.metrics.request(x)
+	if x.path == "" {
 		return
 	}
 	attrs := [...]slog.Attr{

@@ -31,18 +31,28 @@ func (s *service) routes() fasthttp.RequestHandler {
 	}
 	r.GlobalOPTIONS = func(ctx *fasthttp.RequestCtx) { ctx.SetStatusCode(fasthttp.StatusNoContent) }
 
-	read := func(path string, h fasthttp.RequestHandler) {
-		r.GET(path, h)
-		r.HEAD(path, h)
+	read := func(path, route string, h fasthttp.RequestHandler) {
+		r.GET(path, named(route, h))
+		r.HEAD(path, named(route, h))
 	}
-	read("/health", s.getHealth)
-	read("/ready", s.getReady)
-	read(artifact, s.getArtifact)
-	read(versions, s.getVersions)
-	r.PUT(artifact, s.putArtifact)
-	r.DELETE(artifact, s.deleteArtifact)
-	r.POST(logs, s.postLog)
+	read("/health", routeHealth, s.getHealth)
+	read("/ready", routeReady, s.getReady)
+	read("/metrics", routeMetrics, s.getMetrics)
+	read("/openapi.yaml", routeOpenAPI, getOpenAPI)
+	read(artifact, routeArtifact, s.getArtifact)
+	read(versions, routeVersions, s.getVersions)
+	r.PUT(artifact, named(routeArtifact, s.putArtifact))
+	r.DELETE(artifact, named(routeArtifact, s.deleteArtifact))
+	r.POST(logs, named(routeLogs, s.postLog))
 	return r.Handler
+}
+
+// named notes the route of a request for the metrics.
+func named(route string, h fasthttp.RequestHandler) fasthttp.RequestHandler {
+	return func(ctx *fasthttp.RequestCtx) {
+		ctx.Conn().(*conn).ex.route = route
+		h(ctx)
+	}
 }
 
 // handle serves one request.

@@ -58,7 +58,10 @@ func (s *service) postLog(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	defer s.calls.leave()
-	if err := s.backend.WriteLog(siteID, entry); err != nil {
+	start := time.Now()
+	err = s.backend.WriteLog(siteID, entry)
+	s.metrics.call(callAppend, start, err)
+	if err != nil {
 		s.fail(ctx, "write the log entry", siteID, entry.BuildID, err)
 		return
 	}
@@ -214,8 +217,10 @@ func (s *service) getVersions(ctx *fasthttp.RequestCtx) {
 	if expecting(ctx) || !s.enterStore(ctx) {
 		return
 	}
+	start := time.Now()
 	page, err := s.listVersions(siteID, query)
 	s.calls.leave()
+	s.metrics.call(callList, start, err)
 	if err != nil {
 		s.fail(ctx, "list the versions", siteID, "", err)
 		return

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -23,32 +24,41 @@ type listener struct {
 	splicers *splicers
 	buffers  bodyBuffers
 
-	mu   sync.Mutex
-	open map[*conn]struct{}
+	perIP      int           // connections of one address; 0: any number
+	turnedAway func()        // called for each connection past it
+	refusing   chan struct{} // those that are being told so
+
+	mu    sync.Mutex
+	open  map[*conn]struct{}
+	peers map[netip.Addr]int // open connections; counted only with perIP
 }
 
 func newListener(l *net.TCPListener, stall time.Duration, log *slog.Logger, ended func(*exchange)) *listener {
-	return &listener{TCPListener: l, stall: stall, log: log, ended: ended, splicers: newSplicers(), open: map[*conn]struct{}{}}
+	return &listener{TCPListener: l, stall: stall, log: log, ended: ended, splicers: newSplicers(),
+		refusing: make(chan struct{}, maxRefusing), open: map[*conn]struct{}{}, peers: map[netip.Addr]int{}}
 }
 
 // Accept implements net.Listener. It waits while the process or the system is
 // short of descriptors or memory: fasthttp takes every error for the end of the
-// listener, and the uploads in flight would end with it.
+// listener, and the uploads in flight would end with it. Connections past the
+// limit of their address are turned away here.
 func (l *listener) Accept() (net.Conn, error) {
-	tcp, err := l.AcceptTCP()
-	for isShortage(err) {
-		l.log.Error("cannot accept connections for now", "error", err)
-		time.Sleep(acceptPause)
-		tcp, err = l.AcceptTCP()
+	for {
+		tcp, err := l.AcceptTCP()
+		if isShortage(err) {
+			l.log.Error("cannot accept connections for now", "error", err)
+			time.Sleep(acceptPause)
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		c := &conn{TCPConn: tcp, l: l}
+		if l.admit(c) {
+			return c, nil
+		}
+		l.turnAway(tcp)
 	}
-	if err != nil {
-		return nil, err
-	}
-	c := &conn{TCPConn: tcp, l: l}
-	l.mu.Lock()
-	l.open[c] = struct{}{}
-	l.mu.Unlock()
-	return c, nil
 }
 
 // isShortage tells the errors of accept(2) that pass.

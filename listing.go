@@ -73,6 +73,7 @@ func (n *nfs) ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, err
 func (n *nfs) list(siteID string, queries []VersionQuery) []listed {
 	answers := make([]listed, len(queries))
 	ix := n.lists.take(siteID)
+	n.disk.metrics.list(len(ix.builds) > 0)
 	scan, err := n.scanSite(siteID, ix)
 	if err != nil {
 		for i := range answers {

@@ -51,6 +51,9 @@ func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock
 	if err == unix.EAGAIN || err == unix.EACCES {
 		// Waiting takes a thread of the process. A few wait in the kernel, all
 		// others wait for them here.
+		if dir == logsDir {
+			n.disk.metrics.conflicts.Inc()
+		}
 		turn := &n.lockTurns[(region^lockRegion(siteID, ""))%lockWaiters]
 		turn.Lock()
 		err = lockFile(f, unix.F_OFD_SETLKW, kind, region)

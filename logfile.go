@@ -21,6 +21,7 @@ func (n *nfs) WriteLog(siteID string, entry LogEntry) error {
 // appendLog appends entries to the log of a build, and tells of each whether it
 // is in the log now.
 func (n *nfs) appendLog(siteID, buildID string, entries []LogEntry) []error {
+	n.disk.metrics.batch.Update(float64(len(entries)))
 	errs := make([]error, len(entries))
 	err := n.appendAll(siteID, buildID, entries, errs)
 	if errors.Is(err, ErrDamaged) {

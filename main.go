@@ -15,6 +15,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/valyala/fasthttp"
 )
 
@@ -63,6 +64,16 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 
 // serve opens the store and serves it until ctx ends.
 func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
+	// The collector works harder before the container's limit is reached, where
+	// the kernel would kill. GOMAXPROCS follows the limit by itself.
+	if _, err := memlimit.Set(); err != nil {
+		log.Warn("cannot read the memory limit of the container", "error", err)
+	}
+	if cfg.PprofListen != "" {
+		if err := serveProfiles(cfg.PprofListen, log); err != nil {
+			return err
+		}
+	}
 	backend, err := openBackend(ctx, cfg, log)
 	if err != nil {
 		return err

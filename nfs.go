@@ -50,6 +50,7 @@ var (
 	_ ArtifactStater    = (*nfs)(nil)
 	_ Prober            = (*nfs)(nil)
 	_ VersionPager      = (*nfs)(nil)
+	_ SpaceTeller       = (*nfs)(nil)
 )
 
 // openNFS opens the store at base, which must be a directory: it is never made,
@@ -200,6 +201,18 @@ func (n *nfs) check(siteID, buildID string, cond Precondition) error {
 	}
 	return cond.Check(&info)
 }
+
+// Space implements SpaceTeller.
+func (n *nfs) Space() (Space, error) {
+	var st unix.Statfs_t
+	if err := uninterrupted(func() error { return unix.Statfs(n.base, &st) }); err != nil {
+		return Space{}, diskError("statfs", n.base, err)
+	}
+	block := uint64(st.Bsize)
+	return Space{st.Bavail * block, st.Blocks * block, st.Ffree, st.Files}, nil
+}
+
+func (n *nfs) measures() *storeMetrics { return n.disk.metrics }
 
 func (n *nfs) artifactPath(siteID, buildID string) string {
 	return n.base + "/" + sitesDir + "/" + siteID + "/" + artifactsDir + "/" + buildID + artifactSuffix

@@ -177,7 +177,9 @@ func (s *objectStore) fillLog(ctx context.Context, b *build) error {
 // cachedLog is the log o in the order of sortEntries. What is returned is
 // shared.
 func (s *objectStore) cachedLog(ctx context.Context, o objectInfo) ([]LogEntry, error) {
-	if entries, ok := s.logs.get(o.key, o.etag); ok {
+	entries, ok := s.logs.get(o.key, o.etag)
+	s.stats.list(ok)
+	if ok {
 		return entries, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
@@ -186,7 +188,7 @@ func (s *objectStore) cachedLog(ctx context.Context, o objectInfo) ([]LogEntry, 
 	if err != nil {
 		return nil, err
 	}
-	entries, err := parseLog(data)
+	entries, err = parseLog(data)
 	if err != nil {
 		return nil, err
 	}

@@ -37,6 +37,7 @@ func (s *objectStore) WriteLog(siteID string, entry LogEntry) error {
 func (s *objectStore) appendLog(key string, entries []LogEntry) []error {
 	ctx, cancel := context.WithTimeout(context.Background(), appendTimeout)
 	defer cancel()
+	s.stats.batch.Update(float64(len(entries)))
 	wait := appendBackoff
 	for {
 		errs := make([]error, len(entries))
@@ -49,6 +50,7 @@ func (s *objectStore) appendLog(key string, entries []LogEntry) []error {
 		case !errors.Is(err, ErrPrecondition) && !errors.Is(err, errConflict) && !errors.Is(err, ErrUnavailable):
 			return slices.Repeat([]error{err}, len(entries))
 		}
+		s.stats.conflicts.Inc()
 		select {
 		case <-ctx.Done():
 			err = fmt.Errorf("%w: cannot append to %q in %s: %v", ErrUnavailable, key, appendTimeout, err)

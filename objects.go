@@ -35,6 +35,7 @@ type objectStore struct {
 	logs    *logCache
 	appends group[LogEntry, []error] // one write of a log at a time
 	trust   trust
+	stats   *storeMetrics
 }
 
 var (
@@ -47,8 +48,10 @@ var (
 )
 
 func newObjectStore(b bucket, prefix string, log *slog.Logger) *objectStore {
-	return &objectStore{bucket: b, prefix: prefix, log: log, logs: newLogCache(logCacheSize)}
+	return &objectStore{bucket: b, prefix: prefix, log: log, logs: newLogCache(logCacheSize), stats: newStoreMetrics()}
 }
+
+func (s *objectStore) measures() *storeMetrics { return s.stats }
 
 // StoreArtifact implements Backend.
 func (s *objectStore) StoreArtifact(siteID, buildID string, reader io.Reader) error {

@@ -30,9 +30,13 @@ type service struct {
 	backend  Backend
 	log      *slog.Logger
 	handler  fasthttp.RequestHandler
-	uploads  *gate      // the bodies that are being received
-	calls    *gate      // the other calls of the store
-	ready    *readiness // nil: the backend cannot be probed
+	uploads  *gate              // the bodies that are being received
+	calls    *gate              // the other calls of the store
+	ready    *lookup[Readiness] // nil: the backend cannot be probed
+	space    *lookup[Space]     // nil: the backend has no size
+	reserve  *reserve           // nil: none is kept
+	metrics  *serviceMetrics
+	seen     atomic.Uint64 // requests, for the sample of the access log
 	stopping atomic.Bool
 }
 
@@ -41,10 +45,19 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 		cfg: cfg, backend: backend, log: log,
 		uploads: newGate(cfg.MaxUploads, 0),
 		calls:   newGate(maxCalls, callWait),
+		metrics: newServiceMetrics(),
 	}
 	if p, ok := backend.(Prober); ok {
-		s.ready = &readiness{probe: p.Probe}
+		s.ready = &lookup[Readiness]{ask: timed(s, callProbe, p.Probe)}
 	}
+	if p, ok := backend.(SpaceTeller); ok {
+		s.space = &lookup[Space]{ask: timed(s, callSpace, p.Space)}
+		if cfg.MinFreeSpace > 0 {
+			s.reserve = &reserve{min: int64(cfg.MinFreeSpace), space: s.space}
+			s.space.ask = s.reserve.watch(s.space.ask)
+		}
+	}
+	s.addGauges()
 	s.handler = s.routes()
 	return s
 }
@@ -56,7 +69,12 @@ func (s *service) listen() (*listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %s: %w", addr, err)
 	}
-	return newListener(l.(*net.TCPListener), s.cfg.StallTimeout, s.log, s.logExchange), nil
+	listener := newListener(l.(*net.TCPListener), s.cfg.StallTimeout, s.log, s.ended)
+	listener.perIP, listener.turnedAway = s.cfg.MaxConnsPerIP, s.metrics.turnedAway.Inc
+	s.metrics.gauges(map[string]func() float64{
+		"pagewright_http_connections": func() float64 { return float64(listener.connections()) },
+	})
+	return listener, nil
 }
 
 // serve serves on l until ctx ends, and then shuts down in two phases. For the

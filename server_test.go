@@ -139,6 +139,9 @@ func (s *testServer) try(r request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
+	if b, ok := r.body.(Sized); ok {
+		req.ContentLength = b.Size()
+	}
 	maps.Copy(req.Header, r.header)
 	resp, err := testClient.Do(req)
 	if err != nil {

@@ -78,11 +78,15 @@ type panicking struct{ Backend }
 
 func (panicking) ListVersions(string) ([]*Version, error) { panic("a bug") }
 
-// startBackend serves a backend of the test's own.
-func startBackend(t *testing.T, b Backend) (*testServer, *service) {
+// startBackend serves a backend of the test's own, with vars as startServer has them.
+func startBackend(t testing.TB, b Backend, vars ...string) (*testServer, *service) {
 	t.Helper()
 	s := &testServer{log: &lockedBuffer{}}
-	cfg, err := parseConfig([]string{"PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1"})
+	environ := []string{"PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1"}
+	for _, v := range vars {
+		environ = append(environ, envPrefix+v)
+	}
+	cfg, err := parseConfig(environ)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -101,7 +101,7 @@ func (n *nfs) sweepDir(dir *os.File, before time.Time) (removed int, err error) 
 			return unlessGone(err)
 		}
 		removed++
-		n.disk.tempsRemoved.Add(1)
+		n.disk.metrics.tempsSwept.Inc()
 		return nil
 	})
 	return removed, err

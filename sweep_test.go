@@ -52,7 +52,7 @@ func TestSweep(t *testing.T) {
 		leave(t, 25*time.Hour, base, "file"),
 	}
 	removed, err := n.sweepOnce(context.Background(), 24*time.Hour)
-	if err != nil || removed != len(old) || n.disk.tempsRemoved.Load() != int64(len(old)) {
+	if err != nil || removed != len(old) || n.disk.metrics.tempsSwept.Get() != uint64(len(old)) {
 		t.Errorf("removed %d of %d, %v", removed, len(old), err)
 	}
 	for _, name := range old {

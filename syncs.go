@@ -42,6 +42,7 @@ type syncs struct {
 	failures atomic.Uint64
 	pause    atomic.Int64 // until when nothing is shared, in nanoseconds since the epoch
 	rounds   group[struct{}, error]
+	shared   func(files int) // told of each round; nil: nobody is
 }
 
 // share allows that syncs of files on the file system of root be shared, if it is
@@ -70,7 +71,10 @@ func (s *syncs) sync(f *os.File, dev, since uint64) error {
 	return err
 }
 
-func (s *syncs) syncAll([]struct{}) error {
+func (s *syncs) syncAll(who []struct{}) error {
+	if s.shared != nil {
+		s.shared(len(who))
+	}
 	start := time.Now()
 	err := uninterrupted(func() error { return unix.Syncfs(int(s.root.Fd())) })
 	if err == nil {

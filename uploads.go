@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"strconv"
+	"time"
 
 	"github.com/valyala/fasthttp"
 )
@@ -22,6 +23,7 @@ func (s *service) putArtifact(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	if !s.uploads.enter() {
+		s.metrics.tooMany.Inc()
 		refuse(ctx, fasthttp.StatusServiceUnavailable, "too many uploads at once")
 		return
 	}
@@ -30,10 +32,19 @@ func (s *service) putArtifact(ctx *fasthttp.RequestCtx) {
 		s.admitCondition(ctx, up)
 		return
 	}
+	room, err := s.reserve.admit(up.size)
+	if err != nil {
+		s.refuseSpace(ctx, up, err)
+		return
+	}
+	defer room.release()
 	c := ctx.Conn().(*conn)
 	body := openBody(c, ctx.RequestBodyStream(), up.size, int64(s.cfg.MaxArtifactSize), true)
 	defer body.close()
+	body.took = room.took
+	start := time.Now()
 	info, err := s.store(up, body)
+	s.metrics.call(callStore, start, err)
 	switch {
 	case err == nil:
 	case errors.Is(err, errTooLarge):
@@ -43,7 +54,7 @@ func (s *service) putArtifact(ctx *fasthttp.RequestCtx) {
 		refuseReplace(ctx)
 		return
 	default:
-		s.fail(ctx, "store the artifact", up.siteID, up.buildID, err)
+		s.refuseSpace(ctx, up, err)
 		return
 	}
 	if info.ETag != "" {
@@ -93,11 +104,19 @@ func (s *service) admitUpload(ctx *fasthttp.RequestCtx) (up upload, ok bool) {
 // admitCondition refuses an upload whose condition fails already, before the
 // client sends it. The decision that counts is made when it is stored.
 func (s *service) admitCondition(ctx *fasthttp.RequestCtx, up upload) {
+	room, err := s.reserve.admit(up.size)
+	if err != nil {
+		s.refuseSpace(ctx, up, err)
+		return
+	}
+	room.release() // it is claimed when the body comes
 	if up.cond.IsZero() || !s.enterStore(ctx) {
 		return
 	}
 	defer s.calls.leave()
+	start := time.Now()
 	info, err := s.describe(up.siteID, up.buildID)
+	s.metrics.call(callStat, start, err)
 	current := &info
 	if errors.Is(err, ErrNotFound) {
 		current, err = nil, nil
@@ -112,6 +131,14 @@ func (s *service) admitCondition(ctx *fasthttp.RequestCtx, up upload) {
 	default:
 		s.fail(ctx, "store the artifact", up.siteID, up.buildID, err)
 	}
+}
+
+// refuseSpace answers an upload that failed, most likely for want of space.
+func (s *service) refuseSpace(ctx *fasthttp.RequestCtx, up upload, err error) {
+	if errors.Is(err, ErrNoSpace) {
+		s.metrics.noSpace.Inc()
+	}
+	s.fail(ctx, "store the artifact", up.siteID, up.buildID, err)
 }
 
 func (s *service) refuseTooLarge(ctx *fasthttp.RequestCtx) {
@@ -139,9 +166,11 @@ func (s *service) deleteArtifact(ctx *fasthttp.RequestCtx) {
 	}
 	defer s.calls.leave()
 	err := ErrUnsupported
+	start := time.Now()
 	if b, ok := s.backend.(ConditionalStorer); ok {
 		err = b.DeleteArtifact(siteID, buildID, cond)
 	}
+	s.metrics.call(callDelete, start, err)
 	if err != nil {
 		s.fail(ctx, "delete the artifact", siteID, buildID, err)
 		return

@@ -17,15 +17,17 @@ var walls = []struct {
 	files string
 	why   string
 }{
-	{"github.com/valyala/", "main server handlers uploads downloads history answers ready exchange", "only the HTTP side knows fasthttp"},
+	{"github.com/valyala/", "main server handlers uploads downloads history answers ready exchange observe", "only the HTTP side knows fasthttp"},
 	{"github.com/fasthttp/", "handlers", "only the table of routes knows the router"},
 	{"github.com/goccy/", "answers history", "only the HTTP side writes its answers"},
 	{"github.com/caarlos0/", "config", "only the configuration reads variables"},
 	{"github.com/dustin/", "config", "only the configuration reads sizes"},
 	{"golang.org/x/sys/", "atomic disk tempfill sweep lock nfs logfile siteindex sitescan mount conn listener splicers smallfiles syncs", "system calls stay where they are explained"},
-	{"net", "main server conn listener config objectnet", "sockets are the HTTP side's"},
+	{"github.com/VictoriaMetrics/", "metrics", "one file knows how metrics are kept"},
+	{"github.com/KimMachineGun/", "main", "limits of the container are the program's business"},
+	{"net", "main server conn listener config objectnet peers profile", "sockets are the HTTP side's"},
 	{"os/exec", "", "the service starts no other program"},
-	{"net/http", "objectnet s3 azure gcs", "fasthttp is the one HTTP server; net/http is the SDKs' client alone"},
+	{"net/http", "objectnet s3 azure gcs profile", "fasthttp is the one HTTP server; net/http is the SDKs' client, and the profiler's server"},
 	{"github.com/aws/", "s3", "each SDK is known by its one file"},
 	{"github.com/Azure/", "azure", "each SDK is known by its one file"},
 	{"cloud.google.com/", "gcs", "each SDK is known by its one file"},

@@ -1,0 +1,248 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// sizedStore is a directory of total bytes.
+type sizedStore struct {
+	*nfs
+	total int64
+}
+
+func (s *sizedStore) Space() (Space, error) {
+	for {
+		if space, err := s.count(); !errors.Is(err, fs.ErrNotExist) { // else a file was renamed meanwhile
+			return space, err
+		}
+	}
+}
+
+func (s *sizedStore) count() (Space, error) {
+	left := s.total
+	err := filepath.WalkDir(s.base, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			left -= info.Size()
+		}
+		return err
+	})
+	return Space{FreeBytes: uint64(max(left, 0)), TotalBytes: uint64(s.total)}, err
+}
+
+func startSized(t *testing.T, total int64, vars ...string) *testServer {
+	t.Helper()
+	n, err := openNFS(t.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _ := startBackend(t, &sizedStore{n, total}, vars...)
+	s.dir = n.base
+	return s
+}
+
+func TestTheReserveIsKeptToTheByte(t *testing.T) {
+	s := startSized(t, 1_000_000, "MIN_FREE_SPACE=300000")
+	r := s.put(t, 507, "/sites/a/artifacts/b", randomBytes(700_001))
+	if r.header.Get("Retry-After") == "" {
+		t.Error("no Retry-After")
+	}
+	s.put(t, 507, "/sites/a/artifacts/b", unsized(randomBytes(700_001)))
+	s.get(t, 404, "/sites/a/artifacts/b")
+	s.put(t, 201, "/sites/a/artifacts/b", randomBytes(700_000))
+
+	// Full: nothing more is stored, and all else goes on.
+	s.put(t, 507, "/sites/a/artifacts/c", "x")
+	s.put(t, 507, "/sites/a/artifacts/c", unsized([]byte("x")))
+	if r := s.get(t, 200, "/sites/a/artifacts/b"); len(r.body) != 700_000 {
+		t.Errorf("read %d bytes", len(r.body))
+	}
+	s.post(t, 201, "/sites/a/logs", `{"build_id":"b","action":"deploy","status":"ok"}`)
+	s.get(t, 200, "/sites/a/versions")
+	s.get(t, 200, "/ready")
+	s.do(t, 204, request{"DELETE", "/sites/a/artifacts/b", nil, nil})
+	s.put(t, 201, "/sites/a/artifacts/c", "x")
+}
+
+func TestUploadsUnderWayHaveTheirSpace(t *testing.T) {
+	s := startSized(t, 1_000_000, "MIN_FREE_SPACE=100000")
+	r, w := io.Pipe()
+	done := make(chan any, 1)
+	go func() { done <- statusOr(s.try(request{"PUT", "/sites/a/artifacts/slow", sized{r, 600_000}, nil})) }()
+	_, _ = w.Write(randomBytes(1000))
+	waitForTemp(t, s)
+	s.put(t, 507, "/sites/a/artifacts/b", randomBytes(300_001)) // 599,000 bytes are promised
+	s.put(t, 201, "/sites/a/artifacts/b", randomBytes(300_000))
+	_, _ = w.Write(randomBytes(599_000))
+	w.Close()
+	if got := <-done; got != 201 {
+		t.Errorf("the upload under way: %v", got)
+	}
+	s.put(t, 507, "/sites/a/artifacts/c", "x")
+}
+
+func TestAnUploadThatFailedGivesItsSpaceBack(t *testing.T) {
+	s := startSized(t, 1_000_000, "MIN_FREE_SPACE=1")
+	r, w := io.Pipe()
+	done := make(chan any, 1)
+	go func() { done <- statusOr(s.try(request{"PUT", "/sites/a/artifacts/gone", sized{r, 900_000}, nil})) }()
+	_, _ = w.Write(randomBytes(1000))
+	waitForTemp(t, s)
+	s.put(t, 507, "/sites/a/artifacts/b", randomBytes(200_000))
+	w.CloseWithError(io.ErrUnexpectedEOF)
+	<-done
+	eventually(t, "the space is free again", func() bool {
+		got := statusOr(s.try(request{"PUT", "/sites/a/artifacts/b", randomBytes(200_000), nil}))
+		return got == 201
+	})
+}
+
+func TestExpectIsRefusedBeforeTheBodyIfThereIsNoSpace(t *testing.T) {
+	s := startSized(t, 1_000_000, "MIN_FREE_SPACE=500000")
+	c, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprintf(c, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: x\r\nContent-Length: 500001\r\nExpect: 100-continue\r\n\r\n")
+	line, err := bufio.NewReader(c).ReadString('\n')
+	if err != nil || !strings.Contains(line, "507") {
+		t.Errorf("answered %q, %v", line, err)
+	}
+}
+
+func TestConnectionsOfOneAddress(t *testing.T) {
+	s := startServer(t, "MAX_CONNS_PER_IP=3")
+	held := []net.Conn{}
+	for range 3 {
+		c := dialHere(t, s)
+		held = append(held, c)
+		fmt.Fprintf(c, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+		if line, _ := bufio.NewReader(c).ReadString('\n'); !strings.Contains(line, "200") {
+			t.Fatalf("answered %q", line)
+		}
+	}
+	for range 5 {
+		c := dialHere(t, s)
+		fmt.Fprintf(c, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n%s", strings.Repeat("x", 100_000))
+		r, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(r.Body)
+		if r.StatusCode != 429 || r.Header.Get("Retry-After") == "" || err != nil || !strings.Contains(string(body), `"status":"error"`) {
+			t.Errorf("answered %d %v %q %v", r.StatusCode, r.Header, body, err)
+		}
+	}
+	held[0].Close()
+	eventually(t, "the place of a closed connection is free", func() bool {
+		c := dialHere(t, s)
+		fmt.Fprintf(c, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+		all, _ := io.ReadAll(c)
+		c.Close()
+		return strings.Contains(string(all), "pagewright_http_connections_refused_total") &&
+			strings.Contains(string(all), "pagewright_http_connections 3\n")
+	})
+}
+
+func dialHere(t *testing.T, s *testServer) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	return c
+}
+
+func TestReadyFailsBeforeTheDrain(t *testing.T) {
+	s := startServer(t, "SHUTDOWN_DELAY=2s")
+	s.get(t, 200, "/ready")
+	stopped := make(chan error, 1)
+	begin := time.Now()
+	go func() { stopped <- s.stop() }()
+	eventually(t, "/ready fails", func() bool { return statusOr(s.try(request{"GET", "/ready", nil, nil})) == 503 })
+	// All else is served as before: new connections, uploads, reads.
+	s.put(t, 201, "/sites/a/artifacts/b", "late")
+	s.get(t, 200, "/sites/a/artifacts/b")
+	s.get(t, 200, "/health")
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took < 2*time.Second {
+		t.Errorf("it stopped after %v", took)
+	}
+}
+
+func TestSampleOfTheAccessLog(t *testing.T) {
+	s := startServer(t, "ACCESS_LOG_SAMPLE=5")
+	for range 20 {
+		s.get(t, 200, "/health")
+	}
+	_ = s.stop()
+	if n := strings.Count(s.log.String(), `"path":"/health"`); n != 4 {
+		t.Errorf("%d of 20 requests were logged", n)
+	}
+	s = startServer(t, "ACCESS_LOG=false")
+	s.get(t, 200, "/health")
+	_ = s.stop()
+	if strings.Contains(s.log.String(), "/health") {
+		t.Error("a request was logged")
+	}
+}
+
+func TestProfilerHasAnAddressOfItsOwn(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	s := startServer(t, "PPROF_LISTEN="+address)
+	s.get(t, 404, "/debug/pprof/")
+	r, err := http.Get("http://" + address + "/debug/pprof/goroutine?debug=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	body, _ := io.ReadAll(r.Body)
+	if r.StatusCode != 200 || !strings.Contains(string(body), "goroutine profile") {
+		t.Errorf("answered %d: %.200s", r.StatusCode, body)
+	}
+}
+
+func TestReserveOfManyUploads(t *testing.T) {
+	s := startSized(t, 10_000_000, "MIN_FREE_SPACE=2000000")
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	statuses := map[any]int{}
+	for i := range 40 {
+		wg.Go(func() {
+			got := statusOr(s.try(request{"PUT", fmt.Sprintf("/sites/a/artifacts/b%d", i), randomBytes(500_000), nil}))
+			mu.Lock()
+			defer mu.Unlock()
+			statuses[got]++
+		})
+	}
+	wg.Wait()
+	// 16 fit. While one is received it can count twice, so it may be fewer.
+	if statuses[201]+statuses[507] != 40 || statuses[201] > 16 || statuses[201] < 8 {
+		t.Errorf("answers: %v", statuses)
+	}
+}

@@ -1,0 +1,223 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+)
+
+// What /metrics tells. Every label has a bounded number of values, whatever
+// clients send: no site, build, path or address is ever one. docs/operations.md
+// lists all names, and deploy/monitoring asks for them.
+
+// serviceMetrics is what the HTTP side counts. It is safe for concurrent use.
+type serviceMetrics struct {
+	set            *metrics.Set
+	received, sent *metrics.Counter
+	cut            *metrics.Counter
+	tooMany        *metrics.Counter // uploads refused
+	noSpace        *metrics.Counter
+	turnedAway     *metrics.Counter // connections
+	calls          map[string]*metrics.PrometheusHistogram
+
+	mu       sync.RWMutex
+	requests map[requestKey]requestMetrics
+}
+
+type requestKey struct {
+	route, method string
+	status        int
+}
+
+type requestMetrics struct {
+	count    *metrics.Counter
+	duration *metrics.PrometheusHistogram
+}
+
+// The routes as a label; requests that match none are routeOther.
+const (
+	routeOther    = "other"
+	routeArtifact = "artifact"
+	routeLogs     = "logs"
+	routeVersions = "versions"
+	routeHealth   = "health"
+	routeReady    = "ready"
+	routeMetrics  = "metrics"
+	routeOpenAPI  = "openapi"
+)
+
+// The calls of the backend as a label.
+const (
+	callStore  = "store"
+	callFetch  = "fetch"
+	callStat   = "stat"
+	callDelete = "delete"
+	callAppend = "append"
+	callList   = "list"
+	callProbe  = "probe"
+	callSpace  = "space"
+	callURL    = "url"
+)
+
+// durationBuckets are seconds, from a small file out of the page cache to a
+// large upload over a slow line.
+var durationBuckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
+
+func newServiceMetrics() *serviceMetrics {
+	metrics.ExposeMetadata(true)
+	set := metrics.NewSet()
+	m := &serviceMetrics{
+		set:        set,
+		received:   set.NewCounter("pagewright_http_received_bytes_total"),
+		sent:       set.NewCounter("pagewright_http_sent_bytes_total"),
+		cut:        set.NewCounter("pagewright_http_answers_cut_total"),
+		tooMany:    set.NewCounter(`pagewright_uploads_refused_total{reason="too_many"}`),
+		noSpace:    set.NewCounter(`pagewright_uploads_refused_total{reason="no_space"}`),
+		turnedAway: set.NewCounter("pagewright_http_connections_refused_total"),
+		calls:      map[string]*metrics.PrometheusHistogram{},
+		requests:   map[requestKey]requestMetrics{},
+	}
+	for _, call := range []string{callStore, callFetch, callStat, callDelete, callAppend, callList, callProbe, callSpace, callURL} {
+		m.calls[call] = set.NewPrometheusHistogramExt(fmt.Sprintf(`pagewright_backend_duration_seconds{operation=%q}`, call), durationBuckets)
+		m.failures(call, "internal") // so that a rate can be asked for before the first error
+	}
+	set.NewGauge(fmt.Sprintf(`pagewright_build_info{version=%q,goversion=%q}`, version, runtime.Version()), func() float64 { return 1 })
+	return m
+}
+
+// request counts an exchange that has ended.
+func (m *serviceMetrics) request(x *exchange) {
+	key := requestKey{x.route, x.method, x.status}
+	if key.route == "" {
+		key.route = routeOther
+	}
+	switch key.method {
+	case "GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS":
+	default:
+		key.method = "other"
+	}
+	m.mu.RLock()
+	r, ok := m.requests[key]
+	m.mu.RUnlock()
+	if !ok {
+		r = m.addRequest(key)
+	}
+	r.count.Inc()
+	r.duration.UpdateDuration(x.start)
+	m.received.AddInt64(x.in)
+	m.sent.AddInt64(x.sent)
+	if x.sendErr != nil {
+		m.cut.Inc()
+	}
+}
+
+func (m *serviceMetrics) addRequest(key requestKey) requestMetrics {
+	labels := fmt.Sprintf(`route=%q,method=%q`, key.route, key.method)
+	r := requestMetrics{
+		m.set.GetOrCreateCounter(`pagewright_http_requests_total{` + labels + `,status="` + strconv.Itoa(key.status) + `"}`),
+		m.set.GetOrCreatePrometheusHistogramExt(`pagewright_http_request_duration_seconds{`+labels+`}`, durationBuckets),
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.requests[key] = r
+	return r
+}
+
+// call counts a call of the backend that began at start.
+func (m *serviceMetrics) call(call string, start time.Time, err error) {
+	m.calls[call].UpdateDuration(start)
+	if err != nil {
+		m.failures(call, errorKind(err)).Inc()
+	}
+}
+
+func (m *serviceMetrics) failures(call, kind string) *metrics.Counter {
+	return m.set.GetOrCreateCounter(`pagewright_backend_errors_total{operation="` + call + `",kind="` + kind + `"}`)
+}
+
+// errorKind is the error as a label. Of the client's doing is what a reader of
+// a body failed with.
+func errorKind(err error) string {
+	for _, e := range []struct {
+		err  error
+		kind string
+	}{
+		{errTooLarge, "client"}, {errEmptyBody, "client"}, {errStalled, "client"}, {errBodyCut, "client"},
+		{ErrPrecondition, "precondition"}, {ErrNotFound, "not_found"}, {ErrBadCursor, "client"},
+		{ErrLogFull, "log_full"}, {ErrDamaged, "damaged"}, {ErrNoSpace, "no_space"}, {ErrReadOnly, "read_only"},
+		{ErrUnavailable, "unavailable"}, {ErrDenied, "denied"}, {ErrUnsupported, "unsupported"},
+	} {
+		if errors.Is(err, e.err) {
+			return e.kind
+		}
+	}
+	return "internal"
+}
+
+// gauges adds what is read at the time of a scrape.
+func (m *serviceMetrics) gauges(values map[string]func() float64) {
+	for name, value := range values {
+		m.set.NewGauge(name, value)
+	}
+}
+
+// write writes everything in the text format of Prometheus.
+func (m *serviceMetrics) write(w io.Writer, store *storeMetrics) {
+	m.set.WritePrometheus(w)
+	if store != nil {
+		store.set.WritePrometheus(w)
+	}
+	metrics.WriteProcessMetrics(w)
+	metrics.WriteFDMetrics(w)
+}
+
+// measured is a store that counts its inner work.
+type measured interface{ measures() *storeMetrics }
+
+// storeMetrics is what a store counts of its inner work. What a store does not
+// do stays at zero.
+type storeMetrics struct {
+	set                  *metrics.Set
+	fsync, dirSync       *metrics.PrometheusHistogram
+	rename, link         *metrics.PrometheusHistogram
+	commit               *metrics.PrometheusHistogram // files and directories that one sync made durable
+	batch                *metrics.PrometheusHistogram // log entries that went into one write
+	conflicts            *metrics.Counter             // appends that waited for, or lost to, another process
+	listHits, listMisses *metrics.Counter
+	tempsSwept           *metrics.Counter
+}
+
+func newStoreMetrics() *storeMetrics {
+	set := metrics.NewSet()
+	histogram := func(name string) *metrics.PrometheusHistogram {
+		return set.NewPrometheusHistogramExt(name, durationBuckets)
+	}
+	return &storeMetrics{
+		set:        set,
+		fsync:      histogram(`pagewright_fsync_seconds{of="file"}`),
+		dirSync:    histogram(`pagewright_fsync_seconds{of="directory"}`),
+		rename:     histogram(`pagewright_rename_seconds{call="rename"}`),
+		link:       histogram(`pagewright_rename_seconds{call="link"}`),
+		commit:     set.NewPrometheusHistogramExt("pagewright_group_commit_files", []float64{1, 8, 16, 32, 64, 128, 256, 512}),
+		batch:      set.NewPrometheusHistogramExt("pagewright_log_append_batch_entries", []float64{1, 2, 4, 8, 16, 32, 64, 128}),
+		conflicts:  set.NewCounter("pagewright_log_append_conflicts_total"),
+		listHits:   set.NewCounter("pagewright_list_cache_hits_total"),
+		listMisses: set.NewCounter("pagewright_list_cache_misses_total"),
+		tempsSwept: set.NewCounter("pagewright_temp_files_swept_total"),
+	}
+}
+
+// list counts a look at the memory of lists.
+func (m *storeMetrics) list(known bool) {
+	if known {
+		m.listHits.Inc()
+	} else {
+		m.listMisses.Inc()
+	}
+}

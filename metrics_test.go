@@ -1,0 +1,144 @@
+package main
+
+import (
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// scrape is what /metrics tells, by name and labels.
+func scrape(t *testing.T, s *testServer) map[string]float64 {
+	t.Helper()
+	r := s.get(t, 200, "/metrics")
+	if got := r.header.Get("Content-Type"); !strings.HasPrefix(got, "text/plain; version=0.0.4") {
+		t.Errorf("Content-Type %q", got)
+	}
+	values := map[string]float64{}
+	for line := range strings.Lines(string(r.body)) {
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		line = strings.TrimSpace(line)
+		end := strings.LastIndexByte(line, ' ') // a label may have a space
+		v, err := strconv.ParseFloat(line[end+1:], 64)
+		if end < 0 || err != nil {
+			t.Fatalf("bad line %q", line)
+		}
+		values[line[:end]] = v
+	}
+	return values
+}
+
+// mixedLoad makes every metric move that a single service on a local disk moves.
+func mixedLoad(t *testing.T, s *testServer) {
+	t.Helper()
+	s.put(t, 201, "/sites/a/artifacts/b", randomBytes(300_000))
+	s.put(t, 400, "/sites/a/artifacts/b", "")
+	s.do(t, 201, request{"PUT", "/sites/a/artifacts/c", "x", header("If-None-Match", "*")})
+	s.do(t, 412, request{"PUT", "/sites/a/artifacts/c", "x", header("If-None-Match", "*")})
+	s.get(t, 200, "/sites/a/artifacts/b")
+	s.get(t, 404, "/sites/a/artifacts/none")
+	s.post(t, 201, "/sites/a/logs", `{"build_id":"b","action":"deploy","status":"ok"}`)
+	s.get(t, 200, "/sites/a/versions")
+	s.get(t, 200, "/sites/a/versions")
+	s.get(t, 200, "/ready")
+	s.get(t, 404, "/nowhere")
+	s.do(t, 204, request{"DELETE", "/sites/a/artifacts/c", nil, nil})
+}
+
+func TestMetricsAfterMixedLoad(t *testing.T) {
+	s := startServer(t)
+	mixedLoad(t, s)
+	got := map[string]float64{}
+	// An exchange is counted when its connection is read from again.
+	eventually(t, "all requests are counted", func() bool {
+		got = scrape(t, s)
+		return got[`pagewright_http_requests_total{route="artifact",method="DELETE",status="204"}`] == 1
+	})
+	for name, want := range map[string]float64{
+		`pagewright_http_requests_total{route="artifact",method="PUT",status="201"}`:    2,
+		`pagewright_http_requests_total{route="artifact",method="PUT",status="412"}`:    1,
+		`pagewright_http_requests_total{route="artifact",method="PUT",status="400"}`:    1,
+		`pagewright_http_requests_total{route="artifact",method="GET",status="200"}`:    1,
+		`pagewright_http_requests_total{route="artifact",method="GET",status="404"}`:    1,
+		`pagewright_http_requests_total{route="logs",method="POST",status="201"}`:       1,
+		`pagewright_http_requests_total{route="versions",method="GET",status="200"}`:    2,
+		`pagewright_http_requests_total{route="other",method="GET",status="404"}`:       1,
+		`pagewright_http_request_duration_seconds_count{route="artifact",method="PUT"}`: 4,
+		`pagewright_backend_duration_seconds_count{operation="append"}`:                 1,
+		`pagewright_backend_duration_seconds_count{operation="delete"}`:                 1,
+		`pagewright_backend_duration_seconds_count{operation="list"}`:                   2,
+		`pagewright_backend_errors_total{operation="fetch",kind="not_found"}`:           1,
+		`pagewright_backend_errors_total{operation="store",kind="precondition"}`:        1,
+		`pagewright_backend_errors_total{operation="store",kind="internal"}`:            0,
+		`pagewright_rename_seconds_count{call="link"}`:                                  1,
+		`pagewright_log_append_batch_entries_count`:                                     1,
+		`pagewright_log_append_batch_entries_sum`:                                       1,
+		`pagewright_list_cache_hits_total`:                                              1,
+		`pagewright_list_cache_misses_total`:                                            1,
+		`pagewright_temp_files_swept_total`:                                             0,
+		`pagewright_log_append_conflicts_total`:                                         0,
+		`pagewright_uploads_in_flight`:                                                  0,
+		`pagewright_uploads_limit`:                                                      512,
+		`pagewright_store_readable`:                                                     1,
+		`pagewright_store_writable`:                                                     1,
+		`pagewright_stopping`:                                                           0,
+		`pagewright_store_reserve_bytes`:                                                32 << 20,
+		`pagewright_http_received_bytes_total`:                                          300_000 + 1 + 48,
+	} {
+		if v, ok := got[name]; !ok || v != want {
+			t.Errorf("%s is %v (there: %v), not %v", name, v, ok, want)
+		}
+	}
+	for _, name := range []string{
+		`pagewright_fsync_seconds_count{of="file"}`, `pagewright_fsync_seconds_count{of="directory"}`,
+		`pagewright_rename_seconds_count{call="rename"}`, `pagewright_store_free_bytes`, `pagewright_store_size_bytes`,
+		`pagewright_store_free_inodes`, `pagewright_http_connections`, `go_goroutines`, `process_open_fds`,
+		`process_resident_memory_bytes`,
+	} {
+		if got[name] <= 0 {
+			t.Errorf("%s is %v", name, got[name])
+		}
+	}
+	if sent := got["pagewright_http_sent_bytes_total"]; sent < 300_000 || sent > 400_000 {
+		t.Errorf("%v bytes were sent", sent)
+	}
+}
+
+// TestNoLabelComesFromAClient: whatever is asked for, the series are the same.
+func TestNoLabelComesFromAClient(t *testing.T) {
+	s := startServer(t)
+	mixedLoad(t, s)
+	scrape(t, s)
+	before := len(scrape(t, s))
+	for i := range 200 {
+		site := "site" + strconv.Itoa(i)
+		s.put(t, 201, "/sites/"+site+"/artifacts/b"+site, "x")
+		s.get(t, 404, "/"+site)
+		_, _ = s.try(request{"X" + strings.ToUpper(site), "/" + site, nil, nil})
+	}
+	names := scrape(t, s)
+	if after := len(names); after > before+30 {
+		t.Errorf("%d series have become %d", before, after)
+	}
+	for name := range names {
+		if regexp.MustCompile(`(?i)site\d`).MatchString(name) {
+			t.Errorf("%s has a site for a label", name)
+		}
+	}
+}
+
+// BenchmarkMetricsOfARequest is what the metrics cost a request.
+func BenchmarkMetricsOfARequest(b *testing.B) {
+	m := newServiceMetrics()
+	x := &exchange{start: time.Now(), route: routeArtifact, method: "GET", status: 200, in: 0, sent: 4096}
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			m.call(callFetch, x.start, nil)
+			m.request(x)
+		}
+	})
+}
