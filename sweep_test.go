@@ -119,7 +119,7 @@ func TestSweepGoesOnUntilTheEnd(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
-		n.sweepTemps(ctx, time.Millisecond)
+		n.sweepTemps(ctx, 2*time.Second) // older than what leave is about to make old
 		close(done)
 	}()
 	deadline := time.Now().Add(20 * time.Second)
