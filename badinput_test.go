@@ -205,6 +205,7 @@ func badInputs() []struct{ name, raw, want string } {
 		{"entry metadata string", entry(`{"build_id":"b","action":"a","status":"s","metadata":"x"}`), "400"},
 		{"entry of 1 MiB and more", entry(`{"build_id":"b","action":"a","status":"` + strings.Repeat("s", 1<<20) + `"}`), "413"},
 		{"entry of 1 MiB and more, chunked", post + "Transfer-Encoding: chunked\r\n\r\n180000\r\n" + strings.Repeat("s", 0x180000) + "\r\n0\r\n\r\n", "413"},
+		{"entry nested too deep", entry(`{"build_id":"b","action":"a","status":"s","metadata":{"a":` + strings.Repeat("[", 9_998) + strings.Repeat("]", 9_998) + `}}`), "400"},
 		{"entry cut", post + "Content-Length: 100\r\n\r\n{\"build_id\":", "400"},
 		{"entry key not ASCII", post + "Idempotency-Key: \xff\r\nContent-Length: 2\r\n\r\n{}", "400"},
 		{"entry key of 256", post + "Idempotency-Key: " + strings.Repeat("k", 256) + "\r\nContent-Length: 2\r\n\r\n{}", "400"},

@@ -54,6 +54,10 @@ func (s *service) postLog(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	entry.ID, entry.Timestamp = id, time.Now().UTC()
+	if _, err := encodeEntry(entry); err != nil { // as deep as no log can be read again
+		refuse(ctx, fasthttp.StatusBadRequest, "%v", err)
+		return
+	}
 	if !s.enterStore(ctx) {
 		return
 	}
