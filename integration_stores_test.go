@@ -29,18 +29,21 @@ func TestRealStores(t *testing.T) {
 func TestRealStoresThroughTheFrontDoor(t *testing.T) {
 	eachStore(t, func(t *testing.T, s *realStore) {
 		server := s.frontDoor(t)
-		for name, sequence := range map[string]func(*testing.T, *testServer){
-			"artifact": artifactSequence, "conditions": conditionalSequence, "ranges": rangeSequence, "history": historySequence,
-			"create_race":          func(t *testing.T, s *testServer) { createRace(t, s, 50_000) },
-			"create_race_in_parts": func(t *testing.T, s *testServer) { createRace(t, s, largeBody) },
+		for _, c := range []struct {
+			name string
+			test func(t *testing.T, s *testServer)
+		}{
+			{"artifact", artifactSequence},
+			{"conditions", conditionalSequence},
+			{"ranges", rangeSequence},
+			{"history", historySequence},
+			{"create race", func(t *testing.T, s *testServer) { createRace(t, s, 50_000) }},
+			{"create race in parts", func(t *testing.T, s *testServer) {
+				s.do(t, 204, request{"DELETE", "/sites/race/artifacts/b", nil, nil})
+				createRace(t, s, largeBody)
+			}},
 		} {
-			t.Run(name, func(t *testing.T) {
-				if name == "create_race_in_parts" {
-					server = s.frontDoor(t)
-					server.do(t, 204, request{"DELETE", "/sites/race/artifacts/b", nil, nil})
-				}
-				sequence(t, server)
-			})
+			t.Run(c.name, func(t *testing.T) { c.test(t, server) })
 		}
 	})
 }

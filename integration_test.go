@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -93,7 +94,10 @@ func (s *realStore) frontDoor(t *testing.T) *testServer {
 			vars = append(vars, short+"="+value)
 		}
 	}
-	return startServer(t, vars...)
+	server := startServer(t, vars...)
+	server.seconds = true // of all object stores, at least in a part of their answers
+	server.noDeleteIf = slices.Contains(s.but, noDeleteIf)
+	return server
 }
 
 // prefixVariable is the name of the variable that sets the prefix of the keys.

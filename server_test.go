@@ -21,6 +21,17 @@ type testServer struct {
 	dir  string // the store, for the nfs backend
 	log  *lockedBuffer
 	stop func() error // SIGTERM; returns what run returned
+
+	// What the store does otherwise than a file system.
+	seconds    bool // it tells times in whole seconds
+	noDeleteIf bool // it cannot delete on a condition
+}
+
+// tick waits until what is stored next is newer than what is there.
+func (s *testServer) tick() {
+	for then := time.Now().Unix(); s.seconds && time.Now().Unix() == then; {
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // lockedBuffer collects the log.
