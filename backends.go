@@ -22,7 +22,7 @@ type s3Config struct {
 
 const (
 	s3MinPart = 5 << 20 // bytes of every part but the last
-	s3MaxPart = 1 << 30 // bytes of a part that it is sensible to hold in memory
+	maxPart   = 1 << 30 // bytes of a part that it is sensible to hold in memory
 )
 
 // check names the variable that is missing or wrong.
@@ -32,9 +32,9 @@ func (conf s3Config) check() error {
 	switch {
 	case conf.Bucket == "":
 		return errors.New("PAGEWRIGHT_S3_BUCKET: must name the bucket")
-	case conf.Endpoint != "" && !strings.HasPrefix(conf.Endpoint, "http://") && !strings.HasPrefix(conf.Endpoint, "https://"):
+	case conf.Endpoint != "" && !isURL(conf.Endpoint):
 		return fmt.Errorf("PAGEWRIGHT_S3_ENDPOINT=%q: must be a URL with http:// or https://", conf.Endpoint)
-	case conf.PartSize < s3MinPart || conf.PartSize > s3MaxPart:
+	case conf.PartSize < s3MinPart || conf.PartSize > maxPart:
 		return fmt.Errorf("PAGEWRIGHT_S3_PART_SIZE=%d: must be from 5MiB to 1GiB", conf.PartSize)
 	case conf.Concurrency < 1 || conf.Concurrency > 64:
 		return fmt.Errorf("PAGEWRIGHT_S3_CONCURRENCY=%d: must be from 1 to 64", conf.Concurrency)
@@ -46,6 +46,69 @@ func (conf s3Config) check() error {
 	return nil
 }
 
+// azureConfig is the configuration of the Azure backend.
+type azureConfig struct {
+	Container   string   `env:"CONTAINER" help:"azure: the container; required"`
+	AccountURL  string   `env:"ACCOUNT_URL" help:"azure: https://ACCOUNT.blob.core.windows.net, used with the default Azure credentials; without it AZURE_STORAGE_CONNECTION_STRING is used"`
+	Prefix      string   `env:"PREFIX" help:"azure: put before every key"`
+	Create      bool     `env:"CREATE" envDefault:"false" help:"azure: make the container if there is none"`
+	PartSize    byteSize `env:"PART_SIZE" envDefault:"8MiB" help:"azure: bytes of a block of a large artifact; larger blocks are used where 50,000 would not do"`
+	Concurrency int      `env:"CONCURRENCY" envDefault:"4" help:"azure: blocks of one upload sent at once"`
+}
+
+// azureConnection is Azure's own variable for an account and its key.
+const azureConnection = "AZURE_STORAGE_CONNECTION_STRING"
+
+// check names the variable that is missing or wrong.
+func (conf azureConfig) check() error {
+	connection := os.Getenv(azureConnection)
+	switch {
+	case conf.Container == "":
+		return errors.New("PAGEWRIGHT_AZURE_CONTAINER: must name the container")
+	case conf.AccountURL == "" && connection == "":
+		return fmt.Errorf("PAGEWRIGHT_AZURE_ACCOUNT_URL: must be set, or %s", azureConnection)
+	case conf.AccountURL != "" && connection != "":
+		return fmt.Errorf("PAGEWRIGHT_AZURE_ACCOUNT_URL: must not be set together with %s", azureConnection)
+	case conf.AccountURL != "" && !isURL(conf.AccountURL):
+		return fmt.Errorf("PAGEWRIGHT_AZURE_ACCOUNT_URL=%q: must be a URL with http:// or https://", conf.AccountURL)
+	case conf.PartSize < 1<<20 || conf.PartSize > maxPart:
+		return fmt.Errorf("PAGEWRIGHT_AZURE_PART_SIZE=%d: must be from 1MiB to 1GiB", conf.PartSize)
+	case conf.Concurrency < 1 || conf.Concurrency > 64:
+		return fmt.Errorf("PAGEWRIGHT_AZURE_CONCURRENCY=%d: must be from 1 to 64", conf.Concurrency)
+	}
+	if os.Getenv("AZURE_CLIENT_SECRET") != "" {
+		for _, name := range []string{"AZURE_CLIENT_ID", "AZURE_TENANT_ID"} {
+			if os.Getenv(name) == "" {
+				return fmt.Errorf("%s: must be set, since AZURE_CLIENT_SECRET is", name)
+			}
+		}
+	}
+	return nil
+}
+
+// gcsConfig is the configuration of the Google Cloud Storage backend.
+type gcsConfig struct {
+	Bucket    string   `env:"BUCKET" help:"gcs: the bucket; required. Credentials are Google's application default ones"`
+	Prefix    string   `env:"PREFIX" help:"gcs: put before every key"`
+	ChunkSize byteSize `env:"CHUNK_SIZE" envDefault:"8MiB" help:"gcs: bytes sent in one request of an upload, and held in memory for it; a multiple of 256KiB"`
+}
+
+// gcsChunkStep is what every chunk but the last is a multiple of.
+const gcsChunkStep = 256 << 10
+
+// check names the variable that is missing or wrong.
+func (conf gcsConfig) check() error {
+	switch {
+	case conf.Bucket == "":
+		return errors.New("PAGEWRIGHT_GCS_BUCKET: must name the bucket")
+	case conf.ChunkSize < gcsChunkStep || conf.ChunkSize > maxPart || conf.ChunkSize%gcsChunkStep != 0:
+		return fmt.Errorf("PAGEWRIGHT_GCS_CHUNK_SIZE=%d: must be a multiple of 256KiB, at most 1GiB", conf.ChunkSize)
+	}
+	return nil
+}
+
+func isURL(s string) bool { return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://") }
+
 // openBackend opens the store that is configured. It fails with a line that
 // names the variable at fault; that a store in the net cannot be reached is not
 // found out here.
@@ -53,6 +116,10 @@ func openBackend(ctx context.Context, cfg *Config, log *slog.Logger) (Backend, e
 	switch cfg.StorageBackend {
 	case "s3":
 		return openS3(ctx, cfg.S3, log)
+	case "azure":
+		return openAzure(cfg.Azure, log)
+	case "gcs":
+		return openGCS(ctx, cfg.GCS, log)
 	case "nfs":
 		if err := checkMount(cfg.NFSBasePath, cfg.NFSRequireMount, log); err != nil {
 			return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)

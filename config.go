@@ -44,7 +44,9 @@ type Config struct {
 	ShutdownDelay time.Duration `env:"SHUTDOWN_DELAY" envDefault:"0s" help:"time after SIGTERM in which /ready fails and all else is still served, for load balancers to notice"`
 	ShutdownGrace time.Duration `env:"SHUTDOWN_GRACE" envDefault:"25s" help:"time that requests in flight have to finish after SIGTERM"`
 
-	S3 s3Config `envPrefix:"S3_"`
+	S3    s3Config    `envPrefix:"S3_"`
+	Azure azureConfig `envPrefix:"AZURE_"`
+	GCS   gcsConfig   `envPrefix:"GCS_"`
 
 	LogLevel  slog.Level `env:"LOG_LEVEL" envDefault:"info" help:"debug, info, warn or error"`
 	LogFormat string     `env:"LOG_FORMAT" envDefault:"json" help:"json or text"`

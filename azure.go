@@ -1,0 +1,420 @@
+//go:build !no_azure
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
+	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
+)
+
+const (
+	azureMaxBlocks = 50_000
+	azureAhead     = 16 // blocks, over all uploads, that are sent while their uploads read on
+	azureTries     = 4  // attempts of one request
+	azureDelay     = 200 * time.Millisecond
+	azureMaxDelay  = 5 * time.Second
+	azureMarkName  = "mark" // in the metadata of a blob
+	// azureKeyLife is the time for which a key to sign URLs with is asked for.
+	azureKeyLife = 24 * time.Hour
+)
+
+// azureBucket is a container of Azure Blob Storage. Artifacts and logs are block
+// blobs: blocks that were not committed are seen by nobody, and Azure removes
+// them after a week, or when another upload of the blob is committed.
+type azureBucket struct {
+	service *service.Client
+	client  *container.Client
+	key     *service.SharedKeyCredential // nil: the service is known by an identity, or by a SAS
+	conf    azureConfig
+	buffers *partBuffers
+	made    atomic.Bool // the container is there, or is not ours to make
+
+	mu        sync.Mutex
+	delegated *service.UserDelegationCredential // signs URLs for an identity, until
+	until     time.Time
+}
+
+var _ bucket = (*azureBucket)(nil)
+
+// openAzure opens the store in a container. Credentials are those in
+// AZURE_STORAGE_CONNECTION_STRING, or, with an account URL, those of the default
+// Azure chain: environment, workload identity, managed identity.
+func openAzure(conf azureConfig, log *slog.Logger) (Backend, error) {
+	b, err := newAzureBucket(conf)
+	if err != nil {
+		return nil, err
+	}
+	return newObjectStore(b, keyPrefix(conf.Prefix), log), nil
+}
+
+func newAzureBucket(conf azureConfig) (*azureBucket, error) {
+	if err := conf.check(); err != nil {
+		return nil, err
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	tuneTransport(transport)
+	core := azcore.ClientOptions{
+		Transport: &http.Client{Transport: transport},
+		Retry:     policy.RetryOptions{MaxRetries: azureTries - 1, RetryDelay: azureDelay, MaxRetryDelay: azureMaxDelay},
+	}
+	b := &azureBucket{conf: conf, buffers: newPartBuffers(azureAhead)}
+	b.made.Store(!conf.Create)
+	options := &service.ClientOptions{ClientOptions: core}
+	if conf.AccountURL != "" {
+		identity, err := azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{ClientOptions: core})
+		if err != nil {
+			return nil, fmt.Errorf("the Azure credentials cannot be read: %w", err)
+		}
+		if b.service, err = service.NewClient(conf.AccountURL, identity, options); err != nil {
+			return nil, fmt.Errorf("PAGEWRIGHT_AZURE_ACCOUNT_URL: %w", err)
+		}
+	} else {
+		connection := os.Getenv(azureConnection)
+		var err error
+		if b.service, err = service.NewClientFromConnectionString(connection, options); err != nil {
+			return nil, fmt.Errorf("%s: %w", azureConnection, err)
+		}
+		if name, key := connectionKey(connection); name != "" && key != "" {
+			if b.key, err = service.NewSharedKeyCredential(name, key); err != nil {
+				return nil, fmt.Errorf("%s: %w", azureConnection, err)
+			}
+		}
+	}
+	b.client = b.service.NewContainerClient(conf.Container)
+	return b, nil
+}
+
+// connectionKey is what signs URLs, in a connection string that has it.
+func connectionKey(connection string) (name, key string) {
+	for field := range strings.SplitSeq(connection, ";") {
+		switch n, value, _ := strings.Cut(field, "="); n {
+		case "AccountName":
+			name = value
+		case "AccountKey":
+			key = value
+		}
+	}
+	return name, key
+}
+
+// put implements bucket. A body that ends within one block is one request; every
+// other is sent in blocks, of which nothing is seen before they are committed,
+// by the request that bears the condition. There is no way to abort: what was
+// sent of an upload that failed is seen by nobody and goes by itself.
+func (b *azureBucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
+	if err := b.makeContainer(ctx); err != nil {
+		return objectInfo{}, err
+	}
+	if r, ok := body.(*bytes.Reader); ok && !opts.parts {
+		return b.putOne(ctx, key, r, size, opts)
+	}
+	r := &partReader{buffers: b.buffers, body: body}
+	first, last, err := r.next(b.blockSize(size, 1))
+	if err != nil {
+		return objectInfo{}, err
+	}
+	if last && !opts.parts {
+		defer b.buffers.release(first)
+		return b.putOne(ctx, key, first, first.size, opts)
+	}
+	return b.putBlocks(ctx, key, r, first, last, size, opts)
+}
+
+func (b *azureBucket) blockSize(size int64, n int) int64 {
+	return partSize(int64(b.conf.PartSize), size, n, azureMaxBlocks)
+}
+
+func (b *azureBucket) putOne(ctx context.Context, key string, body io.ReadSeeker, size int64, opts putOptions) (objectInfo, error) {
+	out, err := b.client.NewBlockBlobClient(key).Upload(ctx, streaming.NopCloser(body), &blockblob.UploadOptions{
+		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: &opts.contentType}, Metadata: azureMark(opts), AccessConditions: azureCondition(opts),
+	})
+	if err != nil {
+		return objectInfo{}, azurePutError(err, opts)
+	}
+	return azureStored(key, size, out.LastModified, out.ETag, opts), nil
+}
+
+func (b *azureBucket) putBlocks(ctx context.Context, key string, r *partReader, first *part, last bool, size int64, opts putOptions) (objectInfo, error) {
+	client := b.client.NewBlockBlobClient(key)
+	upload := rand.Text() // so that blocks of two uploads are never mixed
+	ids, total, err := b.buffers.sendParts(ctx, r, first, last, b.conf.Concurrency,
+		func(n int) int64 { return b.blockSize(size, n) },
+		func(ctx context.Context, n int, p *part) (string, error) {
+			// All ids of a blob have to be of one length.
+			id := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%s%06d", upload, n))
+			_, err := client.StageBlock(ctx, id, streaming.NopCloser(p), nil)
+			return id, azurePutError(err, opts)
+		})
+	if err != nil {
+		return objectInfo{}, err
+	}
+	out, err := client.CommitBlockList(ctx, ids, &blockblob.CommitBlockListOptions{
+		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: &opts.contentType}, Metadata: azureMark(opts), AccessConditions: azureCondition(opts),
+	})
+	if err != nil {
+		return objectInfo{}, azurePutError(err, opts)
+	}
+	return azureStored(key, total, out.LastModified, out.ETag, opts), nil
+}
+
+func azureStored(key string, size int64, modTime *time.Time, etag *azcore.ETag, opts putOptions) objectInfo {
+	return objectInfo{key: key, size: size, modTime: value(modTime), etag: azureETag(etag), mark: opts.mark}
+}
+
+// makeContainer makes the container if it is ours to make.
+func (b *azureBucket) makeContainer(ctx context.Context) error {
+	if b.made.Load() {
+		return nil
+	}
+	_, err := b.client.Create(ctx, nil)
+	if err != nil && !bloberror.HasCode(err, bloberror.ContainerAlreadyExists) {
+		return fmt.Errorf("cannot make the container %q: %w", b.conf.Container, azureError(err))
+	}
+	b.made.Store(true)
+	return nil
+}
+
+// get implements bucket.
+func (b *azureBucket) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
+	if length == 0 { // a count of 0 means all
+		info, err := b.stat(ctx, key)
+		if err == nil && etag != "" && info.etag != etag {
+			err = fmt.Errorf("%w: %s", ErrPrecondition, key)
+		}
+		return http.NoBody, info, err
+	}
+	o := &blob.DownloadStreamOptions{Range: blob.HTTPRange{Offset: offset, Count: max(length, 0)}}
+	if etag != "" {
+		o.AccessConditions = azureCondition(putOptions{ifMatch: etag})
+	}
+	out, err := b.client.NewBlobClient(key).DownloadStream(ctx, o)
+	if err != nil {
+		return nil, objectInfo{}, azureError(err)
+	}
+	info := objectInfo{
+		key: key, size: value(out.ContentLength), modTime: value(out.LastModified),
+		etag: azureETag(out.ETag), mark: azureMarkOf(out.Metadata),
+	}
+	if out.ContentRange != nil {
+		if info.size, err = sizeOfRange(*out.ContentRange); err != nil {
+			out.Body.Close()
+			return nil, objectInfo{}, err
+		}
+	}
+	return out.Body, info, nil
+}
+
+// stat implements bucket.
+func (b *azureBucket) stat(ctx context.Context, key string) (objectInfo, error) {
+	out, err := b.client.NewBlobClient(key).GetProperties(ctx, nil)
+	if err != nil {
+		return objectInfo{}, azureError(err)
+	}
+	return objectInfo{
+		key: key, size: value(out.ContentLength), modTime: value(out.LastModified),
+		etag: azureETag(out.ETag), mark: azureMarkOf(out.Metadata),
+	}, nil
+}
+
+// remove implements bucket. A blob that has snapshots goes with them: without
+// saying so it could not be removed at all.
+func (b *azureBucket) remove(ctx context.Context, key, etag string) error {
+	o := &blob.DeleteOptions{DeleteSnapshots: to.Ptr(blob.DeleteSnapshotsOptionTypeInclude)}
+	if etag != "" {
+		o.AccessConditions = azureCondition(putOptions{ifMatch: etag})
+	}
+	_, err := b.client.NewBlobClient(key).Delete(ctx, o)
+	return azureError(err)
+}
+
+// list implements bucket.
+func (b *azureBucket) list(ctx context.Context, prefix string, page func([]objectInfo) error) error {
+	pages := b.client.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{Prefix: &prefix})
+	for pages.More() {
+		out, err := pages.NextPage(ctx)
+		if err != nil {
+			return azureError(err)
+		}
+		objects := make([]objectInfo, 0, len(out.Segment.BlobItems))
+		for _, i := range out.Segment.BlobItems {
+			if i.Properties == nil {
+				continue
+			}
+			objects = append(objects, objectInfo{
+				key: value(i.Name), size: value(i.Properties.ContentLength),
+				modTime: value(i.Properties.LastModified), etag: azureETag(i.Properties.ETag),
+			})
+		}
+		if err := page(objects); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// presign implements bucket by a shared access signature, signed with the key of
+// the account, or with one that the service lends to an identity (which must be
+// a Storage Blob Delegator).
+func (b *azureBucket) presign(ctx context.Context, key string, ttl time.Duration, filename string) (string, error) {
+	values := sas.BlobSignatureValues{
+		ExpiryTime: time.Now().UTC().Add(ttl), Permissions: (&sas.BlobPermissions{Read: true}).String(),
+		ContainerName: b.conf.Container, BlobName: key, ContentDisposition: `attachment; filename="` + filename + `"`,
+	}
+	var query sas.QueryParameters
+	var err error
+	switch {
+	case b.key != nil:
+		query, err = values.SignWithSharedKey(b.key)
+	case b.conf.AccountURL == "":
+		return "", fmt.Errorf("%w: %s has no AccountKey to sign with", ErrUnsupported, azureConnection)
+	default:
+		var lent *service.UserDelegationCredential
+		if lent, err = b.delegation(ctx, ttl); err == nil {
+			query, err = values.SignWithUserDelegation(lent)
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	return b.client.NewBlobClient(key).URL() + "?" + query.Encode(), nil
+}
+
+// delegation is a key that is good for ttl at least.
+func (b *azureBucket) delegation(ctx context.Context, ttl time.Duration) (*service.UserDelegationCredential, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now().UTC()
+	if b.delegated != nil && now.Add(ttl).Before(b.until) {
+		return b.delegated, nil
+	}
+	until := now.Add(ttl + azureKeyLife)
+	lent, err := b.service.GetUserDelegationCredential(ctx, service.KeyInfo{
+		Start: to.Ptr(now.Add(-maxSkew).Format(sas.TimeFormat)), Expiry: to.Ptr(until.Format(sas.TimeFormat)),
+	}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("no key to sign with: %w", azureError(err))
+	}
+	b.delegated, b.until = lent, until
+	return lent, nil
+}
+
+func azureCondition(opts putOptions) *blob.AccessConditions {
+	var m blob.ModifiedAccessConditions
+	if opts.absent {
+		m.IfNoneMatch = to.Ptr(azcore.ETagAny)
+	}
+	if opts.ifMatch != "" {
+		m.IfMatch = to.Ptr(azcore.ETag(opts.ifMatch))
+	}
+	return &blob.AccessConditions{ModifiedAccessConditions: &m}
+}
+
+func azureMark(opts putOptions) map[string]*string {
+	if opts.mark == "" {
+		return nil
+	}
+	return map[string]*string{azureMarkName: &opts.mark}
+}
+
+// azureMarkOf finds the mark: its name comes back as header names are written.
+func azureMarkOf(metadata map[string]*string) string {
+	for name, v := range metadata {
+		if strings.EqualFold(name, azureMarkName) {
+			return value(v)
+		}
+	}
+	return ""
+}
+
+func azureETag(etag *azcore.ETag) string {
+	return `"` + strings.Trim(string(value(etag)), `"`) + `"` // a list has them without quotes
+}
+
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+// azurePutError is azureError of a put: what is not there is what If-Match
+// named.
+func azurePutError(err error, opts putOptions) error {
+	err = azureError(err)
+	if opts.ifMatch != "" && errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("%w: %v", ErrPrecondition, err)
+	}
+	return err
+}
+
+// azureError translates an error of the SDK.
+func azureError(err error) error {
+	if err == nil {
+		return nil
+	}
+	if kind := azureKind(err); kind != nil {
+		return fmt.Errorf("%w: %w", kind, err)
+	}
+	return err
+}
+
+func azureKind(err error) error {
+	var refused *azidentity.AuthenticationFailedError
+	if errors.As(err, &refused) {
+		return ErrDenied
+	}
+	var resp *azcore.ResponseError
+	if !errors.As(err, &resp) {
+		return ErrUnavailable // no answer came
+	}
+	switch bloberror.Code(resp.ErrorCode) {
+	case bloberror.InvalidBlockList, // a rival's commit discarded the blocks
+		bloberror.BlobAlreadyExists, bloberror.LeaseIDMissing:
+		return errConflict
+	case bloberror.BlobImmutableDueToPolicy:
+		return ErrDenied
+	case bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted, bloberror.ContainerDisabled:
+		return ErrUnavailable
+	}
+	switch status := resp.StatusCode; {
+	case status == http.StatusNotFound:
+		return ErrNotFound
+	case status == http.StatusPreconditionFailed, status == http.StatusNotModified:
+		return ErrPrecondition
+	case status == http.StatusConflict:
+		return errConflict
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return ErrDenied
+	case status == http.StatusInsufficientStorage:
+		return ErrNoSpace
+	case status == http.StatusNotImplemented:
+		return ErrUnsupported
+	case status == http.StatusRequestTimeout, status == http.StatusTooManyRequests, status >= 500:
+		return ErrUnavailable
+	}
+	return nil
+}

@@ -1,0 +1,328 @@
+//go:build !no_gcs
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"cloud.google.com/go/auth"
+	"cloud.google.com/go/storage"
+	"github.com/googleapis/gax-go/v2"
+	"google.golang.org/api/googleapi"
+	"google.golang.org/api/iterator"
+	"google.golang.org/api/option"
+	gcshttp "google.golang.org/api/transport/http"
+)
+
+const (
+	gcsTries    = 4 // attempts of one request
+	gcsDelay    = 200 * time.Millisecond
+	gcsMaxDelay = 5 * time.Second
+	gcsPage     = 1000
+	gcsMarkName = "mark" // in the metadata of an object
+	// gcsEmulator is Google's own variable for a server other than theirs.
+	gcsEmulator = "STORAGE_EMULATOR_HOST"
+)
+
+// gcsBucket is a bucket of Google Cloud Storage, over its JSON API. The ETag of
+// an object is its generation: that is what the store compares by.
+type gcsBucket struct {
+	client *storage.Client
+	bucket *storage.BucketHandle
+	conf   gcsConfig
+}
+
+var _ bucket = (*gcsBucket)(nil)
+
+// openGCS opens the store in a bucket. Credentials are the application default
+// ones: GOOGLE_APPLICATION_CREDENTIALS, workload identity, the metadata server.
+func openGCS(ctx context.Context, conf gcsConfig, log *slog.Logger) (Backend, error) {
+	b, err := newGCSBucket(ctx, conf)
+	if err != nil {
+		return nil, err
+	}
+	return newObjectStore(b, keyPrefix(conf.Prefix), log), nil
+}
+
+func newGCSBucket(ctx context.Context, conf gcsConfig) (*gcsBucket, error) {
+	if err := conf.check(); err != nil {
+		return nil, err
+	}
+	base := http.DefaultTransport.(*http.Transport).Clone()
+	tuneTransport(base)
+	options := []option.ClientOption{option.WithScopes(storage.ScopeReadWrite), option.WithTelemetryDisabled()}
+	if os.Getenv(gcsEmulator) != "" {
+		options = []option.ClientOption{option.WithoutAuthentication(), option.WithTelemetryDisabled()}
+	}
+	transport, err := gcshttp.NewTransport(ctx, base, options...)
+	if err != nil {
+		return nil, fmt.Errorf("GOOGLE_APPLICATION_CREDENTIALS: there are no application default credentials: %w", err)
+	}
+	client, err := storage.NewClient(ctx, append(options,
+		option.WithHTTPClient(&http.Client{Transport: transport}), storage.WithJSONReads())...)
+	if err != nil {
+		return nil, fmt.Errorf("the client of Google Cloud Storage cannot be made: %w", err)
+	}
+	// All, also what has no condition: it is done a second time only while it
+	// is not acknowledged, and then with the same bytes.
+	client.SetRetry(storage.WithPolicy(storage.RetryAlways), storage.WithMaxAttempts(gcsTries),
+		storage.WithBackoff(gax.Backoff{Initial: gcsDelay, Max: gcsMaxDelay, Multiplier: 2}))
+	return &gcsBucket{client: client, bucket: client.Bucket(conf.Bucket), conf: conf}, nil
+}
+
+// put implements bucket by a resumable upload, or by one request where the body
+// ends within a chunk. Of an upload that was not finished nothing is seen; the
+// store forgets it after a week.
+//
+// The SDK commits what it has when its writer is closed, and a writer without
+// chunks also when its context ends (storage.Writer): so there are chunks
+// always, and a writer is closed only after the end of the body, or after its
+// context.
+func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
+	cond, err := gcsCondition(opts)
+	if err != nil {
+		return objectInfo{}, err
+	}
+	object := b.bucket.Object(key)
+	if cond != (storage.Conditions{}) {
+		object = object.If(cond)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w := object.NewWriter(ctx)
+	w.ContentType = opts.contentType
+	w.ChunkSize = b.chunkSize(size)
+	w.ChunkTransferTimeout = storeStall
+	if opts.mark != "" {
+		w.Metadata = map[string]string{gcsMarkName: opts.mark}
+	}
+	source := &erringReader{r: body}
+	n, err := io.Copy(w, source)
+	if err == nil {
+		err = w.Close()
+	} else {
+		cancel()
+		_ = w.CloseWithError(err)
+		if n > 0 {
+			_ = w.Close() // waits for the end of what was sent; commits nothing after CloseWithError
+		}
+	}
+	switch {
+	case source.err != nil:
+		return objectInfo{}, source.err
+	case err != nil:
+		return objectInfo{}, gcsPutError(err, opts)
+	}
+	return gcsInfo(w.Attrs()), nil
+}
+
+// chunkSize is the configured one, or less for a body that is shorter: the SDK
+// holds a whole chunk in memory.
+func (b *gcsBucket) chunkSize(size int64) int {
+	if size < 0 || size >= int64(b.conf.ChunkSize) {
+		return int(b.conf.ChunkSize)
+	}
+	return int(size/gcsChunkStep+1) * gcsChunkStep
+}
+
+// erringReader keeps the error of a reader, to tell it from one of the writer.
+type erringReader struct {
+	r   io.Reader
+	err error
+}
+
+func (e *erringReader) Read(p []byte) (int, error) {
+	n, err := e.r.Read(p)
+	if err != nil && err != io.EOF {
+		e.err = err
+	}
+	return n, err
+}
+
+// get implements bucket.
+func (b *gcsBucket) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
+	if length == 0 {
+		info, err := b.stat(ctx, key)
+		if err == nil && etag != "" && info.etag != etag {
+			err = fmt.Errorf("%w: %s", ErrPrecondition, key)
+		}
+		return http.NoBody, info, err
+	}
+	object := b.bucket.Object(key).ReadCompressed(true) // bytes come back as they were stored
+	if etag != "" {
+		generation, err := gcsGeneration(etag)
+		if err != nil {
+			return nil, objectInfo{}, err
+		}
+		object = object.If(storage.Conditions{GenerationMatch: generation})
+	}
+	r, err := object.NewRangeReader(ctx, offset, length)
+	if err != nil {
+		return nil, objectInfo{}, gcsError(err)
+	}
+	info := objectInfo{
+		key: key, size: r.Attrs.Size, modTime: r.Attrs.LastModified,
+		etag: gcsETag(r.Attrs.Generation), mark: r.Metadata()[gcsMarkName],
+	}
+	if etag != "" && info.etag != etag {
+		r.Close()
+		return nil, objectInfo{}, fmt.Errorf("%w: %s", ErrPrecondition, key)
+	}
+	return r, info, nil
+}
+
+// stat implements bucket.
+func (b *gcsBucket) stat(ctx context.Context, key string) (objectInfo, error) {
+	attrs, err := b.bucket.Object(key).Attrs(ctx)
+	if err != nil {
+		return objectInfo{}, gcsError(err)
+	}
+	return gcsInfo(attrs), nil
+}
+
+// remove implements bucket.
+func (b *gcsBucket) remove(ctx context.Context, key, etag string) error {
+	object := b.bucket.Object(key)
+	if etag != "" {
+		generation, err := gcsGeneration(etag)
+		if err != nil {
+			return err
+		}
+		object = object.If(storage.Conditions{GenerationMatch: generation})
+	}
+	return gcsError(object.Delete(ctx))
+}
+
+// list implements bucket.
+func (b *gcsBucket) list(ctx context.Context, prefix string, page func([]objectInfo) error) error {
+	query := &storage.Query{Prefix: prefix}
+	if err := query.SetAttrSelection([]string{"Name", "Size", "Created", "Generation"}); err != nil {
+		return err
+	}
+	pages := iterator.NewPager(b.bucket.Objects(ctx, query), gcsPage, "")
+	for {
+		var attrs []*storage.ObjectAttrs
+		next, err := pages.NextPage(&attrs)
+		if err != nil {
+			return gcsError(err)
+		}
+		objects := make([]objectInfo, len(attrs))
+		for i, a := range attrs {
+			objects[i] = gcsInfo(a)
+		}
+		if err := page(objects); err != nil || next == "" {
+			return err
+		}
+	}
+}
+
+// presign implements bucket with the private key of a service account, or by
+// asking Google to sign for it.
+func (b *gcsBucket) presign(_ context.Context, key string, ttl time.Duration, filename string) (string, error) {
+	if os.Getenv(gcsEmulator) != "" {
+		return "", fmt.Errorf("%w: %s is set, and there is no key to sign with", ErrUnsupported, gcsEmulator)
+	}
+	return b.bucket.SignedURL(key, &storage.SignedURLOptions{
+		Scheme: storage.SigningSchemeV4, Method: http.MethodGet, Expires: time.Now().Add(ttl),
+		QueryParameters: url.Values{"response-content-disposition": {`attachment; filename="` + filename + `"`}},
+	})
+}
+
+// gcsInfo describes an object. Its modTime is that of the generation: changes of
+// metadata do not count.
+func gcsInfo(a *storage.ObjectAttrs) objectInfo {
+	return objectInfo{key: a.Name, size: a.Size, modTime: a.Created, etag: gcsETag(a.Generation), mark: a.Metadata[gcsMarkName]}
+}
+
+func gcsETag(generation int64) string { return `"` + strconv.FormatInt(generation, 10) + `"` }
+
+// gcsGeneration is the generation that an ETag names. One that names none is
+// the ETag of no object.
+func gcsGeneration(etag string) (int64, error) {
+	n, err := strconv.ParseInt(strings.Trim(etag, `"`), 10, 64)
+	if err != nil || n <= 0 {
+		return 0, fmt.Errorf("%w: no object has the ETag %s", ErrPrecondition, etag)
+	}
+	return n, nil
+}
+
+func gcsCondition(opts putOptions) (c storage.Conditions, err error) {
+	c.DoesNotExist = opts.absent
+	if opts.ifMatch != "" {
+		c.GenerationMatch, err = gcsGeneration(opts.ifMatch)
+	}
+	return c, err
+}
+
+// gcsPutError is gcsError of a put: what is not there is what the condition
+// named, or else the bucket.
+func gcsPutError(err error, opts putOptions) error {
+	err = gcsError(err)
+	switch {
+	case !errors.Is(err, ErrNotFound):
+		return err
+	case opts.ifMatch != "":
+		return fmt.Errorf("%w: %v", ErrPrecondition, err)
+	}
+	return fmt.Errorf("%w: %v", ErrUnavailable, err)
+}
+
+// gcsError translates an error of the SDK.
+func gcsError(err error) error {
+	if err == nil {
+		return nil
+	}
+	if kind := gcsKind(err); kind != nil {
+		return fmt.Errorf("%w: %w", kind, err)
+	}
+	return err
+}
+
+func gcsKind(err error) error {
+	if errors.Is(err, storage.ErrBucketNotExist) {
+		return ErrUnavailable
+	}
+	if errors.Is(err, storage.ErrObjectNotExist) {
+		return ErrNotFound
+	}
+	var token *auth.Error // from where credentials are changed into a token
+	if errors.As(err, &token) && token.Response != nil && token.Response.StatusCode < 500 {
+		return ErrDenied
+	}
+	var resp *googleapi.Error
+	if !errors.As(err, &resp) {
+		return ErrUnavailable // no answer came
+	}
+	for _, e := range resp.Errors {
+		if strings.HasSuffix(strings.ToLower(e.Reason), "ratelimitexceeded") {
+			return ErrUnavailable // with status 403
+		}
+	}
+	switch status := resp.Code; {
+	case status == http.StatusNotFound:
+		return ErrNotFound
+	case status == http.StatusPreconditionFailed, status == http.StatusNotModified:
+		return ErrPrecondition
+	case status == http.StatusConflict:
+		return errConflict
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return ErrDenied
+	case status == http.StatusInsufficientStorage:
+		return ErrNoSpace
+	case status == http.StatusNotImplemented:
+		return ErrUnsupported
+	case status == http.StatusRequestTimeout, status == http.StatusTooManyRequests, status >= 500:
+		return ErrUnavailable
+	}
+	return nil
+}

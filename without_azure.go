@@ -1,0 +1,12 @@
+//go:build no_azure
+
+package main
+
+import (
+	"errors"
+	"log/slog"
+)
+
+func openAzure(azureConfig, *slog.Logger) (Backend, error) {
+	return nil, errors.New("PAGEWRIGHT_STORAGE_BACKEND=azure: this binary was built without it")
+}
