@@ -28,7 +28,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
+	azservice "github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 )
 
 const (
@@ -46,15 +46,15 @@ const (
 // blobs: blocks that were not committed are seen by nobody, and Azure removes
 // them after a week, or when another upload of the blob is committed.
 type azureBucket struct {
-	service *service.Client
+	service *azservice.Client
 	client  *container.Client
-	key     *service.SharedKeyCredential // nil: the service is known by an identity, or by a SAS
+	key     *azservice.SharedKeyCredential // nil: the service is known by an identity, or by a SAS
 	conf    azureConfig
 	buffers *partBuffers
 	made    atomic.Bool // the container is there, or is not ours to make
 
 	mu        sync.Mutex
-	delegated *service.UserDelegationCredential // signs URLs for an identity, until
+	delegated *azservice.UserDelegationCredential // signs URLs for an identity, until
 	until     time.Time
 }
 
@@ -83,23 +83,23 @@ func newAzureBucket(conf azureConfig) (*azureBucket, error) {
 	}
 	b := &azureBucket{conf: conf, buffers: newPartBuffers(azureAhead)}
 	b.made.Store(!conf.Create)
-	options := &service.ClientOptions{ClientOptions: core}
+	options := &azservice.ClientOptions{ClientOptions: core}
 	if conf.AccountURL != "" {
 		identity, err := azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{ClientOptions: core})
 		if err != nil {
 			return nil, fmt.Errorf("the Azure credentials cannot be read: %w", err)
 		}
-		if b.service, err = service.NewClient(conf.AccountURL, identity, options); err != nil {
+		if b.service, err = azservice.NewClient(conf.AccountURL, identity, options); err != nil {
 			return nil, fmt.Errorf("PAGEWRIGHT_AZURE_ACCOUNT_URL: %w", err)
 		}
 	} else {
 		connection := os.Getenv(azureConnection)
 		var err error
-		if b.service, err = service.NewClientFromConnectionString(connection, options); err != nil {
+		if b.service, err = azservice.NewClientFromConnectionString(connection, options); err != nil {
 			return nil, fmt.Errorf("%s: %w", azureConnection, err)
 		}
 		if name, key := connectionKey(connection); name != "" && key != "" {
-			if b.key, err = service.NewSharedKeyCredential(name, key); err != nil {
+			if b.key, err = azservice.NewSharedKeyCredential(name, key); err != nil {
 				return nil, fmt.Errorf("%s: %w", azureConnection, err)
 			}
 		}
@@ -292,7 +292,7 @@ func (b *azureBucket) presign(ctx context.Context, key string, ttl time.Duration
 	case b.conf.AccountURL == "":
 		return "", fmt.Errorf("%w: %s has no AccountKey to sign with", ErrUnsupported, azureConnection)
 	default:
-		var lent *service.UserDelegationCredential
+		var lent *azservice.UserDelegationCredential
 		if lent, err = b.delegation(ctx, ttl); err == nil {
 			query, err = values.SignWithUserDelegation(lent)
 		}
@@ -304,7 +304,7 @@ func (b *azureBucket) presign(ctx context.Context, key string, ttl time.Duration
 }
 
 // delegation is a key that is good for ttl at least.
-func (b *azureBucket) delegation(ctx context.Context, ttl time.Duration) (*service.UserDelegationCredential, error) {
+func (b *azureBucket) delegation(ctx context.Context, ttl time.Duration) (*azservice.UserDelegationCredential, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now().UTC()
@@ -312,7 +312,7 @@ func (b *azureBucket) delegation(ctx context.Context, ttl time.Duration) (*servi
 		return b.delegated, nil
 	}
 	until := now.Add(ttl + azureKeyLife)
-	lent, err := b.service.GetUserDelegationCredential(ctx, service.KeyInfo{
+	lent, err := b.service.GetUserDelegationCredential(ctx, azservice.KeyInfo{
 		Start: to.Ptr(now.Add(-maxSkew).Format(sas.TimeFormat)), Expiry: to.Ptr(until.Format(sas.TimeFormat)),
 	}, nil)
 	if err != nil {

@@ -19,3 +19,13 @@ go_tool() {
 
 go_tool versitygw github.com/versity/versitygw/cmd/versitygw v1.8.0
 go_tool minio github.com/minio/minio v0.0.0-20260212201848-7aac2a2c5b7c
+go_tool fake-gcs-server github.com/fsouza/fake-gcs-server v1.56.1
+
+# Azurite runs on Node. 3.35.0 is the last that does with Node 20.
+AZURITE=3.35.0
+[ -e "$TOOLS/azurite-$AZURITE/done" ] || {
+	echo "installing azurite $AZURITE" >&2
+	mkdir -p "$TOOLS/azurite-$AZURITE"
+	(cd "$TOOLS/azurite-$AZURITE" && npm install --no-audit --no-fund --omit=optional "azurite@$AZURITE" && touch done) >&2
+}
+ln -sfn "azurite-$AZURITE" "$TOOLS/azurite"
