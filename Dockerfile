@@ -22,7 +22,7 @@ ARG SOURCE_DATE_EPOCH=0
 RUN --mount=type=cache,target=/go/pkg/mod \
     --mount=type=cache,target=/root/.cache/go-build \
     CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
-    go build -trimpath -buildvcs=false \
+    go build -trimpath -buildvcs=false -tags disable_grpc_modules \
         -ldflags "-s -w -buildid= -X main.version=$VERSION" \
         -o /out/pagewright-storage . \
     && mkdir -p /out/etc/ssl/certs /store/nfs \

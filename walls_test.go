@@ -31,6 +31,7 @@ var walls = []struct {
 	{"github.com/aws/", "s3", "each SDK is known by its one file"},
 	{"github.com/Azure/", "azure", "each SDK is known by its one file"},
 	{"cloud.google.com/", "gcs", "each SDK is known by its one file"},
+	{"github.com/googleapis/", "gcs", "each SDK is known by its one file"},
 	{"google.golang.org/", "gcs", "each SDK is known by its one file"},
 	{"unsafe", "", "nothing here is worth it"},
 }
