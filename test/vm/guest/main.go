@@ -22,8 +22,15 @@ func main() {
 		err = mount(os.Args[2], os.Args[3], os.Args[4], os.Args[5])
 	case len(os.Args) == 3 && os.Args[1] == "load":
 		err = loadModules(os.Args[2])
+	case len(os.Args) == 3 && os.Args[1] == "scan":
+		err = scan(os.Args[2])
+	case len(os.Args) > 7 && os.Args[1] == "replay":
+		err = replay(os.Args[2], os.Args[3], os.Args[4], os.Args[5], os.Args[6], os.Args[7:])
+	case len(os.Args) == 3 && os.Args[1] == "commit":
+		err = commit(os.Args[2])
 	default:
-		err = fmt.Errorf("usage: guest mount TYPE SOURCE TARGET OPTIONS | load GROUP")
+		err = fmt.Errorf("usage: guest mount TYPE SOURCE TARGET OPTIONS | load GROUP | scan BASE |" +
+			" replay TYPE OPTIONS SIZE BASE LOG POINT... | commit FILE")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "guest:", err)
@@ -101,6 +108,23 @@ func (f flusher) Write(p []byte) (int, error) {
 	n, err := f.w.Write(p)
 	f.c.Flush()
 	return n, err
+}
+
+// commit makes the file system of a file commit its journal over and over, as
+// other users of it would. It never returns unless it fails.
+func commit(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	for i := int64(0); ; i++ {
+		if _, err := f.WriteAt([]byte{byte(i)}, i%4096); err != nil {
+			return err
+		}
+		if err := f.Sync(); err != nil {
+			return err
+		}
+	}
 }
 
 // mount is mount(2): busybox's own command asks a mount daemon and knows

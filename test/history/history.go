@@ -1,0 +1,284 @@
+// Package history remembers what clients asked of a store and what they were
+// told, and judges whether what is found in the store later can be so.
+package history
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Kind is what an Op asks for.
+type Kind int
+
+const (
+	Put    Kind = iota // upload, over what is there
+	Create             // upload, unless something is there
+	Delete
+	Append // of a log entry
+)
+
+// Outcome is what a client was told.
+type Outcome int
+
+const (
+	Unknown Outcome = iota // nothing, or a failure that says neither yes nor no
+	Done                   // acknowledged
+	Refused                // it was not done and never will be
+)
+
+// Op is one request. Marks count along with the durable state of the store, for
+// a judge of its past states; where there is no such count they are 0.
+type Op struct {
+	ID      uint64 // from 1, unique in its history
+	Kind    Kind
+	Key     string // site/build
+	Size    int
+	Outcome Outcome
+
+	Start, End         time.Duration // since the history began; End is forever while unknown
+	StartMark, EndMark int64
+}
+
+const forever = time.Duration(math.MaxInt64)
+
+// Latest is the mark of the store as it is now.
+const Latest = int64(math.MaxInt64)
+
+// History is safe for concurrent use. The zero value is an empty one.
+type History struct {
+	mu    sync.Mutex
+	began time.Time
+	ops   []*Op
+}
+
+// Begin notes that a request is about to be sent.
+func (h *History) Begin(kind Kind, key string, size int, mark int64) *Op {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.began.IsZero() {
+		h.began = time.Now()
+	}
+	op := &Op{ID: uint64(len(h.ops)) + 1, Kind: kind, Key: key, Size: size,
+		Start: time.Since(h.began), End: forever, StartMark: mark}
+	h.ops = append(h.ops, op)
+	return op
+}
+
+// Finish notes what the client was told.
+func (h *History) Finish(op *Op, outcome Outcome, mark int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	op.Outcome = outcome
+	if outcome != Unknown {
+		op.End, op.EndMark = time.Since(h.began), mark
+	}
+}
+
+func (h *History) unknownAppends() []*Op {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var ops []*Op
+	for _, op := range h.ops {
+		if op.Kind == Append && op.Outcome == Unknown {
+			ops = append(ops, op)
+		}
+	}
+	return ops
+}
+
+// Count tells how many ops there are of each outcome.
+func (h *History) Count() (all, done, refused, unknown int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, op := range h.ops {
+		switch op.Outcome {
+		case Done:
+			done++
+		case Refused:
+			refused++
+		default:
+			unknown++
+		}
+	}
+	return len(h.ops), done, refused, unknown
+}
+
+// Judge tells how inv, the store as it was made durable at the given mark,
+// breaks the promise: what was acknowledged by then is there whole, once, and
+// what was not is there whole or not at all. None: nil.
+func (h *History) Judge(inv *Inventory, mark int64) []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	violations := slices.Clone(inv.Faults)
+	uploads, appends := map[string][]*Op{}, map[string][]*Op{}
+	for _, op := range h.ops {
+		if op.Kind == Append {
+			appends[op.Key] = append(appends[op.Key], op)
+		} else {
+			uploads[op.Key] = append(uploads[op.Key], op)
+		}
+	}
+	for key := range inv.Builds {
+		if uploads[key] == nil {
+			violations = append(violations, fmt.Sprintf("build %s: nobody sent it", key))
+		}
+	}
+	for key := range inv.Logs {
+		if appends[key] == nil {
+			violations = append(violations, fmt.Sprintf("log %s: nobody sent it", key))
+		}
+	}
+	for key, ops := range uploads {
+		found, there := inv.Builds[key]
+		if v := judgeBuild(ops, found, there, mark); v != "" {
+			violations = append(violations, fmt.Sprintf("build %s: %s", key, v))
+		}
+	}
+	for key, ops := range appends {
+		for _, v := range judgeLog(ops, inv.Logs[key], mark) {
+			violations = append(violations, fmt.Sprintf("log %s: %s", key, v))
+		}
+	}
+	slices.Sort(violations)
+	return violations
+}
+
+// possible tells that op may have been done by mark, certain that it was.
+func (op *Op) possible(mark int64) bool { return op.Outcome != Refused && op.StartMark <= mark }
+func (op *Op) certain(mark int64) bool  { return op.Outcome == Done && op.EndMark <= mark }
+
+// overtaken tells the op that was begun after op had ended, and was
+// acknowledged by mark, so that op's effect cannot be what is found.
+func overtaken(op *Op, ops []*Op, mark int64) *Op {
+	for _, other := range ops {
+		if other != op && other.certain(mark) && (op == nil || op.End < other.Start) {
+			return other
+		}
+	}
+	return nil
+}
+
+// judgeBuild is the judgement of a register that is written whole: what is
+// found must be the effect of an op that may have been done and that no
+// acknowledged op came wholly after.
+func judgeBuild(ops []*Op, found Build, there bool, mark int64) string {
+	if there && found.Op == 0 {
+		return found.Fault
+	}
+	if there {
+		i := slices.IndexFunc(ops, func(op *Op) bool { return op.ID == found.Op })
+		switch {
+		case i < 0:
+			return fmt.Sprintf("holds upload %d, which was not sent here", found.Op)
+		case ops[i].Kind == Delete || found.Size != int64(max(ops[i].Size, minBody)):
+			return fmt.Sprintf("holds upload %d with %d bytes, which is not what was sent", found.Op, found.Size)
+		case !ops[i].possible(mark):
+			return fmt.Sprintf("holds upload %d, which was refused or not sent yet", found.Op)
+		}
+		if by := overtaken(ops[i], ops, mark); by != nil {
+			return fmt.Sprintf("holds upload %d, but op %d was acknowledged after it", found.Op, by.ID)
+		}
+		return ""
+	}
+	lost := overtaken(nil, ops, mark)
+	if lost == nil {
+		return ""
+	}
+	for _, op := range ops {
+		if op.Kind != Delete || !op.possible(mark) {
+			continue
+		}
+		if lost = overtaken(op, ops, mark); lost == nil {
+			return ""
+		}
+	}
+	return fmt.Sprintf("is absent, but upload %d was acknowledged", lost.ID)
+}
+
+// judgeLog: every acknowledged entry once, no entry twice, none that was not
+// sent, and those that followed each other in their order.
+func judgeLog(ops []*Op, found []uint64, mark int64) []string {
+	var violations []string
+	byID, count := map[uint64]*Op{}, map[uint64]int{}
+	for _, op := range ops {
+		byID[op.ID] = op
+	}
+	var latest *Op // of those seen, the one that was begun last
+	for _, id := range found {
+		count[id]++
+		op := byID[id]
+		switch {
+		case op == nil || !op.possible(mark):
+			violations = append(violations, fmt.Sprintf("holds entry %d, which was not sent here, or was refused", id))
+			continue
+		case count[id] == 2:
+			violations = append(violations, fmt.Sprintf("holds entry %d twice", id))
+		case latest != nil && op.End < latest.Start:
+			violations = append(violations, fmt.Sprintf("holds entry %d before %d, which followed it", latest.ID, id))
+		}
+		if latest == nil || op.Start > latest.Start {
+			latest = op
+		}
+	}
+	for _, op := range ops {
+		if op.certain(mark) && count[op.ID] == 0 {
+			violations = append(violations, fmt.Sprintf("lost entry %d, which was acknowledged", op.ID))
+		}
+	}
+	return violations
+}
+
+// JudgeCreates tells of the builds that were created more than once though
+// nobody deleted them.
+func (h *History) JudgeCreates() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	created, deleted := map[string]int{}, map[string]bool{}
+	for _, op := range h.ops {
+		if op.Kind == Create && op.Outcome == Done {
+			created[op.Key]++
+		}
+		if op.Kind == Delete {
+			deleted[op.Key] = true
+		}
+	}
+	var violations []string
+	for key, n := range created {
+		if n > 1 && !deleted[key] {
+			violations = append(violations, fmt.Sprintf("build %s: created %d times", key, n))
+		}
+	}
+	slices.Sort(violations)
+	return violations
+}
+
+// Settle takes inv as the truth about what was not known: after it no request
+// of before is in flight, so what is not there now must never come, and what is
+// there must stay. Only for a store that was judged and that no client uses.
+func (h *History) Settle(inv *Inventory) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := time.Since(h.began)
+	for _, op := range h.ops {
+		if op.Outcome != Unknown {
+			continue
+		}
+		there := false
+		switch op.Kind {
+		case Append:
+			there = slices.Contains(inv.Logs[op.Key], op.ID)
+		case Delete:
+			_, present := inv.Builds[op.Key]
+			there = !present
+		default:
+			there = inv.Builds[op.Key].Op == op.ID
+		}
+		op.Outcome, op.End, op.EndMark = Refused, now, Latest-1
+		if there {
+			op.Outcome = Done
+		}
+	}
+}

@@ -1,0 +1,120 @@
+package history
+
+import (
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Inventory is what a look at the files of a store found, without the service.
+type Inventory struct {
+	Builds map[string]Build    // by key, as Op.Key
+	Logs   map[string][]uint64 // the appends in each log, in its order
+	Temps  int
+	Faults []string // what cannot be in any store
+}
+
+// Build is an artifact that was found.
+type Build struct {
+	Op      uint64 // the upload it is, whole; 0: see Fault
+	Size    int64
+	ModTime time.Time
+	Fault   string
+}
+
+// Scan takes the inventory of the store at base.
+func Scan(base string) (*Inventory, error) {
+	inv := &Inventory{Builds: map[string]Build{}, Logs: map[string][]uint64{}}
+	err := filepath.WalkDir(base, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(base, path)
+		if err != nil {
+			return err
+		}
+		if rel == "lost+found" {
+			return fs.SkipDir
+		}
+		if d.IsDir() {
+			return nil
+		}
+		inv.file(path, strings.Split(rel, "/"))
+		return nil
+	})
+	return inv, err
+}
+
+func (inv *Inventory) file(path string, parts []string) {
+	name := parts[len(parts)-1]
+	switch {
+	case strings.HasPrefix(name, ".tmp-"):
+		inv.Temps++
+	case strings.HasPrefix(name, "."): // the files of the locks
+	case len(parts) == 4 && parts[0] == "sites" && parts[2] == "artifacts" && strings.HasSuffix(name, ".tar.gz"):
+		inv.Builds[parts[1]+"/"+strings.TrimSuffix(name, ".tar.gz")] = readBuild(path)
+	case len(parts) == 4 && parts[0] == "sites" && parts[2] == "logs" && strings.HasSuffix(name, ".json"):
+		ops, err := readLog(path, strings.TrimSuffix(name, ".json"))
+		if err != nil {
+			inv.Faults = append(inv.Faults, fmt.Sprintf("log %s: %v", strings.Join(parts, "/"), err))
+			return
+		}
+		inv.Logs[parts[1]+"/"+strings.TrimSuffix(name, ".json")] = ops
+	default:
+		inv.Faults = append(inv.Faults, fmt.Sprintf("a file of no kind: %q", strings.Join(parts, "/")))
+	}
+}
+
+func readBuild(path string) Build {
+	f, err := os.Open(path)
+	if err != nil {
+		return Build{Fault: err.Error()}
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return Build{Fault: err.Error()}
+	}
+	b := Build{Size: st.Size(), ModTime: st.ModTime()}
+	if b.Op, _, err = Identify(f); err != nil {
+		b.Op, b.Fault = 0, err.Error()
+	}
+	return b
+}
+
+// readLog gives the appends in a log, each of which must be an entry as
+// Driver.Append sends it.
+func readLog(path, buildID string) ([]uint64, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var entries []struct {
+		ID        string    `json:"id"`
+		BuildID   string    `json:"build_id"`
+		Action    string    `json:"action"`
+		Status    string    `json:"status"`
+		Timestamp time.Time `json:"timestamp"`
+		Metadata  struct {
+			Op uint64 `json:"op"`
+		} `json:"metadata"`
+	}
+	if err := json.Unmarshal(data, &entries); err != nil {
+		return nil, fmt.Errorf("%d bytes: %w", len(data), err)
+	}
+	var ops []uint64
+	for i, e := range entries {
+		if e.ID == "" || e.BuildID != buildID || e.Action != logAction || e.Status != logStatus || e.Timestamp.IsZero() || e.Metadata.Op == 0 {
+			return nil, fmt.Errorf("entry %d is not as it was sent: %+v", i, e)
+		}
+		ops = append(ops, e.Metadata.Op)
+	}
+	if len(ops) == 0 {
+		return nil, fmt.Errorf("%d bytes without an entry", len(data))
+	}
+	return ops, nil
+}

@@ -1,0 +1,10 @@
+//go:build integration && !torture
+
+package powercut
+
+// How much the short form does.
+const (
+	cutsPerSystem    = 4  // power cuts on each file system
+	replaysPerSystem = 24 // points to which each recorded run is replayed
+	replayedSeconds  = 3  // of load in each recorded run
+)
