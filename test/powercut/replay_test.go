@@ -51,10 +51,10 @@ func TestReplaysOfFlushPoints(t *testing.T) {
 type recording struct {
 	system
 	base, log string // the disk before it, the record
-	file       *os.File
-	machine    *vm.Machine
-	driver     *history.Driver
-	temps      int // seen at the points
+	file      *os.File
+	machine   *vm.Machine
+	driver    *history.Driver
+	temps     int // seen at the points
 }
 
 // record boots a machine with the program and records its disk from the start.
