@@ -17,7 +17,7 @@ export GOFLAGS := $(GOFLAGS) -tags=$(TAGS)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: help run build test lint fuzz docker-build docker-up docker-down test-container clean
+.PHONY: help run build test test-integration test-torture lint fuzz bench docker-build docker-up docker-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,8 @@ test: ## run the tests that need nothing but Go
 lint: ## gofmt, vet, staticcheck, govulncheck, go mod tidy
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
 	go vet ./...
+	go vet -tags $(TAGS),integration . ./test/...
+	cd bench && go vet ./... && go mod tidy -diff
 	go vet -tags disable_grpc_modules,no_s3,no_azure,no_gcs .
 	go mod tidy -diff
 	go run $(STATICCHECK) ./...
@@ -44,6 +46,19 @@ fuzz: ## run each fuzz target for FUZZTIME
 	@for f in $$(go test -list '^Fuzz' . | grep '^Fuzz'); do \
 		go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) . || exit 1; done
 
+test-integration: ## run everything on real stores, in machines, under kills and faults (root, Debian; installs what is missing)
+	sh test/install
+	sh test/tools.sh
+	go test -tags $(TAGS),integration -count=1 -timeout 25m -run 'Integration|RealStores' .
+	go test -tags $(TAGS),integration -count=1 -timeout 40m -p 1 ./test/...
+
+test-torture: ## the long form: at least 100 power cuts, 200 replays, ten minutes of soak (hours)
+	sh test/install
+	go test -tags $(TAGS),torture -count=1 -timeout 6h -p 1 -v ./test/...
+
+bench: ## measure beside the peers, into bench/results (root; about half an hour)
+	bench/run
+
 docker-build: ## build the image pagewright-storage:VERSION
 	DOCKER_BUILDKIT=1 docker build --build-arg VERSION=$(VERSION) -t pagewright-storage:$(VERSION) -t pagewright-storage:latest .
 
@@ -52,10 +67,6 @@ docker-up: ## build and start the service and an NFS server, on port 8080 (compo
 
 docker-down: ## stop and remove what docker-up started; the data stays in its volume
 	VERSION=$(VERSION) deploy/compose down
-
-test-container: ## build the images and try them in a private Docker engine (root, Debian)
-	sh test/container/install
-	go test -tags integration -count=1 -timeout 20m -v ./test/container
 
 clean: ## remove what was built
 	rm -rf bin
