@@ -85,7 +85,10 @@ func newServiceMetrics() *serviceMetrics {
 	}
 	for _, call := range []string{callStore, callFetch, callStat, callDelete, callAppend, callList, callProbe, callSpace, callURL} {
 		m.calls[call] = set.NewPrometheusHistogramExt(fmt.Sprintf(`pagewright_backend_duration_seconds{operation=%q}`, call), durationBuckets)
-		m.failures(call, "internal") // so that a rate can be asked for before the first error
+		// From zero on, since an increase is only seen of what was there before.
+		for _, kind := range []string{"internal", "unavailable", "damaged", "denied", "no_space"} {
+			m.failures(call, kind)
+		}
 	}
 	set.NewGauge(fmt.Sprintf(`pagewright_build_info{version=%q,goversion=%q}`, version, runtime.Version()), func() float64 { return 1 })
 	return m
