@@ -180,29 +180,6 @@ func syntaxError(body []byte) string {
 	return ""
 }
 
-// versionsAnswer is a page of versions as it is sent.
-type versionsAnswer struct {
-	SiteID     string        `json:"site_id"`
-	Count      int           `json:"count"`
-	Versions   []versionView `json:"versions"`
-	NextCursor string        `json:"next_cursor,omitempty"`
-}
-
-type versionView struct {
-	BuildID   string      `json:"build_id"`
-	SizeBytes int64       `json:"size_bytes"`
-	CreatedAt time.Time   `json:"created_at"`
-	Logs      []entryView `json:"logs"`
-	LogsError string      `json:"logs_error,omitempty"`
-}
-
-type entryView struct {
-	Action    string          `json:"action"`
-	Status    string          `json:"status"`
-	Timestamp time.Time       `json:"timestamp"`
-	Metadata  json.RawMessage `json:"metadata,omitempty"`
-}
-
 // getVersions lists the builds of a site with their logs.
 func (s *service) getVersions(ctx *fasthttp.RequestCtx) {
 	siteID, ok := pathID(ctx, "site_id")
@@ -237,7 +214,8 @@ func (s *service) getVersions(ctx *fasthttp.RequestCtx) {
 			return
 		}
 	}
-	answer(ctx, fasthttp.StatusOK, viewOf(siteID, page, query.Metadata))
+	ctx.SetContentType("application/json")
+	ctx.Response.SetBodyRaw(appendVersions(make([]byte, 0, sizeOfVersions(page)), siteID, page, query.Metadata))
 }
 
 // pageETag is the entity tag of a page: of what is listed and how it is shown.
@@ -303,27 +281,4 @@ func versionQuery(ctx *fasthttp.RequestCtx) (q VersionQuery, ok bool) {
 		return q, false
 	}
 	return q, true
-}
-
-// viewOf is page as it is sent.
-func viewOf(siteID string, page *VersionPage, metadata bool) *versionsAnswer {
-	a := &versionsAnswer{SiteID: siteID, Count: len(page.Versions), NextCursor: page.NextCursor,
-		Versions: make([]versionView, len(page.Versions))}
-	n := 0
-	for _, v := range page.Versions {
-		n += len(v.Logs)
-	}
-	entries := make([]entryView, 0, n) // one piece of memory for all of them
-	for i, v := range page.Versions {
-		from := len(entries)
-		for j := range v.Logs {
-			e := entryView{Action: v.Logs[j].Action, Status: v.Logs[j].Status, Timestamp: v.Logs[j].Timestamp}
-			if metadata {
-				e.Metadata = json.RawMessage(v.Logs[j].Metadata)
-			}
-			entries = append(entries, e)
-		}
-		a.Versions[i] = versionView{v.BuildID, v.SizeBytes, v.CreatedAt, entries[from:len(entries):len(entries)], v.LogsError}
-	}
-	return a
 }

@@ -19,7 +19,7 @@ var walls = []struct {
 }{
 	{"github.com/valyala/", "main server handlers uploads downloads history answers ready exchange observe", "only the HTTP side knows fasthttp"},
 	{"github.com/fasthttp/", "handlers", "only the table of routes knows the router"},
-	{"github.com/goccy/", "answers history", "only the HTTP side writes its answers"},
+	{"github.com/goccy/", "answers history listingjson", "only the HTTP side writes its answers"},
 	{"github.com/caarlos0/", "config", "only the configuration reads variables"},
 	{"github.com/dustin/", "config", "only the configuration reads sizes"},
 	{"golang.org/x/sys/", "atomic disk tempfill sweep lock nfs logfile siteindex sitescan mount conn listener splicers smallfiles syncs", "system calls stay where they are explained"},

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"encoding/json"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// What is written by hand reads as what it was made of.
+func TestVersionsAreWrittenAsJSON(t *testing.T) {
+	at := time.Date(2026, 2, 3, 4, 5, 6, 700, time.UTC)
+	texts := []string{"plain", "", `"quoted" \ back`, "line\nbreak\x00\x1f\x7f", "größer <b>&amp;</b> \u2028 😀"}
+	page := &VersionPage{NextCursor: "next"}
+	for i, s := range texts {
+		page.Versions = append(page.Versions, &Version{BuildID: "b" + strings.Repeat("x", i), SizeBytes: int64(i) << 40,
+			CreatedAt: at.Add(time.Duration(i) * time.Second), LogsError: s,
+			Logs: []LogEntry{{Action: s, Status: s + "!", Timestamp: at, Metadata: json.RawMessage(`{"n":12345678901234567890}`)}, {Timestamp: at}}[:i%3]})
+	}
+	for _, metadata := range []bool{false, true} {
+		got := appendVersions(nil, "site", page, metadata)
+		var read struct {
+			SiteID   string `json:"site_id"`
+			Count    int
+			Versions []struct {
+				BuildID   string    `json:"build_id"`
+				SizeBytes int64     `json:"size_bytes"`
+				CreatedAt time.Time `json:"created_at"`
+				Logs      []LogEntry
+				LogsError string `json:"logs_error"`
+			}
+			NextCursor string `json:"next_cursor"`
+		}
+		d := json.NewDecoder(strings.NewReader(string(got)))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&read); err != nil {
+			t.Fatalf("%v: %s", err, got)
+		}
+		if read.SiteID != "site" || read.Count != len(texts) || read.NextCursor != "next" || len(read.Versions) != len(texts) {
+			t.Errorf("read as %+v", read)
+		}
+		for i, v := range read.Versions {
+			want := page.Versions[i]
+			logs := append([]LogEntry{}, want.Logs...)
+			if !metadata {
+				for j := range logs {
+					logs[j].Metadata = nil
+				}
+			}
+			if v.BuildID != want.BuildID || v.SizeBytes != want.SizeBytes || !v.CreatedAt.Equal(want.CreatedAt) ||
+				v.LogsError != want.LogsError || !reflect.DeepEqual(v.Logs, logs) {
+				t.Errorf("metadata %v: %+v is read as %+v", metadata, want, v)
+			}
+		}
+		if n := len(got); !metadata && n > sizeOfVersions(page)+256 {
+			t.Errorf("%d bytes, %d were expected", n, sizeOfVersions(page))
+		}
+	}
+	if got := string(appendVersions(nil, "s", &VersionPage{}, false)); got != `{"site_id":"s","count":0,"versions":[]}`+"\n" {
+		t.Error(got)
+	}
+}
