@@ -12,8 +12,8 @@ import (
 
 const (
 	shareFrom = 24                     // syncs at once from which sharing costs less than it waits
-	slowSync  = 500 * time.Millisecond // a shared sync that takes longer waits for somebody else's data
-	slowPause = 10 * time.Second       // after which sharing is tried again
+	slowSync  = 300 * time.Microsecond // for each who shares one: if it takes longer, sharing does not pay
+	slowPause = time.Second            // after which it is tried again
 )
 
 // syncs makes writes durable: each by fsync(2) of its own or, when many wait at
@@ -32,8 +32,10 @@ const (
 //   - It succeeds on a file system that an error made read-only, or whose journal
 //     has ended (before Linux 6.13 on ext4), and before 5.17 it ignores what the
 //     journal says. fsync(2) does not: one of the root follows each syncfs.
-//   - It waits for all dirty data: not used while a large file is being
-//     written, nor for slowPause after it took longer than slowSync.
+//   - It waits for all dirty data, also of others: not used while a large file is
+//     being written, nor for slowPause after it took long. Where the disk is slow
+//     and not the CPU, many fsyncs at once share commits of the journal as well
+//     and overlap better.
 type syncs struct {
 	root     *os.File // of the store, open from the start, so that no error is older; nil: nothing is shared
 	dev      uint64
@@ -83,7 +85,7 @@ func (s *syncs) syncAll(who []struct{}) error {
 	if err != nil {
 		s.failures.Add(1)
 	}
-	if time.Since(start) > slowSync {
+	if time.Since(start) > slowSync*time.Duration(len(who)) {
 		s.pause.Store(time.Now().Add(slowPause).UnixNano())
 	}
 	return err
