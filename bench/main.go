@@ -96,20 +96,15 @@ func run() error {
 		os.Exit(130)
 	}()
 	start := time.Now()
-	if err := b.loads(*only); err != nil {
-		return err
-	}
+	failed := b.loads(*only)
 	b.Seconds = time.Since(start).Seconds()
-	if err := os.MkdirAll(*out, 0o755); err != nil {
-		return err
-	}
-	if err := b.save(filepath.Join(*out, "results.json")); err != nil {
-		return err
-	}
-	return b.report(*out)
+	return errors.Join(failed, os.MkdirAll(*out, 0o755), b.save(filepath.Join(*out, "results.json")), b.report(*out))
 }
 
+// loads runs them one after the other. One that fails does not keep the others
+// from being run and told of.
 func (b *bench) loads(only string) error {
+	var failed []error
 	all := []struct {
 		name string
 		run  func() error
@@ -125,11 +120,11 @@ func (b *bench) loads(only string) error {
 		}
 		start := time.Now()
 		if err := l.run(); err != nil {
-			return fmt.Errorf("%s: %w", l.name, err)
+			failed = append(failed, fmt.Errorf("%s: %w", l.name, err))
 		}
 		fmt.Fprintf(os.Stderr, "%-12s %4.0f s\n", l.name, time.Since(start).Seconds())
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // prepare makes what the run needs; close takes it away again.

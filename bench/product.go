@@ -142,7 +142,7 @@ func (b *bench) footprint() error {
 		s.stop()
 		os.RemoveAll(s.dir)
 	}
-	return b.turns([]string{pagewright, plain, nginx}, 1, func(s *server, round int) error {
+	err = b.turns([]string{pagewright, plain, nginx}, 1, func(s *server, round int) error {
 		idle := memory(s.pid(), "VmRSS")
 		up, err := each(s.pid(), 200, b.medium, func(i int) error {
 			return put(s.addr, artifactPath("many", fmt.Sprintf("b%d", i)), b.source, b.medium)
@@ -165,8 +165,12 @@ func (b *bench) footprint() error {
 			return err
 		}
 		b.add("/health", 64, s.name, round, r.values())
-		return b.idleConnections(s, round)
+		return nil
 	})
+	if err != nil {
+		return err
+	}
+	return b.turns([]string{pagewright, plain, nginx}, 1, b.idleConnections)
 }
 
 // idleConnections holds 5,000 of them, each of which has asked once.
