@@ -82,6 +82,7 @@ func (s *service) listen() (*listener, error) {
 // send no more. Then there are no new connections, the requests in flight have
 // the grace to finish, and the rest is cut.
 func (s *service) serve(ctx context.Context, l *listener) error {
+	defer l.Close() // fasthttp does not, when it is told to shut down before it has begun to serve
 	server := s.httpServer()
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
@@ -102,6 +103,10 @@ func (s *service) serve(ctx context.Context, l *listener) error {
 	if err := server.ShutdownWithContext(grace); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("cannot shut down: %w", err)
 	}
+	// fasthttp is done with a connection that only lingers, for a client to read
+	// why it was refused.
+	end, _ := grace.Deadline()
+	l.wait(time.Until(end))
 	if n := l.cut(); n > 0 {
 		s.log.Warn("requests were cut at the end of the grace", "connections", n)
 		if !l.wait(cutWait) {

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 )
@@ -65,9 +67,47 @@ func TestShutdownCutsWhatOutlivesTheGrace(t *testing.T) {
 	}
 }
 
+// TestShutdownLetsRefusalsBeRead: a client that was refused while it sends is
+// not cut by a shutdown before it could read why.
+func TestShutdownLetsRefusalsBeRead(t *testing.T) {
+	s := startServer(t)
+	c := dial(t, s.addr)
+	_, _ = io.WriteString(c, "PUT /sites/../artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: 30000000\r\n\r\nx")
+	answer := bufio.NewReader(c)
+	if _, err := answer.Peek(1); err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.stop() }()
+	eventually(t, "no new connections", func() bool {
+		n, err := net.Dial("tcp", s.addr)
+		if err == nil {
+			n.Close()
+		}
+		return err != nil
+	})
+	for range 200 {
+		if _, err := c.Write(make([]byte, 50_000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = c.CloseWrite()
+	if resp, err := http.ReadResponse(answer, nil); err != nil || resp.StatusCode != 400 {
+		t.Errorf("%v, %v", resp, err)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	if strings.Contains(s.log.String(), "were cut") {
+		t.Error("it was cut")
+	}
+}
+
 func waitForTemp(t *testing.T, s *testServer) {
 	t.Helper()
-	eventually(t, "the upload has begun", func() bool { return strings.Contains(strings.Join(filesBelow(t, s.dir), " "), tempPrefix) })
+	eventually(t, "the upload has begun", func() bool {
+		return strings.Contains(strings.Join(filesBelow(t, s.dir), " "), artifactsDir+"/"+tempPrefix)
+	})
 }
 
 // fourMethods is a backend that has nothing but the four methods.
