@@ -40,6 +40,9 @@ func (n *nfs) appendLog(siteID, buildID string, entries []LogEntry) []error {
 // appendAll does the work of appendLog. Its result is the error of the entries
 // that have none of their own in errs.
 func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error) error {
+	if err := n.here(); err != nil {
+		return err
+	}
 	lock, err := n.lockBuild(siteID, logsDir, buildID, true)
 	if err != nil {
 		return err

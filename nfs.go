@@ -38,6 +38,8 @@ type nfs struct {
 	log    *slog.Logger
 	remote bool // base is on NFS, where the caches of other clients count
 
+	mountPoint bool // base was one at the start, and must stay one
+
 	lockTurns [lockWaiters]sync.Mutex
 	appends   group[LogEntry, []error] // those of one build that wait go into one write
 	lists     *listings
@@ -71,6 +73,7 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 		return nil, diskError("statfs", base, err)
 	}
 	n.remote = st.Type == unix.NFS_SUPER_MAGIC
+	n.mountPoint, _ = isMountPoint(base)
 	n.small = newSmallFiles(isLocal(int64(st.Type)))
 	n.disk.syncs.share(dir, int64(st.Type))
 	return n, nil
@@ -92,19 +95,22 @@ func (n *nfs) FetchArtifact(siteID, buildID string) (io.ReadCloser, error) {
 		// directory revalidates that memory, stat(2) does not.
 		dir, derr := n.openBuilds(siteID, artifactsDir)
 		if derr != nil {
-			return nil, notFound(derr)
+			return nil, n.notFound(derr)
 		}
 		defer dir.Close()
 		a, err = n.openArtifact(path)
 	}
 	if err != nil {
-		return nil, notFound(err)
+		return nil, n.notFound(err)
 	}
 	return a, nil
 }
 
 // StoreArtifactIf implements ConditionalStorer.
 func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Precondition) (ArtifactInfo, error) {
+	if err := n.here(); err != nil {
+		return ArtifactInfo{}, err
+	}
 	if !cond.IsZero() { // refuse early what would be refused at the end
 		if err := n.check(siteID, buildID, cond); err != nil {
 			return ArtifactInfo{}, err
@@ -173,6 +179,9 @@ func (n *nfs) changeIf(siteID, buildID string, cond Precondition, change func() 
 
 // DeleteArtifact implements ConditionalStorer.
 func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
+	if err := n.here(); err != nil {
+		return err
+	}
 	dir, err := n.openBuilds(siteID, artifactsDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return cond.Check(nil)
@@ -218,9 +227,12 @@ func (n *nfs) artifactPath(siteID, buildID string) string {
 	return n.base + "/" + sitesDir + "/" + siteID + "/" + artifactsDir + "/" + buildID + artifactSuffix
 }
 
-// notFound turns an absent file or directory into ErrNotFound.
-func notFound(err error) error {
+// notFound turns an absent file or directory into ErrNotFound, if the store is here.
+func (n *nfs) notFound(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
+		if gone := n.here(); gone != nil {
+			return gone
+		}
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
 	}
 	return err
@@ -297,6 +309,9 @@ func fileTag(ino, size, mtime uint64) string {
 
 // Probe implements Prober: it reads the base, then writes and syncs a file in it.
 func (n *nfs) Probe() (Readiness, error) {
+	if err := n.here(); err != nil {
+		return Readiness{}, err
+	}
 	dir, err := n.disk.openDir(n.base)
 	if err != nil {
 		return Readiness{}, err

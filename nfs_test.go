@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -58,6 +59,43 @@ func TestWhatIsNoFile(t *testing.T) {
 	for _, v := range versions {
 		if want := v.BuildID != "real"; (v.LogsError == ErrDamaged.Error()) != want {
 			t.Errorf("%s: logs_error %q", v.BuildID, v.LogsError)
+		}
+	}
+}
+
+// TestStoreThatWentAway: when the base is gone, or the mount on it, nothing is
+// taken for absent and nothing is written to what lies below.
+func TestStoreThatWentAway(t *testing.T) {
+	if n := openTestNFS(t, "/proc"); !n.mountPoint {
+		t.Error("/proc is no mount point")
+	}
+	gone := openTestNFS(t, filepath.Join(t.TempDir(), "."))
+	if gone.mountPoint {
+		t.Fatal("a new directory is a mount point")
+	}
+	mustStore(t, gone, "site", "b", []byte("x"))
+	if err := os.Rename(gone.base, gone.base+".away"); err != nil {
+		t.Fatal(err)
+	}
+	unmounted := openTestNFS(t, t.TempDir())
+	unmounted.mountPoint = true // and now it is not
+	for name, n := range map[string]*nfs{"gone": gone, "unmounted": unmounted} {
+		_, fetch := n.FetchArtifact("site", "b")
+		_, stat := n.StatArtifact("site", "b")
+		_, list := n.ListVersions("site")
+		_, probe := n.Probe()
+		for op, err := range map[string]error{
+			"fetch": fetch, "stat": stat, "list": list, "probe": probe,
+			"store":  n.StoreArtifact("site", "b", bytes.NewReader([]byte("y"))),
+			"delete": n.DeleteArtifact("site", "b", Precondition{}),
+			"log":    n.WriteLog("site", entry("1", "b", time.Now())),
+		} {
+			if !errors.Is(err, ErrUnavailable) {
+				t.Errorf("%s, %s: %v", name, op, err)
+			}
+		}
+		if names, err := os.ReadDir(n.base); len(names) > 0 || err == nil && name == "gone" {
+			t.Errorf("%s: something was written: %v", name, names)
 		}
 	}
 }

@@ -38,6 +38,11 @@ func (n *nfs) scanSite(siteID string, ix *siteIndex) (*siteScan, error) {
 		return nil, err
 	}
 	s.logs = logs
+	if artifacts == nil && logs == nil {
+		if err := n.here(); err != nil {
+			return nil, err
+		}
+	}
 	s.then, s.seen = max(s.then, artifactsID.ctime, logsID.ctime), time.Now()
 
 	if s.mustRead(&ix.artifacts, artifactsID) {

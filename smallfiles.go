@@ -105,7 +105,7 @@ func (n *nfs) StatArtifact(siteID, buildID string) (ArtifactInfo, error) {
 	var st unix.Stat_t
 	err := uninterrupted(func() error { return unix.Fstatat(unix.AT_FDCWD, path, &st, unix.AT_SYMLINK_NOFOLLOW) })
 	if err != nil {
-		return ArtifactInfo{}, notFound(diskError("stat", path, err))
+		return ArtifactInfo{}, n.notFound(diskError("stat", path, err))
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return ArtifactInfo{}, fmt.Errorf("%w: %q is not a file", ErrNotFound, path)
