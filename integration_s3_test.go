@@ -16,7 +16,7 @@ const (
 )
 
 // startVersity starts versitygw over a directory.
-func startVersity(t *testing.T) *realStore {
+func startVersity(t testing.TB) *realStore {
 	server := startProcess(t, "/health",
 		[]string{"ROOT_ACCESS_KEY=" + testKey, "ROOT_SECRET_KEY=" + testSecret},
 		[]string{versityPath, "--port", "{addr}", "--health", "/health", "--quiet", "posix", t.TempDir()})
@@ -24,7 +24,7 @@ func startVersity(t *testing.T) *realStore {
 }
 
 // startMinIO starts MinIO over a directory.
-func startMinIO(t *testing.T) *realStore {
+func startMinIO(t testing.TB) *realStore {
 	server := startProcess(t, "/minio/health/ready",
 		[]string{"MINIO_ROOT_USER=" + testKey, "MINIO_ROOT_PASSWORD=" + testSecret, "MINIO_UPDATE=off", "MINIO_BROWSER=off", "MINIO_CI_CD=1"},
 		[]string{minioPath, "server", t.TempDir(), "--address", "{addr}", "--quiet"})
@@ -34,7 +34,7 @@ func startMinIO(t *testing.T) *realStore {
 }
 
 // s3Store is a store in a new bucket of the server.
-func s3Store(t *testing.T, name string, server *storeServer) *realStore {
+func s3Store(t testing.TB, name string, server *storeServer) *realStore {
 	t.Helper()
 	s := &realStore{name: name, server: server, env: map[string]string{
 		"PAGEWRIGHT_STORAGE_BACKEND": "s3",
@@ -46,14 +46,14 @@ func s3Store(t *testing.T, name string, server *storeServer) *realStore {
 		"AWS_SECRET_ACCESS_KEY":      testSecret,
 	}}
 	bucket := testBucket
-	s.prepare = func(t *testing.T) {
+	s.prepare = func(t testing.TB) {
 		t.Helper()
 		if _, err := s.s3(t).client.CreateBucket(context.Background(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s.prepare(t)
-	s.unfinished = func(t *testing.T) int {
+	s.unfinished = func(t testing.TB) int {
 		t.Helper()
 		prefix := s.env["PAGEWRIGHT_S3_PREFIX"]
 		n := 0
@@ -71,7 +71,7 @@ func s3Store(t *testing.T, name string, server *storeServer) *realStore {
 }
 
 // s3 is the bucket itself.
-func (s *realStore) s3(t *testing.T) *s3Bucket {
+func (s *realStore) s3(t testing.TB) *s3Bucket {
 	t.Helper()
 	return s.open(t, "").(*objectStore).bucket.(*s3Bucket)
 }

@@ -25,6 +25,12 @@ func TestRealStores(t *testing.T) {
 	})
 }
 
+func BenchmarkRealStores(b *testing.B) {
+	for name, start := range realStores {
+		b.Run(name, func(b *testing.B) { benchBackend(b, start(b).open(b, "")) })
+	}
+}
+
 // The HTTP sequences of the core, over every store.
 func TestRealStoresThroughTheFrontDoor(t *testing.T) {
 	eachStore(t, func(t *testing.T, s *realStore) {

@@ -28,14 +28,14 @@ type realStore struct {
 	env    map[string]string
 	but    []difference
 
-	prepare    func(t *testing.T)     // makes the bucket
+	prepare    func(t testing.TB)     // makes the bucket
 	forgets    bool                   // keeps nothing over a restart
 	cannotSign bool                   // its credentials sign no URLs
-	unfinished func(t *testing.T) int // number of uploads under way; nil: it does not tell
+	unfinished func(t testing.TB) int // number of uploads under way; nil: it does not tell
 }
 
 // realStores has what starts each of them. test/tools.sh fetches them.
-var realStores = map[string]func(t *testing.T) *realStore{
+var realStores = map[string]func(t testing.TB) *realStore{
 	"versitygw": startVersity,
 	"minio":     startMinIO,
 }
@@ -61,7 +61,7 @@ func (s *realStore) environ(through string) []string {
 }
 
 // open opens the store as a process of its own would.
-func (s *realStore) open(t *testing.T, through string) store {
+func (s *realStore) open(t testing.TB, through string) store {
 	t.Helper()
 	s.setenv(t)
 	cfg, err := parseConfig(s.environ(through))
@@ -76,7 +76,7 @@ func (s *realStore) open(t *testing.T, through string) store {
 }
 
 // setenv sets what the SDKs look up themselves.
-func (s *realStore) setenv(t *testing.T) {
+func (s *realStore) setenv(t testing.TB) {
 	for _, kv := range s.environ("") {
 		if name, value, _ := strings.Cut(kv, "="); !strings.HasPrefix(name, envPrefix) {
 			t.Setenv(name, value)
@@ -85,7 +85,7 @@ func (s *realStore) setenv(t *testing.T) {
 }
 
 // frontDoor is the service on the store, as the tests of the HTTP side start it.
-func (s *realStore) frontDoor(t *testing.T) *testServer {
+func (s *realStore) frontDoor(t testing.TB) *testServer {
 	t.Helper()
 	s.setenv(t)
 	var vars []string
@@ -116,7 +116,7 @@ func (s *realStore) with(env map[string]string) *realStore {
 // storeServer is a server in a process of its own, that can be stopped and
 // started again on its port.
 type storeServer struct {
-	t      *testing.T
+	t      testing.TB
 	addr   string // host:port
 	health string // path that answers 200 when it is up
 	argv   []string
@@ -128,7 +128,7 @@ type storeServer struct {
 
 // startProcess starts a server and waits until it is up. In argv and env, {addr}
 // and {port} stand for where it is to listen. It is killed when the test ends.
-func startProcess(t *testing.T, health string, env, argv []string) *storeServer {
+func startProcess(t testing.TB, health string, env, argv []string) *storeServer {
 	t.Helper()
 	s := &storeServer{t: t, addr: freeAddr(t), health: health, output: &logBuffer{}}
 	_, port, _ := net.SplitHostPort(s.addr)
@@ -191,7 +191,7 @@ func (s *storeServer) kill() {
 }
 
 // freeAddr is an address on the loopback that nobody listens on.
-func freeAddr(t *testing.T) string {
+func freeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -245,7 +245,7 @@ func (l *logBuffer) tail() string {
 }
 
 // service is the product itself, in a process of its own.
-func (s *realStore) service(t *testing.T, through string) *storeServer {
+func (s *realStore) service(t testing.TB, through string) *storeServer {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
