@@ -213,6 +213,9 @@ func (n *nfs) check(siteID, buildID string, cond Precondition) error {
 
 // Space implements SpaceTeller.
 func (n *nfs) Space() (Space, error) {
+	if err := n.here(); err != nil {
+		return Space{}, err
+	}
 	var st unix.Statfs_t
 	if err := uninterrupted(func() error { return unix.Statfs(n.base, &st) }); err != nil {
 		return Space{}, diskError("statfs", n.base, err)

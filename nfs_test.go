@@ -84,8 +84,9 @@ func TestStoreThatWentAway(t *testing.T) {
 		_, stat := n.StatArtifact("site", "b")
 		_, list := n.ListVersions("site")
 		_, probe := n.Probe()
+		_, space := n.Space()
 		for op, err := range map[string]error{
-			"fetch": fetch, "stat": stat, "list": list, "probe": probe,
+			"fetch": fetch, "stat": stat, "list": list, "probe": probe, "space": space,
 			"store":  n.StoreArtifact("site", "b", bytes.NewReader([]byte("y"))),
 			"delete": n.DeleteArtifact("site", "b", Precondition{}),
 			"log":    n.WriteLog("site", entry("1", "b", time.Now())),
