@@ -55,6 +55,10 @@ func named(route string, h fasthttp.RequestHandler) fasthttp.RequestHandler {
 	}
 }
 
+// maxDrained is the size in bytes of an unread body that fasthttp reads away by
+// itself, and keeps the connection.
+const maxDrained = 256 << 10
+
 // handle serves one request.
 func (s *service) handle(ctx *fasthttp.RequestCtx) {
 	c := ctx.Conn().(*conn)
@@ -67,7 +71,11 @@ func (s *service) handle(ctx *fasthttp.RequestCtx) {
 		ctx.SetConnectionClose()
 	}
 	// If the client still sends, the connection may have to be closed on it.
-	c.linger.Store(ctx.Request.IsBodyStream() && !c.bodyRead)
+	unread := ctx.Request.IsBodyStream() && !c.bodyRead
+	c.linger.Store(unread)
+	if n := ctx.Request.Header.ContentLength(); unread && (n < 0 || n > maxDrained) {
+		ctx.SetConnectionClose() // said, or the client sends its next request into a closed connection
+	}
 	s.answered(ctx, c)
 }
 

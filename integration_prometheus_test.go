@@ -18,9 +18,9 @@ import (
 	"time"
 )
 
-// TestEveryQueryIsAnsweredFromARealScrape runs Debian's prometheus against the
+// TestIntegrationEveryQueryIsAnsweredFromARealScrape runs Debian's prometheus against the
 // service, and every query of the dashboard and of the alerts against it.
-func TestEveryQueryIsAnsweredFromARealScrape(t *testing.T) {
+func TestIntegrationEveryQueryIsAnsweredFromARealScrape(t *testing.T) {
 	s := startServer(t)
 	prometheus := startPrometheus(t, s.addr)
 	mixedLoad(t, s)

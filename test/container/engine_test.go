@@ -5,7 +5,7 @@
 // test makes, with its own socket and data folder, so that it sees no other
 // engine and none sees it, and nothing of it is left. Images cannot be pulled
 // everywhere, so those that the Dockerfiles begin with are made here, in that
-// engine alone. It needs root and what the file install installs.
+// engine alone. It needs root and what test/install installs.
 package container
 
 import (
