@@ -161,6 +161,15 @@ func (d *disk) unlink(dir *os.File, name string) error {
 // remove is unlink, to which an absent file is a success.
 func (d *disk) remove(dir *os.File, name string) error { return unlessGone(d.unlink(dir, name)) }
 
+// removeDir removes the empty directory name in parent.
+func (d *disk) removeDir(parent *os.File, name string) error {
+	err := uninterrupted(func() error { return unix.Unlinkat(int(parent.Fd()), name, unix.AT_REMOVEDIR) })
+	if err != nil {
+		return diskError("remove directory", parent.Name()+"/"+name, err)
+	}
+	return nil
+}
+
 // openLockFile opens the lock file of the directory names[0]/names[1]/... below
 // base, making what is absent. Nothing is ever written to it.
 func (d *disk) openLockFile(base string, flags int, names ...string) (*os.File, error) {

@@ -123,7 +123,7 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	case err != nil:
 		return objectInfo{}, gcsPutError(err, opts)
 	}
-	return gcsInfo(w.Attrs()), nil
+	return gcsStat(w.Attrs()), nil
 }
 
 // chunkSize is the configured one, or less for a body that is shorter: the SDK
@@ -158,7 +158,7 @@ func (b *gcsBucket) get(ctx context.Context, key, etag string, offset, length in
 		}
 		return http.NoBody, info, err
 	}
-	object := b.bucket.Object(key).ReadCompressed(true) // bytes come back as they were stored
+	object := b.bucket.Object(key)
 	if etag != "" {
 		generation, err := gcsGeneration(etag)
 		if err != nil {
@@ -187,7 +187,7 @@ func (b *gcsBucket) stat(ctx context.Context, key string) (objectInfo, error) {
 	if err != nil {
 		return objectInfo{}, gcsError(err)
 	}
-	return gcsInfo(attrs), nil
+	return gcsStat(attrs), nil
 }
 
 // remove implements bucket.
@@ -242,6 +242,13 @@ func (b *gcsBucket) presign(_ context.Context, key string, ttl time.Duration, fi
 // metadata do not count.
 func gcsInfo(a *storage.ObjectAttrs) objectInfo {
 	return objectInfo{key: a.Name, size: a.Size, modTime: a.Created, etag: gcsETag(a.Generation), mark: a.Metadata[gcsMarkName]}
+}
+
+// gcsStat is gcsInfo with the time that get tells, in whole seconds.
+func gcsStat(a *storage.ObjectAttrs) objectInfo {
+	info := gcsInfo(a)
+	info.modTime = info.modTime.Truncate(time.Second)
+	return info
 }
 
 func gcsETag(generation int64) string { return `"` + strconv.FormatInt(generation, 10) + `"` }

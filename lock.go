@@ -101,3 +101,25 @@ func lockFile(f *os.File, cmd int, kind int16, region int64) error {
 		return unix.FcntlFlock(f.Fd(), cmd, &unix.Flock_t{Type: kind, Whence: io.SeekStart, Start: region, Len: 1})
 	})
 }
+
+// lockWorks tells whether a lock of one open file keeps another one out, as it
+// has to also between hosts.
+func lockWorks(one, other *os.File) error {
+	try := func(f *os.File, kind int16, region int64) error {
+		return lockFile(f, unix.F_OFD_SETLK, kind, region)
+	}
+	if err := try(one, unix.F_WRLCK, 1); err != nil {
+		return diskError("lock", one.Name(), err)
+	}
+	switch err := try(other, unix.F_RDLCK, 1); err {
+	case unix.EAGAIN, unix.EACCES:
+	case nil:
+		return errors.New("a lock keeps nobody out: appends to a log can be lost")
+	default:
+		return diskError("lock", other.Name(), err)
+	}
+	if err := try(other, unix.F_WRLCK, 2); err != nil {
+		return fmt.Errorf("a lock on one byte keeps out of others: %w", diskError("lock", other.Name(), err))
+	}
+	return nil
+}

@@ -48,7 +48,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	case "version", "-version", "--version":
 		_, err := fmt.Fprintln(stdout, version)
 		return err
-	case "serve", "healthcheck":
+	case "serve", "healthcheck", "doctor":
 	default:
 		return fmt.Errorf("%s: no such command; -h lists them all", command)
 	}
@@ -56,8 +56,11 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	if err != nil {
 		return err
 	}
-	if command == "healthcheck" {
+	switch command {
+	case "healthcheck":
 		return healthcheck(cfg)
+	case "doctor":
+		return doctor(ctx, cfg, stdout)
 	}
 	return serve(ctx, cfg, newLog(cfg, stderr))
 }
@@ -121,6 +124,7 @@ func printHelp(w io.Writer) error {
 Commands:
   serve	serve (what it does without a command)
   healthcheck	ask the running service, exit 0 if it is healthy and 1 if not
+  doctor	try out whether the store does what is relied on, exit 0 if it does and 1 if not
   version	print the version
   -h	print this
 

@@ -18,33 +18,59 @@ import (
 // builds fill the root disk, and are gone from sight when the mount comes back.
 // Options that weaken the promise of the store are warned of.
 func checkMount(base string, require bool, log *slog.Logger) error {
-	base, err := filepath.EvalSymlinks(base)
-	if err != nil {
-		return err
-	}
-	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(base))
-	if err != nil {
-		if require {
-			return fmt.Errorf("cannot tell whether %q is a mount point: %w", base, err)
-		}
+	mount, err := mountOf(base)
+	if errors.Is(err, errNoMounts) && !require {
 		log.Warn("cannot read the table of mounts", "error", err)
 		return nil
 	}
-	var mount *mountinfo.Info // the deepest, and the latest of those
-	for _, m := range mounts {
-		if mount == nil || len(m.Mountpoint) >= len(mount.Mountpoint) {
-			mount = m
-		}
+	if err != nil {
+		return err
 	}
-	if require && (mount == nil || mount.Mountpoint != base) {
+	if require && !mount.isOf(base) {
 		return errors.New("is not a mount point, and PAGEWRIGHT_NFS_REQUIRE_MOUNT is true")
 	}
-	if mount != nil && strings.HasPrefix(mount.FSType, "nfs") {
-		for _, w := range nfsOptionWarnings(mount.VFSOptions) {
-			log.Warn("NFS mount option", "path", mount.Mountpoint, "type", mount.FSType, "problem", w)
-		}
+	for _, w := range mount.warnings() {
+		log.Warn("NFS mount option", "path", mount.Mountpoint, "type", mount.FSType, "problem", w)
 	}
 	return nil
+}
+
+// mountInfo is a mount; the zero value is none.
+type mountInfo struct{ mountinfo.Info }
+
+// errNoMounts: the table of mounts cannot be read.
+var errNoMounts = errors.New("cannot tell whether it is a mount point")
+
+// mountOf is the mount that base is on.
+func mountOf(base string) (mount mountInfo, err error) {
+	base, err = filepath.EvalSymlinks(base)
+	if err != nil {
+		return mount, err
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(base))
+	if err != nil {
+		return mount, fmt.Errorf("%w: %w", errNoMounts, err)
+	}
+	for _, m := range mounts { // the deepest, and the latest of those
+		if len(m.Mountpoint) >= len(mount.Mountpoint) {
+			mount.Info = *m
+		}
+	}
+	return mount, nil
+}
+
+// isOf tells that base itself is the mount point.
+func (m mountInfo) isOf(base string) bool {
+	base, err := filepath.EvalSymlinks(base)
+	return err == nil && m.Mountpoint == base
+}
+
+// warnings tells which options of the mount weaken the promise of the store.
+func (m mountInfo) warnings() []string {
+	if !strings.HasPrefix(m.FSType, "nfs") {
+		return nil
+	}
+	return nfsOptionWarnings(m.VFSOptions)
 }
 
 // here fails with ErrUnavailable if the base is gone, or is not the mount point

@@ -46,6 +46,7 @@ type finding struct {
 	what string
 	err  error  // nil: as it should be
 	note string // what to know about it all the same
+	weak bool   // err weakens what is promised, and the service works all the same
 }
 
 // trusted fails with ErrUnsupported if the store ignores conditions of this
@@ -89,7 +90,7 @@ func (s *objectStore) check() (findings []finding, refused map[condition]error, 
 	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
 	defer cancel()
 	c := &storeCheck{s: s, ctx: ctx, key: s.prefix + checksDir + rand.Text(), refused: map[condition]error{}}
-	defer c.clean()
+	defer func() { c.clean(); findings = c.findings }()
 	for _, step := range []func() error{c.access, c.puts, c.parts, c.removes, c.abort} {
 		if err := step(); err != nil {
 			return c.findings, nil, err
@@ -107,13 +108,21 @@ type storeCheck struct {
 }
 
 func (c *storeCheck) found(what string, err error, note string) {
-	c.findings = append(c.findings, finding{what, err, note})
+	c.findings = append(c.findings, finding{what: what, err: err, note: note, weak: errors.Is(err, ErrUnsupported)})
 }
 
+// put writes the object of the check. A reply that was lost, or an SDK's second
+// attempt that ran into its own first one, is told from a refusal by the mark.
 func (c *storeCheck) put(opts putOptions) (objectInfo, error) {
-	opts.contentType = logType
+	opts.contentType, opts.mark = logType, rand.Text()
 	body := `{"check":"` + rand.Text() + "\"}\n" // each time other bytes: an ETag may be their hash
-	return c.s.bucket.put(c.ctx, c.key, strings.NewReader(body), int64(len(body)), opts)
+	info, err := c.s.bucket.put(c.ctx, c.key, strings.NewReader(body), int64(len(body)), opts)
+	if err != nil {
+		if now, serr := c.s.bucket.stat(c.ctx, c.key); serr == nil && now.mark == opts.mark {
+			return now, nil
+		}
+	}
+	return info, err
 }
 
 // access tries what needs no condition, and compares the clocks.

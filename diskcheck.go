@@ -1,0 +1,198 @@
+package main
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// examine tries out whether the file system does what this package relies on, in
+// a directory of its own that is gone when it returns, and tells each finding
+// as soon as it has it. It blocks for as long as the file system does.
+func (n *nfs) examine(tell func(finding)) {
+	c := &diskCheck{n: n, tell: tell}
+	for _, step := range []struct {
+		what string
+		do   func() (note string, err error)
+	}{
+		{"mount", c.mount},
+		{"make a directory", c.makeDir},
+		{"write a file, fsync and close it", c.write},
+		{"rename it over another", c.rename},
+		{"fsync of a directory", c.syncDir},
+		{"read the file back", c.read},
+		{"link, which replaces nothing", c.link},
+		{"locks of two descriptors exclude each other", c.lock},
+		{"compare the clocks", c.clock},
+	} {
+		note, err := step.do()
+		tell(finding{what: step.what, err: err, note: note, weak: errors.Is(err, ErrUnsupported)})
+		if c.dir == nil && c.parent != nil && err != nil {
+			break // nothing can be written
+		}
+	}
+	if err := c.clean(); err != nil {
+		tell(finding{what: "leave nothing behind", err: err})
+	}
+}
+
+// diskCheck is one check in progress.
+type diskCheck struct {
+	n      *nfs
+	tell   func(finding)
+	parent *os.File // where the directory of the check is
+	names  []string // of the directory, from the base on
+	dir    *os.File
+	data   []byte
+}
+
+func (c *diskCheck) mount() (string, error) {
+	m, err := mountOf(c.n.base)
+	if err != nil {
+		return "", err
+	}
+	for _, w := range m.warnings() {
+		c.tell(finding{what: "mount option", err: errors.New(w), weak: true})
+	}
+	return fmt.Sprintf("%s on %s (%s, %s)", m.FSType, m.Mountpoint, m.Options, m.VFSOptions), nil
+}
+
+// makeDir makes the directory of the check where those of sites are made.
+func (c *diskCheck) makeDir() (_ string, err error) {
+	c.names = []string{sitesDir, tempPrefix + rand.Text()}
+	c.parent, err = c.n.disk.openDir(filepath.Join(c.n.base, sitesDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		c.names = c.names[1:]
+		c.parent, err = c.n.disk.openDir(c.n.base)
+	}
+	if err != nil {
+		return "", err
+	}
+	name := c.names[len(c.names)-1]
+	c.dir, err = c.n.disk.makeDir(c.parent, name, filepath.Join(c.parent.Name(), name))
+	return "", err
+}
+
+// sealed is a file of data under a temporary name. The caller discards it.
+func (c *diskCheck) sealed(data []byte) (*tempFile, error) {
+	t, err := c.n.disk.createTemp(c.dir)
+	if err != nil {
+		return nil, err
+	}
+	if _, err = t.Write(data); err == nil {
+		_, err = t.seal()
+	}
+	if err != nil {
+		t.discard()
+		return nil, err
+	}
+	return t, nil
+}
+
+func (c *diskCheck) write() (string, error) {
+	start := time.Now()
+	t, err := c.sealed([]byte("the file that is replaced"))
+	if err != nil {
+		return "", err
+	}
+	defer t.discard()
+	took := time.Since(start).Round(100 * time.Microsecond)
+	return "in " + took.String(), t.replace("one")
+}
+
+func (c *diskCheck) rename() (string, error) {
+	c.data = []byte(rand.Text())
+	t, err := c.sealed(c.data)
+	if err != nil {
+		return "", err
+	}
+	defer t.discard()
+	return "", t.replace("one")
+}
+
+func (c *diskCheck) syncDir() (string, error) {
+	if err := c.n.disk.syncDir(c.dir); err != nil {
+		return "", err
+	}
+	if c.n.disk.noDirSync.Load() {
+		return "", fmt.Errorf("%w: an acknowledged write may be lost in a power cut", ErrUnsupported)
+	}
+	return "", nil
+}
+
+func (c *diskCheck) read() (string, error) {
+	got, _, err := readFile(c.dir, "one", 1<<10)
+	if err == nil && !bytes.Equal(got, c.data) {
+		err = fmt.Errorf("%d bytes came back that were not written", len(got))
+	}
+	return "", err
+}
+
+func (c *diskCheck) link() (string, error) {
+	t, err := c.sealed([]byte("another"))
+	if err != nil {
+		return "", err
+	}
+	defer t.discard()
+	switch err := t.create("one"); {
+	case err == nil:
+		return "", errors.New("it replaced a file: of racing create-only uploads several would win")
+	case !errors.Is(err, fs.ErrExist):
+		return "", err
+	}
+	return "", t.create("two")
+}
+
+func (c *diskCheck) lock() (string, error) {
+	var files [2]*os.File
+	for i := range files {
+		f, err := c.n.disk.openLockFile(c.n.base, os.O_RDWR, c.names...)
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		files[i] = f
+	}
+	return "", lockWorks(files[0], files[1])
+}
+
+func (c *diskCheck) clock() (string, error) {
+	at, err := c.n.disk.clock(c.dir)
+	if err != nil {
+		return "", err
+	}
+	return clockFinding(time.Since(at))
+}
+
+// clockFinding judges the difference between the clock of this host and that of
+// the store.
+func clockFinding(skew time.Duration) (note string, err error) {
+	skew = skew.Round(time.Second)
+	if skew.Abs() > maxSkew {
+		return "", fmt.Errorf("they are %s apart: the order of versions is wrong, and signatures are refused", skew)
+	}
+	return skew.String() + " apart", nil
+}
+
+// clean removes what the check made.
+func (c *diskCheck) clean() error {
+	if c.parent == nil {
+		return nil
+	}
+	defer c.parent.Close()
+	if c.dir == nil {
+		return nil
+	}
+	defer c.dir.Close()
+	var errs []error
+	for _, name := range []string{"one", "two", lockName} {
+		errs = append(errs, c.n.disk.remove(c.dir, name))
+	}
+	errs = append(errs, c.n.disk.removeDir(c.parent, c.names[len(c.names)-1]))
+	return errors.Join(errs...)
+}

@@ -1,0 +1,37 @@
+//go:build integration && !no_azure
+
+package main
+
+import (
+	"context"
+	"testing"
+)
+
+// The account that Azurite knows, and its key, which is no secret (it stands in
+// its documentation).
+const (
+	azuriteAccount = "devstoreaccount1"
+	azuriteKey     = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+)
+
+// startAzurite starts Azurite over its memory.
+func startAzurite(t *testing.T) *realStore {
+	server := startProcess(t, "", nil, []string{"node", azuritePath + "/node_modules/azurite/dist/src/blob/main.js",
+		"--blobHost", "127.0.0.1", "--blobPort", "{port}", "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent"})
+	s := &realStore{name: "azurite", server: server, forgets: true, env: map[string]string{
+		"PAGEWRIGHT_STORAGE_BACKEND": "azure",
+		"PAGEWRIGHT_AZURE_CONTAINER": testBucket,
+		"PAGEWRIGHT_AZURE_PREFIX":    "some/prefix",
+		azureConnection: "DefaultEndpointsProtocol=http;AccountName=" + azuriteAccount + ";AccountKey=" + azuriteKey +
+			";BlobEndpoint=" + server.url() + "/" + azuriteAccount,
+	}}
+	s.prepare = func(t *testing.T) {
+		t.Helper()
+		maker := s.with(map[string]string{"PAGEWRIGHT_AZURE_CREATE": "true"})
+		if err := maker.open(t, "").(*objectStore).bucket.(*azureBucket).makeContainer(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.prepare(t)
+	return s
+}

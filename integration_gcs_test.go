@@ -1,0 +1,28 @@
+//go:build integration && !no_gcs
+
+package main
+
+import (
+	"context"
+	"testing"
+)
+
+// startFakeGCS starts fake-gcs-server over its memory.
+func startFakeGCS(t *testing.T) *realStore {
+	server := startProcess(t, "/_internal/healthcheck", nil,
+		[]string{fakeGCSPath, "-scheme", "http", "-host", "127.0.0.1", "-port", "{port}", "-backend", "memory", "-public-host", "{addr}", "-log-level", "error"})
+	s := &realStore{name: "fake-gcs-server", server: server, forgets: true, cannotSign: true, but: []difference{noDeleteIf}, env: map[string]string{
+		"PAGEWRIGHT_STORAGE_BACKEND": "gcs",
+		"PAGEWRIGHT_GCS_BUCKET":      testBucket,
+		"PAGEWRIGHT_GCS_PREFIX":      "some/prefix",
+		gcsEmulator:                  server.url(),
+	}}
+	s.prepare = func(t *testing.T) {
+		t.Helper()
+		if err := s.open(t, "").(*objectStore).bucket.(*gcsBucket).bucket.Create(context.Background(), "project", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.prepare(t)
+	return s
+}
