@@ -32,7 +32,9 @@ type Config struct {
 
 	AppendOnly bool `env:"APPEND_ONLY" envDefault:"false" help:"never replace a build (409) nor delete one (403)"`
 
-	MinFreeSpace    byteSize `env:"MIN_FREE_SPACE" envDefault:"32MiB" help:"nfs: bytes kept free for logs and deletes; an upload that would touch them is answered 507; 0: none"`
+	MinFreeSpace     byteSize `env:"MIN_FREE_SPACE" envDefault:"32MiB" help:"nfs: bytes kept free for logs and deletes; an upload that would touch them is answered 507; 0: none"`
+	DownloadRedirect bool     `env:"DOWNLOAD_REDIRECT" envDefault:"false" help:"s3, azure, gcs: answer GET of a build with 307 and a signed URL of the store; ?redirect=false asks for the bytes all the same"`
+
 	MaxArtifactSize byteSize `env:"MAX_ARTIFACT_SIZE" envDefault:"0" help:"largest artifact, as 500MB or 20GiB; 0: no limit"`
 	MaxUploads      int      `env:"MAX_UPLOADS" envDefault:"512" help:"uploads at once; more are answered 503"`
 

@@ -22,8 +22,11 @@ func (s *service) getArtifact(ctx *fasthttp.RequestCtx) {
 	}
 	defer s.calls.leave()
 	d := download{ctx: ctx, siteID: siteID, buildID: buildID, cond: cond}
-	var err error
+	if s.redirect(&d) {
+		return
+	}
 	start := time.Now()
+	var err error
 	if b, ok := s.backend.(ArtifactRanger); ok {
 		err = d.fromRanger(b)
 	} else {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"cloud.google.com/go/auth"
@@ -99,7 +100,14 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	// Of an upload the SDK counts no attempts: a store that is away would hold
+	// it for as long as its context lasts.
+	var tries atomic.Int32
+	object = object.Retryer(storage.WithErrorFunc(func(err error) bool {
+		return storage.ShouldRetry(err) && tries.Add(1) < gcsTries
+	}))
 	w := object.NewWriter(ctx)
+	w.ProgressFunc = func(int64) { tries.Store(0) }
 	w.ContentType = opts.contentType
 	w.ChunkSize = b.chunkSize(size)
 	w.ChunkTransferTimeout = storeStall

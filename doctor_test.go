@@ -1,0 +1,153 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// runDoctor runs the doctor to its end, with environ.
+func runDoctor(environ ...string) (string, error) {
+	var out bytes.Buffer
+	err := run(context.Background(), []string{"doctor"}, environ, &out, io.Discard)
+	return out.String(), err
+}
+
+func names(t *testing.T, dir string) (all []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		all = append(all, path)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func TestDoctorOfADirectory(t *testing.T) {
+	empty, used := t.TempDir(), t.TempDir()
+	s := startServer(t, "NFS_BASE_PATH="+used)
+	s.put(t, 201, "/sites/a/artifacts/b", "x")
+	s.post(t, 201, "/sites/a/logs", `{"build_id":"b","action":"a","status":"s"}`)
+	for _, dir := range []string{empty, used} {
+		before := names(t, dir)
+		out, err := runDoctor("PAGEWRIGHT_NFS_BASE_PATH=" + dir)
+		if err != nil {
+			t.Errorf("%v:\n%s", err, out)
+		}
+		for _, what := range []string{"mount", "make a directory", "fsync", "rename", "fsync of a directory", "read", "link", "locks", "clocks"} {
+			if !strings.Contains(out, what) {
+				t.Errorf("nothing is said of %s:\n%s", what, out)
+			}
+		}
+		for line := range strings.Lines(out) {
+			if !strings.HasPrefix(line, "ok   ") {
+				t.Errorf("on a good file system: %s", line)
+			}
+		}
+		if after := names(t, dir); len(after) != len(before) {
+			t.Errorf("left behind: there were %v, and are %v", before, after)
+		}
+	}
+}
+
+func TestDoctorFails(t *testing.T) {
+	for _, c := range []struct {
+		env  []string
+		out  string
+		want string
+	}{
+		{[]string{"PAGEWRIGHT_NFS_BASE_PATH=/proc"}, "FAIL make a directory", "failed"}, // takes no directories
+		{[]string{"PAGEWRIGHT_NFS_BASE_PATH=/nowhere/at/all"}, "", "PAGEWRIGHT_NFS_BASE_PATH"},
+		{[]string{"PAGEWRIGHT_STORAGE_BACKEND=s3", "PAGEWRIGHT_S3_BUCKET=b", "PAGEWRIGHT_S3_ENDPOINT=ftp://x"}, "", "PAGEWRIGHT_S3_ENDPOINT"},
+	} {
+		out, err := runDoctor(c.env...)
+		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(out, c.out) {
+			t.Errorf("%v: error %v, want %q; printed, want %q:\n%s", c.env, err, c.want, c.out, out)
+		}
+	}
+}
+
+// checkMemory is the report about a store in memory.
+func checkMemory(t *testing.T, m *memBucket) (string, error) {
+	t.Helper()
+	found := make(chan finding)
+	go func() {
+		defer close(found)
+		newObjectStore(m, "p/", quiet()).tellCheck(func(f finding) { found <- f })
+	}()
+	var out bytes.Buffer
+	err := report(context.Background(), found, &out)
+	if len(m.objects) != 0 {
+		t.Errorf("left behind: %v", m.objects)
+	}
+	return out.String(), err
+}
+
+func TestDoctorOfAnObjectStore(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		set   func(m *memBucket)
+		fails bool
+		lines []string
+	}{
+		{"good", func(*memBucket) {}, false, []string{"ok   write an object", "ok   list it", "ok   compare the clocks", "ok   abort an upload"}},
+		{"ignores conditions of parts", func(m *memBucket) { m.blind = func(o putOptions) bool { return o.parts } }, false,
+			[]string{"warn create only, in parts", "warn conditional uploads are refused with 501", "ok   create only, in one piece"}},
+		{"ignores all conditions", func(m *memBucket) { m.blind = func(putOptions) bool { return true } }, true,
+			[]string{"FAIL entries of logs are refused with 501"}},
+		{"denies writes", func(m *memBucket) {
+			m.fault = func(op, _ string) (bool, error) {
+				if op == "put" {
+					return false, errors.Join(ErrDenied, errors.New("over\nmany\nlines"))
+				}
+				return false, nil
+			}
+		}, true, []string{"FAIL write an object: the store denied access over many lines"}},
+		{"loses the reply of every write", func(m *memBucket) {
+			m.fault = func(op, _ string) (bool, error) {
+				if op == "put" {
+					return true, ErrUnavailable
+				}
+				return false, nil
+			}
+		}, true, []string{"ok   write an object"}}, // what it did is seen by the mark
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newMemBucket()
+			c.set(m)
+			out, err := checkMemory(t, m)
+			if (err != nil) != c.fails {
+				t.Errorf("error %v, want one: %v", err, c.fails)
+			}
+			for _, line := range c.lines {
+				if !strings.Contains(out, line) {
+					t.Errorf("the report lacks %q", line)
+				}
+			}
+			if t.Failed() {
+				t.Log(out)
+			}
+		})
+	}
+}
+
+func TestLockWorksTells(t *testing.T) {
+	var f [2]*os.File
+	for i, name := range []string{"a", "b"} { // two files do not keep each other out, as a mount without locks does
+		var err error
+		if f[i], err = os.Create(filepath.Join(t.TempDir(), name)); err != nil {
+			t.Fatal(err)
+		}
+		defer f[i].Close()
+	}
+	if err := lockWorks(f[0], f[1]); err == nil {
+		t.Error("locks that exclude nobody were taken for good")
+	}
+}
