@@ -93,7 +93,7 @@ func halfOpen(c net.Conn, i int) error {
 		return expect("HTTP/1.1 408 ", "")
 	default: // does not read what it asked for
 		fmt.Fprintf(c, "GET /sites/%s/artifacts/big HTTP/1.1\r\nHost: x\r\n\r\n", siteOfAll)
-		time.Sleep(4 * stall) // what a client that hangs does: it is dropped meanwhile
+		time.Sleep(8 * stall) // as a client that hangs: it is dropped once its buffers take no more
 		n, err := io.Copy(io.Discard, c)
 		if n >= bigSize || errors.Is(err, os.ErrDeadlineExceeded) {
 			return fmt.Errorf("was not dropped: %d bytes, %v", n, err)
