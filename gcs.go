@@ -120,6 +120,7 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 		err = w.Close()
 	} else {
 		cancel()
+		//lint:ignore SA1019 cancelling alone would let Close below end the body as if it were whole
 		_ = w.CloseWithError(err)
 		if n > 0 {
 			_ = w.Close() // waits for the end of what was sent; commits nothing after CloseWithError

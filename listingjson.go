@@ -75,7 +75,7 @@ func appendTime(b []byte, t time.Time) []byte {
 func appendString(b []byte, s string) []byte {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
-			quoted, err := json.MarshalNoEscape(s)
+			quoted, err := json.MarshalWithOption(s, json.DisableHTMLEscape())
 			if err != nil {
 				panic(err) // a string can always be marshalled; the panic handler answers 500
 			}
