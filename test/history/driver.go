@@ -246,6 +246,16 @@ func (d *Driver) versions(ctx context.Context, site string) ([]listedVersion, er
 	return list.Versions, nil
 }
 
+// Listed gives the builds that a site lists, and the number of their log entries.
+func (d *Driver) Listed(ctx context.Context, site string) (map[string]int, error) {
+	list, err := d.versions(ctx, site)
+	listed := map[string]int{}
+	for _, v := range list {
+		listed[v.BuildID] = len(v.Logs)
+	}
+	return listed, err
+}
+
 // Fetch downloads a build and tells which upload it is, whole.
 func (d *Driver) Fetch(ctx context.Context, site, build string) (op uint64, size int64, err error) {
 	resp, err := d.get(ctx, "/sites/"+site+"/artifacts/"+build)
