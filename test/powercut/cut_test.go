@@ -95,7 +95,7 @@ func (c *cutter) cut(t *testing.T, m *vm.Machine, d *history.Driver) {
 	seed, moment := c.rng.Uint64(), 200*time.Millisecond+time.Duration(c.rng.Int64N(int64(3*time.Second)))
 	go func() {
 		defer close(loaded)
-		d.MixAll(ctx, "cut", workers, 0, seed)
+		d.MixAll(ctx, "cut", workers[c.cuts%len(workers)], 0, seed)
 	}()
 	time.Sleep(moment)
 	_, _, _, inFlight := d.History.Count()

@@ -31,7 +31,7 @@ func TestReplaysOfFlushPoints(t *testing.T) {
 			r := s.record(t, service)
 			ctx, cancel := context.WithTimeout(t.Context(), replayedSeconds*time.Second)
 			defer cancel()
-			r.driver.MixAll(ctx, "replay", workers, 0, seed)
+			r.driver.MixAll(ctx, "replay", workers[0], 0, seed)
 			r.machine.Cut()
 			points := sample(r.flushes(t), replaysPerSystem, rand.New(rand.NewPCG(seed, 1)))
 			violations := r.judge(t, points)

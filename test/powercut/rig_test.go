@@ -23,10 +23,13 @@ import (
 )
 
 const (
-	port    = 8080
-	base    = "/srv/store"
-	workers = 6
+	port = 8080
+	base = "/srv/store"
 )
+
+// workers is how many clients write at once, by turns: few, and so many that
+// they share syncs.
+var workers = []int{6, 48}
 
 var (
 	kit     *vm.Kit

@@ -14,7 +14,7 @@ const ServicePath = "/bin/pagewright-storage"
 // BuildService builds the product's static program into path. args go to go
 // build.
 func BuildService(path string, args ...string) error {
-	return GoBuild(path, "pagewright/storage", args...)
+	return GoBuild(path, "pagewright/storage", append([]string{"-tags", leaveOut}, args...)...)
 }
 
 // Serve starts the service in the machine on one of its Ports, over the store
