@@ -20,7 +20,10 @@ func TestContractOnNFS(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, p protocol) {
 		began := time.Now()
 		n := p.connect(t, map[string]string{"/bin/conformance": conformance})
-		out := run(t, n.client, "mkdir /mnt/a/tmp && cd / && TMPDIR=/mnt/a/tmp /bin/conformance -test.v -test.run '^(TestNFS|TestProcessesAppend)$'")
+		out, err := n.client.Run(t.Context(), "mkdir /mnt/a/tmp && cd / && TMPDIR=/mnt/a/tmp /bin/conformance -test.v -test.run '^(TestNFS|TestProcessesAppend)$'")
+		if err != nil {
+			t.Errorf("%s\n%s", err, out)
+		}
 		passed, skipped := strings.Count(out, "--- PASS"), strings.Count(out, "--- SKIP")
 		if passed < 20 || skipped > 0 {
 			t.Errorf("%d passed, %d skipped:\n%s", passed, skipped, out)

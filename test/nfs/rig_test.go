@@ -94,7 +94,7 @@ func (p protocol) connect(t *testing.T, files map[string]string) *network {
 	if err := os.WriteFile(n.disk, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(n.disk, 256<<20); err != nil {
+	if err := os.Truncate(n.disk, 1<<30); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command("mkfs.ext4", "-q", "-F", n.disk).CombinedOutput(); err != nil {
@@ -131,7 +131,7 @@ func (n *network) startServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.server.Cut)
-	run(t, n.server, `set -e
+	run(t, n.server, `set -ex
 guest load nfs
 guest mount ext4 /dev/vda /srv/disk ''
 mkdir -p /srv/disk/export /srv/disk/state

@@ -22,7 +22,8 @@ var modules = map[string][]string{
 
 // programs are what the machines run beside busybox and the guest program.
 var programs = []string{
-	"usr/sbin/rpc.nfsd", "usr/sbin/exportfs", "usr/sbin/rpc.mountd", "usr/sbin/rpc.statd", "usr/sbin/rpcbind",
+	"usr/sbin/rpc.nfsd", "usr/sbin/exportfs", "usr/sbin/rpc.mountd", "usr/sbin/rpc.statd", "usr/sbin/sm-notify",
+	"usr/sbin/rpcbind",
 }
 
 // etc is the configuration of a machine: what the NFS programs ask for.
@@ -170,8 +171,11 @@ func writeRAMDisk(path, cache, version, guest string) error {
 	defer f.Close()
 	c := newCpio(f)
 	for _, dir := range []string{"proc", "sys", "dev", "tmp", "run/rpcbind", "mnt", "srv", "log",
-		"var/lib/nfs/sm", "var/lib/nfs/sm.bak", "var/lib/nfs/v4recovery", "var/run", "usr/bin", "sbin", "usr/sbin"} {
+		"var/lib/nfs/sm", "var/lib/nfs/sm.bak", "var/lib/nfs/v4recovery", "bin", "usr"} {
 		c.dir(dir)
+	}
+	for name, to := range map[string]string{"var/run": "../run", "sbin": "bin", "usr/bin": "../bin", "usr/sbin": "../bin"} {
+		c.entry(name, 0o120777, []byte(to))
 	}
 	for name, text := range etc {
 		c.file("etc/"+name, 0o644, []byte(text))
