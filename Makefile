@@ -52,6 +52,7 @@ test-integration: ## run everything on real stores, in machines, under kills and
 	sh test/tools.sh
 	go test -tags $(TAGS),integration -count=1 -timeout 25m -run 'Integration|RealStores' .
 	go test -tags $(TAGS),integration -count=1 -timeout 40m -p 1 ./test/...
+	cd test/contract && go test -count=1 .
 
 test-torture: ## the long form: at least 100 power cuts, 200 replays, ten minutes of soak (hours)
 	sh test/install

@@ -1,0 +1,157 @@
+// Package contract holds the OpenAPI document against what the service answers.
+// It is a module of its own: what it needs never enters the service.
+package contract
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pb33f/libopenapi"
+	validator "github.com/pb33f/libopenapi-validator"
+)
+
+// TestTheDocumentTellsWhatTheServiceAnswers sends requests of every kind, and
+// compares each answer with the document that the same service serves: path,
+// method, status, headers and body.
+func TestTheDocumentTellsWhatTheServiceAnswers(t *testing.T) {
+	base := serve(t)
+	doc := fetch(t, base+"/openapi.yaml")
+	document, err := libopenapi.NewDocument(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check, errs := validator.NewValidator(document)
+	if errs != nil {
+		t.Fatal(errs)
+	}
+	if ok, errs := check.ValidateDocument(); !ok {
+		for _, e := range errs {
+			t.Error(e)
+		}
+	}
+	const build = "/sites/a/artifacts/b"
+	for _, r := range []struct {
+		method, path, body string
+		status             int
+		header             []string
+	}{
+		{"GET", "/health", "", 200, nil},
+		{"GET", "/ready", "", 200, nil},
+		{"GET", "/metrics", "", 200, nil},
+		{"GET", "/openapi.yaml", "", 200, nil},
+		{"GET", "/sites/a/versions", "", 200, nil},
+		{"GET", build, "", 404, nil},
+		{"HEAD", build, "", 404, nil},
+		{"PUT", build, "body", 201, nil},
+		{"PUT", build, "body", 412, []string{"If-None-Match", "*"}},
+		{"PUT", build, "body", 400, []string{"If-None-Match", "x"}},
+		{"PUT", build, "", 400, nil},
+		{"PUT", build, strings.Repeat("x", 200_001), 413, nil},
+		{"GET", build, "", 200, nil},
+		{"GET", build, "", 206, []string{"Range", "bytes=0-1"}},
+		{"GET", build, "", 416, []string{"Range", "bytes=9-"}},
+		{"GET", build, "", 412, []string{"If-Match", `"x"`}},
+		{"GET", build, "", 304, []string{"If-None-Match", "*"}},
+		{"HEAD", build, "", 200, nil},
+		{"POST", "/sites/a/logs", `{"build_id":"b","action":"deploy","status":"ok","metadata":{"x":1}}`, 201, []string{"Idempotency-Key", "k"}},
+		{"POST", "/sites/a/logs", `{"build_id":"b"}`, 400, nil},
+		{"POST", "/sites/a/logs", strings.Repeat(" ", 1<<20+1), 413, nil},
+		{"GET", "/sites/a/versions?limit=1&metadata=true", "", 200, nil},
+		{"GET", "/sites/a/versions?limit=0", "", 400, nil},
+		{"GET", "/sites/a/versions", "", 304, []string{"If-None-Match", "*"}},
+		{"DELETE", build, "", 412, []string{"If-Match", `"x"`}},
+		{"DELETE", build, "", 204, nil},
+		{"GET", "/sites/-a/artifacts/b", "", 400, nil},
+	} {
+		name := fmt.Sprintf("%s %s: %d", r.method, r.path, r.status)
+		req, err := http.NewRequest(r.method, base+r.path, strings.NewReader(r.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.method == "POST" {
+			req.Header.Set("Content-Type", "application/json")
+		}
+		for i := 0; i < len(r.header); i += 2 {
+			req.Header.Set(r.header[i], r.header[i+1])
+		}
+		res, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		body, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil || res.StatusCode != r.status {
+			t.Errorf("%s: answered %d, %v: %.200s", name, res.StatusCode, err, body)
+			continue
+		}
+		res.Body = io.NopCloser(bytes.NewReader(body))
+		if ok, errs := check.ValidateHttpResponse(req, res); !ok {
+			for _, e := range errs {
+				t.Errorf("%s: %s: %s %v", name, e.Message, e.Reason, e.SchemaValidationErrors)
+			}
+		}
+	}
+}
+
+// serve builds the service, starts it on a free port, and returns its URL.
+func serve(t *testing.T) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "service")
+	build := exec.Command("go", "build", "-tags", "no_s3,no_azure,no_gcs", "-o", bin, ".")
+	build.Dir = "../.."
+	build.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	cmd := exec.Command(bin)
+	cmd.Env = append(os.Environ(), "PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_MAX_ARTIFACT_SIZE=200000",
+		"PAGEWRIGHT_NFS_BASE_PATH="+t.TempDir())
+	log, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	address := make(chan string, 1)
+	go func() {
+		for lines := bufio.NewScanner(log); lines.Scan(); {
+			var line struct{ Msg, Address string }
+			if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "serving" {
+				address <- line.Address
+			}
+		}
+	}()
+	select {
+	case a := <-address:
+		return "http://" + a
+	case <-time.After(30 * time.Second):
+		t.Fatal("the service did not start")
+		return ""
+	}
+}
+
+func fetch(t *testing.T, url string) []byte {
+	t.Helper()
+	res, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	data, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != 200 {
+		t.Fatal(res.Status, err)
+	}
+	return data
+}
