@@ -19,8 +19,8 @@ import (
 func TestContractOnNFS(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, p protocol) {
 		began := time.Now()
-		n := p.connect(t, map[string]string{"/bin/conformance": conformance})
-		out, err := n.client.Run(t.Context(), "mkdir /mnt/a/tmp && cd / && TMPDIR=/mnt/a/tmp /bin/conformance -test.v -test.run '^(TestNFS|TestProcessesAppend)$'")
+		n := p.connect(t, 1, map[string]string{"/bin/conformance": conformance})
+		out, err := n.clients[0].Run(t.Context(), "mkdir /mnt/store/tmp && cd / && TMPDIR=/mnt/store/tmp /bin/conformance -test.v -test.run '^(TestNFS|TestProcessesAppend)$'")
 		if err != nil {
 			t.Errorf("%s\n%s", err, out)
 		}
@@ -37,22 +37,22 @@ func TestContractOnNFS(t *testing.T) {
 	})
 }
 
-// Two services on mounts that share no cache write to the same builds and logs:
+// Services in two machines that mount one export write to the same builds and logs:
 // nothing is lost or torn. Each sees at once what the other acknowledged, also
 // if it has just seen that it was not there. Then the server loses its power
 // under the load and comes back.
 func TestTwoServicesOnNFS(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, p protocol) {
 		began := time.Now()
-		n := p.connect(t, map[string]string{vm.ServicePath: service})
+		n := p.connect(t, 2, map[string]string{vm.ServicePath: service})
 		drivers := n.serve(t)
 		load(t.Context(), drivers, 4, loadPerWorker)
 		violations := n.judge(t, drivers)
 		all, done, refused, unknown := drivers[0].History.Count()
-		table.add("two services, two mounts", p.name,
+		table.add("two services, two machines", p.name,
 			fmt.Sprintf("%d operations, %d acknowledged, %d refused, %d unknown", all, done, refused, unknown), violations, time.Since(began).Round(time.Second))
 		if unknown > 0 {
-			t.Errorf("%d requests failed on a store in good order:\n%s", unknown, n.client.ServiceLog(t.Context(), ports[0]))
+			t.Errorf("%d requests failed on a store in good order:\n%s", unknown, n.clients[0].ServiceLog(t.Context(), port))
 		}
 
 		n.visibility(t, drivers)
@@ -84,11 +84,16 @@ func (n *network) visibility(t *testing.T, drivers []*history.Driver) {
 		is := func(size int64) func() bool {
 			return func() bool { _, got, err := b.Fetch(ctx, "seen", build); return err == nil && got == size }
 		}
-		a.Do(ctx, history.Put, key, 1000)
+		do := func(kind history.Kind, size int) {
+			if status := a.Do(ctx, kind, key, size); status != 201 {
+				t.Fatalf("status %d\n%s", status, n.clients[0].ServiceLog(ctx, port))
+			}
+		}
+		do(history.Put, 1000)
 		created = append(created, eventually(t, "a new build is seen", is(1000)))
-		a.Do(ctx, history.Put, key, 2000)
+		do(history.Put, 2000)
 		replaced = append(replaced, eventually(t, "a replacement is seen", is(2000)))
-		a.Do(ctx, history.Append, key, 0)
+		do(history.Append, 0)
 		listed = append(listed, eventually(t, "a log entry is listed", func() bool {
 			l, err := b.Listed(ctx, "seen")
 			return err == nil && l[build] == 1
@@ -141,14 +146,14 @@ func (n *network) serverDies(t *testing.T, drivers []*history.Driver) {
 func TestNFSInTrouble(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, p protocol) {
 		began := time.Now()
-		n := p.connect(t, map[string]string{vm.ServicePath: service})
+		n := p.connect(t, 1, map[string]string{vm.ServicePath: service})
 		drivers := n.serve(t)
 		d, ctx := drivers[0], t.Context()
 		const key = "trouble/build"
 		expect := func(what string, kind history.Kind, size, want int) {
 			t.Helper()
 			if got := d.Do(ctx, kind, key, size); got != want {
-				t.Errorf("%s: status %d, want %d\n%s", what, got, want, n.client.ServiceLog(ctx, ports[0]))
+				t.Errorf("%s: status %d, want %d\n%s", what, got, want, n.clients[0].ServiceLog(ctx, port))
 			}
 		}
 		whole := func(what string, size int64) {

@@ -1,7 +1,7 @@
 //go:build integration || torture
 
 // Package nfs proves the store on real NFS mounts: the kernel's server in one
-// machine, the kernel's client and the services in another.
+// machine, the kernel's client and a service in each of two others.
 package nfs
 
 import (
@@ -23,10 +23,9 @@ import (
 	"pagewright/storage/test/vm"
 )
 
-// The two services, and the mount that each of them has for itself.
-var (
-	ports  = []int{8080, 8081}
-	mounts = []string{"/mnt/a", "/mnt/b"}
+const (
+	port  = 8080
+	mount = "/mnt/store"
 )
 
 // patience is how long a test waits for what must come at last. The machines
@@ -60,17 +59,15 @@ func prepareAndRun(m *testing.M) int {
 	return code
 }
 
-// protocol is a version of NFS under test.
+// protocol is a version of NFS under test. The source and the options have %s
+// where the addresses are to stand: of the server, and of the client.
 type protocol struct {
 	name, kind, source, options string
 }
 
-// nosharecache: two mounts of one export in one machine that know as little of
-// each other as two machines.
 var protocols = []protocol{
-	{"NFSv4.2", "nfs4", "10.9.0.1:/", "vers=4.2,addr=10.9.0.1,clientaddr=10.9.0.2,nosharecache,hard"},
-	{"NFSv3", "nfs", "10.9.0.1:/srv/disk/export",
-		"vers=3,proto=tcp,addr=10.9.0.1,mountproto=tcp,mountaddr=10.9.0.1,mountport=20048,nosharecache,hard"},
+	{"NFSv4.2", "nfs4", "%s:/", "vers=4.2,addr=%[1]s,clientaddr=%[2]s,hard"},
+	{"NFSv3", "nfs", "%s:/srv/disk/export", "vers=3,proto=tcp,addr=%[1]s,mountproto=tcp,mountaddr=%[1]s,mountport=20048,hard"},
 }
 
 func eachProtocol(t *testing.T, test func(t *testing.T, p protocol)) {
@@ -79,16 +76,17 @@ func eachProtocol(t *testing.T, test func(t *testing.T, p protocol)) {
 	}
 }
 
-// network is a server and a client with a cable between them.
+// network is a server and its clients, each on a cable of its own.
 type network struct {
 	protocol
-	disk           string
-	serverEnd      *vm.Wire
-	server, client *vm.Machine
+	disk       string
+	serverEnds []*vm.Wire
+	server     *vm.Machine
+	clients    []*vm.Machine
 }
 
-// connect boots both machines and mounts the export twice.
-func (p protocol) connect(t *testing.T, files map[string]string) *network {
+// connect boots a server and some clients, who mount what it exports.
+func (p protocol) connect(t *testing.T, clients int, files map[string]string) *network {
 	t.Helper()
 	n := &network{protocol: p, disk: filepath.Join(t.TempDir(), "disk.img")}
 	if err := os.WriteFile(n.disk, nil, 0o644); err != nil {
@@ -100,20 +98,26 @@ func (p protocol) connect(t *testing.T, files map[string]string) *network {
 	if out, err := exec.Command("mkfs.ext4", "-q", "-F", n.disk).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.ext4: %v: %s", err, out)
 	}
-	var clientEnd *vm.Wire
-	var err error
-	if n.serverEnd, clientEnd, err = vm.NewWire(); err != nil {
-		t.Fatal(err)
+	var clientEnds []*vm.Wire
+	for i := range clients {
+		s, c, err := vm.NewWire(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.serverEnds, clientEnds = append(n.serverEnds, s), append(clientEnds, c)
 	}
 	n.startServer(t)
-	n.client, err = kit.Start(t.Context(), vm.Config{Name: "client", Memory: 2048, Ports: ports, Files: files, Wire: clientEnd})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(n.client.Cut)
-	run(t, n.client, "guest load nfs && rpcbind && rpc.statd")
-	for _, m := range mounts {
-		run(t, n.client, "guest mount %s %s %s %s", p.kind, p.source, m, p.options)
+	for i, end := range clientEnds {
+		c, err := kit.Start(t.Context(), vm.Config{Name: fmt.Sprintf("client%d", i), Memory: 1536,
+			Ports: []int{port}, Files: files, Wires: []*vm.Wire{end}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(c.Cut)
+		n.clients = append(n.clients, c)
+		there, here := fmt.Sprintf("10.9.%d.1", i), fmt.Sprintf("10.9.%d.2", i)
+		run(t, c, "guest load nfs && rpcbind && rpc.statd")
+		run(t, c, "guest mount %s %s %s %s", p.kind, fmt.Sprintf(p.source, there), mount, fmt.Sprintf(p.options+"%[3]s", there, here, ""))
 	}
 	return n
 }
@@ -126,12 +130,12 @@ func (n *network) startServer(t *testing.T) {
 	t.Helper()
 	var err error
 	n.server, err = kit.Start(t.Context(), vm.Config{Name: "server", Memory: 768,
-		Drives: []string{vm.RawDrive(n.disk, false)}, Wire: n.serverEnd})
+		Drives: []string{vm.RawDrive(n.disk, false)}, Wires: n.serverEnds})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.server.Cut)
-	run(t, n.server, `set -ex
+	run(t, n.server, `set -e
 guest load nfs
 guest mount ext4 /dev/vda /srv/disk ''
 mkdir -p /srv/disk/export /srv/disk/state
@@ -149,14 +153,14 @@ rpc.mountd -p 20048
 rpc.nfsd 8`, exportLine)
 }
 
-// serve starts a service on each of the mounts and gives their clients, who
+// serve starts a service on each client and gives their clients in turn, who
 // share one history.
 func (n *network) serve(t *testing.T) []*history.Driver {
 	t.Helper()
 	h := &history.History{}
 	var drivers []*history.Driver
-	for i, port := range ports {
-		url, err := n.client.Serve(t.Context(), port, mounts[i], "NFS_REQUIRE_MOUNT=true")
+	for _, c := range n.clients {
+		url, err := c.Serve(t.Context(), port, mount, "NFS_REQUIRE_MOUNT=true")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -187,7 +191,7 @@ func (n *network) judge(t *testing.T, drivers []*history.Driver) (violations int
 	for i, d := range drivers {
 		front, err := d.JudgeFront(t.Context(), &inv)
 		if err != nil {
-			t.Fatalf("%v\n%s", err, n.client.ServiceLog(t.Context(), ports[i]))
+			t.Fatalf("%v\n%s", err, n.clients[i].ServiceLog(t.Context(), port))
 		}
 		found = append(found, front...)
 	}

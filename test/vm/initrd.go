@@ -34,7 +34,7 @@ var etc = map[string]string{
 	"hosts.allow":   "",
 	"hosts.deny":    "",
 	"nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\nrpc: files\n",
-	"services":      "sunrpc 111/tcp\nsunrpc 111/udp\nnfs 2049/tcp\nnfs 2049/udp\n",
+	"services":      "sunrpc 111/tcp portmapper\nsunrpc 111/udp portmapper\nnfs 2049/tcp\nnfs 2049/udp\n",
 	"protocols":     "ip 0 IP\ntcp 6 TCP\nudp 17 UDP\n",
 	"rpc":           "portmapper 100000\nnfs 100003\nmountd 100005\nnlockmgr 100021\nstatus 100024\n",
 	"netconfig": "udp tpi_clts v inet udp - -\ntcp tpi_cots_ord v inet tcp - -\n" +

@@ -91,29 +91,29 @@ func goOutput(args ...string) (string, error) {
 
 // Config describes a machine.
 type Config struct {
-	Name   string            // of its files in the kit's directory
+	Name   string            // its host name, and of its files in the kit's directory
 	Memory int               // MiB; 0: 512
 	CPUs   int               // 0: 1
 	Files  map[string]string // into the RAM disk: path in the machine to path here
 	Ports  []int             // of the machine, to be reached from here: Machine.Addr
 	Drives []string          // qemu arguments, each a whole -blockdev or -drive with its -device
-	Wire   *Wire             // a network cable to another machine, or nil
+	Wires  []*Wire           // network cables to other machines, as eth1, eth2 ...
 }
 
 // Wire is one end of a cable between two machines, kept by datagrams on
 // loopback: it survives the death of either.
 type Wire struct {
 	Local, Remote int    // UDP ports
-	IP            string // of eth1, with the length of its prefix
+	IP            string // of this end, with the length of its prefix
 }
 
-// NewWire gives both ends of a cable, 10.9.0.1 and 10.9.0.2.
-func NewWire() (a, b *Wire, err error) {
+// NewWire gives both ends of a cable, 10.9.NET.1 and 10.9.NET.2.
+func NewWire(net int) (a, b *Wire, err error) {
 	p, err := freePorts("udp", 2)
 	if err != nil {
 		return nil, nil, err
 	}
-	return &Wire{p[0], p[1], "10.9.0.1/24"}, &Wire{p[1], p[0], "10.9.0.2/24"}, nil
+	return &Wire{p[0], p[1], fmt.Sprintf("10.9.%d.1/24", net)}, &Wire{p[1], p[0], fmt.Sprintf("10.9.%d.2/24", net)}, nil
 }
 
 // RawDrive attaches an image as the next virtio disk. Flushes of the machine
@@ -213,18 +213,18 @@ func (k *Kit) start(ctx context.Context, c Config, ramDisk string) (*Machine, er
 		user += fmt.Sprintf(",hostfwd=tcp:%s-:%d", m.addrs[p], p)
 	}
 	m.agent = "http://" + m.addrs[agentPort]
-	boot := "console=ttyS0 panic=-1 quiet random.trust_cpu=on mitigations=off nokaslr"
+	boot := "console=ttyS0 panic=-1 quiet random.trust_cpu=on mitigations=off nokaslr pw.name=" + c.Name
 	// Without ERMS the kernel copies by words, which the emulation does many times
 	// faster than by bytes.
 	args := []string{"-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm", "-nodefaults", "-no-user-config", "-display", "none",
 		"-no-reboot", "-serial", "stdio", "-kernel", k.kernel, "-initrd", ramDisk,
 		"-m", fmt.Sprint(max(c.Memory, 512)), "-smp", fmt.Sprint(max(c.CPUs, 1)),
 		"-netdev", user, "-device", "virtio-net-pci,netdev=n0"}
-	if w := c.Wire; w != nil {
-		args = append(args, "-netdev", fmt.Sprintf("dgram,id=n1,local.type=inet,local.host=127.0.0.1,local.port=%d,"+
-			"remote.type=inet,remote.host=127.0.0.1,remote.port=%d", w.Local, w.Remote),
-			"-device", fmt.Sprintf("virtio-net-pci,netdev=n1,mac=52:54:00:00:00:%02x", w.Local%250+1))
-		boot += " pw.eth1=" + w.IP
+	for i, w := range c.Wires {
+		args = append(args, "-netdev", fmt.Sprintf("dgram,id=w%d,local.type=inet,local.host=127.0.0.1,local.port=%d,"+
+			"remote.type=inet,remote.host=127.0.0.1,remote.port=%d", i, w.Local, w.Remote),
+			"-device", fmt.Sprintf("virtio-net-pci,netdev=w%d,mac=52:54:01:00:%02x:%02x", i, w.Local>>8, w.Local&0xff))
+		boot += fmt.Sprintf(" pw.eth%d=%s", i+1, w.IP)
 	}
 	for _, d := range c.Drives {
 		args = append(args, strings.Fields(d)...)

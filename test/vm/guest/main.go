@@ -59,8 +59,15 @@ func boot() error {
 	script := `busybox --install -s /bin && ln -sf /proc/mounts /etc/mtab && ip link set lo up &&
 		ip addr add 10.0.2.15/24 dev eth0 && ip link set eth0 up`
 	for _, word := range strings.Fields(string(cmdline)) {
-		if addr, ok := strings.CutPrefix(word, "pw.eth1="); ok {
-			script += " && ip addr add " + addr + " dev eth1 && ip link set eth1 up"
+		name, value, _ := strings.Cut(word, "=")
+		if name == "pw.name" {
+			// NFS knows its clients by their names: two machines must not have one.
+			if err := syscall.Sethostname([]byte(value)); err != nil {
+				return err
+			}
+		}
+		if dev, ok := strings.CutPrefix(name, "pw.eth"); ok {
+			script += fmt.Sprintf(" && ip addr add %s dev eth%s && ip link set eth%s up", value, dev, dev)
 		}
 	}
 	if out, err := exec.Command("/bin/busybox", "sh", "-c", script).CombinedOutput(); err != nil {
