@@ -15,7 +15,7 @@ const (
 )
 
 // startAzurite starts Azurite over its memory.
-func startAzurite(t *testing.T) *realStore {
+func startAzurite(t testing.TB) *realStore {
 	server := startProcess(t, "", nil, []string{"node", azuritePath + "/node_modules/azurite/dist/src/blob/main.js",
 		"--blobHost", "127.0.0.1", "--blobPort", "{port}", "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent"})
 	s := &realStore{name: "azurite", server: server, forgets: true, env: map[string]string{
@@ -25,7 +25,7 @@ func startAzurite(t *testing.T) *realStore {
 		azureConnection: "DefaultEndpointsProtocol=http;AccountName=" + azuriteAccount + ";AccountKey=" + azuriteKey +
 			";BlobEndpoint=" + server.url() + "/" + azuriteAccount,
 	}}
-	s.prepare = func(t *testing.T) {
+	s.prepare = func(t testing.TB) {
 		t.Helper()
 		maker := s.with(map[string]string{"PAGEWRIGHT_AZURE_CREATE": "true"})
 		if err := maker.open(t, "").(*objectStore).bucket.(*azureBucket).makeContainer(context.Background()); err != nil {

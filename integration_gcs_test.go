@@ -8,7 +8,7 @@ import (
 )
 
 // startFakeGCS starts fake-gcs-server over its memory.
-func startFakeGCS(t *testing.T) *realStore {
+func startFakeGCS(t testing.TB) *realStore {
 	server := startProcess(t, "/_internal/healthcheck", nil,
 		[]string{fakeGCSPath, "-scheme", "http", "-host", "127.0.0.1", "-port", "{port}", "-backend", "memory", "-public-host", "{addr}", "-log-level", "error"})
 	s := &realStore{name: "fake-gcs-server", server: server, forgets: true, cannotSign: true, but: []difference{noDeleteIf}, env: map[string]string{
@@ -17,7 +17,7 @@ func startFakeGCS(t *testing.T) *realStore {
 		"PAGEWRIGHT_GCS_PREFIX":      "some/prefix",
 		gcsEmulator:                  server.url(),
 	}}
-	s.prepare = func(t *testing.T) {
+	s.prepare = func(t testing.TB) {
 		t.Helper()
 		if err := s.open(t, "").(*objectStore).bucket.(*gcsBucket).bucket.Create(context.Background(), "project", nil); err != nil {
 			t.Fatal(err)
