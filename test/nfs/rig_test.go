@@ -155,12 +155,12 @@ rpc.nfsd 8`, exportLine)
 
 // serve starts a service on each client and gives their clients in turn, who
 // share one history.
-func (n *network) serve(t *testing.T) []*history.Driver {
+func (n *network) serve(t *testing.T, env ...string) []*history.Driver {
 	t.Helper()
 	h := &history.History{}
 	var drivers []*history.Driver
 	for _, c := range n.clients {
-		url, err := c.Serve(t.Context(), port, mount, "NFS_REQUIRE_MOUNT=true")
+		url, err := c.Serve(t.Context(), port, mount, append(env, "NFS_REQUIRE_MOUNT=true")...)
 		if err != nil {
 			t.Fatal(err)
 		}
