@@ -17,7 +17,7 @@ export GOFLAGS := $(GOFLAGS) -tags=$(TAGS)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: help run build test test-integration test-torture lint fuzz bench docker-build docker-up docker-down clean
+.PHONY: help run build test test-integration test-stores test-process test-machines test-images test-torture lint fuzz bench docker-build docker-up docker-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,12 +47,25 @@ fuzz: ## run each fuzz target for FUZZTIME
 	@for f in $$(go test -tags no_s3,no_azure,no_gcs -list '^Fuzz' . | grep '^Fuzz'); do \
 		go test -tags no_s3,no_azure,no_gcs -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) . || exit 1; done
 
-test-integration: ## run everything on real stores, in machines, under kills and faults (root, Debian; installs what is missing)
+test-integration: test-stores test-process test-machines test-images ## all of the four (root, Debian; they install what is missing)
+
+test-stores: ## the contract and the API on real object stores, the metrics in a real Prometheus, the OpenAPI document
 	sh test/install
 	sh test/tools.sh
 	go test -tags $(TAGS),integration -count=1 -timeout 25m -run 'Integration|RealStores' .
-	go test -tags $(TAGS),integration -count=1 -timeout 40m -p 1 ./test/...
 	cd test/contract && go test -count=1 .
+
+test-process: ## the real binary traced, killed, short of calls and memory, and among clients that misbehave
+	sh test/install
+	go test -tags $(TAGS),integration -count=1 -timeout 20m -p 1 ./test/trace ./test/faults ./test/soak ./test/clients ./test/memory
+
+test-machines: ## real NFS mounts and power cuts, in machines with a kernel of their own
+	sh test/install
+	go test -tags $(TAGS),integration -count=1 -timeout 40m -p 1 ./test/vm ./test/nfs ./test/powercut
+
+test-images: ## the container images and both compose files, in a private Docker engine
+	sh test/install
+	go test -tags $(TAGS),integration -count=1 -timeout 40m ./test/container
 
 test-torture: ## the long form: at least 100 power cuts, 200 replays, ten minutes of soak (hours)
 	sh test/install
