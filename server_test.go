@@ -32,6 +32,9 @@ func (s *testServer) tick() {
 	for then := time.Now().Unix(); s.seconds && time.Now().Unix() == then; {
 		time.Sleep(10 * time.Millisecond)
 	}
+	if s.seconds {
+		time.Sleep(50 * time.Millisecond) // the clock that dates files is some milliseconds behind this one
+	}
 }
 
 // lockedBuffer collects the log.
