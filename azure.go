@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -14,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,7 +25,6 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	azservice "github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 )
 
@@ -38,8 +35,6 @@ const (
 	azureDelay     = 200 * time.Millisecond
 	azureMaxDelay  = 5 * time.Second
 	azureMarkName  = "mark" // in the metadata of a blob
-	// azureKeyLife is the time for which a key to sign URLs with is asked for.
-	azureKeyLife = 24 * time.Hour
 )
 
 // azureBucket is a container of Azure Blob Storage. Artifacts and logs are block
@@ -48,14 +43,10 @@ const (
 type azureBucket struct {
 	service *azservice.Client
 	client  *container.Client
-	key     *azservice.SharedKeyCredential // nil: the service is known by an identity, or by a SAS
 	conf    azureConfig
 	buffers *partBuffers
 	made    atomic.Bool // the container is there, or is not ours to make
-
-	mu        sync.Mutex
-	delegated *azservice.UserDelegationCredential // signs URLs for an identity, until
-	until     time.Time
+	signer  azureSigner
 }
 
 var _ bucket = (*azureBucket)(nil)
@@ -98,27 +89,12 @@ func newAzureBucket(conf azureConfig) (*azureBucket, error) {
 		if b.service, err = azservice.NewClientFromConnectionString(connection, options); err != nil {
 			return nil, fmt.Errorf("%s: %w", azureConnection, err)
 		}
-		if name, key := connectionKey(connection); name != "" && key != "" {
-			if b.key, err = azservice.NewSharedKeyCredential(name, key); err != nil {
-				return nil, fmt.Errorf("%s: %w", azureConnection, err)
-			}
+		if b.signer.key, err = connectionKey(connection); err != nil {
+			return nil, fmt.Errorf("%s: %w", azureConnection, err)
 		}
 	}
 	b.client = b.service.NewContainerClient(conf.Container)
 	return b, nil
-}
-
-// connectionKey is what signs URLs, in a connection string that has it.
-func connectionKey(connection string) (name, key string) {
-	for field := range strings.SplitSeq(connection, ";") {
-		switch n, value, _ := strings.Cut(field, "="); n {
-		case "AccountName":
-			name = value
-		case "AccountKey":
-			key = value
-		}
-	}
-	return name, key
 }
 
 // put implements bucket. A body that ends within one block is one request; every
@@ -129,23 +105,10 @@ func (b *azureBucket) put(ctx context.Context, key string, body io.Reader, size 
 	if err := b.makeContainer(ctx); err != nil {
 		return objectInfo{}, err
 	}
-	if r, ok := body.(*bytes.Reader); ok && !opts.parts {
-		return b.putOne(ctx, key, r, size, opts)
-	}
-	r := &partReader{buffers: b.buffers, body: body}
-	first, last, err := r.next(b.blockSize(size, 1))
-	if err != nil {
-		return objectInfo{}, err
-	}
-	if last && !opts.parts {
-		defer b.buffers.release(first)
-		return b.putOne(ctx, key, first, first.size, opts)
-	}
-	return b.putBlocks(ctx, key, r, first, last, size, opts)
-}
-
-func (b *azureBucket) blockSize(size int64, n int) int64 {
-	return partSize(int64(b.conf.PartSize), size, n, azureMaxBlocks)
+	return b.buffers.put(body, size, opts,
+		func(n int) int64 { return partSize(int64(b.conf.PartSize), size, n, azureMaxBlocks) },
+		func(body io.ReadSeeker, size int64) (objectInfo, error) { return b.putOne(ctx, key, body, size, opts) },
+		func(r *partReader) (objectInfo, error) { return b.putBlocks(ctx, key, r, opts) })
 }
 
 func (b *azureBucket) putOne(ctx context.Context, key string, body io.ReadSeeker, size int64, opts putOptions) (objectInfo, error) {
@@ -158,11 +121,10 @@ func (b *azureBucket) putOne(ctx context.Context, key string, body io.ReadSeeker
 	return azureStored(key, size, out.LastModified, out.ETag, opts), nil
 }
 
-func (b *azureBucket) putBlocks(ctx context.Context, key string, r *partReader, first *part, last bool, size int64, opts putOptions) (objectInfo, error) {
+func (b *azureBucket) putBlocks(ctx context.Context, key string, r *partReader, opts putOptions) (objectInfo, error) {
 	client := b.client.NewBlockBlobClient(key)
 	upload := rand.Text() // so that blocks of two uploads are never mixed
-	ids, total, err := b.buffers.sendParts(ctx, r, first, last, b.conf.Concurrency,
-		func(n int) int64 { return b.blockSize(size, n) },
+	ids, total, err := b.buffers.sendParts(ctx, r, b.conf.Concurrency,
 		func(ctx context.Context, n int, p *part) (string, error) {
 			// All ids of a blob have to be of one length.
 			id := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%s%06d", upload, n))
@@ -201,11 +163,7 @@ func (b *azureBucket) makeContainer(ctx context.Context) error {
 // get implements bucket.
 func (b *azureBucket) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
 	if length == 0 { // a count of 0 means all
-		info, err := b.stat(ctx, key)
-		if err == nil && etag != "" && info.etag != etag {
-			err = fmt.Errorf("%w: %s", ErrPrecondition, key)
-		}
-		return http.NoBody, info, err
+		return getNothing(ctx, b, key, etag)
 	}
 	o := &blob.DownloadStreamOptions{Range: blob.HTTPRange{Offset: offset, Count: max(length, 0)}}
 	if etag != "" {
@@ -276,52 +234,6 @@ func (b *azureBucket) list(ctx context.Context, prefix string, page func([]objec
 	return nil
 }
 
-// presign implements bucket by a shared access signature, signed with the key of
-// the account, or with one that the service lends to an identity (which must be
-// a Storage Blob Delegator).
-func (b *azureBucket) presign(ctx context.Context, key string, ttl time.Duration, filename string) (string, error) {
-	values := sas.BlobSignatureValues{
-		ExpiryTime: time.Now().UTC().Add(ttl), Permissions: (&sas.BlobPermissions{Read: true}).String(),
-		ContainerName: b.conf.Container, BlobName: key, ContentDisposition: `attachment; filename="` + filename + `"`,
-	}
-	var query sas.QueryParameters
-	var err error
-	switch {
-	case b.key != nil:
-		query, err = values.SignWithSharedKey(b.key)
-	case b.conf.AccountURL == "":
-		return "", fmt.Errorf("%w: %s has no AccountKey to sign with", ErrUnsupported, azureConnection)
-	default:
-		var lent *azservice.UserDelegationCredential
-		if lent, err = b.delegation(ctx, ttl); err == nil {
-			query, err = values.SignWithUserDelegation(lent)
-		}
-	}
-	if err != nil {
-		return "", err
-	}
-	return b.client.NewBlobClient(key).URL() + "?" + query.Encode(), nil
-}
-
-// delegation is a key that is good for ttl at least.
-func (b *azureBucket) delegation(ctx context.Context, ttl time.Duration) (*azservice.UserDelegationCredential, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := time.Now().UTC()
-	if b.delegated != nil && now.Add(ttl).Before(b.until) {
-		return b.delegated, nil
-	}
-	until := now.Add(ttl + azureKeyLife)
-	lent, err := b.service.GetUserDelegationCredential(ctx, azservice.KeyInfo{
-		Start: to.Ptr(now.Add(-maxSkew).Format(sas.TimeFormat)), Expiry: to.Ptr(until.Format(sas.TimeFormat)),
-	}, nil)
-	if err != nil {
-		return nil, fmt.Errorf("no key to sign with: %w", azureError(err))
-	}
-	b.delegated, b.until = lent, until
-	return lent, nil
-}
-
 func azureCondition(opts putOptions) *blob.AccessConditions {
 	var m blob.ModifiedAccessConditions
 	if opts.absent {
@@ -372,15 +284,7 @@ func azurePutError(err error, opts putOptions) error {
 }
 
 // azureError translates an error of the SDK.
-func azureError(err error) error {
-	if err == nil {
-		return nil
-	}
-	if kind := azureKind(err); kind != nil {
-		return fmt.Errorf("%w: %w", kind, err)
-	}
-	return err
-}
+func azureError(err error) error { return ofKind(azureKind, err) }
 
 func azureKind(err error) error {
 	var refused *azidentity.AuthenticationFailedError
@@ -400,21 +304,5 @@ func azureKind(err error) error {
 	case bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted, bloberror.ContainerDisabled:
 		return ErrUnavailable
 	}
-	switch status := resp.StatusCode; {
-	case status == http.StatusNotFound:
-		return ErrNotFound
-	case status == http.StatusPreconditionFailed, status == http.StatusNotModified:
-		return ErrPrecondition
-	case status == http.StatusConflict:
-		return errConflict
-	case status == http.StatusUnauthorized, status == http.StatusForbidden:
-		return ErrDenied
-	case status == http.StatusInsufficientStorage:
-		return ErrNoSpace
-	case status == http.StatusNotImplemented:
-		return ErrUnsupported
-	case status == http.StatusRequestTimeout, status == http.StatusTooManyRequests, status >= 500:
-		return ErrUnavailable
-	}
-	return nil
+	return kindOfStatus(resp.StatusCode)
 }

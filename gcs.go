@@ -161,11 +161,7 @@ func (e *erringReader) Read(p []byte) (int, error) {
 // get implements bucket.
 func (b *gcsBucket) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
 	if length == 0 {
-		info, err := b.stat(ctx, key)
-		if err == nil && etag != "" && info.etag != etag {
-			err = fmt.Errorf("%w: %s", ErrPrecondition, key)
-		}
-		return http.NoBody, info, err
+		return getNothing(ctx, b, key, etag)
 	}
 	object := b.bucket.Object(key)
 	if etag != "" {
@@ -294,15 +290,7 @@ func gcsPutError(err error, opts putOptions) error {
 }
 
 // gcsError translates an error of the SDK.
-func gcsError(err error) error {
-	if err == nil {
-		return nil
-	}
-	if kind := gcsKind(err); kind != nil {
-		return fmt.Errorf("%w: %w", kind, err)
-	}
-	return err
-}
+func gcsError(err error) error { return ofKind(gcsKind, err) }
 
 func gcsKind(err error) error {
 	if errors.Is(err, storage.ErrBucketNotExist) {
@@ -324,21 +312,5 @@ func gcsKind(err error) error {
 			return ErrUnavailable // with status 403
 		}
 	}
-	switch status := resp.Code; {
-	case status == http.StatusNotFound:
-		return ErrNotFound
-	case status == http.StatusPreconditionFailed, status == http.StatusNotModified:
-		return ErrPrecondition
-	case status == http.StatusConflict:
-		return errConflict
-	case status == http.StatusUnauthorized, status == http.StatusForbidden:
-		return ErrDenied
-	case status == http.StatusInsufficientStorage:
-		return ErrNoSpace
-	case status == http.StatusNotImplemented:
-		return ErrUnsupported
-	case status == http.StatusRequestTimeout, status == http.StatusTooManyRequests, status >= 500:
-		return ErrUnavailable
-	}
-	return nil
+	return kindOfStatus(resp.Code)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strconv"
@@ -77,4 +78,46 @@ func sizeOfRange(contentRange string) (int64, error) {
 		return 0, fmt.Errorf("the store answered a range with Content-Range %q", contentRange)
 	}
 	return size, nil
+}
+
+// kindOfStatus is the sentinel of backend.go, or errConflict, that says what a
+// status of a store means, nil if none does. 0 is no answer at all.
+func kindOfStatus(status int) error {
+	switch {
+	case status == http.StatusNotFound:
+		return ErrNotFound
+	case status == http.StatusPreconditionFailed, status == http.StatusNotModified:
+		return ErrPrecondition
+	case status == http.StatusConflict:
+		return errConflict
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return ErrDenied
+	case status == http.StatusInsufficientStorage:
+		return ErrNoSpace
+	case status == http.StatusNotImplemented:
+		return ErrUnsupported
+	case status == http.StatusRequestTimeout, status == http.StatusTooManyRequests, status >= 500, status == 0:
+		return ErrUnavailable
+	}
+	return nil
+}
+
+// ofKind wraps an error of an SDK in the sentinel that kind knows for it.
+func ofKind(kind func(error) error, err error) error {
+	if err == nil {
+		return nil
+	}
+	if k := kind(err); k != nil {
+		return fmt.Errorf("%w: %w", k, err)
+	}
+	return err
+}
+
+// getNothing is get of no bytes, which no Range can ask for.
+func getNothing(ctx context.Context, b bucket, key, etag string) (io.ReadCloser, objectInfo, error) {
+	info, err := b.stat(ctx, key)
+	if err == nil && etag != "" && info.etag != etag {
+		err = fmt.Errorf("%w: %s", ErrPrecondition, key)
+	}
+	return http.NoBody, info, err
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -76,16 +77,47 @@ func (b *partBuffers) release(p *part) {
 	p.chunks, p.size = nil, 0
 }
 
-// partReader cuts a body into parts.
+// put stores body: by one where it ends within its first part, or can be sought
+// and need not be in parts, else by many. What one is given is released when it
+// returns. An error of body is returned as it is.
+func (b *partBuffers) put(body io.Reader, total int64, opts putOptions, size func(n int) int64,
+	one func(body io.ReadSeeker, size int64) (objectInfo, error), many func(r *partReader) (objectInfo, error)) (objectInfo, error) {
+	if r, ok := body.(*bytes.Reader); ok && !opts.parts {
+		return one(r, total)
+	}
+	r := &partReader{buffers: b, body: body, size: size}
+	if err := r.next(); err != nil {
+		return objectInfo{}, err
+	}
+	if r.last && !opts.parts {
+		defer b.release(r.part)
+		return one(r.part, r.part.size)
+	}
+	return many(r)
+}
+
+// partReader cuts a body into parts. Part n, counted from 1, has size(n) bytes,
+// and the last one what is left.
 type partReader struct {
 	buffers *partBuffers
 	body    io.Reader
-	carry   []byte // the byte that was read to know whether the part before was the last
+	size    func(n int) int64
+
+	n     int    // the number of part
+	part  *part  // the newest, which whoever took it releases
+	last  bool   // part ends the body
+	carry []byte // the byte that was read to know whether the part before was the last
 }
 
-// next reads a part of size bytes; last tells that it, of whatever size, ends
-// the body. The caller releases it. An error of the body is returned as it is.
-func (r *partReader) next(size int64) (p *part, last bool, err error) {
+// next reads the next part. An error of the body is returned as it is, and then
+// there is none.
+func (r *partReader) next() (err error) {
+	r.n++
+	r.part, r.last, err = r.read(r.size(r.n))
+	return err
+}
+
+func (r *partReader) read(size int64) (p *part, last bool, err error) {
 	p = &part{}
 	p.size = int64(r.fill(p, r.carry))
 	r.carry = nil
@@ -137,13 +169,13 @@ func partSize(base, total int64, n, maxParts int) int64 {
 	return max(base, (least+step-1)/step*step)
 }
 
-// sendParts sends first and what follows in r, at most concurrency parts at
-// once. send is called with the numbers from 1 on and returns what the store
-// calls the part; what it is given is released when it returns. sendParts
-// returns these names in the order of the numbers, and the size of the whole.
-// It ends with the first error.
-func (b *partBuffers) sendParts(ctx context.Context, r *partReader, first *part, last bool, concurrency int,
-	size func(n int) int64, send func(ctx context.Context, n int, p *part) (string, error)) (names []string, total int64, err error) {
+// sendParts sends the part that r has read and all that follow, at most
+// concurrency at once. send is called with the numbers from 1 on and returns
+// what the store calls the part; what it is given is released when it returns.
+// sendParts returns these names in the order of the numbers, and the size of the
+// whole. It ends with the first error.
+func (b *partBuffers) sendParts(ctx context.Context, r *partReader, concurrency int,
+	send func(ctx context.Context, n int, p *part) (string, error)) (names []string, total int64, err error) {
 	var mu sync.Mutex
 	sendOne := func(ctx context.Context, n int, p *part) error {
 		defer b.release(p)
@@ -155,22 +187,22 @@ func (b *partBuffers) sendParts(ctx context.Context, r *partReader, first *part,
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(concurrency)
-	for p, n := first, 1; ; n++ {
+	for {
+		n, p := r.n, r.part
 		total += p.size
 		mu.Lock()
 		names = append(names, "")
 		mu.Unlock()
-		now := p
-		if last || !b.sendAhead(g, func() error { return sendOne(ctx, n, now) }) {
+		if r.last || !b.sendAhead(g, func() error { return sendOne(ctx, n, p) }) {
 			if err := sendOne(ctx, n, p); err != nil {
 				_ = g.Wait()
 				return nil, 0, err
 			}
 		}
-		if last || ctx.Err() != nil { // ctx: a part failed
+		if r.last || ctx.Err() != nil { // ctx: a part failed
 			break
 		}
-		if p, last, err = r.next(size(n + 1)); err != nil {
+		if err := r.next(); err != nil {
 			_ = g.Wait() // the body is the cause, whatever else failed
 			return nil, 0, err
 		}

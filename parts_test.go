@@ -49,15 +49,13 @@ func TestPartSizesReachFarEnough(t *testing.T) {
 
 // collect sends body in parts of size and returns what arrived.
 func collect(b *partBuffers, body io.Reader, size int64, fail int) ([]byte, []string, error) {
-	r := &partReader{buffers: b, body: body}
-	first, last, err := r.next(size)
-	if err != nil {
+	r := &partReader{buffers: b, body: body, size: func(int) int64 { return size }}
+	if err := r.next(); err != nil {
 		return nil, nil, err
 	}
 	var mu sync.Mutex
 	got := map[string][]byte{}
-	names, total, err := b.sendParts(context.Background(), r, first, last, 3,
-		func(int) int64 { return size },
+	names, total, err := b.sendParts(context.Background(), r, 3,
 		func(_ context.Context, n int, p *part) (string, error) {
 			if n == fail {
 				return "", errSender
@@ -124,13 +122,12 @@ func TestPartsInMemoryAreBounded(t *testing.T) {
 	var g sync.WaitGroup
 	for range uploads {
 		g.Go(func() {
-			r := &partReader{buffers: b, body: bytes.NewReader(make([]byte, 20*chunkSize))}
-			first, last, err := r.next(chunkSize)
-			if err != nil {
+			r := &partReader{buffers: b, body: bytes.NewReader(make([]byte, 20*chunkSize)), size: func(int) int64 { return chunkSize }}
+			if err := r.next(); err != nil {
 				t.Error(err)
 				return
 			}
-			_, _, err = b.sendParts(context.Background(), r, first, last, 3, func(int) int64 { return chunkSize },
+			_, _, err := b.sendParts(context.Background(), r, 3,
 				func(context.Context, int, *part) (string, error) {
 					for n := now.Add(1); ; {
 						if m := most.Load(); n <= m || most.CompareAndSwap(m, n) {

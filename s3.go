@@ -3,13 +3,11 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -101,23 +99,10 @@ func newS3Bucket(ctx context.Context, conf s3Config, log *slog.Logger) (*s3Bucke
 // put implements bucket. A body that ends within one part, and one that can be
 // sought, is one request; every other is a multipart upload.
 func (b *s3Bucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
-	if r, ok := body.(*bytes.Reader); ok && !opts.parts {
-		return b.putOne(ctx, key, r, size, opts)
-	}
-	r := &partReader{buffers: b.buffers, body: body}
-	first, last, err := r.next(b.partSize(size, 1))
-	if err != nil {
-		return objectInfo{}, err
-	}
-	if last && !opts.parts {
-		defer b.buffers.release(first)
-		return b.putOne(ctx, key, first, first.size, opts)
-	}
-	return b.putParts(ctx, key, r, first, last, size, opts)
-}
-
-func (b *s3Bucket) partSize(size int64, n int) int64 {
-	return partSize(int64(b.conf.PartSize), size, n, s3MaxParts)
+	return b.buffers.put(body, size, opts,
+		func(n int) int64 { return partSize(int64(b.conf.PartSize), size, n, s3MaxParts) },
+		func(body io.ReadSeeker, size int64) (objectInfo, error) { return b.putOne(ctx, key, body, size, opts) },
+		func(r *partReader) (objectInfo, error) { return b.putParts(ctx, key, r, opts) })
 }
 
 func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, size int64, opts putOptions) (objectInfo, error) {
@@ -134,24 +119,23 @@ func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, s
 
 // putParts stores by a multipart upload, of which nothing is seen before its
 // completion, the request that bears the condition.
-func (b *s3Bucket) putParts(ctx context.Context, key string, r *partReader, first *part, last bool, size int64, opts putOptions) (objectInfo, error) {
+func (b *s3Bucket) putParts(ctx context.Context, key string, r *partReader, opts putOptions) (objectInfo, error) {
 	created, err := b.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
 		Bucket: &b.name, Key: &key, ContentType: &opts.contentType, Metadata: markOf(opts),
 	})
 	if err != nil {
-		b.buffers.release(first)
+		b.buffers.release(r.part)
 		return objectInfo{}, s3PutError(err)
 	}
-	info, err := b.sendAndComplete(ctx, key, created.UploadId, r, first, last, size, opts)
+	info, err := b.sendAndComplete(ctx, key, created.UploadId, r, opts)
 	if err != nil {
 		b.abort(ctx, key, created.UploadId)
 	}
 	return info, err
 }
 
-func (b *s3Bucket) sendAndComplete(ctx context.Context, key string, id *string, r *partReader, first *part, last bool, size int64, opts putOptions) (objectInfo, error) {
-	tags, total, err := b.buffers.sendParts(ctx, r, first, last, b.conf.Concurrency,
-		func(n int) int64 { return b.partSize(size, n) },
+func (b *s3Bucket) sendAndComplete(ctx context.Context, key string, id *string, r *partReader, opts putOptions) (objectInfo, error) {
+	tags, total, err := b.buffers.sendParts(ctx, r, b.conf.Concurrency,
 		func(ctx context.Context, n int, p *part) (string, error) {
 			out, err := b.client.UploadPart(ctx, &s3.UploadPartInput{
 				Bucket: &b.name, Key: &key, UploadId: id, PartNumber: aws.Int32(int32(n)), Body: p, ContentLength: &p.size,
@@ -194,11 +178,7 @@ func (b *s3Bucket) abort(ctx context.Context, key string, id *string) {
 // get implements bucket.
 func (b *s3Bucket) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
 	if length == 0 { // no Range says that
-		info, err := b.stat(ctx, key)
-		if err == nil && etag != "" && info.etag != etag {
-			err = fmt.Errorf("%w: %s", ErrPrecondition, key)
-		}
-		return http.NoBody, info, err
+		return getNothing(ctx, b, key, etag)
 	}
 	in := &s3.GetObjectInput{Bucket: &b.name, Key: &key, IfMatch: b.ifMatch(etag)}
 	partial := offset > 0 || length > 0
@@ -316,15 +296,7 @@ func s3PutError(err error) error {
 }
 
 // s3Error translates an error of the SDK.
-func s3Error(err error) error {
-	if err == nil {
-		return nil
-	}
-	if kind := s3Kind(err); kind != nil {
-		return fmt.Errorf("%w: %w", kind, err)
-	}
-	return err
-}
+func s3Error(err error) error { return ofKind(s3Kind, err) }
 
 func s3Kind(err error) error {
 	var api smithy.APIError
@@ -354,21 +326,5 @@ func s3Kind(err error) error {
 		}
 		return ErrUnavailable // no answer came
 	}
-	switch status := resp.HTTPStatusCode(); {
-	case status == http.StatusNotFound:
-		return ErrNotFound
-	case status == http.StatusPreconditionFailed:
-		return ErrPrecondition
-	case status == http.StatusConflict:
-		return errConflict
-	case status == http.StatusUnauthorized, status == http.StatusForbidden:
-		return ErrDenied
-	case status == http.StatusInsufficientStorage:
-		return ErrNoSpace
-	case status == http.StatusNotImplemented:
-		return ErrUnsupported
-	case status == http.StatusTooManyRequests, status >= 500, status == 0: // 0: no answer came
-		return ErrUnavailable
-	}
-	return nil
+	return kindOfStatus(resp.HTTPStatusCode())
 }

@@ -29,7 +29,7 @@ var walls = []struct {
 	{"os/exec", "", "the service starts no other program"},
 	{"net/http", "objectnet s3 azure gcs profile", "fasthttp is the one HTTP server; net/http is the SDKs' client, and the profiler's server"},
 	{"github.com/aws/", "s3", "each SDK is known by its one file"},
-	{"github.com/Azure/", "azure", "each SDK is known by its one file"},
+	{"github.com/Azure/", "azure azuresign", "each SDK is known by its one file, or two"},
 	{"cloud.google.com/", "gcs", "each SDK is known by its one file"},
 	{"github.com/googleapis/", "gcs", "each SDK is known by its one file"},
 	{"google.golang.org/", "gcs", "each SDK is known by its one file"},
