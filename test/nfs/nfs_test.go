@@ -33,7 +33,7 @@ func TestContractOnNFS(t *testing.T) {
 				t.Log(strings.TrimSpace(line))
 			}
 		}
-		table.add("contract, 8 processes x 50 appends", p.name, fmt.Sprintf("%d tests passed, %d skipped", passed, skipped), 0, time.Since(began).Round(time.Second))
+		table.Add("contract, 8 processes x 50 appends", p.name, fmt.Sprintf("%d tests passed, %d skipped", passed, skipped), 0, time.Since(began).Round(time.Second))
 	})
 }
 
@@ -49,7 +49,7 @@ func TestTwoServicesOnNFS(t *testing.T) {
 		load(t.Context(), drivers, 4, loadPerWorker)
 		violations := n.judge(t, drivers)
 		all, done, refused, unknown := drivers[0].History.Count()
-		table.add("two services, two machines", p.name,
+		table.Add("two services, two machines", p.name,
 			fmt.Sprintf("%d operations, %d acknowledged, %d refused, %d unknown", all, done, refused, unknown), violations, time.Since(began).Round(time.Second))
 		if unknown > 0 {
 			t.Errorf("%d requests failed on a store in good order:\n%s", unknown, n.clients[0].ServiceLog(t.Context(), port))
@@ -61,7 +61,7 @@ func TestTwoServicesOnNFS(t *testing.T) {
 		n.serverDies(t, drivers)
 		violations = n.judge(t, drivers)
 		all2, done2, _, unknown := drivers[0].History.Count()
-		table.add("server killed under load", p.name,
+		table.Add("server killed under load", p.name,
 			fmt.Sprintf("%d operations, %d acknowledged, %d unknown", all2-all, done2-done, unknown), violations, time.Since(began).Round(time.Second))
 	})
 }
@@ -100,7 +100,7 @@ func (n *network) visibility(t *testing.T, drivers []*history.Driver) {
 		}))
 	}
 	for what, took := range map[string][]time.Duration{"new build": created, "replacement": replaced, "log entry": listed} {
-		table.add("seen by the other service: "+what, n.name,
+		table.Add("seen by the other service: "+what, n.name,
 			fmt.Sprintf("%d rounds, at most %s", len(took), slices.Max(took).Round(time.Millisecond)), 0, "")
 	}
 }
@@ -197,6 +197,6 @@ func TestNFSInTrouble(t *testing.T) {
 		expect("stale", history.Put, 4000, 201)
 		expect("stale", history.Append, 0, 201)
 		violations := n.judge(t, drivers)
-		table.add("full, read-only, stale", p.name, "507, 503, recovered", violations, time.Since(began).Round(time.Second))
+		table.Add("full, read-only, stale", p.name, "507, 503, recovered", violations, time.Since(began).Round(time.Second))
 	})
 }

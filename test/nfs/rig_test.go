@@ -16,10 +16,10 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"text/tabwriter"
 	"time"
 
 	"pagewright/storage/test/history"
+	"pagewright/storage/test/report"
 	"pagewright/storage/test/vm"
 )
 
@@ -55,7 +55,7 @@ func prepareAndRun(m *testing.M) int {
 		return 1
 	}
 	code := m.Run()
-	table.print()
+	table.Print(os.Stdout)
 	return code
 }
 
@@ -250,31 +250,5 @@ func eventually(t *testing.T, what string, so func() bool) time.Duration {
 	return time.Since(began)
 }
 
-// summary is the table at the end of a run.
-type summary struct {
-	mu   sync.Mutex
-	rows [][]any
-}
-
-var table summary
-
-func (s *summary) add(row ...any) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.rows = append(s.rows, row)
-}
-
-func (s *summary) print() {
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "\nwhat\ton\tresult\tviolations\ttime")
-	for _, row := range s.rows {
-		for i, cell := range row {
-			if i > 0 {
-				fmt.Fprint(w, "\t")
-			}
-			fmt.Fprint(w, cell)
-		}
-		fmt.Fprintln(w)
-	}
-	w.Flush()
-}
+// table is printed at the end of a run.
+var table = report.Table{Head: []string{"what", "on", "result", "violations", "time"}}

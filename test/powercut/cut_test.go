@@ -29,7 +29,7 @@ func TestPowerCuts(t *testing.T) {
 			for c.cuts < cutsPerSystem {
 				c.life(t, min(roundsPerDisk, cutsPerSystem-c.cuts))
 			}
-			table.add("power cuts", s.name, c.cuts, c.ops, c.done, c.unknown, c.temps, c.violations, time.Since(c.began).Round(time.Second))
+			table.Add("power cuts", s.name, c.cuts, c.ops, c.done, c.unknown, c.temps, c.violations, time.Since(c.began).Round(time.Second))
 			if c.unknown == 0 {
 				t.Error("no request was in flight at any cut: nothing was tried")
 			}

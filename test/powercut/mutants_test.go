@@ -108,7 +108,7 @@ func TestMutantsAreCaught(t *testing.T) {
 			r := systems[0].record(t, v.build(t, t.TempDir()))
 			acknowledged := r.write(t, "alone", 24, 20_000)
 			run(t, r.machine, "guest commit %s/lost+found/x >/dev/null 2>&1 </dev/null & echo $! >/run/commit", base)
-			beside := r.write(t, "beside", 24, 600_000)
+			beside := r.write(t, "beside", 48, 600_000)
 			run(t, r.machine, "kill -9 $(cat /run/commit)")
 			last := r.write(t, "last", 2, 20_000)
 			r.machine.Cut()
@@ -124,7 +124,7 @@ func TestMutantsAreCaught(t *testing.T) {
 			}
 			t.Logf("%s to write, %s to replay to %d moments", written, time.Since(began)-written, len(points))
 			all, done, _, unknown := r.driver.History.Count()
-			table.add("variant: "+v.name, "ext4", len(points), all, done, unknown, r.temps, len(violations), time.Since(began).Round(time.Second))
+			table.Add("variant: "+v.name, "ext4", len(points), all, done, unknown, r.temps, len(violations), time.Since(began).Round(time.Second))
 			if !v.broken && len(violations) > 0 {
 				t.Error("the promise is broken")
 			}

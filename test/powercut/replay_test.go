@@ -39,7 +39,7 @@ func TestReplaysOfFlushPoints(t *testing.T) {
 				t.Error(v)
 			}
 			all, done, _, unknown := r.driver.History.Count()
-			table.add("replays", s.name, len(points), all, done, unknown, r.temps, len(violations), time.Since(began).Round(time.Second))
+			table.Add("replays", s.name, len(points), all, done, unknown, r.temps, len(violations), time.Since(began).Round(time.Second))
 			if done == 0 || len(points) < replaysPerSystem {
 				t.Errorf("%d acknowledged, %d points: too little to tell", done, len(points))
 			}

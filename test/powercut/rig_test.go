@@ -13,12 +13,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"testing"
-	"text/tabwriter"
 	"time"
 
 	"pagewright/storage/test/history"
+	"pagewright/storage/test/report"
 	"pagewright/storage/test/vm"
 )
 
@@ -53,7 +52,7 @@ func prepareAndRun(m *testing.M) int {
 		return 1
 	}
 	code := m.Run()
-	table.print()
+	table.Print(os.Stdout)
 	return code
 }
 
@@ -194,31 +193,5 @@ func settleDown(t *testing.T, what string, done func() bool) {
 	}
 }
 
-// summary is the table at the end of a run.
-type summary struct {
-	mu   sync.Mutex
-	rows [][]any
-}
-
-var table summary
-
-func (s *summary) add(row ...any) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.rows = append(s.rows, row)
-}
-
-func (s *summary) print() {
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "\nwhat\ton\tcuts or replays\toperations\tacknowledged\tunknown at a cut\ttemps left\tviolations\ttime")
-	for _, row := range s.rows {
-		for i, cell := range row {
-			if i > 0 {
-				fmt.Fprint(w, "\t")
-			}
-			fmt.Fprint(w, cell)
-		}
-		fmt.Fprintln(w)
-	}
-	w.Flush()
-}
+// table is printed at the end of a run.
+var table = report.Table{Head: []string{"what", "on", "cuts or replays", "operations", "acknowledged", "unknown at a cut", "temps left", "violations", "time"}}
