@@ -70,6 +70,11 @@ func TestNobodyOnAReadOnlyRootServesTheAPI(t *testing.T) {
 	if ps := must(t, docker, "top", "api", "-eo", "pid,uid,args"); !strings.Contains(ps, "65532") {
 		t.Errorf("not the user 65532: %s", ps)
 	}
+	// GOMAXPROCS follows the limit of CPU too, but is 2 at the least.
+	const ninety = "go_memlimit_bytes 483183820\n" // of a hundred of the 512 MiB
+	if m := c.want(t, 200, "GET", "/metrics", nil); !bytes.Contains(m, []byte(ninety)) {
+		t.Errorf("/metrics has no line %q: GOMEMLIMIT does not follow the container's limit", ninety)
+	}
 	must(t, docker, "restart", "-t", "30", "api")
 	c = healthy(t, "api")
 	if got := c.want(t, 200, "GET", "/sites/tour/artifacts/build-1", nil); len(got) != 3<<20 {
