@@ -33,12 +33,8 @@ func newFileSystem(kind, parent string) (dir string, close func(), err error) {
 		}
 		return strings.TrimSpace(string(out)), err
 	}
-	var undo []func()
-	close = func() {
-		for _, f := range slices.Backward(undo) {
-			f()
-		}
-	}
+	var undo undoing
+	close = func() { undo.all() }
 	defer func() {
 		if err != nil {
 			close()
@@ -144,4 +140,14 @@ func durableWrite(path, name string, data []byte) error {
 		return err
 	}
 	return dir.Sync()
+}
+
+// undoing is what takes things away again that were made.
+type undoing []func()
+
+// all takes them away, the newest first.
+func (u undoing) all() {
+	for _, f := range slices.Backward(u) {
+		f()
+	}
 }

@@ -129,12 +129,8 @@ func (b *bench) loads(only string) error {
 
 // prepare makes what the run needs; close takes it away again.
 func (b *bench) prepare(parent, kind string) (close func(), err error) {
-	var undo []func()
-	close = func() {
-		for _, f := range slices.Backward(undo) {
-			f()
-		}
-	}
+	var undo undoing
+	close = func() { undo.all() }
 	defer func() {
 		if err != nil {
 			close()

@@ -38,25 +38,11 @@ var (
 	conformance string // its tests
 )
 
-func TestMain(m *testing.M) { os.Exit(prepareAndRun(m)) }
-
-func prepareAndRun(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "nfs")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		kit, err = vm.NewKit(dir)
-	}
-	if err == nil {
-		service, conformance = filepath.Join(dir, "service"), filepath.Join(dir, "conformance")
-		err = errors.Join(vm.BuildService(service), vm.GoTestBuild(conformance, "pagewright/storage"))
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	code := m.Run()
-	table.Print(os.Stdout)
-	return code
+func TestMain(m *testing.M) {
+	os.Exit(vm.Run("nfs", m.Run, func(k *vm.Kit, dir string) error {
+		kit, service, conformance = k, filepath.Join(dir, "service"), filepath.Join(dir, "conformance")
+		return errors.Join(vm.BuildService(service), vm.GoTestBuild(conformance, "pagewright/storage"))
+	}, &table))
 }
 
 // protocol is a version of NFS under test. The source and the options have %s

@@ -35,25 +35,11 @@ var (
 	service string // the program as it is
 )
 
-func TestMain(m *testing.M) { os.Exit(prepareAndRun(m)) }
-
-func prepareAndRun(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "powercut")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		kit, err = vm.NewKit(dir)
-	}
-	if err == nil {
-		service = filepath.Join(dir, "service")
-		err = vm.BuildService(service)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	code := m.Run()
-	table.Print(os.Stdout)
-	return code
+func TestMain(m *testing.M) {
+	os.Exit(vm.Run("powercut", m.Run, func(k *vm.Kit, dir string) error {
+		kit, service = k, filepath.Join(dir, "service")
+		return vm.BuildService(service)
+	}, &table))
 }
 
 // system is a file system under test.

@@ -19,6 +19,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"pagewright/storage/test/report"
 )
 
 // Kit is what machines are made of: a kernel and a RAM disk.
@@ -58,6 +60,27 @@ func NewKit(dir string) (*Kit, error) {
 		return nil, err
 	}
 	return k, writeRAMDisk(k.base, cache, strings.TrimSpace(string(version)), guest)
+}
+
+// Run is the TestMain of a package whose tests need machines: it prepares what
+// they are made of, has build build what runs in them in a directory that is
+// removed at the end, runs the tests, and prints their table. It returns the
+// exit status.
+func Run(name string, tests func() int, build func(k *Kit, dir string) error, table *report.Table) int {
+	dir, err := os.MkdirTemp("", name)
+	if err == nil {
+		defer os.RemoveAll(dir)
+		var k *Kit
+		if k, err = NewKit(dir); err == nil {
+			err = build(k, dir)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer table.Print(os.Stdout)
+	return tests()
 }
 
 // GoBuild builds the static program of a package of this module into path. args
