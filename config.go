@@ -60,7 +60,9 @@ type Config struct {
 
 // parseConfig reads the configuration out of environ, which is as os.Environ
 // gives it. It fails with one line that names the variable at fault, also for a
-// variable with envPrefix that there is not: most likely it is misspelt.
+// variable with envPrefix that there is not: most likely it is misspelt. An
+// object store is not forgotten in favour of a directory: with a variable of
+// one, the backend must be told.
 func parseConfig(environ []string) (*Config, error) {
 	c := &Config{}
 	vars := env.ToMap(environ)
@@ -81,22 +83,25 @@ func parseConfig(environ []string) (*Config, error) {
 		slices.Sort(unknown)
 		return nil, fmt.Errorf("%s: no such variable; -h lists them all", strings.Join(unknown, ", "))
 	}
+	if vars[envPrefix+"STORAGE_BACKEND"] == "" {
+		for _, v := range (&Config{}).variables() {
+			for _, backend := range []string{"s3", "azure", "gcs"} {
+				if vars[v.name] != "" && strings.HasPrefix(v.name, envPrefix+strings.ToUpper(backend)+"_") {
+					return nil, fmt.Errorf("%sSTORAGE_BACKEND: must be set, to %s or another, since %s is", envPrefix, backend, v.name)
+				}
+			}
+		}
+	}
 	return c, c.check()
 }
 
-// configError says which variable is at fault, which the parser's own error
-// leaves out.
+// configError names the variable at fault, which the parser's own error leaves
+// out: it is the one that fails alone too.
 func configError(err error, vars map[string]string) error {
-	var agg env.AggregateError
-	if errors.As(err, &agg) && len(agg.Errors) > 0 {
-		err = agg.Errors[0]
-	}
-	var parse env.ParseError
-	if errors.As(err, &parse) {
-		for _, v := range (&Config{}).variables() {
-			if v.field == parse.Name {
-				return fmt.Errorf("%s=%q: %w", v.name, vars[v.name], parse.Err)
-			}
+	for _, v := range (&Config{}).variables() {
+		alone := map[string]string{v.name: vars[v.name]}
+		if env.ParseWithOptions(&Config{}, env.Options{Environment: alone, Prefix: envPrefix}) != nil {
+			return fmt.Errorf("%s=%q: must be %s", v.name, vars[v.name], v.form())
 		}
 	}
 	return err
@@ -151,7 +156,25 @@ func isAddress(s string) bool {
 
 // variable is one setting as it is documented.
 type variable struct {
-	name, field, defaultValue, help string
+	name, defaultValue, help string
+	kind                     reflect.Type
+}
+
+// form says how a value is written.
+func (v variable) form() string {
+	switch v.kind {
+	case reflect.TypeFor[bool]():
+		return "true or false"
+	case reflect.TypeFor[time.Duration]():
+		return "a duration with its unit, as 30s, 5m or 24h"
+	case reflect.TypeFor[byteSize]():
+		return byteSizeForm
+	case reflect.TypeFor[slog.Level]():
+		return "debug, info, warn or error"
+	case reflect.TypeFor[uint16]():
+		return "a number from 0 to 65535"
+	}
+	return "a number"
 }
 
 // variables lists every setting in the order of the struct.
@@ -164,7 +187,7 @@ func (c *Config) variables() []variable {
 				walk(f.Type, prefix+p)
 				continue
 			}
-			list = append(list, variable{prefix + f.Tag.Get("env"), f.Name, f.Tag.Get("envDefault"), f.Tag.Get("help")})
+			list = append(list, variable{prefix + f.Tag.Get("env"), f.Tag.Get("envDefault"), f.Tag.Get("help"), f.Type})
 		}
 	}
 	walk(reflect.TypeOf(*c), envPrefix)
@@ -174,11 +197,13 @@ func (c *Config) variables() []variable {
 // byteSize is a number of bytes, written as 1048576, 500MB, 500 MB or 20GiB.
 type byteSize int64
 
+const byteSizeForm = "a number of bytes, as 1048576, 500MB or 20GiB"
+
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (b *byteSize) UnmarshalText(text []byte) error {
 	n, err := humanize.ParseBytes(string(text))
 	if err != nil || n > 1<<62 {
-		return errors.New("must be a number of bytes, as 1048576, 500MB or 20GiB")
+		return errors.New("must be " + byteSizeForm)
 	}
 	*b = byteSize(n)
 	return nil
