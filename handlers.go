@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/url"
 	"runtime/debug"
@@ -143,7 +144,9 @@ func notFoundPath(ctx *fasthttp.RequestCtx) {
 func pathID(ctx *fasthttp.RequestCtx, name string) (id string, ok bool) {
 	raw, _ := ctx.UserValue(name).(string)
 	id, err := url.PathUnescape(raw)
-	if err == nil {
+	if err != nil {
+		err = errors.New("is not percent-encoded as it should be")
+	} else {
 		err = checkID(id)
 	}
 	if err != nil {

@@ -40,7 +40,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		command = args[0]
 	}
 	if len(args) > 1 {
-		return fmt.Errorf("%s: takes no arguments; -h tells more", args[1])
+		return fmt.Errorf("%s takes no arguments, as %q; -h tells more", command, args[1])
 	}
 	switch command {
 	case "-h", "-help", "--help", "help":

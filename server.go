@@ -67,7 +67,7 @@ func (s *service) listen() (*listener, error) {
 	addr := net.JoinHostPort(s.cfg.Listen, strconv.Itoa(int(s.cfg.Port)))
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("cannot listen on %s: %w", addr, err)
+		return nil, fmt.Errorf("PAGEWRIGHT_LISTEN=%s, PAGEWRIGHT_PORT=%d: %w", s.cfg.Listen, s.cfg.Port, err)
 	}
 	listener := newListener(l.(*net.TCPListener), s.cfg.StallTimeout, s.log, s.ended)
 	listener.perIP, listener.turnedAway = s.cfg.MaxConnsPerIP, s.metrics.turnedAway.Inc
