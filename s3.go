@@ -19,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/logging"
 )
 
 const (
@@ -62,6 +63,9 @@ func newS3Bucket(ctx context.Context, conf s3Config, log *slog.Logger) (*s3Bucke
 	}
 	cfg, err := config.LoadDefaultConfig(ctx,
 		config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(tuneTransport)),
+		config.WithLogger(logging.LoggerFunc(func(_ logging.Classification, format string, args ...any) {
+			log.Warn("the AWS SDK says", "message", fmt.Sprintf(format, args...))
+		})),
 		// The checksums that newer SDKs add are not known to every store. The
 		// bytes are still covered, by the hash in the signature.
 		config.WithRequestChecksumCalculation(aws.RequestChecksumCalculationWhenRequired),
