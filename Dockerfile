@@ -17,12 +17,15 @@ COPY . .
 ARG TARGETOS
 ARG TARGETARCH
 ARG VERSION=dev
+# Tags of Go: no_s3, no_azure and no_gcs leave an object store out. What the
+# Makefile makes of BACKENDS.
+ARG TAGS=disable_grpc_modules
 # Same sources, same layers: no paths, no build ids, and no times but this one.
 ARG SOURCE_DATE_EPOCH=0
 RUN --mount=type=cache,target=/go/pkg/mod \
     --mount=type=cache,target=/root/.cache/go-build \
     CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
-    go build -trimpath -buildvcs=false -tags disable_grpc_modules \
+    go build -trimpath -buildvcs=false -tags "$TAGS" \
         -ldflags "-s -w -buildid= -X main.version=$VERSION" \
         -o /out/pagewright-storage . \
     && mkdir -p /out/etc/ssl/certs /store/nfs \

@@ -9,6 +9,9 @@ FUZZTIME ?= 60s
 # The object stores that are built in: make build BACKENDS="nfs s3" leaves the
 # others out. gRPC, the other way to Google's store, is never built in.
 BACKENDS ?= nfs s3 azure gcs
+ifneq ($(filter-out nfs s3 azure gcs,$(BACKENDS)),)
+$(error BACKENDS="$(BACKENDS)": each must be one of nfs s3 azure gcs)
+endif
 EMPTY    :=
 COMMA    := ,
 TAGS     := disable_grpc_modules$(subst $(EMPTY) $(EMPTY),,$(patsubst %,$(COMMA)no_%,$(filter-out $(BACKENDS),s3 azure gcs)))
@@ -49,7 +52,7 @@ fuzz: ## run each fuzz target for FUZZTIME
 
 test-integration: test-stores test-process test-machines test-images ## all of the four (root, Debian; they install what is missing)
 
-test-stores: ## the contract and the API on real object stores, the metrics in a real Prometheus, the OpenAPI document
+test-stores: ## the contract and the API on real object stores, the metrics in a real Prometheus, the OpenAPI document, the manifests
 	sh test/install
 	sh test/tools.sh
 	go test -tags $(TAGS),integration -count=1 -timeout 25m -run 'Integration|RealStores' .
@@ -74,8 +77,8 @@ test-torture: ## the long form: at least 100 power cuts, 200 replays, ten minute
 bench: ## measure beside the peers, into bench/results (root; about half an hour)
 	bench/run
 
-docker-build: ## build the image pagewright-storage:VERSION
-	DOCKER_BUILDKIT=1 docker build --build-arg VERSION=$(VERSION) -t pagewright-storage:$(VERSION) -t pagewright-storage:latest .
+docker-build: ## build the image pagewright-storage:VERSION, of the same BACKENDS as build
+	DOCKER_BUILDKIT=1 docker build --build-arg VERSION=$(VERSION) --build-arg TAGS=$(TAGS) -t pagewright-storage:$(VERSION) -t pagewright-storage:latest .
 
 docker-up: ## build and start the service and an NFS server, on port 8080 (compose.yaml)
 	VERSION=$(VERSION) deploy/compose up -d --build
