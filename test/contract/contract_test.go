@@ -1,4 +1,5 @@
-// Package contract holds the OpenAPI document against what the service answers.
+// Package contract holds the OpenAPI document against what the service answers,
+// and the manifests of deploy against what Kubernetes and systemd know.
 // It is a module of its own: what it needs never enters the service.
 package contract
 
