@@ -70,7 +70,7 @@ func newGCSBucket(ctx context.Context, conf gcsConfig) (*gcsBucket, error) {
 		return nil, fmt.Errorf("GOOGLE_APPLICATION_CREDENTIALS: there are no application default credentials: %w", err)
 	}
 	client, err := storage.NewClient(ctx, append(options,
-		option.WithHTTPClient(&http.Client{Transport: transport}), storage.WithJSONReads())...)
+		option.WithHTTPClient(&http.Client{Transport: gcsTransport{transport}}), storage.WithJSONReads())...)
 	if err != nil {
 		return nil, fmt.Errorf("the client of Google Cloud Storage cannot be made: %w", err)
 	}
@@ -171,7 +171,8 @@ func (b *gcsBucket) get(ctx context.Context, key, etag string, offset, length in
 		}
 		object = object.If(storage.Conditions{GenerationMatch: generation})
 	}
-	r, err := object.NewRangeReader(ctx, offset, length)
+	read := &gcsRead{}
+	r, err := object.NewRangeReader(read.counted(ctx), offset, length)
 	if err != nil {
 		return nil, objectInfo{}, gcsError(err)
 	}
@@ -183,7 +184,8 @@ func (b *gcsBucket) get(ctx context.Context, key, etag string, offset, length in
 		r.Close()
 		return nil, objectInfo{}, fmt.Errorf("%w: %s", ErrPrecondition, key)
 	}
-	return r, info, nil
+	read.ReadCloser = r
+	return read, info, nil
 }
 
 // stat implements bucket.
