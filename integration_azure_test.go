@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"syscall"
 	"testing"
 )
 
@@ -14,11 +15,13 @@ const (
 	azuriteKey     = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
 
-// startAzurite starts Azurite over its memory.
+// startAzurite starts Azurite over a directory. It writes down where the blobs
+// are only every few seconds, and when it is told to end: killed, it loses what
+// it acknowledged.
 func startAzurite(t testing.TB) *realStore {
 	server := startProcess(t, "", nil, []string{"node", azuritePath + "/node_modules/azurite/dist/src/blob/main.js",
-		"--blobHost", "127.0.0.1", "--blobPort", "{port}", "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent"})
-	s := &realStore{name: "azurite", server: server, forgets: true, env: map[string]string{
+		"--blobHost", "127.0.0.1", "--blobPort", "{port}", "--location", t.TempDir(), "--skipApiVersionCheck", "--disableTelemetry", "--silent"})
+	s := &realStore{name: "azurite", server: server, ends: syscall.SIGTERM, env: map[string]string{
 		"PAGEWRIGHT_STORAGE_BACKEND": "azure",
 		"PAGEWRIGHT_AZURE_CONTAINER": testBucket,
 		"PAGEWRIGHT_AZURE_PREFIX":    "some/prefix",

@@ -7,11 +7,11 @@ import (
 	"testing"
 )
 
-// startFakeGCS starts fake-gcs-server over its memory.
+// startFakeGCS starts fake-gcs-server over a directory.
 func startFakeGCS(t testing.TB) *realStore {
 	server := startProcess(t, "/_internal/healthcheck", nil,
-		[]string{fakeGCSPath, "-scheme", "http", "-host", "127.0.0.1", "-port", "{port}", "-backend", "memory", "-public-host", "{addr}", "-log-level", "error"})
-	s := &realStore{name: "fake-gcs-server", server: server, forgets: true, cannotSign: true, but: []difference{noDeleteIf}, env: map[string]string{
+		[]string{fakeGCSPath, "-scheme", "http", "-host", "127.0.0.1", "-port", "{port}", "-backend", "filesystem", "-filesystem-root", t.TempDir(), "-public-host", "{addr}", "-log-level", "error"})
+	s := &realStore{name: "fake-gcs-server", server: server, cannotSign: true, but: []difference{noDeleteIf}, env: map[string]string{
 		"PAGEWRIGHT_STORAGE_BACKEND": "gcs",
 		"PAGEWRIGHT_GCS_BUCKET":      testBucket,
 		"PAGEWRIGHT_GCS_PREFIX":      "some/prefix",

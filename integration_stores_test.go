@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -54,27 +56,16 @@ func TestRealStoresThroughTheFrontDoor(t *testing.T) {
 	})
 }
 
-// lossyProxy stands before a store and drops every nth reply to a write, after
-// the store has done it.
-func lossyProxy(t *testing.T, to string, n int64) (proxy string, dropped *atomic.Int64) {
+// storeProxy stands before a store and hands each of its replies to modify.
+func storeProxy(t *testing.T, to string, modify func(*http.Response) error) (proxy string) {
 	t.Helper()
 	target, err := url.Parse(to)
 	if err != nil {
 		t.Fatal(err)
 	}
-	dropped = &atomic.Int64{}
-	var writes atomic.Int64
 	p := httputil.NewSingleHostReverseProxy(target)
-	p.ModifyResponse = func(resp *http.Response) error {
-		switch resp.Request.Method {
-		case http.MethodPut, http.MethodPost:
-			if writes.Add(1)%n == 0 {
-				dropped.Add(1)
-				panic(http.ErrAbortHandler)
-			}
-		}
-		return nil
-	}
+	p.ModifyResponse = modify
+	p.FlushInterval = -1 // a body that is cut has begun
 	p.ErrorLog = httpDiscard
 	direct := p.Director
 	p.Director = func(r *http.Request) { // the signature is of the host that the client asked
@@ -84,7 +75,25 @@ func lossyProxy(t *testing.T, to string, n int64) (proxy string, dropped *atomic
 	}
 	server := httptest.NewServer(p)
 	t.Cleanup(server.Close)
-	return server.URL, dropped
+	return server.URL
+}
+
+// lossyProxy stands before a store and drops every nth reply to a write, after
+// the store has done it.
+func lossyProxy(t *testing.T, to string, n int64) (proxy string, dropped *atomic.Int64) {
+	t.Helper()
+	dropped = &atomic.Int64{}
+	var writes atomic.Int64
+	return storeProxy(t, to, func(resp *http.Response) error {
+		switch resp.Request.Method {
+		case http.MethodPut, http.MethodPost:
+			if writes.Add(1)%n == 0 {
+				dropped.Add(1)
+				panic(http.ErrAbortHandler)
+			}
+		}
+		return nil
+	}), dropped
 }
 
 // postEntries lets 8 clients append 25 entries each to one build over two
@@ -162,13 +171,11 @@ func putBuild(service, id string, data []byte) (int, error) {
 	return resp.StatusCode, err
 }
 
-// The store is killed and started again under load: no acknowledged write is
+// The store is killed, or ended where s.ends says so, and started again under load: no acknowledged write is
 // lost, errors are 503, and the service recovers by itself.
 func TestRealStoresRestart(t *testing.T) {
 	eachStore(t, func(t *testing.T, s *realStore) {
-		if s.forgets {
-			t.Log("this server keeps nothing over a restart: the errors and the recovery are looked at alone")
-		}
+		signal := cmp.Or(s.ends, syscall.SIGKILL)
 		service := s.service(t, "")
 		var acknowledged sync.Map
 		var count, refused atomic.Int64
@@ -201,7 +208,7 @@ func TestRealStoresRestart(t *testing.T) {
 			})
 		}
 		waitFor(t, "uploads", func() bool { return count.Load() >= 10 })
-		s.server.kill()
+		s.server.end(signal)
 		waitFor(t, "refusals", func() bool { return refused.Load() >= 6 })
 		waitFor(t, "/ready to say so", func() bool { return getStatus(service.url()+"/ready") == 503 })
 		if got := getStatus(service.url() + "/health"); got != 200 {
@@ -209,10 +216,6 @@ func TestRealStoresRestart(t *testing.T) {
 		}
 		before := count.Load()
 		s.server.start()
-		if s.forgets {
-			s.prepare(t)
-			acknowledged.Clear()
-		}
 		waitFor(t, "uploads again", func() bool { return count.Load() >= before+10 })
 		waitFor(t, "/ready to recover", func() bool { return getStatus(service.url()+"/ready") == 200 })
 		end()
@@ -225,7 +228,7 @@ func TestRealStoresRestart(t *testing.T) {
 			}
 			return true
 		})
-		t.Logf("%d uploads acknowledged (%d before the restart), %d refused with 503, %d looked at", count.Load(), before, refused.Load(), n)
+		t.Logf("%d uploads acknowledged (%d before the restart by %q), %d refused with 503, %d looked at", count.Load(), before, signal, refused.Load(), n)
 	})
 }
 

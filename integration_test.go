@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -29,7 +30,7 @@ type realStore struct {
 	but    []difference
 
 	prepare    func(t testing.TB)     // makes the bucket
-	forgets    bool                   // keeps nothing over a restart
+	ends       syscall.Signal         // what ends it in the test of a restart; 0: SIGKILL
 	cannotSign bool                   // its credentials sign no URLs
 	unfinished func(t testing.TB) int // number of uploads under way; nil: it does not tell
 }
@@ -185,9 +186,12 @@ func (s *storeServer) start() {
 }
 
 // kill ends the server as a power cut would, for the process.
-func (s *storeServer) kill() {
+func (s *storeServer) kill() { s.end(syscall.SIGKILL) }
+
+// end sends a signal to the server and waits for its end.
+func (s *storeServer) end(signal syscall.Signal) {
 	if s.cmd != nil && s.cmd.Process != nil {
-		_ = s.cmd.Process.Kill()
+		_ = s.cmd.Process.Signal(signal)
 		<-s.done
 	}
 }

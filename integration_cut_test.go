@@ -1,0 +1,116 @@
+//go:build integration
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"sync/atomic"
+	"syscall"
+	"testing"
+)
+
+// cutter is what a proxy does to the replies of a store that bear a build: it
+// ends the connection too early.
+type cutter struct {
+	times atomic.Int64 // replies that are still to be cut
+	after atomic.Int64 // percent of the body that go through before, or the first byte alone, or nothing
+	cut   atomic.Int64 // replies that were cut
+}
+
+const firstByte, nothing = 0, -1 // of cutter.after
+
+func (c *cutter) modify(resp *http.Response) error {
+	if resp.Request.Method != http.MethodGet || resp.Header.Get("Content-Type") != artifactType || c.times.Add(-1) < 0 {
+		return nil
+	}
+	c.cut.Add(1)
+	after := c.after.Load()
+	if after == nothing {
+		panic(http.ErrAbortHandler)
+	}
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(io.LimitReader(resp.Body, max(1, resp.ContentLength*after/100)), errReader{errors.New("cut")}), resp.Body}
+	return nil
+}
+
+// A download that the store breaks off ends short at the client, or is an error:
+// it is never taken for whole. An SDK may go on where it was, and then the bytes
+// are the right ones; where the store breaks off every reply that ends too.
+func TestRealStoresCutDownload(t *testing.T) {
+	data := body(largeBody, 5)
+	eachStore(t, func(t *testing.T, s *realStore) {
+		c := &cutter{}
+		service := s.service(t, storeProxy(t, s.server.url(), c.modify))
+		if status, err := putBuild(service.url(), "b", data); status != 201 {
+			t.Fatal(status, err)
+		}
+		for _, cut := range []struct {
+			name         string
+			times, after int64
+		}{
+			{"once in the middle", 1, 50},
+			{"once after a byte", 1, firstByte},
+			{"once before it begins", 1, nothing},
+			{"always in the middle", 1 << 40, 50},
+			{"always after a byte", 1 << 40, firstByte},
+			{"always before it begins", 1 << 40, nothing},
+		} {
+			t.Run(cut.name, func(t *testing.T) {
+				c.after.Store(cut.after)
+				cutDownload(t, service.url(), c, cut.times, "", 200, data)
+				cutDownload(t, service.url(), c, cut.times, "bytes=1000000-8999999", 206, data[1_000_000:9_000_000])
+			})
+		}
+	})
+}
+
+// cutDownload downloads while c cuts, and once more when it does not.
+func cutDownload(t *testing.T, service string, c *cutter, times int64, value string, status int, want []byte) {
+	t.Helper()
+	c.cut.Store(0)
+	c.times.Store(times)
+	got, answered, err := downloadPart(service, value)
+	c.times.Store(0)
+	short := errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
+	switch {
+	case answered == http.StatusServiceUnavailable && err == nil:
+	case answered == 0 && errors.Is(err, io.EOF): // the connection ended before any of it was sent
+	case answered != status:
+		t.Errorf("status %d, %v", answered, err)
+	case !bytes.HasPrefix(want, got):
+		t.Errorf("%d bytes that are not those of the build", len(got))
+	case err == nil && times == 1 && len(got) == len(want): // it went on
+	case !short:
+		t.Errorf("%d bytes of %d came, and the error is %v", len(got), len(want), err)
+	}
+	if c.cut.Load() == 0 {
+		t.Error("no reply of the store was cut")
+	}
+	t.Logf("%d replies of the store cut: status %d, %d bytes of %d, %v", c.cut.Load(), answered, len(got), len(want), err)
+	if got, answered, err := downloadPart(service, value); err != nil || answered != status || !bytes.Equal(got, want) {
+		t.Errorf("when nothing is cut: status %d, %d bytes of %d, %v", answered, len(got), len(want), err)
+	}
+}
+
+// downloadPart returns what comes of the build, and why it ended if not at its end.
+func downloadPart(service, value string) (got []byte, status int, err error) {
+	req, err := http.NewRequest(http.MethodGet, service+"/sites/s/artifacts/b", nil)
+	if err != nil {
+		return nil, 0, err
+	}
+	if value != "" {
+		req.Header.Set("Range", value)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer resp.Body.Close()
+	got, err = io.ReadAll(resp.Body)
+	return got, resp.StatusCode, err
+}
