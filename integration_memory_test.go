@@ -1,0 +1,185 @@
+//go:build integration
+
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"regexp"
+	"strconv"
+	"sync"
+	"testing"
+)
+
+// memoryLarge, if set, makes the bodies as large as builds get: that takes
+// minutes, of fake-gcs-server more, and 20 GB of disk.
+const memoryLarge = "STORAGE_MEMORY_LARGE"
+
+// The memory that the service needs over a store follows from its configuration
+// and the number of requests, not from the size of the builds.
+func TestRealStoresMemory(t *testing.T) {
+	const (
+		together = 20
+		slack    = 64 << 20 // connections, and what the SDKs hold
+		// The collector lets garbage grow to as much as is in use.
+		garbage = 2
+	)
+	kinds := map[string]struct {
+		size         string // the variable
+		part         int64  // as small as the kind of store allows, and the emulator is quick with
+		ahead, ofOne int64  // parts sent while their uploads read on: over all uploads, and of one
+	}{
+		"s3":    {"S3_PART_SIZE", 5 << 20, 16, 4},
+		"azure": {"AZURE_PART_SIZE", 5 << 20, 16, 4},
+		"gcs":   {"GCS_CHUNK_SIZE", 8 << 20, 0, 0}, // fake-gcs-server hashes all that it has with each chunk
+	}
+	one, each := int64(256<<20), int64(32<<20)
+	if os.Getenv(memoryLarge) != "" {
+		one, each = 1<<30, 256<<20
+	}
+	eachStore(t, func(t *testing.T, s *realStore) {
+		k := kinds[s.env[envPrefix+"STORAGE_BACKEND"]]
+		s = s.with(map[string]string{envPrefix + k.size: strconv.FormatInt(k.part, 10)})
+		for _, c := range []struct {
+			count int
+			size  int64
+			up    int64 // the bound of an upload
+		}{
+			{1, one, garbage*k.part*(1+k.ofOne) + slack},
+			{together, each, garbage*k.part*(together+k.ahead) + slack},
+		} {
+			sums := make([][]byte, c.count)
+			path := func(i int) string { return fmt.Sprintf("/sites/of%d/artifacts/%d", c.count, i) }
+			measureMemory(t, s, fmt.Sprintf("%d up, %d MiB", c.count, c.size>>20), c.count, c.up, func(url string, i int, meet func()) error {
+				f := &flow{left: c.size, source: rand.NewChaCha8([32]byte{byte(i), byte(c.count)}), hash: sha256.New(), meet: meet}
+				err := sendFlow(url+path(i), f, i%2 == 1)
+				sums[i] = f.hash.Sum(nil)
+				return err
+			})
+			measureMemory(t, s, fmt.Sprintf("%d down, %d MiB", c.count, c.size>>20), c.count, slack, func(url string, i int, meet func()) error {
+				sum, err := receiveFlow(url+path(i), meet)
+				if err == nil && !bytes.Equal(sum, sums[i]) {
+					err = errors.New("other bytes came back than were sent")
+				}
+				return err
+			})
+		}
+	})
+}
+
+// measureMemory runs count requests at once against a service process of its
+// own, and holds the most memory that it had against the bound. A request calls
+// meet once its body flows, and goes on when all have come as far.
+func measureMemory(t *testing.T, s *realStore, name string, count int, bound int64, request func(url string, i int, meet func()) error) {
+	t.Helper()
+	service := s.service(t, "")
+	defer service.kill()
+	status := fmt.Sprintf("/proc/%d/", service.cmd.Process.Pid)
+	if err := os.WriteFile(status+"clear_refs", []byte("5"), 0); err != nil { // the peak counts from here on
+		t.Fatal(err)
+	}
+	idle := memoryOf(t, status+"status", "VmRSS")
+	var begun, done sync.WaitGroup
+	begun.Add(count)
+	for i := range count {
+		done.Go(func() {
+			arrive := sync.OnceFunc(begun.Done)
+			defer arrive() // also if it fails: nobody waits for it then
+			if err := request(service.url(), i, func() { arrive(); begun.Wait() }); err != nil {
+				t.Errorf("%s: build %d: %v", name, i, err)
+			}
+		})
+	}
+	done.Wait()
+	peak := memoryOf(t, status+"status", "VmHWM")
+	t.Logf("%-17s idle %3d MiB, peak %3d MiB; %3d MiB more, of %3d", name, idle>>20, peak>>20, (peak-idle)>>20, bound>>20)
+	if peak-idle > bound {
+		t.Errorf("%s: the peak is %d MiB above idle, of %d", name, (peak-idle)>>20, bound>>20)
+	}
+}
+
+// memoryOf reads a size out of /proc/PID/status.
+func memoryOf(t *testing.T, status, field string) int64 {
+	t.Helper()
+	text, err := os.ReadFile(status)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(field + `:\s+(\d+) kB`).FindSubmatch(text)
+	if m == nil {
+		t.Fatalf("no %s in %s", field, text)
+	}
+	kb, err := strconv.ParseInt(string(m[1]), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kb << 10
+}
+
+// flow is a body that is made while it is read, and is never held as a whole.
+type flow struct {
+	left   int64
+	source io.Reader // endless
+	hash   hash.Hash // of what was read
+	meet   func()
+	begun  bool
+}
+
+func (f *flow) Read(p []byte) (int, error) {
+	if f.left == 0 {
+		return 0, io.EOF
+	}
+	if f.begun {
+		f.meet()
+	}
+	f.begun = true
+	n, err := f.source.Read(p[:min(int64(len(p)), f.left)])
+	f.hash.Write(p[:n])
+	f.left -= int64(n)
+	return n, err
+}
+
+func sendFlow(url string, f *flow, chunked bool) error {
+	req, err := http.NewRequest(http.MethodPut, url, f)
+	if err != nil {
+		return err
+	}
+	if !chunked {
+		req.ContentLength = f.left
+	}
+	resp, err := http.DefaultClient.Do(req) // with no timeout: a large body takes long
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if answer, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusCreated {
+		return fmt.Errorf("status %d, %s %v", resp.StatusCode, answer, err)
+	}
+	return nil
+}
+
+// receiveFlow returns the hash of a build.
+func receiveFlow(url string, meet func()) ([]byte, error) {
+	resp, err := http.Get(url)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("status %d", resp.StatusCode)
+	}
+	h := sha256.New()
+	if _, err := io.CopyN(h, resp.Body, 1<<20); err != nil {
+		return nil, err
+	}
+	meet()
+	_, err = io.Copy(h, resp.Body)
+	return h.Sum(nil), err
+}
