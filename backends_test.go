@@ -35,6 +35,9 @@ func TestHalfConfigured(t *testing.T) {
 				t.Setenv(name, value)
 			}
 			_, err := runWith(nil, c.vars...)
+			if err != nil && strings.HasSuffix(err.Error(), "this binary was built without it") {
+				t.Skip(err)
+			}
 			if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%v does not name %s in one line", err, c.want)
 			}

@@ -12,8 +12,9 @@ import (
 //
 // An object is only ever replaced whole: readers see the old one or the new
 // one. Errors wrap the sentinels of backend.go, or errConflict. All methods are
-// safe for concurrent use. They end when ctx does, and a store that moves no
-// byte for storeStall ends them with ErrUnavailable.
+// safe for concurrent use. They end when ctx does, and with ErrUnavailable
+// when the store moves no byte for storeStall, or for a few of them in a row
+// where the SDK asks again.
 type bucket interface {
 	// put stores what body yields up to io.EOF under key, in bounded memory.
 	// size is the number of bytes, or -1. Any other error of body, whatever it
