@@ -135,6 +135,8 @@ func (c *Config) check() error {
 		return bad("STORAGE_BACKEND", c.StorageBackend, "must be nfs, s3, azure or gcs")
 	case c.StorageBackend == "nfs" && c.NFSBasePath == "":
 		return bad("NFS_BASE_PATH", "", "must name a directory")
+	case c.StorageBackend == "nfs" && c.DownloadRedirect:
+		return bad("DOWNLOAD_REDIRECT", true, "a directory has no URLs to redirect to")
 	case c.MaxUploads < 1 || c.MaxUploads > maxConnections:
 		return bad("MAX_UPLOADS", c.MaxUploads, fmt.Sprintf("must be from 1 to %d", maxConnections))
 	case c.MaxConnsPerIP < 0:

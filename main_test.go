@@ -77,6 +77,7 @@ func TestStartRefuses(t *testing.T) {
 		{"size negative", nil, []string{"MAX_ARTIFACT_SIZE=-1"}, []string{"PAGEWRIGHT_MAX_ARTIFACT_SIZE", "-1"}},
 		{"timeout without a unit", nil, []string{"STALL_TIMEOUT=30"}, []string{"PAGEWRIGHT_STALL_TIMEOUT", "30", "unit"}},
 		{"timeout too short", nil, []string{"STALL_TIMEOUT=1ms"}, []string{"PAGEWRIGHT_STALL_TIMEOUT", "1ms"}},
+		{"redirects of a directory", nil, []string{base, "DOWNLOAD_REDIRECT=true"}, []string{"PAGEWRIGHT_DOWNLOAD_REDIRECT", "directory"}},
 		{"no uploads", nil, []string{"MAX_UPLOADS=0"}, []string{"PAGEWRIGHT_MAX_UPLOADS", "0"}},
 		{"log level", nil, []string{"LOG_LEVEL=loud"}, []string{"PAGEWRIGHT_LOG_LEVEL", "loud", "debug, info"}},
 		{"log format", nil, []string{"LOG_FORMAT=xml"}, []string{"PAGEWRIGHT_LOG_FORMAT", "xml"}},

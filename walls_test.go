@@ -27,7 +27,7 @@ var walls = []struct {
 	{"github.com/KimMachineGun/", "main", "limits of the container are the program's business"},
 	{"net", "main server conn listener config objectnet peers profile", "sockets are the HTTP side's"},
 	{"os/exec", "", "the service starts no other program"},
-	{"net/http", "objectnet s3 azure gcs profile", "fasthttp is the one HTTP server; net/http is the SDKs' client, and the profiler's server"},
+	{"net/http", "objectnet azure gcs gcsread profile", "fasthttp is the one HTTP server; net/http is the SDKs' client, and the profiler's server"},
 	{"github.com/aws/", "s3", "each SDK is known by its one file"},
 	{"github.com/Azure/", "azure azuresign", "each SDK is known by its one file, or two"},
 	{"cloud.google.com/", "gcs", "each SDK is known by its one file"},
