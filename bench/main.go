@@ -95,15 +95,20 @@ func run() error {
 		close()
 		os.Exit(130)
 	}()
+	if err := os.MkdirAll(*out, 0o755); err != nil {
+		return err
+	}
 	start := time.Now()
-	failed := b.loads(*only)
-	b.Seconds = time.Since(start).Seconds()
-	return errors.Join(failed, os.MkdirAll(*out, 0o755), b.save(filepath.Join(*out, "results.json")), b.report(*out))
+	return b.loads(*only, func() error {
+		b.Seconds = time.Since(start).Seconds()
+		return errors.Join(b.save(filepath.Join(*out, "results.json")), b.report(*out))
+	})
 }
 
-// loads runs them one after the other. One that fails does not keep the others
-// from being run and told of.
-func (b *bench) loads(only string) error {
+// loads runs them one after the other, and has write write the report after
+// each: a run that is cut keeps what it has. One that fails does not keep the
+// others from being run and told of.
+func (b *bench) loads(only string, write func() error) error {
 	var failed []error
 	all := []struct {
 		name string
@@ -121,6 +126,9 @@ func (b *bench) loads(only string) error {
 		start := time.Now()
 		if err := l.run(); err != nil {
 			failed = append(failed, fmt.Errorf("%s: %w", l.name, err))
+		}
+		if err := write(); err != nil {
+			return errors.Join(append(failed, err)...)
 		}
 		fmt.Fprintf(os.Stderr, "%-12s %4.0f s\n", l.name, time.Since(start).Seconds())
 	}
