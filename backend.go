@@ -154,6 +154,12 @@ type Sized interface {
 	Size() int64
 }
 
+// Placed is what a reader passed to StoreArtifact may offer: to be told when a
+// place for n more of its bytes was taken in the store, before they are read.
+type Placed interface {
+	Placed(n int64)
+}
+
 // ArtifactInfo describes a stored artifact.
 type ArtifactInfo struct {
 	Size    int64

@@ -16,7 +16,7 @@ var (
 // requestBody is the body of one request as a Backend reads it. It yields
 // exactly the body or fails: with errBodyCut, errStalled, errTooLarge,
 // errEmptyBody or the error of took, never with one that could be taken for its
-// end. It is a FileMover and Sized.
+// end. It is a FileMover, Sized and Placed.
 type requestBody struct {
 	conn   *conn
 	stream io.Reader // fasthttp's, which knows about chunks and what it has buffered
@@ -24,6 +24,7 @@ type requestBody struct {
 	limit  int64     // bytes allowed; 0: any
 	read   int64
 	took   func(int64) error // told of what was read; may end the body; nil: nobody is
+	placed func(int64)       // told of what is allocated for what is to be read; nil: nobody is
 	err    error             // the client's fault, and final
 	ended  bool              // the whole body was read
 	slab   []byte
@@ -68,6 +69,13 @@ func (b *requestBody) close() {
 
 // Size implements Sized.
 func (b *requestBody) Size() int64 { return b.size }
+
+// Placed implements Placed.
+func (b *requestBody) Placed(n int64) {
+	if b.placed != nil {
+		b.placed(n)
+	}
+}
 
 // Read implements io.Reader.
 func (b *requestBody) Read(p []byte) (int, error) {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -19,7 +20,8 @@ import (
 // sizedStore is a directory of total bytes.
 type sizedStore struct {
 	*nfs
-	total int64
+	total  int64
+	blocks bool // count what is allocated, as statfs(2) does, not what is written
 }
 
 func (s *sizedStore) Space() (Space, error) {
@@ -37,7 +39,11 @@ func (s *sizedStore) count() (Space, error) {
 			return err
 		}
 		info, err := d.Info()
-		if err == nil {
+		switch {
+		case err != nil:
+		case s.blocks:
+			left -= info.Sys().(*syscall.Stat_t).Blocks * 512
+		default:
 			left -= info.Size()
 		}
 		return err
@@ -51,7 +57,7 @@ func startSized(t *testing.T, total int64, vars ...string) *testServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, _ := startBackend(t, &sizedStore{n, total}, vars...)
+	s, _ := startBackend(t, &sizedStore{nfs: n, total: total}, vars...)
 	s.dir = n.base
 	return s
 }
@@ -94,6 +100,29 @@ func TestUploadsUnderWayHaveTheirSpace(t *testing.T) {
 		t.Errorf("the upload under way: %v", got)
 	}
 	s.put(t, 507, "/sites/a/artifacts/c", "x")
+}
+
+// What is allocated ahead of the bytes is not missing twice.
+func TestUploadsUnderWayHaveTheirSpaceOnce(t *testing.T) {
+	n, err := openNFS(t.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _ := startBackend(t, &sizedStore{nfs: n, total: 10 << 20, blocks: true}, "MIN_FREE_SPACE=1MiB")
+	s.dir = n.base
+	r, w := io.Pipe()
+	done := make(chan any, 1)
+	go func() { done <- statusOr(s.try(request{"PUT", "/sites/a/artifacts/slow", sized{r, 6 << 20}, nil})) }()
+	_, _ = w.Write(randomBytes(2 << 20))
+	waitForTemp(t, s)
+	s.put(t, 507, "/sites/a/artifacts/b", randomBytes(3<<20+1)) // 6 MiB are promised, and 1 MiB is kept free
+	s.put(t, 201, "/sites/a/artifacts/b", randomBytes(2<<20))
+	s.put(t, 507, "/sites/a/artifacts/c", randomBytes(1<<20+1))
+	_, _ = w.Write(randomBytes(4 << 20))
+	w.Close()
+	if got := <-done; got != 201 {
+		t.Errorf("the upload under way: %v", got)
+	}
 }
 
 func TestAnUploadThatFailedGivesItsSpaceBack(t *testing.T) {

@@ -28,8 +28,9 @@ type reserve struct {
 
 // claim is the part of an upload in a reserve. A nil claim limits nothing.
 type claim struct {
-	r    *reserve
-	rest int64
+	r     *reserve
+	rest  int64 // yet to be written, and without a place
+	ahead int64 // yet to be written where a place is allocated: not free any more
 }
 
 // admit makes room for an upload of size bytes, -1 if that is not known, or
@@ -45,7 +46,28 @@ func (r *reserve) admit(size int64) (*claim, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.claimed += size
-	return &claim{r, size}, nil
+	return &claim{r: r, rest: size}, nil
+}
+
+// placed is told that n bytes of what is yet to come were allocated. The store
+// does not count them as free from now on: with the claim they would be missing
+// twice.
+func (c *claim) placed(n int64) {
+	if c == nil {
+		return
+	}
+	c.r.mu.Lock()
+	defer c.r.mu.Unlock()
+	c.ahead += n
+	c.use(n)
+}
+
+// use turns what was claimed into what is written. The caller holds the lock.
+func (c *claim) use(n int64) {
+	known := min(n, c.rest)
+	c.rest -= known
+	c.r.claimed -= known
+	c.r.written += n
 }
 
 // took is told that n bytes of the upload have been written, and fails with
@@ -55,10 +77,9 @@ func (c *claim) took(n int64) error {
 		return nil
 	}
 	c.r.mu.Lock()
-	known := min(n, c.rest)
-	c.rest -= known
-	c.r.claimed -= known
-	c.r.written += n
+	known := min(n, c.ahead)
+	c.ahead -= known
+	c.use(n - known)
 	c.r.mu.Unlock()
 	if err := c.r.check(0); errors.Is(err, ErrNoSpace) {
 		return err

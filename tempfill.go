@@ -31,7 +31,7 @@ func (t *tempFile) Write(p []byte) (int, error) {
 
 // ReadFrom appends what r yields up to io.EOF, by r's own MoveTo if it is a
 // FileMover. If r is Sized, "no space" is known before r is read, and another
-// number of bytes is an error. An error of r is wrapped.
+// number of bytes is an error. If it is Placed, it is told of what is allocated. An error of r is wrapped.
 func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
 	size := int64(-1)
 	if s, ok := r.(Sized); ok {
@@ -46,10 +46,15 @@ func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
 		defer t.disk.copyBuffers.Put(buf)
 		mover = copier{r, buf[:]}
 	}
+	placed, _ := r.(Placed)
 	start := t.size
 	for {
+		before := t.reserved
 		if err := t.reserve(size); err != nil {
 			return t.size - start, err
+		}
+		if placed != nil && t.reserved > before {
+			placed.Placed(t.reserved - before)
 		}
 		n, err := mover.MoveTo(t.f, moveSize)
 		t.size += n

@@ -41,7 +41,7 @@ func (s *service) putArtifact(ctx *fasthttp.RequestCtx) {
 	c := ctx.Conn().(*conn)
 	body := openBody(c, ctx.RequestBodyStream(), up.size, int64(s.cfg.MaxArtifactSize), true)
 	defer body.close()
-	body.took = room.took
+	body.took, body.placed = room.took, room.placed
 	start := time.Now()
 	info, err := s.store(up, body)
 	s.metrics.call(callStore, start, err)

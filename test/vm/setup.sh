@@ -10,6 +10,8 @@ cache=$1
 mkdir -p "$cache"
 PATH=$PATH:/usr/sbin:/sbin
 export DEBIAN_FRONTEND=noninteractive
+exec 9>"$cache/lock"
+flock 9 # several packages of tests begin at once
 
 if [ "$(uname -m)" != x86_64 ] || ! command -v apt-get >/dev/null; then
 	echo "setup.sh: needs Debian or a relative of it on x86_64" >&2
