@@ -14,7 +14,7 @@ import (
 const (
 	lowWater    = 512 << 10        // bytes the kernel collects before it wakes the reader of a large body
 	stallBytes  = 4 << 10          // bytes a peer must move within the stall timeout
-	sendStep    = 4 << 20          // bytes of a download under one deadline
+	sendStep    = 1 << 30          // bytes of a download handed to the kernel at once: with 4 MiB, a quarter more CPU for one alone
 	lingerTime  = 10 * time.Second // how long an early answer waits for its client to stop sending
 	lingerQuiet = 2 * time.Second  // a client silent for so long has stopped
 )
