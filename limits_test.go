@@ -53,12 +53,18 @@ func (s *sizedStore) count() (Space, error) {
 
 func startSized(t *testing.T, total int64, vars ...string) *testServer {
 	t.Helper()
-	n, err := openNFS(t.TempDir(), slog.New(slog.DiscardHandler))
-	if err != nil {
+	return startOn(t, &sizedStore{total: total}, vars...)
+}
+
+// startOn serves store over a new directory.
+func startOn(t *testing.T, store *sizedStore, vars ...string) *testServer {
+	t.Helper()
+	var err error
+	if store.nfs, err = openNFS(t.TempDir(), slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
-	s, _ := startBackend(t, &sizedStore{nfs: n, total: total}, vars...)
-	s.dir = n.base
+	s, _ := startBackend(t, store, vars...)
+	s.dir = store.base
 	return s
 }
 
@@ -104,12 +110,7 @@ func TestUploadsUnderWayHaveTheirSpace(t *testing.T) {
 
 // What is allocated ahead of the bytes is not missing twice.
 func TestUploadsUnderWayHaveTheirSpaceOnce(t *testing.T) {
-	n, err := openNFS(t.TempDir(), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, _ := startBackend(t, &sizedStore{nfs: n, total: 10 << 20, blocks: true}, "MIN_FREE_SPACE=1MiB")
-	s.dir = n.base
+	s := startOn(t, &sizedStore{total: 10 << 20, blocks: true}, "MIN_FREE_SPACE=1MiB")
 	r, w := io.Pipe()
 	done := make(chan any, 1)
 	go func() { done <- statusOr(s.try(request{"PUT", "/sites/a/artifacts/slow", sized{r, 6 << 20}, nil})) }()

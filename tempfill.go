@@ -31,7 +31,8 @@ func (t *tempFile) Write(p []byte) (int, error) {
 
 // ReadFrom appends what r yields up to io.EOF, by r's own MoveTo if it is a
 // FileMover. If r is Sized, "no space" is known before r is read, and another
-// number of bytes is an error. If it is Placed, it is told of what is allocated. An error of r is wrapped.
+// number of bytes is an error. If it is Placed, it is told of what is allocated.
+// An error of r is wrapped.
 func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
 	size := int64(-1)
 	if s, ok := r.(Sized); ok {
