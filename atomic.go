@@ -127,7 +127,7 @@ func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
 // once: there the promise is the mount's, not ours.
 func (d *disk) syncDir(dir *os.File) error {
 	start := time.Now()
-	err := uninterrupted(func() error { return unix.Fsync(int(dir.Fd())) })
+	err := fsync(dir)
 	d.metrics.dirSync.UpdateDuration(start)
 	return d.dirSynced(dir, err)
 }
@@ -277,7 +277,7 @@ func (t *tempFile) seal() (unix.Stat_t, error) {
 // syncDir makes the new name of the file durable: the syncDir of its directory.
 func (t *tempFile) syncDir() error {
 	start := time.Now()
-	err := t.disk.syncs.sync(t.dir, t.stat.Dev, t.since)
+	err := t.disk.syncs.syncDir(t.dir, t.stat.Dev, t.since)
 	t.disk.metrics.dirSync.UpdateDuration(start)
 	return t.disk.dirSynced(t.dir, err)
 }

@@ -11,15 +11,16 @@ import (
 )
 
 const (
-	shareFrom = 24                     // syncs at once from which sharing costs less than it waits
-	slowSync  = 300 * time.Microsecond // for each who shares one: if it takes longer, sharing does not pay
+	shareFrom = 16                     // files that wait at once from which sharing costs less than it waits
+	slowRound = 100 * time.Millisecond // a shared sync that takes longer waits for the data of others
 	slowPause = time.Second            // after which it is tried again
 )
 
 // syncs makes writes durable: each by fsync(2) of its own or, when many wait at
-// once, all of them by one syncfs(2), which a journalling file system answers
-// with one commit. The rest of the order of atomic.go is the same: a shared
-// sync only starts after those who share it have asked for it.
+// once, those of many files by one syncfs(2), which a journalling file system
+// answers with one commit, and those of one directory by one fsync(2). The order
+// of atomic.go stays: a shared sync only starts after those who share it have
+// asked for it.
 //
 // What syncfs has against it, and what is done about it:
 //   - It succeeds without syncing on most FUSE mounts, and on a network file
@@ -31,24 +32,24 @@ const (
 //     them, and who syncs compares it with what it was before the first write.
 //   - It succeeds on a file system that an error made read-only, or whose journal
 //     has ended (before Linux 6.13 on ext4), and before 5.17 it ignores what the
-//     journal says. fsync(2) does not: one of the root follows each syncfs.
+//     journal says. The rename and the fsync(2) of the directory, which nobody
+//     shares the syncfs without, fail there.
 //   - It waits for all dirty data, also of others: not used while a large file is
-//     being written, nor for slowPause after it took long. Where the disk is slow
-//     and not the CPU, many fsyncs at once share commits of the journal as well
-//     and overlap better.
+//     being written, nor for slowPause after it took long.
 type syncs struct {
 	root     *os.File // of the store, open from the start, so that no error is older; nil: nothing is shared
 	dev      uint64
-	waiting  atomic.Int32 // in sync now
+	waiting  atomic.Int32 // files in sync now
 	large    atomic.Int32 // large files being written
 	failures atomic.Uint64
-	pause    atomic.Int64 // until when nothing is shared, in nanoseconds since the epoch
-	rounds   group[struct{}, error]
-	shared   func(files int) // told of each round; nil: nobody is
+	pause    atomic.Int64 // until when no syncfs is shared, in nanoseconds since the epoch
+	files    group[struct{}, error]
+	dirs     group[*os.File, error] // by inode
+	shared   func(files int)        // told of each shared syncfs; nil: nobody is
 }
 
-// share allows that syncs of files on the file system of root be shared, if it is
-// one on which that is known to be right. It keeps root open, or closes it.
+// share allows that syncs on the file system of root be shared, if it is one on
+// which that is known to be right. It keeps root open, or closes it.
 func (s *syncs) share(root *os.File, fsType int64) {
 	var st unix.Stat_t
 	if fsType != unix.EXT4_SUPER_MAGIC && fsType != unix.XFS_SUPER_MAGIC || !kernelAtLeast(5, 8) || unix.Fstat(int(root.Fd()), &st) != nil {
@@ -58,19 +59,27 @@ func (s *syncs) share(root *os.File, fsType int64) {
 	s.root, s.dev = root, st.Dev
 }
 
-// sync makes f durable, which is a file or directory on device dev. since is
-// what failures was before the work that is to be durable began.
+// sync makes the file f durable, which is on device dev. since is what failures
+// was before the work that is to be durable began.
 func (s *syncs) sync(f *os.File, dev, since uint64) error {
 	waiting := s.waiting.Add(1)
 	defer s.waiting.Add(-1)
 	if s.root == nil || dev != s.dev || waiting < shareFrom || s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load() {
-		return uninterrupted(func() error { return unix.Fsync(int(f.Fd())) })
+		return fsync(f)
 	}
-	err, _ := s.rounds.do("", struct{}{}, s.syncAll)
-	if err == nil && s.failures.Load() != since {
-		err = unix.EIO // it was told to the round before, and may have been ours
+	err, _ := s.files.do("", struct{}{}, s.syncAll)
+	return s.judge(err, since)
+}
+
+// syncDir makes what was done in dir durable, as sync does.
+func (s *syncs) syncDir(dir *os.File, dev, since uint64) error {
+	if s.root == nil || dev != s.dev {
+		return fsync(dir)
 	}
-	return err
+	err, _ := s.dirs.do(strconv.FormatUint(inode(dir), 36), dir, func(dirs []*os.File) error {
+		return s.count(fsync(dirs[0]))
+	})
+	return s.judge(err, since)
 }
 
 func (s *syncs) syncAll(who []struct{}) error {
@@ -79,16 +88,31 @@ func (s *syncs) syncAll(who []struct{}) error {
 	}
 	start := time.Now()
 	err := uninterrupted(func() error { return unix.Syncfs(int(s.root.Fd())) })
-	if err == nil {
-		err = uninterrupted(func() error { return unix.Fsync(int(s.root.Fd())) })
+	if time.Since(start) > slowRound {
+		s.pause.Store(time.Now().Add(slowPause).UnixNano())
 	}
+	return s.count(err)
+}
+
+// count counts the failure of a sync that was shared.
+func (s *syncs) count(err error) error {
 	if err != nil {
 		s.failures.Add(1)
 	}
-	if time.Since(start) > slowSync*time.Duration(len(who)) {
-		s.pause.Store(time.Now().Add(slowPause).UnixNano())
+	return err
+}
+
+// judge is err, or the error that a round since then was told of: it may have
+// been ours.
+func (s *syncs) judge(err error, since uint64) error {
+	if err == nil && s.failures.Load() != since {
+		return unix.EIO
 	}
 	return err
+}
+
+func fsync(f *os.File) error {
+	return uninterrupted(func() error { return unix.Fsync(int(f.Fd())) })
 }
 
 // kernelAtLeast tells whether the kernel is of that version or a later one.

@@ -41,8 +41,34 @@ func TestSyncsAreSharedOnlyWhereThatIsRight(t *testing.T) {
 	f("a file of another file system", unix.EINVAL, func(s *syncs) { s.dev++ })
 	f("the last one was slow", unix.EINVAL, func(s *syncs) { s.pause.Store(time.Now().Add(time.Hour).UnixNano()) })
 	f("an error was told to another", unix.EIO, func(s *syncs) { s.failures.Add(1) })
-	f("the file system has ended, and only fsync tells", unix.EINVAL, func(s *syncs) { s.root = pipe })
 	f("the sync fails", unix.EBADF, func(s *syncs) { s.root.Close() })
+
+	dir := func(name string, want error, change func(s *syncs)) {
+		t.Helper()
+		root, err := os.Open(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		s := &syncs{root: root}
+		var st unix.Stat_t
+		if err := unix.Fstat(int(pipe.Fd()), &st); err != nil {
+			t.Fatal(err)
+		}
+		s.dev = st.Dev
+		since := s.failures.Load()
+		change(s)
+		if err := s.syncDir(pipe, st.Dev, since); !errors.Is(err, want) {
+			t.Errorf("directory: %s: %v, want %v", name, err, want)
+		}
+		counted := s.failures.Load() - since
+		if shared := s.root != nil && s.dev == st.Dev; shared != (counted > 0) {
+			t.Errorf("directory: %s: %d failures counted", name, counted)
+		}
+	}
+	dir("shared, and it fails", unix.EINVAL, func(*syncs) {})
+	dir("of another file system", unix.EINVAL, func(s *syncs) { s.dev++ })
+	dir("nothing is shared", unix.EINVAL, func(s *syncs) { s.root = nil })
 
 	for _, fsType := range []int64{unix.NFS_SUPER_MAGIC, unix.FUSE_SUPER_MAGIC, unix.TMPFS_MAGIC, unix.OVERLAYFS_SUPER_MAGIC} {
 		root, err := os.Open(t.TempDir())
