@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	shareFrom = 16                     // files that wait at once from which sharing costs less than it waits
+	shareFrom = 24                     // syncs at once from which sharing costs less than it waits
 	slowRound = 100 * time.Millisecond // a shared sync that takes longer waits for the data of others
 	slowPause = time.Second            // after which it is tried again
 )
@@ -39,7 +39,7 @@ const (
 type syncs struct {
 	root     *os.File // of the store, open from the start, so that no error is older; nil: nothing is shared
 	dev      uint64
-	waiting  atomic.Int32 // files in sync now
+	waiting  atomic.Int32 // syncs under way
 	large    atomic.Int32 // large files being written
 	failures atomic.Uint64
 	pause    atomic.Int64 // until when no syncfs is shared, in nanoseconds since the epoch
@@ -64,7 +64,7 @@ func (s *syncs) share(root *os.File, fsType int64) {
 func (s *syncs) sync(f *os.File, dev, since uint64) error {
 	waiting := s.waiting.Add(1)
 	defer s.waiting.Add(-1)
-	if s.root == nil || dev != s.dev || waiting < shareFrom || s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load() {
+	if !s.shares(waiting, dev) || s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load() {
 		return fsync(f)
 	}
 	err, _ := s.files.do("", struct{}{}, s.syncAll)
@@ -73,13 +73,20 @@ func (s *syncs) sync(f *os.File, dev, since uint64) error {
 
 // syncDir makes what was done in dir durable, as sync does.
 func (s *syncs) syncDir(dir *os.File, dev, since uint64) error {
-	if s.root == nil || dev != s.dev {
+	waiting := s.waiting.Add(1)
+	defer s.waiting.Add(-1)
+	if !s.shares(waiting, dev) {
 		return fsync(dir)
 	}
 	err, _ := s.dirs.do(strconv.FormatUint(inode(dir), 36), dir, func(dirs []*os.File) error {
 		return s.count(fsync(dirs[0]))
 	})
 	return s.judge(err, since)
+}
+
+// shares tells whether a sync on device dev is shared, of so many under way.
+func (s *syncs) shares(waiting int32, dev uint64) bool {
+	return s.root != nil && dev == s.dev && waiting >= shareFrom
 }
 
 func (s *syncs) syncAll(who []struct{}) error {

@@ -56,17 +56,19 @@ func TestSyncsAreSharedOnlyWhereThatIsRight(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.dev = st.Dev
+		s.waiting.Add(shareFrom)
 		since := s.failures.Load()
 		change(s)
 		if err := s.syncDir(pipe, st.Dev, since); !errors.Is(err, want) {
 			t.Errorf("directory: %s: %v, want %v", name, err, want)
 		}
 		counted := s.failures.Load() - since
-		if shared := s.root != nil && s.dev == st.Dev; shared != (counted > 0) {
+		if shared := s.shares(s.waiting.Load()+1, st.Dev); shared != (counted > 0) {
 			t.Errorf("directory: %s: %d failures counted", name, counted)
 		}
 	}
 	dir("shared, and it fails", unix.EINVAL, func(*syncs) {})
+	dir("few wait", unix.EINVAL, func(s *syncs) { s.waiting.Add(-2) })
 	dir("of another file system", unix.EINVAL, func(s *syncs) { s.dev++ })
 	dir("nothing is shared", unix.EINVAL, func(s *syncs) { s.root = nil })
 

@@ -13,7 +13,7 @@ import (
 
 // colors has one for each server, the same in every chart.
 var colors = map[string]string{
-	pagewright: "#1f6fb4", plain: "#e08020", nginx: "#4a9b4a", nginxCache: "#9fce7f", limit: "#909090", before: "#a9c7e8",
+	pagewright: "#1f6fb4", directory: "#7ab0e0", plain: "#e08020", nginx: "#4a9b4a", nginxCache: "#9fce7f", limit: "#909090", before: "#a9c7e8",
 }
 
 const chartWidth = 760.0

@@ -23,16 +23,17 @@ import (
 // bench is one run.
 type bench struct {
 	results
-	home    string // of wrk/ and results/
-	dir     string // the file system under test
-	scratch string // logs of the servers
-	product string // binaries
-	before  string // another build of the service; empty: none
-	alone   bool   // no peers but that
-	plain   string
-	self    string
-	source  string   // bytes to upload, in memory
-	env     []string // more variables of the product
+	home      string // of wrk/ and results/
+	dir       string // the file system under test
+	scratch   string // logs of the servers
+	product   string // binaries
+	directory string // the build of the service for a directory alone
+	before    string // another build of the service; empty: none
+	alone     bool   // no peers but that
+	plain     string
+	self      string
+	source    string   // bytes to upload, in memory
+	env       []string // more variables of the product
 
 	rounds         int
 	warm, duration time.Duration
@@ -50,6 +51,7 @@ func main() {
 func run() error {
 	b := &bench{}
 	flag.StringVar(&b.product, "product", "../bin/pagewright-storage", "binary of the service")
+	flag.StringVar(&b.directory, "directory", "bin/pagewright-nfs", "binary of the service built with BACKENDS=nfs")
 	flag.StringVar(&b.before, "before", "", "binary of another build of the service, measured in the same run")
 	flag.BoolVar(&b.alone, "alone", false, "without the peers")
 	flag.StringVar(&b.plain, "plain", "bin/plain", "binary of the plain server")

@@ -21,6 +21,7 @@ import (
 // The names of the servers, in the order of the report.
 const (
 	pagewright = "pagewright"
+	directory  = "pagewright, BACKENDS=nfs" // the build for a directory alone
 	plain      = "plain net/http"
 	nginx      = "nginx"
 	nginxCache = "nginx, open_file_cache"
@@ -31,6 +32,7 @@ const (
 // durability of the writes of each.
 var durability = map[string]string{
 	pagewright: "file fsync, rename, directory fsync before the answer",
+	directory:  "file fsync, rename, directory fsync before the answer",
 	plain:      "file fsync, rename, directory fsync before the answer",
 	nginx:      "none: no fsync at all",
 	nginxCache: "none: no fsync at all; answers GET from open files it has kept for up to 60 s",
@@ -106,12 +108,8 @@ func (b *bench) startIn(name, dir string) (s *server, started time.Duration, err
 func (b *bench) command(name, dir string, port int) (*exec.Cmd, error) {
 	address := fmt.Sprintf("127.0.0.1:%d", port)
 	switch name {
-	case pagewright, before:
-		binary := b.product
-		if name == before {
-			binary = b.before
-		}
-		cmd := exec.Command(binary)
+	case pagewright, directory, before:
+		cmd := exec.Command(map[string]string{pagewright: b.product, directory: b.directory, before: b.before}[name])
 		cmd.Env = append(os.Environ(), "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_PORT="+strconv.Itoa(port),
 			"PAGEWRIGHT_NFS_BASE_PATH="+dir, "PAGEWRIGHT_ACCESS_LOG=false")
 		cmd.Env = append(cmd.Env, b.env...)

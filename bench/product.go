@@ -127,22 +127,27 @@ func (b *bench) versionsOf(dir string, builds, round int) error {
 
 // footprint: what it takes to start, and to be there.
 func (b *bench) footprint() error {
-	info, err := os.Stat(b.product)
-	if err != nil {
-		return err
-	}
-	b.add("binary", 0, pagewright, 0, map[string]float64{"MB": float64(info.Size()) / mb})
-	for round := range 3 * b.rounds {
-		s, started, err := b.start(pagewright)
+	builds := map[string]string{pagewright: b.product, directory: b.directory}
+	for _, name := range []string{pagewright, directory} {
+		info, err := os.Stat(builds[name])
 		if err != nil {
 			return err
 		}
-		time.Sleep(300 * time.Millisecond)
-		b.add("start", 0, s.name, round, map[string]float64{"ms": started.Seconds() * 1e3, "RSS MB": memory(s.pid(), "VmRSS")})
-		s.stop()
-		os.RemoveAll(s.dir)
+		b.add("binary", 0, name, 0, map[string]float64{"MB": float64(info.Size()) / mb})
 	}
-	err = b.turns([]string{pagewright, plain, nginx}, 1, func(s *server, round int) error {
+	for round := range 3 * b.rounds {
+		for name := range builds {
+			s, started, err := b.start(name)
+			if err != nil {
+				return err
+			}
+			time.Sleep(300 * time.Millisecond)
+			b.add("start", 0, s.name, round, map[string]float64{"ms": started.Seconds() * 1e3, "RSS MB": memory(s.pid(), "VmRSS")})
+			s.stop()
+			os.RemoveAll(s.dir)
+		}
+	}
+	err := b.turns([]string{pagewright, plain, nginx}, 1, func(s *server, round int) error {
 		idle := memory(s.pid(), "VmRSS")
 		up, err := each(s.pid(), 200, b.medium, func(i int) error {
 			return put(s.addr, artifactPath("many", fmt.Sprintf("b%d", i)), b.source, b.medium)
@@ -170,7 +175,7 @@ func (b *bench) footprint() error {
 	if err != nil {
 		return err
 	}
-	return b.turns([]string{pagewright, plain, nginx}, 1, b.idleConnections)
+	return b.turns([]string{pagewright, directory, plain, nginx}, 1, b.idleConnections)
 }
 
 // idleConnections holds 5,000 of them, each of which has asked once.

@@ -70,10 +70,13 @@ func TestNobodyOnAReadOnlyRootServesTheAPI(t *testing.T) {
 	if ps := must(t, docker, "top", "api", "-eo", "pid,uid,args"); !strings.Contains(ps, "65532") {
 		t.Errorf("not the user 65532: %s", ps)
 	}
-	// GOMAXPROCS follows the limit of CPU too, but is 2 at the least.
-	const ninety = "go_memlimit_bytes 483183820\n" // of a hundred of the 512 MiB
-	if m := c.want(t, 200, "GET", "/metrics", nil); !bytes.Contains(m, []byte(ninety)) {
-		t.Errorf("/metrics has no line %q: GOMEMLIMIT does not follow the container's limit", ninety)
+	for _, line := range []string{
+		"go_memlimit_bytes 483183820\n", // 90 % of the 512 MiB
+		"go_gomaxprocs 4\n",             // twice what Go takes for one CPU
+	} {
+		if m := c.want(t, 200, "GET", "/metrics", nil); !bytes.Contains(m, []byte(line)) {
+			t.Errorf("/metrics has no line %q: Go does not follow the container's limits", line)
+		}
 	}
 	must(t, docker, "restart", "-t", "30", "api")
 	c = healthy(t, "api")

@@ -43,7 +43,8 @@ var (
 	lateLink   = after("atomic.go", `err := uninterrupted(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })`, lateSync)
 
 	// A single writer shares its syncs with itself.
-	shareAlways = edit{"syncs.go", `waiting < shareFrom || s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load()`, `waiting < 0`}
+	shareAlways = edit{"syncs.go", `waiting >= shareFrom`, `waiting > 0`}
+	alsoLarge   = edit{"syncs.go", `|| s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load()`, ``}
 	noSyncfs    = edit{"syncs.go", `err := uninterrupted(func() error { return unix.Syncfs(int(s.root.Fd())) })`, `err := error(nil)`}
 )
 
@@ -51,11 +52,11 @@ func after(file, text, more string) edit { return edit{file, text, text + more} 
 
 var variants = []variant{
 	{"as it is", false, nil},
-	{"every sync shared", false, []edit{shareAlways}},
+	{"every sync shared", false, []edit{shareAlways, alsoLarge}},
 	{"no fsync of the directory", true, []edit{noDirSync}},
 	{"no fsync of the file", true, []edit{noFileSync}},
 	{"rename before fsync", true, []edit{noFileSync, lateRename, lateLink}},
-	{"shared sync without syncfs", true, []edit{shareAlways, noSyncfs}},
+	{"shared sync without syncfs", true, []edit{shareAlways, alsoLarge, noSyncfs}},
 }
 
 // build makes the program of the variant in dir; no file of the product changes.
