@@ -14,7 +14,6 @@ import (
 const (
 	lowWater    = 512 << 10        // bytes the kernel collects before it wakes the reader of a large body
 	stallBytes  = 4 << 10          // bytes a peer must move within the stall timeout
-	sendStep    = 1 << 30          // bytes of a download handed to the kernel at once: with 4 MiB, a quarter more CPU for one alone
 	lingerTime  = 10 * time.Second // how long an early answer waits for its client to stop sending
 	lingerQuiet = 2 * time.Second  // a client silent for so long has stopped
 )
@@ -200,13 +199,15 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 		return io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{r}, make([]byte, 64<<10))
 	}
 	total := int64(0)
-	for lr.N > 0 {
-		step := &io.LimitedReader{R: lr.R, N: min(lr.N, sendStep)}
-		n, err := c.sendOnce(func() (int64, error) { return c.TCPConn.ReadFrom(step) })
+	for ended := false; lr.N > 0 && !ended; {
+		n, err := c.sendOnce(func() (int64, error) {
+			n, err := c.TCPConn.ReadFrom(lr)
+			ended = err == nil // all of it, or all that the file has
+			return n, err
+		})
 		total += n
-		lr.N -= n
 		c.ex.sent += n
-		if err != nil || n == 0 && step.N > 0 {
+		if err != nil {
 			return total, c.sent(err)
 		}
 	}

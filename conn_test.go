@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -143,34 +144,44 @@ func TestIdleConnectionIsClosed(t *testing.T) {
 }
 
 // TestStalledDownloadIsDropped: a client that takes nothing is cut, one that
-// takes a little at a time gets all of it.
+// takes a little at a time gets all of it, also if that is for a while too little
+// for the kernel to take more from the file.
 func TestStalledDownloadIsDropped(t *testing.T) {
 	s := startServer(t, "STALL_TIMEOUT=1s")
 	body := randomBytes(24 << 20)
 	s.put(t, 201, "/sites/a/artifacts/b", body)
 	const get = "GET /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\n\r\n"
 
-	stalled, slow := dial(t, s.addr), dial(t, s.addr)
+	ask := func() *net.TCPConn {
+		c := dial(t, s.addr)
+		_, _ = io.WriteString(c, get)
+		return c
+	}
+	stalled := ask()
 	_ = stalled.SetReadBuffer(64 << 10)
-	_ = slow.SetReadBuffer(64 << 10)
-	_, _ = io.WriteString(stalled, get)
-	_, _ = io.WriteString(slow, get)
-
-	resp, err := http.ReadResponse(bufio.NewReaderSize(slow, 64<<10), nil)
-	if err != nil {
-		t.Fatal(err)
+	var slow sync.WaitGroup
+	for _, pace := range []struct{ atOnce, step int }{{0, 400_000}, {12 << 20, 8_000}} {
+		c := ask()
+		slow.Go(func() {
+			resp, err := http.ReadResponse(bufio.NewReaderSize(c, 64<<10), nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			got := make([]byte, pace.atOnce, len(body))
+			_, err = io.ReadFull(resp.Body, got)
+			for buf := make([]byte, pace.step); err == nil && len(got) < pace.atOnce+100*pace.step; time.Sleep(50 * time.Millisecond) {
+				var n int
+				n, err = io.ReadFull(resp.Body, buf)
+				got = append(got, buf[:n]...)
+			}
+			rest, _ := io.ReadAll(resp.Body)
+			if got = append(got, rest...); !bytes.Equal(got, body) {
+				t.Errorf("a client that takes %d bytes at a time got %d of %d", pace.step, len(got), len(body))
+			}
+		})
 	}
-	got := make([]byte, 0, len(body))
-	for buf := make([]byte, 400_000); ; time.Sleep(50 * time.Millisecond) { // the pace is what is tested
-		n, err := io.ReadFull(resp.Body, buf)
-		got = append(got, buf[:n]...)
-		if err != nil {
-			break
-		}
-	}
-	if !bytes.Equal(got, body) {
-		t.Errorf("the slow client got %d bytes of %d", len(got), len(body))
-	}
+	slow.Wait()
 	eventually(t, "the stalled client is cut", func() bool { return strings.Contains(s.log.String(), `"cut":"the client stalled"`) })
 	if n, _ := io.Copy(io.Discard, stalled); n >= int64(len(body)) {
 		t.Errorf("the stalled client got all of it, %d bytes", n)

@@ -24,6 +24,7 @@ import (
 var version = "dev"
 
 func main() {
+	setThreads()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	err := run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
 	stop()
@@ -66,13 +67,12 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	return serve(ctx, cfg, newLog(cfg, stderr))
 }
 
-// setThreads lets Go run on twice as many threads as the container has CPUs,
+// setThreads lets Go run on twice as many threads as the container has CPUs now,
 // unless GOMAXPROCS says otherwise. A thread that waits in fsync(2) counts until
 // the runtime finds out, up to 10 ms later: with one for each CPU, a few slow
 // disk calls leave none to serve the others (bench/NOTES.md).
 func setThreads() {
 	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.SetDefaultGOMAXPROCS()
 		runtime.GOMAXPROCS(2 * runtime.GOMAXPROCS(0))
 	}
 }
@@ -84,7 +84,6 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
 	if _, err := memlimit.Set(); err != nil {
 		log.Warn("cannot read the memory limit of the container", "error", err)
 	}
-	setThreads()
 	if cfg.PprofListen != "" {
 		if err := serveProfiles(cfg.PprofListen, log); err != nil {
 			return err

@@ -189,7 +189,7 @@ type storeMetrics struct {
 	set                  *metrics.Set
 	fsync, dirSync       *metrics.PrometheusHistogram
 	rename, link         *metrics.PrometheusHistogram
-	commit               *metrics.PrometheusHistogram // files and directories that one sync made durable
+	commit               *metrics.PrometheusHistogram // files that one shared sync made durable
 	batch                *metrics.PrometheusHistogram // log entries that went into one write
 	conflicts            *metrics.Counter             // appends that waited for, or lost to, another process
 	listHits, listMisses *metrics.Counter

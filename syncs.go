@@ -1,7 +1,9 @@
 package main
 
 import (
+	"fmt"
 	"os"
+	"path"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -23,23 +25,24 @@ const (
 // asked for it.
 //
 // What syncfs has against it, and what is done about it:
-//   - It succeeds without syncing on most FUSE mounts, and on a network file
-//     system it is not cheaper. So it is used on ext4 and xfs alone, and there on
-//     files of the store's own device.
+//   - It succeeds without syncing on most FUSE mounts, on a network file system
+//     it is not cheaper, and without a journal it may leave out an inode. So it is
+//     used on xfs and on ext4 with a journal alone, and there on files of the
+//     store's own device.
 //   - Before Linux 5.8 it does not tell of write-back errors. Not used there.
 //   - It tells of an error once, to whoever asks next, and not who it belongs to.
 //     So an error fails all that was begun before it was told: failures counts
 //     them, and who syncs compares it with what it was before the first write.
 //   - It succeeds on a file system that an error made read-only, or whose journal
 //     has ended (before Linux 6.13 on ext4), and before 5.17 it ignores what the
-//     journal says. The rename and the fsync(2) of the directory, which nobody
-//     shares the syncfs without, fail there.
+//     journal says. The rename or link fails there, without which nothing is
+//     acknowledged.
 //   - It waits for all dirty data, also of others: not used while a large file is
 //     being written, nor for slowPause after it took long.
 type syncs struct {
 	root     *os.File // of the store, open from the start, so that no error is older; nil: nothing is shared
 	dev      uint64
-	waiting  atomic.Int32 // syncs under way
+	waiting  atomic.Int32 // syncs of written files and of their directories under way
 	large    atomic.Int32 // large files being written
 	failures atomic.Uint64
 	pause    atomic.Int64 // until when no syncfs is shared, in nanoseconds since the epoch
@@ -52,41 +55,60 @@ type syncs struct {
 // which that is known to be right. It keeps root open, or closes it.
 func (s *syncs) share(root *os.File, fsType int64) {
 	var st unix.Stat_t
-	if fsType != unix.EXT4_SUPER_MAGIC && fsType != unix.XFS_SUPER_MAGIC || !kernelAtLeast(5, 8) || unix.Fstat(int(root.Fd()), &st) != nil {
+	if !kernelAtLeast(5, 8) || unix.Fstat(int(root.Fd()), &st) != nil || !journals(fsType, st.Dev) {
 		root.Close()
 		return
 	}
 	s.root, s.dev = root, st.Dev
 }
 
+// journals tells whether the file system of that type on device dev is known to
+// have a journal. The type of ext4 is that of ext2 too.
+func journals(fsType int64, dev uint64) bool {
+	if fsType != unix.EXT4_SUPER_MAGIC {
+		return fsType == unix.XFS_SUPER_MAGIC
+	}
+	device, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(dev), unix.Minor(dev)))
+	if err != nil {
+		return false
+	}
+	task, err := os.ReadFile("/sys/fs/ext4/" + path.Base(device) + "/journal_task")
+	return err == nil && !strings.HasPrefix(string(task), "<none>")
+}
+
 // sync makes the file f durable, which is on device dev. since is what failures
 // was before the work that is to be durable began.
 func (s *syncs) sync(f *os.File, dev, since uint64) error {
-	waiting := s.waiting.Add(1)
-	defer s.waiting.Add(-1)
-	if !s.shares(waiting, dev) || s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load() {
+	if s.root == nil || dev != s.dev {
 		return fsync(f)
 	}
-	err, _ := s.files.do("", struct{}{}, s.syncAll)
+	waiting := s.waiting.Add(1)
+	defer s.waiting.Add(-1)
+	var err error
+	if waiting < shareFrom || s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load() {
+		err = s.count(fsync(f))
+	} else {
+		err, _ = s.files.do("", struct{}{}, s.syncAll)
+	}
 	return s.judge(err, since)
 }
 
 // syncDir makes what was done in dir durable, as sync does.
 func (s *syncs) syncDir(dir *os.File, dev, since uint64) error {
-	waiting := s.waiting.Add(1)
-	defer s.waiting.Add(-1)
-	if !s.shares(waiting, dev) {
+	if s.root == nil || dev != s.dev {
 		return fsync(dir)
 	}
-	err, _ := s.dirs.do(strconv.FormatUint(inode(dir), 36), dir, func(dirs []*os.File) error {
-		return s.count(fsync(dirs[0]))
-	})
+	waiting := s.waiting.Add(1)
+	defer s.waiting.Add(-1)
+	var err error
+	if ino := inode(dir); waiting < shareFrom || ino == 0 {
+		err = s.count(fsync(dir))
+	} else {
+		err, _ = s.dirs.do(strconv.FormatUint(ino, 36), dir, func(dirs []*os.File) error {
+			return s.count(fsync(dirs[0]))
+		})
+	}
 	return s.judge(err, since)
-}
-
-// shares tells whether a sync on device dev is shared, of so many under way.
-func (s *syncs) shares(waiting int32, dev uint64) bool {
-	return s.root != nil && dev == s.dev && waiting >= shareFrom
 }
 
 func (s *syncs) syncAll(who []struct{}) error {
@@ -101,7 +123,7 @@ func (s *syncs) syncAll(who []struct{}) error {
 	return s.count(err)
 }
 
-// count counts the failure of a sync that was shared.
+// count counts the failure of a sync.
 func (s *syncs) count(err error) error {
 	if err != nil {
 		s.failures.Add(1)
@@ -109,8 +131,8 @@ func (s *syncs) count(err error) error {
 	return err
 }
 
-// judge is err, or the error that a round since then was told of: it may have
-// been ours.
+// judge is err, or the error that another sync since then was told of: it may
+// have been ours.
 func (s *syncs) judge(err error, since uint64) error {
 	if err == nil && s.failures.Load() != since {
 		return unix.EIO

@@ -4,84 +4,118 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// A pipe cannot be fsynced (EINVAL), and a shared sync does not touch the file:
-// so what came of it tells which of the two was done.
+// A pipe cannot be fsynced (EINVAL), and a shared sync of files does not touch
+// the file: so what came of it tells which of the two was done.
 func TestSyncsAreSharedOnlyWhereThatIsRight(t *testing.T) {
 	_, pipe, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := func(name string, want error, change func(s *syncs)) {
-		t.Helper()
-		root, err := os.Open(t.TempDir())
-		if err != nil {
-			t.Fatal(err)
-		}
-		s := &syncs{}
-		s.share(root, unix.EXT4_SUPER_MAGIC)
+	dir := openDirectory(t)
+	for _, test := range []struct {
+		name   string
+		change func(s *syncs)
+		dir    *os.File // to be synced as a directory; nil: the pipe as a file
+		want   error
+		shared int    // files of one syncfs
+		failed uint64 // failures counted
+	}{
+		{"many wait", func(*syncs) {}, nil, nil, 1, 0},
+		{"few wait", func(s *syncs) { s.waiting.Add(-1) }, nil, unix.EINVAL, 0, 1},
+		{"a large upload is under way", func(s *syncs) { s.large.Add(1) }, nil, unix.EINVAL, 0, 1},
+		{"the last one was slow", func(s *syncs) { s.pause.Store(time.Now().Add(time.Hour).UnixNano()) }, nil, unix.EINVAL, 0, 1},
+		{"a file of another file system", func(s *syncs) { s.dev++ }, nil, unix.EINVAL, 0, 0},
+		{"nothing is shared here", func(s *syncs) { s.root = nil }, nil, unix.EINVAL, 0, 0},
+		{"an error was told to another", func(s *syncs) { s.failures.Add(1) }, nil, unix.EIO, 1, 1},
+		{"the shared sync fails", func(s *syncs) { s.root.Close() }, nil, unix.EBADF, 1, 1},
+		{"directory", func(*syncs) {}, dir, nil, 0, 0},
+		{"directory: an error was told to another", func(s *syncs) { s.failures.Add(1) }, dir, unix.EIO, 0, 1},
+		{"directory: few wait, and another was told", func(s *syncs) { s.waiting.Add(-1); s.failures.Add(1) }, dir, unix.EIO, 0, 1},
+		{"directory: the sync fails", func(*syncs) {}, pipe, unix.EINVAL, 0, 1},
+		{"directory: few wait, and it fails", func(s *syncs) { s.waiting.Add(-1) }, pipe, unix.EINVAL, 0, 1},
+		{"directory: of another file system", func(s *syncs) { s.dev++ }, pipe, unix.EINVAL, 0, 0},
+	} {
+		shared := 0
+		s := &syncs{shared: func(files int) { shared = files }}
+		s.share(openDirectory(t), unix.XFS_SUPER_MAGIC)
 		if s.root == nil {
 			t.Fatal("a kernel before 5.8: nothing to test here")
 		}
-		dev, since := s.dev, s.failures.Load()
-		s.waiting.Add(shareFrom)
-		change(s)
-		if err := s.sync(pipe, dev, since); !errors.Is(err, want) {
-			t.Errorf("%s: %v, want %v", name, err, want)
+		dev := s.dev
+		s.waiting.Add(shareFrom - 1)
+		test.change(s)
+		var err error
+		if test.dir != nil {
+			err = s.syncDir(test.dir, dev, 0)
+		} else {
+			err = s.sync(pipe, dev, 0)
+		}
+		if failed := s.failures.Load(); !errors.Is(err, test.want) || shared != test.shared || failed != test.failed {
+			t.Errorf("%s: %v, %d shared, %d failed; want %v, %d, %d", test.name, err, shared, failed, test.want, test.shared, test.failed)
 		}
 	}
-	f("many wait", nil, func(*syncs) {})
-	f("few wait", unix.EINVAL, func(s *syncs) { s.waiting.Add(-2) })
-	f("a large upload is under way", unix.EINVAL, func(s *syncs) { s.large.Add(1) })
-	f("a file of another file system", unix.EINVAL, func(s *syncs) { s.dev++ })
-	f("the last one was slow", unix.EINVAL, func(s *syncs) { s.pause.Store(time.Now().Add(time.Hour).UnixNano()) })
-	f("an error was told to another", unix.EIO, func(s *syncs) { s.failures.Add(1) })
-	f("the sync fails", unix.EBADF, func(s *syncs) { s.root.Close() })
+}
 
-	dir := func(name string, want error, change func(s *syncs)) {
-		t.Helper()
-		root, err := os.Open(t.TempDir())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer root.Close()
-		s := &syncs{root: root}
-		var st unix.Stat_t
-		if err := unix.Fstat(int(pipe.Fd()), &st); err != nil {
-			t.Fatal(err)
-		}
-		s.dev = st.Dev
-		s.waiting.Add(shareFrom)
-		since := s.failures.Load()
-		change(s)
-		if err := s.syncDir(pipe, st.Dev, since); !errors.Is(err, want) {
-			t.Errorf("directory: %s: %v, want %v", name, err, want)
-		}
-		counted := s.failures.Load() - since
-		if shared := s.shares(s.waiting.Load()+1, st.Dev); shared != (counted > 0) {
-			t.Errorf("directory: %s: %d failures counted", name, counted)
-		}
+// Those who wait for one directory share a sync; nobody waits for another one's.
+func TestSyncsOfOneDirectoryAreShared(t *testing.T) {
+	s := &syncs{}
+	s.share(openDirectory(t), unix.XFS_SUPER_MAGIC)
+	s.waiting.Add(shareFrom)
+	one, other := openDirectory(t), openDirectory(t)
+	key := strconv.FormatUint(inode(one), 36)
+	holding, release := make(chan struct{}), make(chan struct{})
+	var held sync.WaitGroup
+	held.Go(func() {
+		s.dirs.do(key, one, func([]*os.File) error { close(holding); <-release; return nil })
+	})
+	<-holding
+	for range 3 {
+		held.Go(func() {
+			if err := s.syncDir(one, s.dev, 0); err != nil {
+				t.Error(err)
+			}
+		})
 	}
-	dir("shared, and it fails", unix.EINVAL, func(*syncs) {})
-	dir("few wait", unix.EINVAL, func(s *syncs) { s.waiting.Add(-2) })
-	dir("of another file system", unix.EINVAL, func(s *syncs) { s.dev++ })
-	dir("nothing is shared", unix.EINVAL, func(s *syncs) { s.root = nil })
+	eventually(t, "three wait for the next sync", func() bool {
+		s.dirs.mu.Lock()
+		defer s.dirs.mu.Unlock()
+		next := s.dirs.queues[key].next
+		return next != nil && len(next.items) == 3
+	})
+	if err := s.syncDir(other, s.dev, 0); err != nil { // hangs if it waits for the one that is held
+		t.Error(err)
+	}
+	close(release)
+	held.Wait()
+}
 
-	for _, fsType := range []int64{unix.NFS_SUPER_MAGIC, unix.FUSE_SUPER_MAGIC, unix.TMPFS_MAGIC, unix.OVERLAYFS_SUPER_MAGIC} {
-		root, err := os.Open(t.TempDir())
-		if err != nil {
-			t.Fatal(err)
-		}
-		s := &syncs{}
-		if s.share(root, fsType); s.root != nil {
-			t.Errorf("shared on a file system of type %#x", fsType)
+func TestFileSystemsWithAJournal(t *testing.T) {
+	for fsType, want := range map[int64]bool{
+		unix.XFS_SUPER_MAGIC: true, unix.NFS_SUPER_MAGIC: false, unix.FUSE_SUPER_MAGIC: false, unix.TMPFS_MAGIC: false,
+		unix.OVERLAYFS_SUPER_MAGIC: false, unix.EXT4_SUPER_MAGIC: false, // of a device that there is not
+	} {
+		if got := journals(fsType, 0); got != want {
+			t.Errorf("type %#x: %v", fsType, got)
 		}
 	}
+}
+
+func openDirectory(t *testing.T) *os.File {
+	t.Helper()
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dir.Close() })
+	return dir
 }
 
 func TestLargeFilesAreCountedWhileTheyAreWritten(t *testing.T) {

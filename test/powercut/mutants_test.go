@@ -43,7 +43,7 @@ var (
 	lateLink   = after("atomic.go", `err := uninterrupted(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })`, lateSync)
 
 	// A single writer shares its syncs with itself.
-	shareAlways = edit{"syncs.go", `waiting >= shareFrom`, `waiting > 0`}
+	shareAlways = edit{"syncs.go", `shareFrom = 24`, `shareFrom = 1`}
 	alsoLarge   = edit{"syncs.go", `|| s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load()`, ``}
 	noSyncfs    = edit{"syncs.go", `err := uninterrupted(func() error { return unix.Syncfs(int(s.root.Fd())) })`, `err := error(nil)`}
 )

@@ -7,10 +7,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -24,27 +28,51 @@ import (
 // a real one would hold after a power cut at many of its flushes: nothing that
 // was not flushed, or a random part of that.
 func TestReplaysOfFlushPoints(t *testing.T) {
-	for _, s := range systems {
-		t.Run(s.name, func(t *testing.T) {
+	for i, s := range slices.Concat(systems, systems) {
+		clients := workers[i/len(systems)]
+		t.Run(fmt.Sprintf("%s, %d clients", s.name, clients), func(t *testing.T) {
 			began, seed := time.Now(), rand.Uint64()
 			t.Logf("seed %d", seed)
 			r := s.record(t, service)
 			ctx, cancel := context.WithTimeout(t.Context(), replayedSeconds*time.Second)
 			defer cancel()
-			r.driver.MixAll(ctx, "replay", workers[0], 0, seed)
+			r.driver.MixAll(ctx, "replay", clients, 0, seed)
+			if shared := r.sharedSyncs(t); clients == workers[1] && shared == 0 {
+				t.Error("no syncs were shared: that is not proved then")
+			}
 			r.machine.Cut()
-			points := sample(r.flushes(t), replaysPerSystem, rand.New(rand.NewPCG(seed, 1)))
+			points := sample(r.flushes(t), replaysPerSystem/len(workers), rand.New(rand.NewPCG(seed, 1)))
 			violations := r.judge(t, points)
 			for _, v := range violations {
 				t.Error(v)
 			}
 			all, done, _, unknown := r.driver.History.Count()
-			table.Add("replays", s.name, len(points), all, done, unknown, r.temps, len(violations), time.Since(began).Round(time.Second))
-			if done == 0 || len(points) < replaysPerSystem {
+			table.Add(fmt.Sprintf("replays, %d clients", clients), s.name, len(points), all, done, unknown, r.temps, len(violations), time.Since(began).Round(time.Second))
+			if done == 0 || len(points) < replaysPerSystem/len(workers) {
 				t.Errorf("%d acknowledged, %d points: too little to tell", done, len(points))
 			}
 		})
 	}
+}
+
+// sharedSyncs is how many times the service has synced several files at once.
+func (r *recording) sharedSyncs(t *testing.T) int {
+	t.Helper()
+	resp, err := http.Get(r.driver.URL + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`(?m)^pagewright_group_commit_files_count (\d+)$`).FindSubmatch(text)
+	if found == nil {
+		t.Fatal("/metrics does not tell")
+	}
+	n, _ := strconv.Atoi(string(found[1]))
+	return n
 }
 
 // recording is a run of which every write and flush is recorded.

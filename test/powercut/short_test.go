@@ -5,6 +5,6 @@ package powercut
 // How much the short form does.
 const (
 	cutsPerSystem    = 4  // power cuts on each file system
-	replaysPerSystem = 24 // points to which each recorded run is replayed
+	replaysPerSystem = 16 // points to which each recorded run is replayed
 	replayedSeconds  = 3  // of load in each recorded run
 )
