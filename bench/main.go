@@ -223,10 +223,11 @@ func machine(product, fs string) map[string]string {
 	if say("git", "status", "--porcelain", "--untracked-files=no") != "" {
 		commit += " and changes"
 	}
+	kernel, _, _ := strings.Cut(say("uname", "-sr"), "-") // without what the builder calls it
 	return map[string]string{
 		"time": time.Now().UTC().Format("2006-01-02 15:04 UTC"), "commit": commit, "version": say(product, "version"),
 		"cpu": fmt.Sprintf("%d x %s", runtime.NumCPU(), cpu), "memory": fmt.Sprintf("%d GiB", mem.Totalram>>30),
-		"kernel": say("uname", "-sr"), "go": runtime.Version(), "file system": fs,
+		"kernel": kernel, "go": runtime.Version(), "file system": fs,
 		"nginx": strings.TrimPrefix(say("nginx", "-v"), "nginx version: "), "wrk": say("wrk", "-v"),
 	}
 }
