@@ -30,10 +30,14 @@ import (
 func TestReplaysOfFlushPoints(t *testing.T) {
 	for i, s := range slices.Concat(systems, systems) {
 		clients := workers[i/len(systems)]
-		t.Run(fmt.Sprintf("%s, %d clients", s.name, clients), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s_%d_clients", s.name, clients), func(t *testing.T) {
 			began, seed := time.Now(), rand.Uint64()
 			t.Logf("seed %d", seed)
-			r := s.record(t, service)
+			program := service
+			if clients == workers[1] {
+				program = sharing.build(t, t.TempDir())
+			}
+			r := s.record(t, program)
 			ctx, cancel := context.WithTimeout(t.Context(), replayedSeconds*time.Second)
 			defer cancel()
 			r.driver.MixAll(ctx, "replay", clients, 0, seed)

@@ -27,7 +27,7 @@ const (
 )
 
 // workers is how many clients write at once, by turns: few, and so many that
-// they share syncs.
+// their syncs meet.
 var workers = []int{6, 48}
 
 var (
