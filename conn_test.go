@@ -170,6 +170,7 @@ func TestStalledDownloadIsDropped(t *testing.T) {
 			}
 			got := make([]byte, pace.atOnce, len(body))
 			_, err = io.ReadFull(resp.Body, got)
+			// The sleep is the pace, which is what is tested.
 			for buf := make([]byte, pace.step); err == nil && len(got) < pace.atOnce+100*pace.step; time.Sleep(50 * time.Millisecond) {
 				var n int
 				n, err = io.ReadFull(resp.Body, buf)

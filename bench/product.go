@@ -141,7 +141,7 @@ func (b *bench) footprint() error {
 			if err != nil {
 				return err
 			}
-			time.Sleep(300 * time.Millisecond)
+			time.Sleep(300 * time.Millisecond) // what the start leaves running has come to rest
 			b.add("start", 0, s.name, round, map[string]float64{"ms": started.Seconds() * 1e3, "RSS MB": memory(s.pid(), "VmRSS")})
 			s.stop()
 			os.RemoveAll(s.dir)
