@@ -75,7 +75,7 @@ func BenchmarkAppend(b *testing.B) {
 				old = nil
 			}
 			for b.Loop() {
-				if _, tail, err := growLog(old, []LogEntry{entry("new", "b", testTime)}, make([]error, 1)); err != nil || len(tail) == 0 {
+				if _, tail, err := growLog(old, []LogEntry{entry("new", "b", testTime)}, make([]error, 1), false); err != nil || len(tail) == 0 {
 					b.Fatal(err)
 				}
 			}

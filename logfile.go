@@ -1,13 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sys/unix"
 )
+
+const knownLogs = 4096 // logs remembered as sound: about a megabyte
 
 // WriteLog implements Backend. Entries of one build that arrive while its log
 // is being written go into it together, by the next write.
@@ -57,13 +62,14 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 	}
 	defer dir.Close()
 	name := buildID + logSuffix
-	old, _, err := n.readLog(dir, name)
+	path := dir.Name() + "/" + name
+	old, was, err := n.readLog(dir, name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	head, tail, err := growLog(old, entries, errs)
+	head, tail, err := growLog(old, entries, errs, n.sound.has(path, &was))
 	if err != nil {
-		return fmt.Errorf("cannot append to %q: %w", dir.Name()+"/"+name, err)
+		return fmt.Errorf("cannot append to %q: %w", path, err)
 	}
 	if len(tail) == 0 {
 		lock.release()
@@ -75,6 +81,7 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 		return err
 	}
 	lock.release()
+	n.sound.add(path, &temp.stat)
 	return temp.syncDir()
 }
 
@@ -86,11 +93,14 @@ func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, head, tail 
 		return nil, err
 	}
 	defer temp.discard()
-	if _, err := temp.Write(head); err != nil {
-		return nil, err
+	parts := [][]byte{head, tail}
+	if len(head) <= smallSize { // a copy costs less than a system call
+		parts = [][]byte{slices.Concat(head, tail)}
 	}
-	if _, err := temp.Write(tail); err != nil {
-		return nil, err
+	for _, part := range parts {
+		if _, err := temp.Write(part); err != nil {
+			return nil, err
+		}
 	}
 	if _, err := temp.seal(); err != nil {
 		return nil, err
@@ -121,10 +131,11 @@ func (n *nfs) readLog(dir *os.File, name string) ([]byte, unix.Stat_t, error) {
 // growLog adds entries to the log old, which is empty if there is none yet: the
 // new log is head and tail, head being a part of old. An entry that cannot be
 // added has its error put into errs; one whose ID is there already is left out.
-// It fails with ErrDamaged.
-func growLog(old []byte, entries []LogEntry, errs []error) (head, tail []byte, err error) {
+// It fails with ErrDamaged. sound tells that parseLog is known to take old: then
+// it is parsed only if an ID may be in it.
+func growLog(old []byte, entries []LogEntry, errs []error, sound bool) (head, tail []byte, err error) {
 	var have []LogEntry
-	if len(old) > 0 {
+	if len(old) > 0 && (!sound || mayHold(old, entries)) {
 		if have, err = parseLog(old); err != nil {
 			return nil, nil, err
 		}
@@ -159,4 +170,61 @@ func growLog(old []byte, entries []LogEntry, errs []error) (head, tail []byte, e
 		tail = append(tail, "\n]\n"...)
 	}
 	return openLog(old), tail, nil
+}
+
+// mayHold tells whether an entry with one of the IDs of entries may be in a log
+// that parseLog takes. Where nothing is escaped a JSON string is what stands
+// between two quotes, so that no ID is overlooked.
+func mayHold(log []byte, entries []LogEntry) bool {
+	if bytes.IndexByte(log, '\\') >= 0 {
+		return true
+	}
+	ids := make(map[string]bool, len(entries))
+	for i := range entries {
+		ids[entries[i].ID] = true
+	}
+	if ids[""] { // the ID of an entry that has none
+		return true
+	}
+	quote := []byte{'"'}
+	for {
+		_, rest, more := bytes.Cut(log, quote)
+		if !more {
+			return false
+		}
+		text, rest, _ := bytes.Cut(rest, quote)
+		if ids[string(text)] {
+			return true
+		}
+		log = rest
+	}
+}
+
+// soundLogs remembers log files that this process wrote, by their paths. Such a
+// file is never written to again: while it is the same, so is what is in it.
+// Safe for concurrent use.
+type soundLogs struct {
+	files *lru.Cache[string, fileID]
+}
+
+func newSoundLogs() soundLogs {
+	files, err := lru.New[string, fileID](knownLogs)
+	if err != nil {
+		panic(err) // the size is a positive constant
+	}
+	return soundLogs{files}
+}
+
+func (s soundLogs) add(path string, st *unix.Stat_t) { s.files.Add(path, contentID(st)) }
+
+func (s soundLogs) has(path string, st *unix.Stat_t) bool {
+	id, ok := s.files.Get(path)
+	return ok && id == contentID(st)
+}
+
+// contentID is idOf without the ctime, which the rename into its place changes.
+func contentID(st *unix.Stat_t) fileID {
+	id := idOf(st)
+	id.ctime = 0
+	return id
 }

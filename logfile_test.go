@@ -115,6 +115,7 @@ func TestDamagedLogIsLeftAlone(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
 	path := logPath(t, base)
+	mustLog(t, n, "s", entry("0", "b", testTime)) // what was sound need not stay so
 	for _, damaged := range []string{"", "[", "[]", "{}", "\x00\x00", `[{"id":"1","timestamp":"2026-01-02T03:04:05Z"}`} {
 		if err := os.WriteFile(path, []byte(damaged), 0o644); err != nil {
 			t.Fatal(err)
@@ -170,28 +171,64 @@ func TestFullLog(t *testing.T) {
 	wantError(t, n.WriteLog("s", entry("new", "b", testTime)), ErrLogFull)
 }
 
-// Each entry that shares a write has the result that is its own.
+// Each entry that shares a write has the result that is its own, whether the
+// log had to be parsed or not.
 func TestGrowLog(t *testing.T) {
-	bad := entry("bad", "b", testTime)
-	bad.Metadata = json.RawMessage("{")
-	old := bigLog(t, maxLogSize-100)
-	entries := []LogEntry{entry("big-3", "b", testTime), bad, entry("a", "b", testTime), entry("a", "b", testTime), entry("c", "b", testTime)}
-	errs := make([]error, len(entries))
-	head, tail, err := growLog(old, entries, errs)
-	if err != nil {
-		t.Fatal(err)
+	f := func(sound, holds bool) {
+		t.Helper()
+		bad := entry("bad", "b", testTime)
+		bad.Metadata = json.RawMessage("{")
+		old := bigLog(t, maxLogSize-100)
+		entries := []LogEntry{bad, entry("a", "b", testTime), entry("a", "b", testTime), entry("c", "b", testTime)}
+		if holds {
+			entries[0] = entry("big-3", "b", testTime)
+		}
+		errs := make([]error, len(entries))
+		head, tail, err := growLog(old, entries, errs, sound)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (errs[0] == nil) != holds || errs[1] != nil || errs[2] != nil || !errors.Is(errs[3], ErrLogFull) {
+			t.Errorf("the results are %v", errs)
+		}
+		was, err := parseLog(old)
+		if err != nil {
+			t.Fatal(err)
+		}
+		now, err := parseLog(append(bytes.Clone(head), tail...))
+		if err != nil || len(now) != len(was)+1 || now[len(was)].ID != "a" {
+			t.Errorf("the log has %d entries after %d, %v", len(now), len(was), err)
+		}
 	}
-	if errs[0] != nil || errs[1] == nil || errs[2] != nil || errs[3] != nil || !errors.Is(errs[4], ErrLogFull) {
-		t.Errorf("the results are %v", errs)
+	f(false, false)
+	f(false, true)
+	f(true, false)
+	f(true, true)
+}
+
+func TestMayHold(t *testing.T) {
+	f := func(log, id string, want bool) {
+		t.Helper()
+		if _, err := parseLog([]byte(log)); err != nil {
+			t.Fatal(err)
+		}
+		if got := mayHold([]byte(log), []LogEntry{entry("other", "b", testTime), entry(id, "b", testTime)}); got != want {
+			t.Errorf("%q may hold %q: %v", log, id, got)
+		}
 	}
-	was, err := parseLog(old)
-	if err != nil {
-		t.Fatal(err)
+	plain := `[{"id":"1-a","build_id":"b","metadata":{"k":"x, y"},"timestamp":"2026-01-02T03:04:05Z"}]`
+	spaced := strings.ReplaceAll(plain, `:"`, ` : "`)
+	for _, id := range []string{"1-a", "x, y", "id"} {
+		f(plain, id, true)
+		f(spaced, id, true)
 	}
-	now, err := parseLog(append(bytes.Clone(head), tail...))
-	if err != nil || len(now) != len(was)+1 || now[len(was)].ID != "a" {
-		t.Errorf("the log has %d entries after %d, %v", len(now), len(was), err)
+	for _, id := range []string{"1", "-a", "1-A", ":", ",", `1-a"`, `"1-a`, `\`} {
+		f(plain, id, false)
 	}
+	f(strings.Replace(plain, "1-a", `1\u002da`, 1), "1-a", true)
+	f(strings.Replace(plain, "1-a", `1\"a`, 1), `1"a`, true)
+	f(strings.Replace(plain, `"id":"1-a",`, "", 1), "", true)
+	f(strings.Replace(plain, "x, y", `\\`, 1), "2", true) // not known without parsing
 }
 
 // Entries that wait for each other go into the log together.
@@ -312,10 +349,15 @@ func FuzzLogFile(f *testing.F) {
 			}
 			return
 		}
+		for i := range was {
+			if !mayHold(log, was[i:i+1]) {
+				t.Fatalf("entry %d is overlooked: %+v", i, was[i])
+			}
+		}
 		e := entry("a new one", "b", testTime)
 		e.Metadata = metadata
 		errs := make([]error, 1)
-		head, tail, err := growLog(log, []LogEntry{e}, errs)
+		head, tail, err := growLog(log, []LogEntry{e}, errs, true)
 		if err != nil {
 			t.Fatal(err)
 		}

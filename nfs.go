@@ -42,6 +42,7 @@ type nfs struct {
 
 	lockTurns [lockWaiters]sync.Mutex
 	appends   group[LogEntry, []error] // those of one build that wait go into one write
+	sound     soundLogs
 	lists     *listings
 	small     smallFiles
 }
@@ -62,7 +63,7 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &nfs{base: base, disk: newDisk(log), log: log, lists: newListings()}
+	n := &nfs{base: base, disk: newDisk(log), log: log, sound: newSoundLogs(), lists: newListings()}
 	dir, err := n.disk.openDir(base)
 	if err != nil {
 		return nil, err

@@ -73,7 +73,7 @@ func (s *objectStore) tryAppend(ctx context.Context, key string, entries []LogEn
 	if len(old) == 0 && !opts.absent {
 		return fmt.Errorf("%w: %q is empty", ErrDamaged, key)
 	}
-	head, tail, err := growLog(old, entries, errs)
+	head, tail, err := growLog(old, entries, errs, false)
 	if err != nil {
 		return fmt.Errorf("cannot append to %q: %w", key, err)
 	}
