@@ -83,6 +83,18 @@ func (b *bench) settle() {
 	}
 }
 
+// touchMemory uses size bytes of memory and frees them. A virtual machine may
+// have given its free memory back to the host (free page reporting), and pays
+// for the first use of each page: up to several times what the write costs,
+// whoever writes.
+func touchMemory(size int64) error {
+	m, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	if err != nil {
+		return fmt.Errorf("cannot use %d bytes of memory: %w", size, err)
+	}
+	return unix.Munmap(m)
+}
+
 // ddLimit is the speed of dd with fsync from memory to the disk, in MB/s.
 func (b *bench) ddLimit(size int64) (float64, error) {
 	out := filepath.Join(b.dir, "dd")

@@ -63,6 +63,9 @@ func (b *bench) largePut() error {
 	for _, n := range []int{1, 4} {
 		err := b.turns([]string{pagewright, plain, nginx}, b.rounds, func(s *server, round int) error {
 			build := func(i int) string { return fmt.Sprintf("b%d-%d", round, i) }
+			if err := touchMemory(2 * int64(n) * b.large); err != nil {
+				return err
+			}
 			r, err := each(s.pid(), n, b.large, func(i int) error {
 				return put(s.addr, artifactPath("large", build(i)), b.source, b.large)
 			})
@@ -75,6 +78,9 @@ func (b *bench) largePut() error {
 			if err == nil && n == 1 && s.name == plain {
 				var speed float64
 				b.settle()
+				if err := touchMemory(2 * b.large); err != nil {
+					return err
+				}
 				speed, err = b.ddLimit(b.large)
 				b.add("large PUT", 1, limit, round, map[string]float64{"MB/s": speed})
 			}

@@ -34,7 +34,8 @@ func (r *results) report(dir string) error {
 	fmt.Fprintf(&b, "- duration: %.0f s\n", r.Seconds)
 	b.WriteString("\nServer and client share the cores; nothing is pinned; each server has its turn in every round.\n" +
 		"Figures are medians of the rounds. A ratio is the median of the ratios of the rounds.\n" +
-		"CPU is that of the server alone, with its children. Every sample is in results.json.\n\n")
+		"CPU is that of the server alone, with its children. Every sample is in results.json.\n" +
+		"Memory is used and freed before each large PUT, or a virtual machine would be part of what is measured (NOTES.md).\n\n")
 	r.writeTargets(&b)
 	b.WriteString("## Who is compared\n\n| server | durability of a write |\n|---|---|\n")
 	for _, s := range []string{pagewright, plain, nginx, nginxCache, limit} {
