@@ -64,7 +64,7 @@ test-process: ## the real binary traced, killed, short of calls and memory, and 
 
 test-machines: ## real NFS mounts and power cuts, in machines with a kernel of their own
 	sh test/install
-	go test -tags $(TAGS),integration -count=1 -timeout 40m -p 1 ./test/vm ./test/nfs ./test/powercut
+	go test -tags $(TAGS),integration -count=1 -timeout 40m -p 2 ./test/vm ./test/nfs ./test/powercut
 
 test-images: ## the container images and both compose files, in a private Docker engine
 	sh test/install

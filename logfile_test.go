@@ -290,31 +290,33 @@ func TestProcessesAppend(t *testing.T) {
 	}
 	const processes, each = 8, 50
 	for _, atOnce := range []int{1, 10} {
-		base := t.TempDir()
-		var g sync.WaitGroup
-		for p := range processes {
-			g.Go(func() {
-				cmd := exec.Command(os.Args[0], "-test.run=^TestProcessesAppend$")
-				cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s\n%d\n%d\n%d", appendEnv, base, p, each, atOnce))
-				if out, err := cmd.CombinedOutput(); err != nil {
-					t.Errorf("process %d: %v\n%s", p, err, out)
-				}
-			})
-		}
-		g.Wait()
-		v := versionOf(t, openTestNFS(t, base), "s", "b")
-		if v == nil {
-			t.Fatal("nothing was written")
-		}
-		seen := map[string]bool{}
-		for _, e := range v.Logs {
-			seen[e.ID] = true
-		}
-		if len(v.Logs) != processes*each || len(seen) != processes*each {
-			t.Errorf("%d entries, %d of them different", len(v.Logs), len(seen))
-		}
-		wantFiles(t, filepath.Join(base, sitesDir, "s", logsDir), "b"+logSuffix)
-		t.Logf("%d processes x %d entries, %d at once in each: %d entries", processes, each, atOnce, len(v.Logs))
+		t.Run(fmt.Sprint(atOnce, " at once"), func(t *testing.T) {
+			base := t.TempDir()
+			var g sync.WaitGroup
+			for p := range processes {
+				g.Go(func() {
+					cmd := exec.Command(os.Args[0], "-test.run=^TestProcessesAppend$")
+					cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s\n%d\n%d\n%d", appendEnv, base, p, each, atOnce))
+					if out, err := cmd.CombinedOutput(); err != nil {
+						t.Errorf("process %d: %v\n%s", p, err, out)
+					}
+				})
+			}
+			g.Wait()
+			v := versionOf(t, openTestNFS(t, base), "s", "b")
+			if v == nil {
+				t.Fatal("nothing was written")
+			}
+			seen := map[string]bool{}
+			for _, e := range v.Logs {
+				seen[e.ID] = true
+			}
+			if len(v.Logs) != processes*each || len(seen) != processes*each {
+				t.Errorf("%d entries, %d of them different", len(v.Logs), len(seen))
+			}
+			wantFiles(t, filepath.Join(base, sitesDir, "s", logsDir), "b"+logSuffix)
+			t.Logf("%d processes x %d entries, %d at once in each: %d entries", processes, each, atOnce, len(v.Logs))
+		})
 	}
 }
 
