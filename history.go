@@ -19,6 +19,7 @@ import (
 const (
 	maxEntrySize = 1 << 20 // bytes of the body of a POST of a log entry
 	maxPageLimit = 10_000  // builds on a page at most
+	maxKeptList  = 4 << 20 // bytes of a buffer that is used again
 	maxKeyLen    = 255     // bytes of an Idempotency-Key
 )
 
@@ -216,9 +217,15 @@ func (s *service) getVersions(ctx *fasthttp.RequestCtx) {
 		}
 	}
 	ctx.SetContentType("application/json")
-	// Into the buffer of an answer before: one of a megabyte is dear to make.
+	// Into the buffer of an answer before: one of a megabyte is dear to make, and
+	// one of many is not to be kept.
 	body := slices.Grow(ctx.Response.SwapBody(nil)[:0], sizeOfVersions(page))
-	ctx.Response.SwapBody(appendVersions(body, siteID, page, query.Metadata))
+	body = appendVersions(body, siteID, page, query.Metadata)
+	if cap(body) > maxKeptList {
+		ctx.Response.SetBodyRaw(body)
+		return
+	}
+	ctx.Response.SwapBody(body)
 }
 
 // pageETag is the entity tag of a page: of what is listed and how it is shown.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io/fs"
 	"os"
 	"slices"
@@ -63,11 +64,11 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 	defer dir.Close()
 	name := buildID + logSuffix
 	path := dir.Name() + "/" + name
-	old, was, err := n.readLog(dir, name)
+	old, _, err := n.readLog(dir, name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	head, tail, err := growLog(old, entries, errs, n.sound.has(path, &was))
+	head, tail, err := growLog(old, entries, errs, n.sound.has(path, old))
 	if err != nil {
 		return fmt.Errorf("cannot append to %q: %w", path, err)
 	}
@@ -81,7 +82,7 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 		return err
 	}
 	lock.release()
-	n.sound.add(path, &temp.stat)
+	n.sound.add(path, head, tail)
 	return temp.syncDir()
 }
 
@@ -200,31 +201,33 @@ func mayHold(log []byte, entries []LogEntry) bool {
 	}
 }
 
-// soundLogs remembers log files that this process wrote, by their paths. Such a
-// file is never written to again: while it is the same, so is what is in it.
-// Safe for concurrent use.
+// soundLogs remembers by their paths the logs that this process wrote, each as a
+// hash of what it wrote. What is read and has that hash is sound, whatever
+// happened to the file meanwhile. Safe for concurrent use.
 type soundLogs struct {
-	files *lru.Cache[string, fileID]
+	seed maphash.Seed
+	sums *lru.Cache[string, uint64]
 }
 
 func newSoundLogs() soundLogs {
-	files, err := lru.New[string, fileID](knownLogs)
+	sums, err := lru.New[string, uint64](knownLogs)
 	if err != nil {
 		panic(err) // the size is a positive constant
 	}
-	return soundLogs{files}
+	return soundLogs{maphash.MakeSeed(), sums}
 }
 
-func (s soundLogs) add(path string, st *unix.Stat_t) { s.files.Add(path, contentID(st)) }
-
-func (s soundLogs) has(path string, st *unix.Stat_t) bool {
-	id, ok := s.files.Get(path)
-	return ok && id == contentID(st)
+// add remembers that the log at path is head and tail.
+func (s soundLogs) add(path string, head, tail []byte) {
+	var h maphash.Hash
+	h.SetSeed(s.seed)
+	h.Write(head)
+	h.Write(tail)
+	s.sums.Add(path, h.Sum64())
 }
 
-// contentID is idOf without the ctime, which the rename into its place changes.
-func contentID(st *unix.Stat_t) fileID {
-	id := idOf(st)
-	id.ctime = 0
-	return id
+// has tells whether log is what was remembered of path.
+func (s soundLogs) has(path string, log []byte) bool {
+	sum, ok := s.sums.Get(path)
+	return ok && sum == maphash.Bytes(s.seed, log)
 }

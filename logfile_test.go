@@ -115,7 +115,6 @@ func TestDamagedLogIsLeftAlone(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
 	path := logPath(t, base)
-	mustLog(t, n, "s", entry("0", "b", testTime)) // what was sound need not stay so
 	for _, damaged := range []string{"", "[", "[]", "{}", "\x00\x00", `[{"id":"1","timestamp":"2026-01-02T03:04:05Z"}`} {
 		if err := os.WriteFile(path, []byte(damaged), 0o644); err != nil {
 			t.Fatal(err)
@@ -124,6 +123,40 @@ func TestDamagedLogIsLeftAlone(t *testing.T) {
 		wantContent(t, path, damaged)
 	}
 	wantFiles(t, filepath.Dir(path), "b"+logSuffix)
+}
+
+// A log that this process wrote need not stay as it was, and what happens to it
+// may not show in its size or its times.
+func TestSoundLogIsDamaged(t *testing.T) {
+	for _, damage := range [][2]string{{`[`, "\x00"}, {`{"id":"a"`, `{"id": a"`}, {`"a"`, "\"\xff\""}, {"]\n", "]]"}, {"\n]\n", "\n"}} {
+		base := t.TempDir()
+		n := openTestNFS(t, base)
+		mustLog(t, n, "s", entry("a", "b", testTime))
+		mustLog(t, n, "s", entry("b", "b", testTime))
+		path := logPath(t, base)
+		sound, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !n.sound.has(path, sound) {
+			t.Error("what was written is not known")
+		}
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		damaged := strings.Replace(string(sound), damage[0], damage[1], 1)
+		if damaged == string(sound) {
+			t.Fatalf("%q is not in the log", damage[0])
+		}
+		if err := errors.Join(os.WriteFile(path, []byte(damaged), 0o644), os.Chtimes(path, st.ModTime(), st.ModTime())); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range []string{"a", "b", "c"} {
+			wantError(t, n.WriteLog("s", entry(id, "b", testTime)), ErrDamaged)
+		}
+		wantContent(t, path, damaged)
+	}
 }
 
 // bigLog is a log of about size bytes with entries big-0, big-1 ...

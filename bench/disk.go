@@ -88,6 +88,11 @@ func (b *bench) settle() {
 // for the first use of each page: up to several times what the write costs,
 // whoever writes.
 func touchMemory(size int64) error {
+	var have unix.Sysinfo_t
+	if err := unix.Sysinfo(&have); err != nil {
+		return err
+	}
+	size = min(size, int64(have.Freeram)*int64(have.Unit)*3/4) // no more than there is
 	m, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 	if err != nil {
 		return fmt.Errorf("cannot use %d bytes of memory: %w", size, err)
