@@ -6,5 +6,5 @@ package nfs
 const (
 	loadPerWorker    = 600
 	visibilityRounds = 200
-	appendsOnV3      = "^TestProcessesAppend$"
+	appends          = "^TestProcessesAppend$"
 )

@@ -6,5 +6,5 @@ package nfs
 const (
 	loadPerWorker    = 40 // requests
 	visibilityRounds = 10
-	appendsOnV3      = "^TestProcessesAppend$/^10_at_once$" // one at a time takes a minute
+	appends          = "^TestProcessesAppend$/^10_at_once$" // one at a time takes a minute more
 )
