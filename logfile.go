@@ -7,7 +7,6 @@ import (
 	"hash/maphash"
 	"io/fs"
 	"os"
-	"slices"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sys/unix"
@@ -94,14 +93,11 @@ func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, head, tail 
 		return nil, err
 	}
 	defer temp.discard()
-	parts := [][]byte{head, tail}
-	if len(head) <= smallSize { // a copy costs less than a system call
-		parts = [][]byte{slices.Concat(head, tail)}
+	if _, err := temp.Write(head); err != nil {
+		return nil, err
 	}
-	for _, part := range parts {
-		if _, err := temp.Write(part); err != nil {
-			return nil, err
-		}
+	if _, err := temp.Write(tail); err != nil {
+		return nil, err
 	}
 	if _, err := temp.seal(); err != nil {
 		return nil, err

@@ -214,14 +214,14 @@ func TestGrowLog(t *testing.T) {
 		old := bigLog(t, maxLogSize-100)
 		entries := []LogEntry{bad, entry("a", "b", testTime), entry("a", "b", testTime), entry("c", "b", testTime)}
 		if holds {
-			entries[0] = entry("big-3", "b", testTime)
+			entries = append(entries, entry("big-3", "b", testTime))
 		}
 		errs := make([]error, len(entries))
 		head, tail, err := growLog(old, entries, errs, sound)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if (errs[0] == nil) != holds || errs[1] != nil || errs[2] != nil || !errors.Is(errs[3], ErrLogFull) {
+		if errs[0] == nil || errs[1] != nil || errs[2] != nil || !errors.Is(errs[3], ErrLogFull) || holds && errs[4] != nil {
 			t.Errorf("the results are %v", errs)
 		}
 		was, err := parseLog(old)
@@ -391,26 +391,28 @@ func FuzzLogFile(f *testing.F) {
 		}
 		e := entry("a new one", "b", testTime)
 		e.Metadata = metadata
-		errs := make([]error, 1)
-		head, tail, err := growLog(log, []LogEntry{e}, errs, true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if errs[0] != nil || len(tail) == 0 {
-			return
-		}
-		now, err := parseLog(append(bytes.Clone(head), tail...))
-		if err != nil || len(now) != len(was)+1 {
-			t.Fatalf("%d entries became %d, %v", len(was), len(now), err)
-		}
-		for i := range was {
-			a, b := was[i], now[i]
-			if a.ID != b.ID || a.Action != b.Action || !a.Timestamp.Equal(b.Timestamp) || !bytes.Equal(a.Metadata, b.Metadata) {
-				t.Fatalf("entry %d was %+v and is %+v", i, a, b)
+		for _, sound := range []bool{false, true} {
+			errs := make([]error, 1)
+			head, tail, err := growLog(log, []LogEntry{e}, errs, sound)
+			if err != nil {
+				t.Fatal(err)
 			}
-		}
-		if got := now[len(was)]; got.ID != e.ID || !bytes.Equal(got.Metadata, e.Metadata) {
-			t.Fatalf("added was %+v and is %+v", e, got)
+			if errs[0] != nil || len(tail) == 0 {
+				return
+			}
+			now, err := parseLog(append(bytes.Clone(head), tail...))
+			if err != nil || len(now) != len(was)+1 {
+				t.Fatalf("%d entries became %d, %v", len(was), len(now), err)
+			}
+			for i := range was {
+				a, b := was[i], now[i]
+				if a.ID != b.ID || a.Action != b.Action || !a.Timestamp.Equal(b.Timestamp) || !bytes.Equal(a.Metadata, b.Metadata) {
+					t.Fatalf("entry %d was %+v and is %+v", i, a, b)
+				}
+			}
+			if got := now[len(was)]; got.ID != e.ID || !bytes.Equal(got.Metadata, e.Metadata) {
+				t.Fatalf("added was %+v and is %+v", e, got)
+			}
 		}
 	})
 }
