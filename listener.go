@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"sync"
@@ -11,8 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// acceptPause is how long the listener waits for a descriptor to come free.
-const acceptPause = time.Second
+const (
+	// acceptPause is how long the listener waits before it looks again whether a
+	// descriptor came free.
+	acceptPause     = 50 * time.Millisecond
+	filesPerRequest = 6 // descriptors that an upload has open at most beside its connection: files, directories, a pipe
+)
+
+// errFewLeft: connections have all descriptors but those kept for files.
+var errFewLeft = errors.New("the descriptors that are left are kept for the files of open connections")
 
 // listener hands out *conn. It knows the open ones, so that those which outlive
 // the shutdown grace can be cut.
@@ -24,6 +32,7 @@ type listener struct {
 	splicers *splicers
 	buffers  bodyBuffers
 
+	max        int           // connections that leave descriptors for their files
 	perIP      int           // connections of one address; 0: any number
 	turnedAway func()        // called for each connection past it
 	refusing   chan struct{} // those that are being told so
@@ -33,20 +42,37 @@ type listener struct {
 	peers map[netip.Addr]int // open connections; counted only with perIP
 }
 
-func newListener(l *net.TCPListener, stall time.Duration, log *slog.Logger, ended func(*exchange)) *listener {
+// newListener makes a listener that keeps descriptors for so many requests at
+// once, of those that the process may have, but for half of them at the most.
+func newListener(l *net.TCPListener, requests int, stall time.Duration, log *slog.Logger, ended func(*exchange)) *listener {
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil || limit.Cur > math.MaxInt32 {
+		limit.Cur = math.MaxInt32
+	}
+	most := int(limit.Cur)
 	return &listener{TCPListener: l, stall: stall, log: log, ended: ended, splicers: newSplicers(),
+		max:      most - min(requests*filesPerRequest, most/2),
 		refusing: make(chan struct{}, maxRefusing), open: map[*conn]struct{}{}, peers: map[netip.Addr]int{}}
 }
 
 // Accept implements net.Listener. It waits while the process or the system is
 // short of descriptors or memory: fasthttp takes every error for the end of the
-// listener, and the uploads in flight would end with it. Connections past the
-// limit of their address are turned away here.
+// listener, and the uploads in flight would end with it. It waits before the
+// last ones are taken, so that idle connections cannot keep an upload from the
+// files that it opens at its end. Connections past the limit of their address
+// are turned away here.
 func (l *listener) Accept() (net.Conn, error) {
-	for {
-		tcp, err := l.AcceptTCP()
+	for told := false; ; {
+		var tcp *net.TCPConn
+		err := errFewLeft
+		if l.connections() < l.max {
+			tcp, err = l.AcceptTCP()
+		}
 		if isShortage(err) {
-			l.log.Error("cannot accept connections for now", "error", err)
+			if !told {
+				l.log.Error("cannot accept connections for now", "error", err)
+			}
+			told = true
 			time.Sleep(acceptPause)
 			continue
 		}
@@ -63,7 +89,7 @@ func (l *listener) Accept() (net.Conn, error) {
 
 // isShortage tells the errors of accept(2) that pass.
 func isShortage(err error) bool {
-	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+	return err == errFewLeft || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
 }
 
 // cut closes every connection at once, whatever it is doing: reads and writes

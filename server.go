@@ -69,7 +69,7 @@ func (s *service) listen() (*listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("PAGEWRIGHT_LISTEN=%s, PAGEWRIGHT_PORT=%d: %w", s.cfg.Listen, s.cfg.Port, err)
 	}
-	listener := newListener(l.(*net.TCPListener), s.cfg.StallTimeout, s.log, s.ended)
+	listener := newListener(l.(*net.TCPListener), s.cfg.MaxUploads+maxCalls, s.cfg.StallTimeout, s.log, s.ended)
 	listener.perIP, listener.turnedAway = s.cfg.MaxConnsPerIP, s.metrics.turnedAway.Inc
 	s.metrics.gauges(map[string]func() float64{
 		"pagewright_http_connections": func() float64 { return float64(listener.connections()) },
