@@ -24,7 +24,7 @@ func exchangeRaw(t testing.TB, addr, raw string) string {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(2 * time.Minute))
 	go func() {
 		_, _ = io.WriteString(c, raw)
 		_ = c.(*net.TCPConn).CloseWrite()

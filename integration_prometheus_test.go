@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -87,12 +86,7 @@ scrape_configs: [{job_name: pagewright-storage, static_configs: [{targets: [%q]}
 	if err := os.WriteFile(dir+"/prometheus.yml", []byte(conf), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
+	address := freeAddr(t)
 	cmd := exec.Command(path, "--config.file="+dir+"/prometheus.yml", "--storage.tsdb.path="+dir+"/data", "--web.listen-address="+address)
 	log, err := os.Create(dir + "/log")
 	if err != nil {

@@ -166,7 +166,7 @@ func (s *storeServer) start() {
 	s.done = done
 	cmd := s.cmd
 	go func() { _ = cmd.Wait(); close(done) }()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		resp, err := http.Get(s.url() + s.health)
 		if err == nil {
 			resp.Body.Close()
@@ -194,17 +194,6 @@ func (s *storeServer) end(signal syscall.Signal) {
 		_ = s.cmd.Process.Signal(signal)
 		<-s.done
 	}
-}
-
-// freeAddr is an address on the loopback that nobody listens on.
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // tool is the path of a server that test/tools.sh fetched.

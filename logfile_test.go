@@ -275,33 +275,31 @@ func TestEntriesShareWrites(t *testing.T) {
 	}
 	const writers = 50
 	var g sync.WaitGroup
-	for i := range writers {
-		g.Go(func() {
-			if err := n.WriteLog("s", entry(fmt.Sprint(i%40), "b", testTime)); err != nil {
-				t.Error(err)
-			}
-		})
+	write := func(i int) {
+		if err := n.WriteLog("s", entry(fmt.Sprint(i%40), "b", testTime)); err != nil {
+			t.Error(err)
+		}
 	}
-	queued := func() int {
+	// queued tells how many entries wait, with the write that waits for the
+	// lock or for the next, and how many of them for the next.
+	queued := func() (all, next int) {
 		n.appends.mu.Lock()
 		defer n.appends.mu.Unlock()
-		if q := n.appends.queues["s/b"]; q != nil {
-			return q.users
+		q := n.appends.queues["s/b"]
+		if q == nil {
+			return 0, 0
 		}
-		return 0
-	}
-	for deadline := time.Now().Add(10 * time.Second); queued() < writers; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d of %d wait", queued(), writers)
+		if q.next != nil {
+			next = len(q.next.items)
 		}
+		return q.users, next
 	}
-	// All wait: some with the write that waits for the lock, the rest for the next.
-	n.appends.mu.Lock()
-	next := len(n.appends.queues["s/b"].next.items)
-	n.appends.mu.Unlock()
-	if next < writers/2 {
-		t.Errorf("only %d of %d entries share a write", next, writers)
+	g.Go(func() { write(0) })
+	eventually(t, "one write waits for the lock", func() bool { all, next := queued(); return all == 1 && next == 0 })
+	for i := 1; i < writers; i++ {
+		g.Go(func() { write(i) })
 	}
+	eventually(t, "all others share the next", func() bool { all, next := queued(); return all == writers && next == writers-1 })
 	lock.release()
 	g.Wait()
 	if v := versionOf(t, n, "s", "b"); len(v.Logs) != 41 {

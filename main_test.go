@@ -122,7 +122,8 @@ func TestHelpNamesEveryVariable(t *testing.T) {
 func TestHealthcheckOfARunningService(t *testing.T) {
 	s := startServer(t)
 	_, port, _ := net.SplitHostPort(s.addr)
-	if _, err := runWith([]string{"healthcheck"}, "PORT="+port); err != nil {
-		t.Error(err)
-	}
+	eventually(t, "the service is healthy", func() bool {
+		_, err := runWith([]string{"healthcheck"}, "PORT="+port)
+		return err == nil
+	})
 }

@@ -43,7 +43,7 @@ func mixedLoad(t *testing.T, s *testServer) {
 	s.post(t, 201, "/sites/a/logs", `{"build_id":"b","action":"deploy","status":"ok"}`)
 	s.get(t, 200, "/sites/a/versions")
 	s.get(t, 200, "/sites/a/versions")
-	s.get(t, 200, "/ready")
+	s.ready(t)
 	s.get(t, 404, "/nowhere")
 	s.do(t, 204, request{"DELETE", "/sites/a/artifacts/c", nil, nil})
 }

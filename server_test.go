@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -203,6 +204,13 @@ func (s *testServer) post(t testing.TB, status int, path string, body any, h ...
 	return s.do(t, status, request{"POST", path, body, header(h...)})
 }
 
+// ready waits until the service says that it is: a probe that a busy disk holds
+// up for too long says otherwise.
+func (s *testServer) ready(t testing.TB) {
+	t.Helper()
+	eventually(t, "/ready is 200", func() bool { return statusOr(s.try(request{"GET", "/ready", nil, nil})) == 200 })
+}
+
 // into reads the body as JSON.
 func (r *response) into(t testing.TB, v any) {
 	t.Helper()
@@ -216,9 +224,20 @@ func (r *response) into(t testing.TB, v any) {
 // eventually fails the test unless ok becomes true in time.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("never happened: %s", what)
 		}
 	}
+}
+
+// freeAddr is an address on the loopback that nobody listens on.
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }

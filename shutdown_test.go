@@ -80,6 +80,7 @@ func TestShutdownLetsRefusalsBeRead(t *testing.T) {
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.stop() }()
 	eventually(t, "no new connections", func() bool {
+		_, _ = c.Write([]byte("x")) // a client that is silent for 2 s counts as gone
 		n, err := net.Dial("tcp", s.addr)
 		if err == nil {
 			n.Close()
@@ -183,7 +184,7 @@ func TestBackendOfFourMethods(t *testing.T) {
 	}
 	tag := s.get(t, 200, "/sites/a/versions").header.Get("ETag")
 	s.get(t, 304, "/sites/a/versions", "If-None-Match", tag)
-	s.get(t, 200, "/ready")
+	s.ready(t)
 	s.put(t, 501, path, "other", "If-None-Match", "*")
 	s.do(t, 501, request{"DELETE", path, nil, nil})
 }

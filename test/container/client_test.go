@@ -63,7 +63,15 @@ func (c *client) tour(t *testing.T, build string) {
 	path := "/sites/tour/artifacts/" + build
 	body := randomBody(3 << 20)
 	c.want(t, 200, "GET", "/health", nil)
-	c.want(t, 200, "GET", "/ready", nil)
+	if err := until(time.Minute, func() error {
+		status, body, err := c.do("GET", "/ready", nil)
+		if err == nil && status != 200 {
+			err = fmt.Errorf("/ready: %d %s", status, body)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
 	c.want(t, 404, "GET", path, nil)
 	c.want(t, 201, "PUT", path, body)
 	if got := c.want(t, 200, "GET", path, nil); !bytes.Equal(got, body) {

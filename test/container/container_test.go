@@ -206,7 +206,13 @@ func holdUpload(t *testing.T, c *client, build string) *heldUpload {
 		t.Fatal(err)
 	}
 	body := randomBody(4 << 20)
-	fmt.Fprintf(conn, "PUT /sites/load/artifacts/%s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", build, len(body))
+	fmt.Fprintf(conn, "PUT /sites/load/artifacts/%s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", build, len(body))
+	// That the service has it is only known once it asks for the body.
+	const goOn = "HTTP/1.1 100 Continue\r\n\r\n"
+	got := make([]byte, len(goOn))
+	if _, err := io.ReadFull(conn, got); err != nil || string(got) != goOn {
+		t.Fatalf("%q, %v", got, err)
+	}
 	if _, err := conn.Write(body[:1<<20]); err != nil {
 		t.Fatal(err)
 	}

@@ -15,9 +15,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"pagewright/storage/test/service"
 )
@@ -53,13 +55,14 @@ func TestBytesMoveInTheKernelAndDurabilityHasItsOrder(t *testing.T) {
 	if status, _ := do(t, req); status != http.StatusCreated {
 		t.Fatal("the upload was answered ", status)
 	}
-	up := calls(t, out, 0)
+	answered := func(c call) bool { return c.name == "write" && strings.Contains(c.args, "HTTP/1.1 201 ") }
+	up := callsUntil(t, out, 0, func(cs []call) bool { return slices.ContainsFunc(cs, answered) })
 	mark := len(up)
 	req, _ = http.NewRequest("GET", s.URL("site", "big"), nil)
 	if status, got := do(t, req); status != http.StatusOK || got != sum(0, artifactSize) {
 		t.Fatal("the download was answered ", status, ", or with other bytes")
 	}
-	down := calls(t, out, mark)
+	down := callsUntil(t, out, mark, sent(artifactSize))
 	mark += len(down)
 	const from, to = 123_456_789, 987_654_321
 	req, _ = http.NewRequest("GET", s.URL("site", "big"), nil)
@@ -67,7 +70,7 @@ func TestBytesMoveInTheKernelAndDurabilityHasItsOrder(t *testing.T) {
 	if status, got := do(t, req); status != http.StatusPartialContent || got != sum(from, to) {
 		t.Fatal("the range was answered ", status, ", or with other bytes")
 	}
-	part := calls(t, out, mark)
+	part := callsUntil(t, out, mark, sent(to-from))
 
 	moved := func(name string, cs []call, names string, match func(call) bool) int64 {
 		n, bytes := 0, int64(0)
@@ -163,8 +166,31 @@ func do(t *testing.T, req *http.Request) (int, string) {
 
 var line = regexp.MustCompile(`^(\d+) +(?:(\w+)\((.*?)\) += (-?\d+)|(\w+)\((.*) <unfinished \.\.\.>|<\.\.\. (\w+) resumed>(.*?)\) += (-?\d+))`)
 
-// calls reads the calls that ended, from the n-th on. Every call that had an
-// effect on the answer ended before the answer came.
+// sent tells whether so many bytes left by sendfile.
+func sent(size int64) func([]call) bool {
+	return func(cs []call) bool {
+		n := int64(0)
+		for _, c := range cs {
+			if c.name == "sendfile" {
+				n += c.result
+			}
+		}
+		return n >= size
+	}
+}
+
+// callsUntil is calls once they are enough, or after a while: strace tells of
+// the call that sends an answer after the answer has arrived.
+func callsUntil(t *testing.T, path string, n int, enough func([]call) bool) []call {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if cs := calls(t, path, n); enough(cs) || time.Now().After(end) {
+			return cs
+		}
+	}
+}
+
+// calls reads the calls that ended, from the n-th on.
 func calls(t *testing.T, path string, n int) []call {
 	t.Helper()
 	f, err := os.Open(path)
