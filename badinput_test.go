@@ -147,6 +147,10 @@ func badInputs() []struct{ name, raw, want string } {
 		{"length huge", put + "Content-Length: 99999999999999999999\r\n\r\nabc", "400"},
 		{"length not a number", put + "Content-Length: abc\r\n\r\nabc", "400"},
 		{"coding unknown", put + "Transfer-Encoding: gzip\r\n\r\nabc", "400"},
+		{"coding that is none", put + "Transfer-Encoding: identity\r\n\r\n" + health, "400"},
+		{"coding that is none, with a length", put + "Transfer-Encoding: identity\r\nContent-Length: 3\r\n\r\nabc", "400"},
+		{"If-Match without a tag", put + "If-Match:\r\nContent-Length: 3\r\n\r\nabc", "400"},
+		{"If-None-Match without a tag", put + "If-None-Match: \r\nContent-Length: 3\r\n\r\nabc", "400"},
 		{"coding spelt oddly", put + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n" + health, "400"},
 		{"space before the colon", put + "Content-Length : 3\r\n\r\nabc", "400"},
 		{"NUL in a header", put + "X-A: b\x00c\r\nContent-Length: 3\r\n\r\nabc", "400"},
@@ -240,6 +244,10 @@ func TestSmuggling(t *testing.T) {
 		"body of a 404":      fmt.Sprintf("PUT /nothing HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", len(hidden), hidden),
 		"body of a log":      fmt.Sprintf("POST /sites/a/logs HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", len(hidden), hidden),
 		"refused, then more": "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nIf-Match: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nPUT /\r\n0\r\n\r\n",
+		"no coding":          put + "Transfer-Encoding: identity\r\n\r\n" + hidden,
+		"no coding of a GET": "GET /health HTTP/1.1\r\nHost: h\r\ntransfer-encoding:identity\r\n\r\n" + hidden,
+		"no coding, length":  put + "Transfer-Encoding: identity\r\nContent-Length: 1\r\n\r\nx" + hidden,
+		"no coding, expect":  put + "Expect: 100-continue\r\nTransfer-Encoding: Identity\r\n\r\n" + hidden,
 		"expect refused":     fmt.Sprintf("PUT /sites/../artifacts/b HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n%s", len(hidden), hidden),
 	} {
 		_ = exchangeRaw(t, s.addr, raw)

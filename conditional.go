@@ -9,15 +9,12 @@ import (
 )
 
 // parseETags parses the value of If-Match or If-None-Match (RFC 9110, sections
-// 13.1.1 and 13.1.2), several header lines joined by commas. An empty value is
-// nil. A malformed one is an error: ignoring it would do without the condition
+// 13.1.1 and 13.1.2), several header lines joined by commas. A malformed one, or
+// one without a tag, is an error: ignoring it would do without the condition
 // what was asked for on a condition.
 func parseETags(value string) (*ETagList, error) {
 	value = trimOWS(value)
-	switch value {
-	case "":
-		return nil, nil
-	case "*":
+	if value == "*" {
 		return &ETagList{Any: true}, nil
 	}
 	list := &ETagList{}

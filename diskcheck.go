@@ -32,7 +32,7 @@ func (n *nfs) examine(tell func(finding)) {
 	} {
 		note, err := step.do()
 		tell(finding{what: step.what, err: err, note: note, weak: errors.Is(err, ErrUnsupported)})
-		if c.dir == nil && c.parent != nil && err != nil {
+		if c.dir == nil && c.names != nil && err != nil {
 			break // nothing can be written
 		}
 	}

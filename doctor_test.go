@@ -58,6 +58,13 @@ func TestDoctorOfADirectory(t *testing.T) {
 }
 
 func TestDoctorFails(t *testing.T) {
+	noSites := t.TempDir()
+	if err := os.WriteFile(filepath.Join(noSites, sitesDir), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := runDoctor("PAGEWRIGHT_NFS_BASE_PATH=" + noSites); err == nil || !strings.Contains(out, "FAIL make a directory") {
+		t.Errorf("where sites are is no directory: %v\n%s", err, out)
+	}
 	for _, c := range []struct {
 		env  []string
 		out  string

@@ -65,19 +65,46 @@ func (s *service) handle(ctx *fasthttp.RequestCtx) {
 	c := ctx.Conn().(*conn)
 	s.begin(ctx, c)
 	c.bodyRead = false
-	if bytes.HasPrefix(ctx.Request.Header.Protocol(), []byte("HTTP/1.")) {
-		s.handler(ctx)
-	} else {
-		refuse(ctx, fasthttp.StatusHTTPVersionNotSupported, "only HTTP/1.1 and HTTP/1.0 are spoken here")
-		ctx.SetConnectionClose()
-	}
+	framed := s.dispatch(ctx)
 	// If the client still sends, the connection may have to be closed on it.
 	unread := ctx.Request.IsBodyStream() && !c.bodyRead
-	c.linger.Store(unread)
+	c.linger.Store(unread || !framed)
 	if n := ctx.Request.Header.ContentLength(); unread && (n < 0 || n > maxDrained) {
 		ctx.SetConnectionClose() // said, or the client sends its next request into a closed connection
 	}
 	s.answered(ctx, c)
+}
+
+// dispatch calls the handler of a request, unless it cannot be told where the
+// request ends: then it is refused, and the connection closed.
+func (s *service) dispatch(ctx *fasthttp.RequestCtx) (framed bool) {
+	switch {
+	case !bytes.HasPrefix(ctx.Request.Header.Protocol(), []byte("HTTP/1.")):
+		refuse(ctx, fasthttp.StatusHTTPVersionNotSupported, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+	case hasOtherCoding(&ctx.Request.Header):
+		refuse(ctx, fasthttp.StatusBadRequest, "Transfer-Encoding: only chunked is understood")
+	default:
+		s.handler(ctx)
+		return true
+	}
+	ctx.SetConnectionClose()
+	return false
+}
+
+// hasOtherCoding tells whether a request has a transfer coding that is not
+// chunked (RFC 9112, section 6.3). Such a one does not come this far, but for
+// "identity", which fasthttp takes for no coding: only the raw header tells.
+func hasOtherCoding(h *fasthttp.RequestHeader) bool {
+	if h.ContentLength() == -1 {
+		return false
+	}
+	for line := range bytes.Lines(h.RawHeaders()) {
+		name, _, found := bytes.Cut(line, []byte(":"))
+		if found && len(name) == len(fasthttp.HeaderTransferEncoding) && strings.EqualFold(string(name), fasthttp.HeaderTransferEncoding) {
+			return true
+		}
+	}
+	return false
 }
 
 // keyExpecting marks a request whose body was not asked for yet.
@@ -90,7 +117,7 @@ func (s *service) expect(ctx *fasthttp.RequestCtx) int {
 	c := ctx.Conn().(*conn)
 	s.begin(ctx, c)
 	ctx.SetUserValue(keyExpecting, true)
-	s.handler(ctx)
+	s.dispatch(ctx)
 	ctx.RemoveUserValue(keyExpecting)
 	if status := ctx.Response.StatusCode(); status >= 400 {
 		c.linger.Store(true) // the client may have begun to send all the same
@@ -191,6 +218,14 @@ func headerValue(ctx *fasthttp.RequestCtx, name string) string {
 	return strings.Join(parts, ", ")
 }
 
+// headerETags is the list in a header, nil if there is no such header.
+func headerETags(ctx *fasthttp.RequestCtx, name string) (*ETagList, error) {
+	if len(ctx.Request.Header.PeekAll(name)) == 0 {
+		return nil, nil
+	}
+	return parseETags(headerValue(ctx, name))
+}
+
 // headerDate is the value of a header as a date, zero if it is none: such a
 // header is ignored (RFC 9110, sections 13.1.3 and 13.1.4).
 func headerDate(ctx *fasthttp.RequestCtx, name string) time.Time {
@@ -212,7 +247,7 @@ func precondition(ctx *fasthttp.RequestCtx) (cond Precondition, ok bool) {
 		{fasthttp.HeaderIfMatch, &cond.IfMatch},
 		{fasthttp.HeaderIfNoneMatch, &cond.IfNoneMatch},
 	} {
-		list, err := parseETags(headerValue(ctx, h.name))
+		list, err := headerETags(ctx, h.name)
 		if err != nil {
 			refuse(ctx, fasthttp.StatusBadRequest, "%s: %v", h.name, err)
 			return cond, false

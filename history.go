@@ -21,6 +21,7 @@ const (
 	maxPageLimit = 10_000  // builds on a page at most
 	maxKeptList  = 4 << 20 // bytes of a buffer that is used again
 	maxKeyLen    = 255     // bytes of an Idempotency-Key
+	maxNesting   = 50      // levels of metadata: in a list they are four deeper, and a few parsers take 64
 )
 
 // postLog appends an entry to the log of a build.
@@ -158,6 +159,9 @@ func parseEntry(body []byte) (LogEntry, error) {
 	case 'n': // absent, or null
 	case '{':
 		e.Metadata = bytes.Clone(bytes.TrimSpace(raw.Metadata))
+		if nesting(e.Metadata) > maxNesting {
+			return LogEntry{}, fmt.Errorf("metadata is nested deeper than %d levels", maxNesting)
+		}
 	default:
 		return LogEntry{}, errors.New("metadata is not an object")
 	}
@@ -171,6 +175,26 @@ func kindOf(raw []byte) byte {
 		return 'n'
 	}
 	return raw[0]
+}
+
+// nesting is how deep the arrays and objects of a valid JSON value go.
+func nesting(raw []byte) int {
+	depth, deepest, quoted := 0, 0, false
+	for i := 0; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case c == '"':
+			quoted = !quoted
+		case quoted && c == '\\':
+			i++
+		case quoted:
+		case c == '{', c == '[':
+			depth++
+			deepest = max(deepest, depth)
+		case c == '}', c == ']':
+			depth--
+		}
+	}
+	return deepest
 }
 
 // syntaxError tells where body stops being JSON.
@@ -192,7 +216,7 @@ func (s *service) getVersions(ctx *fasthttp.RequestCtx) {
 	if !ok {
 		return
 	}
-	ifNoneMatch, err := parseETags(headerValue(ctx, fasthttp.HeaderIfNoneMatch))
+	ifNoneMatch, err := headerETags(ctx, fasthttp.HeaderIfNoneMatch)
 	if err != nil {
 		refuse(ctx, fasthttp.StatusBadRequest, "If-None-Match: %v", err)
 		return

@@ -41,6 +41,14 @@ func TestParseEntry(t *testing.T) {
 	bad(`{"build_id":".b","action":"a","status":"s"}`, "build_id must begin with a letter or digit")
 	bad(`{"build_id":"b","action":"a","status":"s","metadata":7}`, "metadata is not an object")
 	bad("{\"build_id\":\"b\",\"action\":\"a\",\"status\":\"\xff\"}", "UTF-8")
+	deep := func(levels int) string {
+		return `{"build_id":"b","action":"a","status":"s","metadata":{"}{\"":` + strings.Repeat("[", levels-1) + strings.Repeat("]", levels-1) + `}}`
+	}
+	bad(deep(maxNesting+1), "nested deeper than 50 levels")
+	bad(deep(100_000), "not valid JSON")
+	if _, err := parseEntry([]byte(deep(maxNesting))); err != nil {
+		t.Error(err)
+	}
 }
 
 // FuzzEntry: what is taken can be written into a log and read again as it was.

@@ -184,7 +184,7 @@ func TestConnectionsOfOneAddress(t *testing.T) {
 			t.Fatal(err)
 		}
 		body, err := io.ReadAll(r.Body)
-		if r.StatusCode != 429 || r.Header.Get("Retry-After") == "" || err != nil || !strings.Contains(string(body), `"status":"error"`) {
+		if r.StatusCode != 429 || r.Header.Get("Retry-After") == "" || r.Header.Get("Date") == "" || r.Header.Get("X-Request-Id") == "" || err != nil || !strings.Contains(string(body), `"status":"error"`) {
 			t.Errorf("answered %d %v %q %v", r.StatusCode, r.Header, body, err)
 		}
 	}
@@ -195,7 +195,8 @@ func TestConnectionsOfOneAddress(t *testing.T) {
 		all, _ := io.ReadAll(c)
 		c.Close()
 		return strings.Contains(string(all), "pagewright_http_connections_refused_total") &&
-			strings.Contains(string(all), "pagewright_http_connections 3\n")
+			strings.Contains(string(all), "pagewright_http_connections 3\n") &&
+			strings.Contains(string(all), "pagewright_http_connections_limit ")
 	})
 }
 

@@ -135,7 +135,7 @@ func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Pre
 		return ArtifactInfo{}, err
 	}
 	if err := n.place(temp, siteID, buildID, cond); err != nil {
-		return ArtifactInfo{}, err
+		return ArtifactInfo{}, n.orGone(err)
 	}
 	return infoOf(&st), temp.syncDir()
 }
@@ -231,12 +231,19 @@ func (n *nfs) artifactPath(siteID, buildID string) string {
 	return n.base + "/" + sitesDir + "/" + siteID + "/" + artifactsDir + "/" + buildID + artifactSuffix
 }
 
-// notFound turns an absent file or directory into ErrNotFound, if the store is here.
-func (n *nfs) notFound(err error) error {
+// orGone is err, or that the store is not here if err may come of that.
+func (n *nfs) orGone(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		if gone := n.here(); gone != nil {
 			return gone
 		}
+	}
+	return err
+}
+
+// notFound turns an absent file or directory into ErrNotFound, if the store is here.
+func (n *nfs) notFound(err error) error {
+	if err = n.orGone(err); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
 	}
 	return err
@@ -311,18 +318,29 @@ func fileTag(ino, size, mtime uint64) string {
 	return string(append(b, '"'))
 }
 
-// Probe implements Prober: it reads the base, then writes and syncs a file in it.
+// openRoot opens the directory in which those of sites are made, or the base as
+// long as there is none.
+func (n *nfs) openRoot() (*os.File, error) {
+	dir, err := n.disk.openDir(n.base + "/" + sitesDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return n.disk.openDir(n.base)
+	}
+	return dir, err
+}
+
+// Probe implements Prober: it reads the directory of the sites, then writes and
+// syncs a file in it.
 func (n *nfs) Probe() (Readiness, error) {
 	if err := n.here(); err != nil {
 		return Readiness{}, err
 	}
-	dir, err := n.disk.openDir(n.base)
+	dir, err := n.openRoot()
 	if err != nil {
 		return Readiness{}, err
 	}
 	defer dir.Close()
 	if _, err := dir.Readdirnames(1); err != nil && err != io.EOF {
-		return Readiness{}, diskError("read directory", n.base, errors.Unwrap(err))
+		return Readiness{}, diskError("read directory", dir.Name(), errors.Unwrap(err))
 	}
 	if err := n.probeWrite(dir); err != nil {
 		if errors.Is(err, ErrUnavailable) || errors.Is(err, unix.EIO) {

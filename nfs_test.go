@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -98,5 +99,42 @@ func TestStoreThatWentAway(t *testing.T) {
 		if names, err := os.ReadDir(n.base); len(names) > 0 || err == nil && name == "gone" {
 			t.Errorf("%s: something was written: %v", name, names)
 		}
+	}
+}
+
+// mover is a body in the middle of which the store goes away.
+type mover struct{ n *nfs }
+
+func (m mover) Read([]byte) (int, error) {
+	if err := os.Rename(m.n.base, m.n.base+".away"); err != nil {
+		return 0, err
+	}
+	return 0, io.EOF
+}
+
+func TestStoreGoesAwayInAnUpload(t *testing.T) {
+	n := openTestNFS(t, filepath.Join(t.TempDir(), "."))
+	mustStore(t, n, "s", "b", []byte("old"))
+	wantError(t, n.StoreArtifact("s", "b", mover{n}), ErrUnavailable)
+	if err := os.Rename(n.base+".away", n.base); err != nil {
+		t.Fatal(err)
+	}
+	wantBytes(t, n, "s", "b", []byte("old"))
+	wantFiles(t, filepath.Join(n.base, sitesDir, "s", artifactsDir), "b"+artifactSuffix)
+}
+
+// TestProbeLooksWhereSitesAre: the base alone does not tell whether a site can
+// be read or made.
+func TestProbeLooksWhereSitesAre(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	if r, err := n.Probe(); err != nil || r.WriteError != "" {
+		t.Errorf("empty: %+v, %v", r, err)
+	}
+	if err := os.WriteFile(filepath.Join(base, sitesDir), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := n.Probe(); err == nil {
+		t.Errorf("no directory: %+v", r)
 	}
 }

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"crypto/rand"
+	"fmt"
 	"net"
 	"net/netip"
 	"time"
+
+	"github.com/valyala/fasthttp"
 )
 
 const (
@@ -11,10 +15,14 @@ const (
 	refuseTime  = time.Second // how long one of them has to hear it
 )
 
-// turnedAwayAnswer is sent before a request was read: it has nothing of it.
-const turnedAwayAnswer = "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\n" +
-	"Content-Length: 68\r\nRetry-After: 5\r\nConnection: close\r\n\r\n" +
-	`{"status":"error","error":"too many connections from your address"}` + "\n"
+// turnedAway is the answer that is sent before a request was read: it has
+// nothing of it.
+func turnedAway() []byte {
+	const body = `{"status":"error","error":"too many connections from your address"}` + "\n"
+	return fmt.Appendf(nil, "HTTP/1.1 429 Too Many Requests\r\nDate: %s\r\nContent-Type: application/json\r\n"+
+		"Content-Length: %d\r\nRetry-After: 5\r\nConnection: close\r\n%s: %s\r\n\r\n%s",
+		fasthttp.AppendHTTPDate(nil, time.Now()), len(body), headerRequestID, rand.Text(), body)
+}
 
 // admit takes c among the open connections, unless its address has enough. It
 // is done here and not by fasthttp, whose own limit hides the connection from
@@ -73,7 +81,7 @@ func (l *listener) turnAway(tcp *net.TCPConn) {
 		if tcp.SetDeadline(time.Now().Add(refuseTime)) != nil {
 			return
 		}
-		if _, err := tcp.Write([]byte(turnedAwayAnswer)); err != nil || tcp.CloseWrite() != nil {
+		if _, err := tcp.Write(turnedAway()); err != nil || tcp.CloseWrite() != nil {
 			return
 		}
 		buf := make([]byte, 4<<10)

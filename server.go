@@ -72,7 +72,8 @@ func (s *service) listen() (*listener, error) {
 	listener := newListener(l.(*net.TCPListener), s.cfg.MaxUploads+maxCalls, s.cfg.StallTimeout, s.log, s.ended)
 	listener.perIP, listener.turnedAway = s.cfg.MaxConnsPerIP, s.metrics.turnedAway.Inc
 	s.metrics.gauges(map[string]func() float64{
-		"pagewright_http_connections": func() float64 { return float64(listener.connections()) },
+		"pagewright_http_connections":       func() float64 { return float64(listener.connections()) },
+		"pagewright_http_connections_limit": func() float64 { return float64(min(listener.max, maxConnections)) },
 	})
 	return listener, nil
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,47 +41,50 @@ func (n *nfs) sweepTemps(ctx context.Context, maxAge time.Duration) {
 // sweepOnce sweeps the whole store and tells how many files it removed. One
 // directory that cannot be swept does not keep it from the others.
 func (n *nfs) sweepOnce(ctx context.Context, maxAge time.Duration) (int, error) {
-	base, err := n.disk.openDir(n.base)
+	root, err := n.openRoot()
 	if err != nil {
 		return 0, err
 	}
-	defer base.Close()
+	defer root.Close()
 	// Not this host's clock: it may be wrong, and the temporary files be those
 	// of uploads on other hosts.
-	now, err := n.disk.clock(base)
+	now, err := n.disk.clock(root)
 	if err != nil {
 		return 0, err
 	}
 	before := now.Add(-maxAge)
-	removed, err := n.sweepDir(base, before)
-	errs := []error{err}
-	sites, err := n.disk.openDir(n.base + "/" + sitesDir)
-	if err != nil {
-		return removed, errors.Join(append(errs, unlessGone(err))...)
-	}
-	defer sites.Close()
-	err = eachName(sites, func(site string) error {
-		for _, name := range []string{artifactsDir, logsDir} {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			dir, err := n.disk.openDir(n.base + "/" + sitesDir + "/" + site + "/" + name)
-			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-				continue
-			}
-			if err == nil {
-				var some int
-				some, err = n.sweepDir(dir, before)
-				removed += some
-				dir.Close()
-			}
-			if err != nil {
-				errs = append(errs, err)
-			}
+	removed := 0
+	var errs []error
+	sweep := func(names ...string) {
+		dir, err := n.disk.openDir(filepath.Join(append([]string{n.base}, names...)...))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			return
 		}
-		return nil
-	})
-	return removed, errors.Join(append(errs, err)...)
+		if err == nil {
+			var some int
+			some, err = n.sweepDir(dir, before)
+			removed += some
+			dir.Close()
+		}
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	sweep()
+	sweep(sitesDir)
+	if filepath.Base(root.Name()) == sitesDir {
+		err = eachName(root, func(site string) error {
+			for _, name := range []string{artifactsDir, logsDir} {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				sweep(sitesDir, site, name)
+			}
+			return nil
+		})
+		errs = append(errs, err)
+	}
+	return removed, errors.Join(errs...)
 }
 
 // sweepDir removes the temporary files in dir that were last written to before

@@ -33,6 +33,7 @@ func TestSweep(t *testing.T) {
 	n := openTestNFS(t, base)
 	old := []string{
 		leave(t, 25*time.Hour, base, tempPrefix+"A"),
+		leave(t, 25*time.Hour, base, sitesDir, tempPrefix+"probe"),
 		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, tempPrefix+"B"),
 		leave(t, 300*24*time.Hour, base, sitesDir, "s1", logsDir, tempPrefix+"C"),
 		leave(t, 25*time.Hour, base, sitesDir, "s2", logsDir, tempPrefix+"D"),

@@ -17,7 +17,7 @@ var walls = []struct {
 	files string
 	why   string
 }{
-	{"github.com/valyala/", "main server handlers uploads downloads redirect history answers ready exchange observe", "only the HTTP side knows fasthttp"},
+	{"github.com/valyala/", "main server handlers uploads downloads redirect history answers ready exchange observe peers", "only the HTTP side knows fasthttp"},
 	{"github.com/fasthttp/", "handlers", "only the table of routes knows the router"},
 	{"github.com/goccy/", "answers history listingjson", "only the HTTP side writes its answers"},
 	{"github.com/caarlos0/", "config", "only the configuration reads variables"},
