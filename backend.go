@@ -234,7 +234,7 @@ func (p Precondition) Check(current *ArtifactInfo) error {
 	switch {
 	case p.IfMatch != nil:
 		if current == nil || !p.IfMatch.Any && !slices.Contains(p.IfMatch.Tags, current.ETag) {
-			return fmt.Errorf("%w: If-Match", ErrPrecondition)
+			return errNoMatch
 		}
 	case !p.IfUnmodifiedSince.IsZero():
 		if current != nil && current.ModTime.Truncate(time.Second).After(p.IfUnmodifiedSince) {
@@ -277,6 +277,9 @@ var (
 	ErrUnsupported  = errors.New("not supported by this store")
 	ErrBadCursor    = errors.New("bad cursor")
 )
+
+// errNoMatch is the ErrPrecondition of If-Match.
+var errNoMatch = fmt.Errorf("%w: If-Match", ErrPrecondition)
 
 // maxLogSize is the size in bytes past which a log takes no more entries.
 const maxLogSize = 16 << 20

@@ -366,6 +366,8 @@ func TestAppendOnly(t *testing.T) {
 	s.put(t, 409, path, "two")
 	s.put(t, 412, path, "two", "If-None-Match", "*")
 	s.put(t, 409, path, "two", "If-Match", tag)
+	s.put(t, 412, path, "two", "If-Match", `"another"`)
+	s.put(t, 412, "/sites/a/artifacts/none", "two", "If-Match", tag)
 	s.do(t, 403, request{"DELETE", path, nil, nil})
 	if r := s.get(t, 200, path); string(r.body) != "one" {
 		t.Errorf("the build is now %q", r.body)

@@ -50,7 +50,7 @@ func (s *service) putArtifact(ctx *fasthttp.RequestCtx) {
 	case errors.Is(err, errTooLarge):
 		s.refuseTooLarge(ctx)
 		return
-	case up.appendOnly && errors.Is(err, ErrPrecondition):
+	case up.appendOnly && errors.Is(err, ErrPrecondition) && !errors.Is(err, errNoMatch):
 		refuseReplace(ctx)
 		return
 	default:
@@ -126,7 +126,7 @@ func (s *service) admitCondition(ctx *fasthttp.RequestCtx, up upload) {
 	}
 	switch {
 	case err == nil:
-	case up.appendOnly && errors.Is(err, ErrPrecondition):
+	case up.appendOnly && errors.Is(err, ErrPrecondition) && !errors.Is(err, errNoMatch):
 		refuseReplace(ctx)
 	default:
 		s.fail(ctx, "store the artifact", up.siteID, up.buildID, err)
