@@ -218,12 +218,15 @@ func headerValue(ctx *fasthttp.RequestCtx, name string) string {
 	return strings.Join(parts, ", ")
 }
 
-// headerETags is the list in a header, nil if there is no such header.
+// headerETags is the list in a header, nil if there is no such header. A GET on
+// the condition that no tag of none matches is a GET.
 func headerETags(ctx *fasthttp.RequestCtx, name string) (*ETagList, error) {
-	if len(ctx.Request.Header.PeekAll(name)) == 0 {
+	value := headerValue(ctx, name)
+	reads := name == fasthttp.HeaderIfNoneMatch && (ctx.IsGet() || ctx.IsHead())
+	if value == "" && (reads || len(ctx.Request.Header.PeekAll(name)) == 0) {
 		return nil, nil
 	}
-	return parseETags(headerValue(ctx, name))
+	return parseETags(value)
 }
 
 // headerDate is the value of a header as a date, zero if it is none: such a

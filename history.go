@@ -21,7 +21,7 @@ const (
 	maxPageLimit = 10_000  // builds on a page at most
 	maxKeptList  = 4 << 20 // bytes of a buffer that is used again
 	maxKeyLen    = 255     // bytes of an Idempotency-Key
-	maxNesting   = 50      // levels of metadata: in a list they are four deeper, and a few parsers take 64
+	maxNesting   = 50      // levels of metadata: in a list they are five deeper, and a few parsers take 64
 )
 
 // postLog appends an entry to the log of a build.

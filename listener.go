@@ -16,7 +16,8 @@ const (
 	// acceptPause is how long the listener waits before it looks again whether a
 	// descriptor came free.
 	acceptPause     = 50 * time.Millisecond
-	filesPerRequest = 6 // descriptors that an upload has open at most beside its connection: files, directories, a pipe
+	fullEvery       = time.Minute // how often the log is told that no connection can be accepted
+	filesPerRequest = 6           // descriptors that an upload has open at most beside its connection: files, directories, a pipe
 )
 
 // errFewLeft: connections have all descriptors but those kept for files.
@@ -33,6 +34,7 @@ type listener struct {
 	buffers  bodyBuffers
 
 	max        int           // connections that leave descriptors for their files
+	toldFull   time.Time     // when the log was last told that there are so many; Accept's own
 	perIP      int           // connections of one address; 0: any number
 	turnedAway func()        // called for each connection past it
 	refusing   chan struct{} // those that are being told so
@@ -43,7 +45,8 @@ type listener struct {
 }
 
 // newListener makes a listener that keeps descriptors for so many requests at
-// once, of those that the process may have, but for half of them at the most.
+// once, of those that the process may have, but at most half of them; of the
+// rest every connection may take a second one, for the file that it downloads.
 func newListener(l *net.TCPListener, requests int, stall time.Duration, log *slog.Logger, ended func(*exchange)) *listener {
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil || limit.Cur > math.MaxInt32 {
@@ -51,7 +54,7 @@ func newListener(l *net.TCPListener, requests int, stall time.Duration, log *slo
 	}
 	most := int(limit.Cur)
 	return &listener{TCPListener: l, stall: stall, log: log, ended: ended, splicers: newSplicers(),
-		max:      most - min(requests*filesPerRequest, most/2),
+		max:      min(maxConnections, (most-min(requests*filesPerRequest, most/2))/2),
 		refusing: make(chan struct{}, maxRefusing), open: map[*conn]struct{}{}, peers: map[netip.Addr]int{}}
 }
 
@@ -62,17 +65,17 @@ func newListener(l *net.TCPListener, requests int, stall time.Duration, log *slo
 // files that it opens at its end. Connections past the limit of their address
 // are turned away here.
 func (l *listener) Accept() (net.Conn, error) {
-	for told := false; ; {
+	for {
 		var tcp *net.TCPConn
 		err := errFewLeft
 		if l.connections() < l.max {
 			tcp, err = l.AcceptTCP()
 		}
 		if isShortage(err) {
-			if !told {
+			if now := time.Now(); now.Sub(l.toldFull) >= fullEvery {
+				l.toldFull = now
 				l.log.Error("cannot accept connections for now", "error", err)
 			}
-			told = true
 			time.Sleep(acceptPause)
 			continue
 		}

@@ -3,54 +3,24 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestShortOfDescriptors: idle connections cannot take the descriptors that an
 // upload in flight needs at its end. Those for which none is left wait, and are
 // served when others have gone.
 func TestShortOfDescriptors(t *testing.T) {
-	cmd := exec.Command("sh", "-c", `ulimit -n 64 && exec "$0"`, os.Args[0])
-	cmd.Env = append(os.Environ(), childVariable+"=serve", "PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1",
-		"PAGEWRIGHT_NFS_BASE_PATH="+t.TempDir(), "PAGEWRIGHT_ACCESS_LOG=false")
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}()
-	lines := bufio.NewScanner(stderr)
-	waitFor := func(msg string) (address string) {
-		for lines.Scan() {
-			var line struct{ Msg, Address string }
-			if json.Unmarshal(lines.Bytes(), &line) == nil && strings.Contains(line.Msg, msg) {
-				return line.Address
-			}
-		}
-		t.Fatalf("the service ended before it said %q", msg)
-		return ""
-	}
-	s := &testServer{addr: waitFor("serving")}
-
+	s, waitFor := startLimited(t, 64)
 	upload := dial(t, s.addr)
 	_, _ = upload.Write([]byte("PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\nbef"))
-	var idle []net.Conn
-	for range 80 {
-		c, err := net.Dial("tcp", s.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		idle = append(idle, c)
-	}
+	idle := connect(t, s.addr, 80)
 	waitFor("cannot accept connections")
 	_, _ = upload.Write([]byte("ore"))
 	if got := readStatus(upload); got != 201 {
@@ -64,4 +34,78 @@ func TestShortOfDescriptors(t *testing.T) {
 	if got := readStatus(late); got != 200 {
 		t.Errorf("the connection that waited was answered %d", got)
 	}
+}
+
+// TestOutOfDescriptors: if the system gives fewer than it said, connections wait
+// too, and the listener goes on.
+func TestOutOfDescriptors(t *testing.T) {
+	s, waitFor := startLimited(t, 1000)
+	s.get(t, 200, "/health")
+	if err := unix.Prlimit(s.pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 32, Max: 32}, nil); err != nil {
+		t.Fatal(err)
+	}
+	idle := connect(t, s.addr, 40)
+	waitFor("too many open files")
+	for _, c := range idle {
+		c.Close()
+	}
+	late := dial(t, s.addr)
+	_, _ = late.Write([]byte("GET /health HTTP/1.1\r\nHost: h\r\n\r\n"))
+	if got := readStatus(late); got != 200 {
+		t.Errorf("the connection that waited was answered %d", got)
+	}
+}
+
+func connect(t *testing.T, addr string, n int) (all []net.Conn) {
+	t.Helper()
+	for range n {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		all = append(all, c)
+	}
+	return all
+}
+
+// limited is a service in a process of its own.
+type limited struct {
+	testServer
+	pid int
+}
+
+// startLimited starts a service that may have so many descriptors. waitFor waits
+// until its log has a line with a text, and returns its address if it has one.
+func startLimited(t *testing.T, descriptors int) (s *limited, waitFor func(text string) (address string)) {
+	t.Helper()
+	cmd := exec.Command("sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$0"`, descriptors), os.Args[0])
+	cmd.Env = append(os.Environ(), childVariable+"=serve", "PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1",
+		"PAGEWRIGHT_NFS_BASE_PATH="+t.TempDir(), "PAGEWRIGHT_ACCESS_LOG=false")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	lines := bufio.NewScanner(stderr)
+	waitFor = func(text string) (address string) {
+		t.Helper()
+		for lines.Scan() {
+			var line struct{ Address string }
+			if strings.Contains(lines.Text(), text) && json.Unmarshal(lines.Bytes(), &line) == nil {
+				return line.Address
+			}
+		}
+		t.Fatalf("the service ended before it said %q", text)
+		return ""
+	}
+	s = &limited{pid: cmd.Process.Pid}
+	s.addr = waitFor(`"serving"`)
+	return s, waitFor
 }

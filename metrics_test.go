@@ -55,7 +55,8 @@ func TestMetricsAfterMixedLoad(t *testing.T) {
 	// An exchange is counted when its connection is read from again.
 	eventually(t, "all requests are counted", func() bool {
 		got = scrape(t, s)
-		return got[`pagewright_http_requests_total{route="artifact",method="DELETE",status="204"}`] == 1
+		return got[`pagewright_http_requests_total{route="artifact",method="DELETE",status="204"}`] == 1 &&
+			got["pagewright_store_readable"] == 1 && got["pagewright_store_writable"] == 1
 	})
 	for name, want := range map[string]float64{
 		`pagewright_http_requests_total{route="artifact",method="PUT",status="201"}`:    2,

@@ -135,7 +135,7 @@ func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Pre
 		return ArtifactInfo{}, err
 	}
 	if err := n.place(temp, siteID, buildID, cond); err != nil {
-		return ArtifactInfo{}, n.orGone(err)
+		return ArtifactInfo{}, err
 	}
 	return infoOf(&st), temp.syncDir()
 }
@@ -143,6 +143,10 @@ func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Pre
 // place puts the sealed temp in the place of the build if cond holds. That
 // nothing is there is link(2)'s own decision, for which nobody need look.
 func (n *nfs) place(temp *tempFile, siteID, buildID string, cond Precondition) error {
+	// The store may have gone while the body came.
+	if err := n.here(); err != nil {
+		return err
+	}
 	name := buildID + artifactSuffix
 	if !cond.CreateOnly() {
 		return n.changeIf(siteID, buildID, cond, func() error { return temp.replace(name) })
@@ -231,19 +235,12 @@ func (n *nfs) artifactPath(siteID, buildID string) string {
 	return n.base + "/" + sitesDir + "/" + siteID + "/" + artifactsDir + "/" + buildID + artifactSuffix
 }
 
-// orGone is err, or that the store is not here if err may come of that.
-func (n *nfs) orGone(err error) error {
+// notFound turns an absent file or directory into ErrNotFound, if the store is here.
+func (n *nfs) notFound(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		if gone := n.here(); gone != nil {
 			return gone
 		}
-	}
-	return err
-}
-
-// notFound turns an absent file or directory into ErrNotFound, if the store is here.
-func (n *nfs) notFound(err error) error {
-	if err = n.orGone(err); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
 	}
 	return err
@@ -322,14 +319,24 @@ func fileTag(ino, size, mtime uint64) string {
 // long as there is none.
 func (n *nfs) openRoot() (*os.File, error) {
 	dir, err := n.disk.openDir(n.base + "/" + sitesDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return n.disk.openDir(n.base)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return dir, err
 	}
-	return dir, err
+	base, berr := n.disk.openDir(n.base)
+	if berr != nil {
+		return nil, berr
+	}
+	var st unix.Stat_t
+	if statAt(base, sitesDir, &st) == nil { // a symbolic link to what is not there
+		base.Close()
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return base, nil
 }
 
-// Probe implements Prober: it reads the directory of the sites, then writes and
-// syncs a file in it.
+// Probe implements Prober: it reads the directory of the sites and asks whether
+// it could write there, then writes and syncs a file: in the base if it can, for
+// the caches of other NFS clients of a directory end when it changes.
 func (n *nfs) Probe() (Readiness, error) {
 	if err := n.here(); err != nil {
 		return Readiness{}, err
@@ -342,7 +349,7 @@ func (n *nfs) Probe() (Readiness, error) {
 	if _, err := dir.Readdirnames(1); err != nil && err != io.EOF {
 		return Readiness{}, diskError("read directory", dir.Name(), errors.Unwrap(err))
 	}
-	if err := n.probeWrite(dir); err != nil {
+	if err := n.probeWrites(dir); err != nil {
 		if errors.Is(err, ErrUnavailable) || errors.Is(err, unix.EIO) {
 			return Readiness{}, err
 		}
@@ -350,6 +357,27 @@ func (n *nfs) Probe() (Readiness, error) {
 		return Readiness{WriteError: reasonOf(err)}, nil
 	}
 	return Readiness{}, nil
+}
+
+func (n *nfs) probeWrites(root *os.File) error {
+	err := uninterrupted(func() error {
+		return unix.Faccessat(int(root.Fd()), ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS)
+	})
+	if err != nil {
+		return diskError("write to", root.Name(), err)
+	}
+	base, err := n.disk.openDir(n.base)
+	if errors.Is(err, ErrDenied) {
+		return n.probeWrite(root)
+	}
+	if err != nil {
+		return err
+	}
+	defer base.Close()
+	if err := n.probeWrite(base); !errors.Is(err, ErrDenied) {
+		return err
+	}
+	return n.probeWrite(root)
 }
 
 func (n *nfs) probeWrite(dir *os.File) error {

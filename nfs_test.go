@@ -131,7 +131,13 @@ func TestProbeLooksWhereSitesAre(t *testing.T) {
 	if r, err := n.Probe(); err != nil || r.WriteError != "" {
 		t.Errorf("empty: %+v, %v", r, err)
 	}
-	if err := os.WriteFile(filepath.Join(base, sitesDir), nil, 0o644); err != nil {
+	sites := filepath.Join(base, sitesDir)
+	if err := os.Symlink(filepath.Join(base, "nowhere"), sites); err != nil {
+		t.Fatal(err)
+	}
+	_, err := n.Probe()
+	wantError(t, err, ErrUnavailable)
+	if err := errors.Join(os.Remove(sites), os.WriteFile(sites, nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
 	if r, err := n.Probe(); err == nil {

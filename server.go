@@ -73,7 +73,7 @@ func (s *service) listen() (*listener, error) {
 	listener.perIP, listener.turnedAway = s.cfg.MaxConnsPerIP, s.metrics.turnedAway.Inc
 	s.metrics.gauges(map[string]func() float64{
 		"pagewright_http_connections":       func() float64 { return float64(listener.connections()) },
-		"pagewright_http_connections_limit": func() float64 { return float64(min(listener.max, maxConnections)) },
+		"pagewright_http_connections_limit": func() float64 { return float64(listener.max) },
 	})
 	return listener, nil
 }
@@ -126,7 +126,9 @@ func (s *service) httpServer() *fasthttp.Server {
 		HeaderReceived: s.bodyTimeout,
 		Logger:         httpLog{s.log},
 
-		Concurrency:     maxConnections,
+		// More than the listener hands out, a few of which may just be ending:
+		// what fasthttp itself would answer past it is none of our answers.
+		Concurrency:     maxConnections + 64,
 		ReadBufferSize:  readBuffer,
 		WriteBufferSize: writeBuffer,
 		// Of the whole header: a body has the rule of its own (conn.go). There
