@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	stall      = 6 * time.Second
+	stall      = 4 * time.Second
 	wellKept   = 4         // clients that behave
 	peakBound  = 256 << 20 // bytes above idle that any of it may cost
 	afterBound = 48 << 20  // and that may stay: what Go keeps for the next time
