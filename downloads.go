@@ -175,7 +175,7 @@ func (d *download) evaluate(info ArtifactInfo, ranges bool) (part byteRange, sen
 	}
 	part = byteRange{0, info.Size}
 	status := fasthttp.StatusOK
-	if value := headerValue(ctx, fasthttp.HeaderRange); ranges && value != "" && ctx.IsGet() && d.rangeApplies(info) {
+	if value, _ := headerValue(ctx, fasthttp.HeaderRange); ranges && value != "" && ctx.IsGet() && d.rangeApplies(info) {
 		r, ok, err := parseRange(value, info.Size)
 		if err != nil {
 			ctx.Response.Header.Set(fasthttp.HeaderContentRange, "bytes */"+strconv.FormatInt(info.Size, 10))
@@ -197,7 +197,7 @@ func (d *download) evaluate(info ArtifactInfo, ranges bool) (part byteRange, sen
 
 // rangeApplies judges If-Range.
 func (d *download) rangeApplies(info ArtifactInfo) bool {
-	value := headerValue(d.ctx, fasthttp.HeaderIfRange)
+	value, _ := headerValue(d.ctx, fasthttp.HeaderIfRange)
 	return value == "" || rangeStillValid(value, headerDate(d.ctx, fasthttp.HeaderIfRange), info, time.Now())
 }
 

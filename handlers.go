@@ -100,7 +100,7 @@ func hasOtherCoding(h *fasthttp.RequestHeader) bool {
 	}
 	for line := range bytes.Lines(h.RawHeaders()) {
 		name, _, found := bytes.Cut(line, []byte(":"))
-		if found && len(name) == len(fasthttp.HeaderTransferEncoding) && strings.EqualFold(string(name), fasthttp.HeaderTransferEncoding) {
+		if found && bytes.EqualFold(name, []byte(fasthttp.HeaderTransferEncoding)) {
 			return true
 		}
 	}
@@ -203,27 +203,27 @@ func (s *service) enterStore(ctx *fasthttp.RequestCtx) bool {
 
 // headerValue is the value of a header, several lines of it joined by commas
 // (RFC 9110, section 5.3).
-func headerValue(ctx *fasthttp.RequestCtx, name string) string {
+func headerValue(ctx *fasthttp.RequestCtx, name string) (value string, there bool) {
 	lines := ctx.Request.Header.PeekAll(name)
 	switch len(lines) {
 	case 0:
-		return ""
+		return "", false
 	case 1:
-		return string(lines[0])
+		return string(lines[0]), true
 	}
 	parts := make([]string, len(lines))
 	for i, l := range lines {
 		parts[i] = string(l)
 	}
-	return strings.Join(parts, ", ")
+	return strings.Join(parts, ", "), true
 }
 
 // headerETags is the list in a header, nil if there is no such header. A GET on
 // the condition that no tag of none matches is a GET.
 func headerETags(ctx *fasthttp.RequestCtx, name string) (*ETagList, error) {
-	value := headerValue(ctx, name)
+	value, there := headerValue(ctx, name)
 	reads := name == fasthttp.HeaderIfNoneMatch && (ctx.IsGet() || ctx.IsHead())
-	if value == "" && (reads || len(ctx.Request.Header.PeekAll(name)) == 0) {
+	if !there || value == "" && reads {
 		return nil, nil
 	}
 	return parseETags(value)

@@ -367,17 +367,14 @@ func (n *nfs) probeWrites(root *os.File) error {
 		return diskError("write to", root.Name(), err)
 	}
 	base, err := n.disk.openDir(n.base)
+	if err == nil {
+		err = n.probeWrite(base)
+		base.Close()
+	}
 	if errors.Is(err, ErrDenied) {
 		return n.probeWrite(root)
 	}
-	if err != nil {
-		return err
-	}
-	defer base.Close()
-	if err := n.probeWrite(base); !errors.Is(err, ErrDenied) {
-		return err
-	}
-	return n.probeWrite(root)
+	return err
 }
 
 func (n *nfs) probeWrite(dir *os.File) error {

@@ -15,9 +15,8 @@ const (
 	refuseTime  = time.Second // how long one of them has to hear it
 )
 
-// turnedAway is the answer that is sent before a request was read: it has
-// nothing of it.
-func turnedAway() []byte {
+// turnedAwayAnswer is sent before a request was read: it has nothing of it.
+func turnedAwayAnswer() []byte {
 	const body = `{"status":"error","error":"too many connections from your address"}` + "\n"
 	return fmt.Appendf(nil, "HTTP/1.1 429 Too Many Requests\r\nDate: %s\r\nContent-Type: application/json\r\n"+
 		"Content-Length: %d\r\nRetry-After: 5\r\nConnection: close\r\n%s: %s\r\n\r\n%s",
@@ -81,7 +80,7 @@ func (l *listener) turnAway(tcp *net.TCPConn) {
 		if tcp.SetDeadline(time.Now().Add(refuseTime)) != nil {
 			return
 		}
-		if _, err := tcp.Write(turnedAway()); err != nil || tcp.CloseWrite() != nil {
+		if _, err := tcp.Write(turnedAwayAnswer()); err != nil || tcp.CloseWrite() != nil {
 			return
 		}
 		buf := make([]byte, 4<<10)

@@ -72,19 +72,17 @@ func (n *nfs) sweepOnce(ctx context.Context, maxAge time.Duration) (int, error) 
 	}
 	sweep()
 	sweep(sitesDir)
-	if filepath.Base(root.Name()) == sitesDir {
-		err = eachName(root, func(site string) error {
-			for _, name := range []string{artifactsDir, logsDir} {
-				if err := ctx.Err(); err != nil {
-					return err
-				}
-				sweep(sitesDir, site, name)
+	// As long as root is the base, none of its names is one of a site.
+	err = eachName(root, func(site string) error {
+		for _, name := range []string{artifactsDir, logsDir} {
+			if err := ctx.Err(); err != nil {
+				return err
 			}
-			return nil
-		})
-		errs = append(errs, err)
-	}
-	return removed, errors.Join(errs...)
+			sweep(sitesDir, site, name)
+		}
+		return nil
+	})
+	return removed, errors.Join(append(errs, err)...)
 }
 
 // sweepDir removes the temporary files in dir that were last written to before

@@ -16,6 +16,12 @@ type upload struct {
 	appendOnly      bool // cond is the service's own, not the client's
 }
 
+// wouldReplace tells whether err is the refusal of an append-only service, and
+// not of a condition of the client's own.
+func (up upload) wouldReplace(err error) bool {
+	return up.appendOnly && errors.Is(err, ErrPrecondition) && !errors.Is(err, errNoMatch)
+}
+
 // putArtifact stores the body as a build.
 func (s *service) putArtifact(ctx *fasthttp.RequestCtx) {
 	up, ok := s.admitUpload(ctx)
@@ -50,7 +56,7 @@ func (s *service) putArtifact(ctx *fasthttp.RequestCtx) {
 	case errors.Is(err, errTooLarge):
 		s.refuseTooLarge(ctx)
 		return
-	case up.appendOnly && errors.Is(err, ErrPrecondition) && !errors.Is(err, errNoMatch):
+	case up.wouldReplace(err):
 		refuseReplace(ctx)
 		return
 	default:
@@ -126,7 +132,7 @@ func (s *service) admitCondition(ctx *fasthttp.RequestCtx, up upload) {
 	}
 	switch {
 	case err == nil:
-	case up.appendOnly && errors.Is(err, ErrPrecondition) && !errors.Is(err, errNoMatch):
+	case up.wouldReplace(err):
 		refuseReplace(ctx)
 	default:
 		s.fail(ctx, "store the artifact", up.siteID, up.buildID, err)

@@ -57,19 +57,24 @@ func (c *client) want(t *testing.T, status int, method, path string, body []byte
 	return data
 }
 
+// ready waits until /ready is 200, or tells what it is instead.
+func (c *client) ready() error {
+	return until(time.Minute, func() error {
+		status, body, err := c.do("GET", "/ready", nil)
+		if err == nil && status != 200 {
+			err = fmt.Errorf("/ready: %d %s", status, body)
+		}
+		return err
+	})
+}
+
 // tour goes through the API with a build of its own.
 func (c *client) tour(t *testing.T, build string) {
 	t.Helper()
 	path := "/sites/tour/artifacts/" + build
 	body := randomBody(3 << 20)
 	c.want(t, 200, "GET", "/health", nil)
-	if err := until(time.Minute, func() error {
-		status, body, err := c.do("GET", "/ready", nil)
-		if err == nil && status != 200 {
-			err = fmt.Errorf("/ready: %d %s", status, body)
-		}
-		return err
-	}); err != nil {
+	if err := c.ready(); err != nil {
 		t.Fatal(err)
 	}
 	c.want(t, 404, "GET", path, nil)

@@ -70,13 +70,7 @@ func up(t *testing.T, file string) *client {
 	}
 	t.Cleanup(func() { run("../../deploy/compose", "-f", file, "down", "-v") })
 	c := newClient(published)
-	if err := until(time.Minute, func() error {
-		status, _, err := c.do("GET", "/ready", nil)
-		if err == nil && status != 200 {
-			err = fmt.Errorf("/ready answers %d", status)
-		}
-		return err
-	}); err != nil {
+	if err := c.ready(); err != nil {
 		t.Fatal(err, must(t, docker, "ps", "-a"))
 	}
 	return c
