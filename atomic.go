@@ -25,12 +25,16 @@ import (
 //	write, splice ...
 //	utimensat(dir, temp)              a time in nanoseconds of our own: the
 //	                                  kernel's stands still for up to 10 ms, in
-//	                                  which an inode may be freed and taken again
+//	                                  which an inode may be freed and taken again.
+//	                                  It is the store's time, not this host's
 //	fsync(temp)                       once: after a failure the kernel may drop
 //	                                  the dirty pages and the next fsync lies
 //	close(temp)                       checked: NFS reports ENOSPC and EDQUOT here
 //	renameat or linkat(temp, name)    the change becomes visible
 //	fsync(dir)                        and durable; only now it is acknowledged
+//
+// On NFS a rename over a file that this host has open is two steps for the
+// server, and between them the name does not exist: see nfs_replace.go.
 //
 // A directory that was made, or whose making was not seen to be durable by this
 // process, has its parent fsynced before anything in it is acknowledged. The two
@@ -40,17 +44,30 @@ import (
 
 const (
 	tempPrefix = ".tmp-" // no id begins with a dot, so no temp is ever listed or fetched
+	tempRandom = 26      // characters of base32 behind it (crypto/rand.Text)
 	knownDirs  = 16384   // directories remembered as durable
+
+	// fineTime is the largest step of a file system's times that is fine enough
+	// to tell two files apart by them.
+	fineTime = time.Millisecond
+	// maxClockDiff is how far the store's clock may be from this host's before
+	// files are stamped with the store's.
+	maxClockDiff = time.Second
 )
 
 // disk is the one door to the file system: nothing else in this package
 // creates, links, renames or removes. It is safe for concurrent use; the files
 // it hands out are not.
 type disk struct {
+	base        string // no symbolic link below it is followed; empty: none anywhere
+	openat2     bool   // the kernel has openat2(2)
+	ownClock    bool   // the file system stamps files with the clock of this host
 	log         *slog.Logger
 	durable     *lru.Cache[string, uint64] // inode of each directory known to survive a power cut
 	warnDirSync sync.Once
 	noDirSync   atomic.Bool
+	warnClock   sync.Once
+	clockDiff   atomic.Pointer[clockDiff]
 	copyBuffers sync.Pool
 	lastStamp   atomic.Pointer[timeStamp]
 	syncs       syncs
@@ -62,7 +79,7 @@ func newDisk(log *slog.Logger) *disk {
 	if err != nil {
 		panic(err) // the size is a positive constant
 	}
-	d := &disk{log: log, durable: durable, metrics: newStoreMetrics()}
+	d := &disk{log: log, durable: durable, metrics: newStoreMetrics(), openat2: canOpenat2()}
 	d.syncs.shared = func(files int) { d.metrics.commit.Update(float64(files)) }
 	d.copyBuffers.New = func() any { return new([copySize]byte) }
 	return d
@@ -106,10 +123,14 @@ func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
 	if err != nil && err != unix.EEXIST {
 		return nil, diskError("make directory", path, err)
 	}
-	dir, err := openAt(int(parent.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY, path)
-	if err != nil {
-		return nil, err
+	fd, err := openFd(int(parent.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	if err == unix.ENOTDIR && d.linkIn(path) != "" {
+		return nil, &linkError{d.linkIn(path)}
 	}
+	if err != nil {
+		return nil, diskError("open", path, err)
+	}
+	dir := os.NewFile(uintptr(fd), path)
 	ino := inode(dir)
 	if have, known := d.durable.Get(path); known && have == ino {
 		return dir, nil
@@ -161,6 +182,16 @@ func (d *disk) unlink(dir *os.File, name string) error {
 // remove is unlink, to which an absent file is a success.
 func (d *disk) remove(dir *os.File, name string) error { return unlessGone(d.unlink(dir, name)) }
 
+// renameTo renames from to a name in dir that is free, as far as the caller
+// knows. It is durable after syncDir.
+func (d *disk) renameTo(dir *os.File, from, to string) error {
+	err := uninterrupted(func() error { return unix.Renameat(int(dir.Fd()), from, int(dir.Fd()), to) })
+	if err != nil {
+		return diskError("rename", dir.Name()+"/"+from, err)
+	}
+	return nil
+}
+
 // removeDir removes the empty directory name in parent.
 func (d *disk) removeDir(parent *os.File, name string) error {
 	err := uninterrupted(func() error { return unix.Unlinkat(int(parent.Fd()), name, unix.AT_REMOVEDIR) })
@@ -174,8 +205,7 @@ func (d *disk) removeDir(parent *os.File, name string) error {
 // base, making what is absent. Nothing is ever written to it.
 func (d *disk) openLockFile(base string, flags int, names ...string) (*os.File, error) {
 	path := filepath.Join(base, filepath.Join(names...), lockName)
-	flags |= unix.O_NOFOLLOW
-	f, err := openAt(unix.AT_FDCWD, path, flags, path)
+	f, err := d.openFile(path, flags)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return f, err
 	}
@@ -184,7 +214,7 @@ func (d *disk) openLockFile(base string, flags int, names ...string) (*os.File, 
 		return nil, err
 	}
 	defer dir.Close()
-	f, err = openAt(int(dir.Fd()), lockName, flags|unix.O_CREAT, path)
+	f, err = openAt(int(dir.Fd()), lockName, flags|unix.O_CREAT|unix.O_NOFOLLOW, path)
 	if err != nil {
 		return nil, err
 	}
@@ -195,8 +225,11 @@ func (d *disk) openLockFile(base string, flags int, names ...string) (*os.File, 
 	return f, nil
 }
 
-// isTempName tells whether name is one that createTemp gives.
-func isTempName(name string) bool { return strings.HasPrefix(name, tempPrefix) }
+// isTempName reports whether name is one that createTemp gives.
+func isTempName(name string) bool {
+	random, ok := strings.CutPrefix(name, tempPrefix)
+	return ok && len(random) == tempRandom && strings.Trim(random, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
+}
 
 // tempFile is a file under a temporary name in the directory it will stay in.
 // It is used by one goroutine: written, sealed, then put in its place by
@@ -213,23 +246,9 @@ type tempFile struct {
 	reserved int64 // bytes preallocated; -1: this file system cannot
 	flushed  int64 // bytes whose write-back was started
 	placed   bool
+	coarse   bool   // this file system keeps times in steps larger than fineTime
 	large    bool   // counted in disk.syncs.large
 	since    uint64 // disk.syncs.failures when it was made
-}
-
-// clock is what the store's own clock shows, by the time that it gives to a new
-// file in dir. The clock of this host may show another.
-func (d *disk) clock(dir *os.File) (time.Time, error) {
-	t, err := d.createTemp(dir)
-	if err != nil {
-		return time.Time{}, err
-	}
-	defer t.discard()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(t.f.Fd()), &st); err != nil {
-		return time.Time{}, diskError("stat", t.path, err)
-	}
-	return time.Unix(st.Mtim.Unix()), nil
 }
 
 // createTemp makes an empty file under a random name in dir, which stays the
@@ -237,29 +256,41 @@ func (d *disk) clock(dir *os.File) (time.Time, error) {
 func (d *disk) createTemp(dir *os.File) (*tempFile, error) {
 	name := tempPrefix + rand.Text()
 	path := filepath.Join(dir.Name(), name)
-	since := d.syncs.failures.Load()
+	since, before := d.syncs.failures.Load(), time.Now()
 	f, err := openAt(int(dir.Fd()), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, path)
 	if err != nil {
 		return nil, err
 	}
+	if !d.ownClock {
+		d.compareClocks(f, before, time.Now())
+	}
 	return &tempFile{disk: d, dir: dir, f: f, name: name, path: path, since: since}, nil
 }
 
-// seal ends the writing: what was written is durable under the temporary name.
-// It tells what was written.
-func (t *tempFile) seal() (unix.Stat_t, error) {
-	now := unix.NsecToTimespec(time.Now().UnixNano())
+// stamp gives the sealed-to-be file a modification time and notes what came of it.
+func (t *tempFile) stamp(at time.Time) error {
+	ts := unix.NsecToTimespec(at.UnixNano() | 1) // the last digit shows whether the file system keeps it
 	err := uninterrupted(func() error {
-		return unix.UtimesNanoAt(int(t.dir.Fd()), t.name, []unix.Timespec{now, now}, unix.AT_SYMLINK_NOFOLLOW)
+		return unix.UtimesNanoAt(int(t.dir.Fd()), t.name, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
 	})
 	if err != nil {
-		return t.stat, diskError("set the time of", t.path, err)
+		return diskError("set the time of", t.path, err)
+	}
+	return nil
+}
+
+// seal ends the writing: what was written is durable under the temporary name.
+// It returns what was written.
+func (t *tempFile) seal() (unix.Stat_t, error) {
+	if err := t.stamp(t.disk.now()); err != nil {
+		return t.stat, err
 	}
 	if err := unix.Fstat(int(t.f.Fd()), &t.stat); err != nil {
 		return t.stat, diskError("stat", t.path, err)
 	}
+	t.coarse = isCoarse(t.stat.Mtim)
 	start := time.Now()
-	err = t.disk.syncs.sync(t.f, t.stat.Dev, t.since)
+	err := t.disk.syncs.sync(t.f, t.stat.Dev, t.since)
 	t.disk.metrics.fsync.UpdateDuration(start)
 	if err != nil {
 		return t.stat, diskError("fsync", t.path, err)
@@ -296,9 +327,45 @@ func (t *tempFile) setLarge(large bool) {
 	}
 }
 
+// stampAfter gives the sealed file a time later than that of the build it is to
+// replace, so that no two builds of one name have one ETag: where times are
+// coarse, both may have been sealed within one step. The caller holds the lock
+// of the build. It is durable when stampAfter returns.
+func (t *tempFile) stampAfter(old unix.Timespec) error {
+	if t.stat.Mtim.Nano() > old.Nano() {
+		return nil
+	}
+	f, err := openAt(int(t.dir.Fd()), t.name, unix.O_WRONLY|unix.O_NOFOLLOW, t.path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for _, step := range []time.Duration{fineTime, time.Second, 2 * time.Second} { // FAT has steps of 2 s
+		if err := t.stamp(time.Unix(old.Unix()).Add(step)); err != nil {
+			return err
+		}
+		if err := unix.Fstat(int(f.Fd()), &t.stat); err != nil {
+			return diskError("stat", t.path, err)
+		}
+		if t.stat.Mtim.Nano() > old.Nano() {
+			return t.disk.syncs.sync(f, t.stat.Dev, t.since)
+		}
+	}
+	return fmt.Errorf("%w: the times of %q do not advance", ErrUnsupported, t.path)
+}
+
 // replace puts the sealed file in its place, over what is there. It is durable
 // after t.syncDir.
 func (t *tempFile) replace(name string) error {
+	if err := t.rename(name); err != nil {
+		return err
+	}
+	t.placed = true
+	return nil
+}
+
+// rename gives the sealed file another name, over what has it.
+func (t *tempFile) rename(name string) error {
 	dirfd := int(t.dir.Fd())
 	start := time.Now()
 	err := uninterrupted(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })
@@ -311,12 +378,11 @@ func (t *tempFile) replace(name string) error {
 	if err != nil {
 		return diskError("rename", t.path, err)
 	}
-	t.placed = true
 	return nil
 }
 
-// isAt tells whether name is the sealed file. Its inode alone does not tell: of
-// a swept temp it is free, and a rival may have got it.
+// isAt reports whether name is the sealed file. The inode alone does not say so:
+// that of a swept temp is free, and another writer may have got it.
 func (t *tempFile) isAt(name string) bool {
 	if dir, err := t.disk.openDir(t.dir.Name()); err == nil { // brings an NFS client up to date
 		dir.Close()
@@ -339,7 +405,7 @@ func (t *tempFile) create(name string) error {
 	err := uninterrupted(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })
 	t.disk.metrics.link.UpdateDuration(start)
 	switch {
-	case err == nil, t.links() == 2: // two links: it was done, and the reply was lost (open(2), "NFS")
+	case err == nil, t.isAt(name): // it was done, and the reply was lost (open(2), "NFS")
 		if err := t.disk.remove(t.dir, t.name); err != nil {
 			t.disk.log.Warn("a temporary file stays until it is swept", "error", err)
 		}
@@ -358,21 +424,6 @@ func (t *tempFile) create(name string) error {
 		return diskError("link", t.path, err)
 	}
 	return nil
-}
-
-// links is the number of names of the sealed file, as the store has it: it is
-// opened, since fstat of an older descriptor may be answered from a cache.
-func (t *tempFile) links() uint64 {
-	f, err := openAt(int(t.dir.Fd()), t.name, unix.O_RDONLY|unix.O_NOFOLLOW, t.path)
-	if err != nil {
-		return 0
-	}
-	defer f.Close()
-	var st unix.Stat_t
-	if unix.Fstat(int(f.Fd()), &st) != nil {
-		return 0
-	}
-	return uint64(st.Nlink)
 }
 
 // discard removes the file unless it was put in its place. A temp that cannot

@@ -25,7 +25,7 @@ func diskError(op, path string, err error) error {
 		kind = ErrReadOnly
 	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE),
 		errors.Is(err, unix.EREMOTEIO), errors.Is(err, unix.EHOSTDOWN), errors.Is(err, unix.ENOLINK),
-		errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.ENOTCONN):
+		errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.EPIPE):
 		kind = ErrUnavailable
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		kind = ErrDenied
@@ -56,10 +56,15 @@ func openFd(dirfd int, name string, flags int) (fd int, err error) {
 // openRead opens a file for reading. It does not wait for the writer of a FIFO
 // that somebody left among the files, and follows no symbolic link (ELOOP).
 func openRead(dirfd int, name string) (int, error) {
+	return readNonblocking(func(flags int) (int, error) { return openFd(dirfd, name, flags) })
+}
+
+// readNonblocking calls open with the flags of openRead.
+func readNonblocking(open func(flags int) (int, error)) (int, error) {
 	const flags = unix.O_RDONLY | unix.O_NOFOLLOW
-	fd, err := openFd(dirfd, name, flags|unix.O_NONBLOCK)
+	fd, err := open(flags | unix.O_NONBLOCK)
 	if err == unix.EAGAIN { // an NFS server on this host has lent the file out, and must take it back first
-		fd, err = openFd(dirfd, name, flags)
+		fd, err = open(flags)
 	}
 	return fd, err
 }
@@ -71,13 +76,6 @@ func openAt(dirfd int, name string, flags int, path string) (*os.File, error) {
 		return nil, diskError("open", path, err)
 	}
 	return os.NewFile(uintptr(fd), path), nil
-}
-
-// openDir opens a directory; an absent one is fs.ErrNotExist. On NFS this, and
-// not stat, brings the client's idea of what is in it up to date
-// (close-to-open consistency, nfs(5)).
-func (d *disk) openDir(path string) (*os.File, error) {
-	return openAt(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_DIRECTORY, path)
 }
 
 // inode is the inode number of an open file, 0 if it cannot be told.

@@ -41,6 +41,9 @@ func (n *nfs) examine(tell func(finding)) {
 	}
 }
 
+// checkNames are the files that a check makes in its directory, beside temporary ones.
+var checkNames = []string{"one", "two", lockName}
+
 // diskCheck is one check in progress.
 type diskCheck struct {
 	n      *nfs
@@ -190,7 +193,7 @@ func (c *diskCheck) clean() error {
 	}
 	defer c.dir.Close()
 	var errs []error
-	for _, name := range []string{"one", "two", lockName} {
+	for _, name := range checkNames {
 		errs = append(errs, c.n.disk.remove(c.dir, name))
 	}
 	errs = append(errs, c.n.disk.removeDir(c.parent, c.names[len(c.names)-1]))

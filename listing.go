@@ -164,7 +164,7 @@ func (l *listings) parallel(count int, work func(i int) error) error {
 // remember that one of the directories on the way was missing; opening the one
 // above, from the top, makes it ask again.
 func (n *nfs) openBuilds(siteID, dir string) (*os.File, error) {
-	path := n.base + "/" + sitesDir + "/" + siteID + "/" + dir
+	path := n.sitePath(siteID, dir)
 	f, err := n.disk.openDir(path)
 	if !errors.Is(err, fs.ErrNotExist) || !n.remote {
 		return f, err

@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,11 @@ const lockName = ".lock"
 // goroutine takes a second lock while it holds one, so a queue of strangers in
 // front of a waiter moves on.
 const lockWaiters = 64
+
+const (
+	lockReadWait = 5 * time.Second        // how long a reader waits for a lock
+	lockReadPoll = 100 * time.Millisecond // and how often it asks at least
+)
 
 // buildLock is a lock on one build of a site, held against every process on
 // every host that shares the store: an open file description lock (fcntl(2)),
@@ -35,20 +41,14 @@ type buildLock struct {
 // reading, which lets an NFSv4 server delegate the file: then shared locks cost
 // no round trip.
 func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock, error) {
-	flags, kind := unix.O_RDONLY, int16(unix.F_RDLCK)
-	if exclusive {
-		flags, kind = unix.O_RDWR, unix.F_WRLCK
-	}
-	if n.remote {
-		flags |= unix.O_DIRECT // so that alive asks the server, not the page cache
-	}
+	flags, kind := n.lockFlags(exclusive)
 	f, err := n.disk.openLockFile(n.base, flags, sitesDir, siteID)
 	if err != nil {
 		return nil, err
 	}
 	region := lockRegion(dir, buildID)
 	err = lockFile(f, unix.F_OFD_SETLK, kind, region)
-	if err == unix.EAGAIN || err == unix.EACCES {
+	if isLocked(err) {
 		// Waiting takes a thread of the process. A few wait in the kernel, all
 		// others wait for them here.
 		if dir == logsDir {
@@ -63,11 +63,92 @@ func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock
 		return &buildLock{f}, nil
 	}
 	f.Close()
-	switch err {
-	case unix.ENOLCK, unix.EOPNOTSUPP, unix.ENOSYS, unix.EINVAL:
-		return nil, fmt.Errorf("%w: no file locks on this mount: cannot lock %q: %w", ErrUnsupported, f.Name(), err)
+	return nil, lockError(f.Name(), err)
+}
+
+// lockToRead takes the shared lock of a build in order to look for its file. It
+// waits for lockReadWait at most, and makes nothing: where there is no lock
+// file, nobody has ever locked, and that is fs.ErrNotExist.
+func (n *nfs) lockToRead(siteID, dir, buildID string) (*buildLock, error) {
+	flags, kind := n.lockFlags(false)
+	site, err := n.openBuilds(siteID, "") // brings an NFS client up to date
+	if err != nil {
+		return nil, err
 	}
-	return nil, diskError("lock", f.Name(), err)
+	site.Close()
+	f, err := n.disk.openFile(n.sitePath(siteID, lockName), flags)
+	if err != nil {
+		return nil, err
+	}
+	region := lockRegion(dir, buildID)
+	end := time.Now().Add(lockReadWait)
+	for wait := time.Millisecond; ; wait = min(2*wait, lockReadPoll) {
+		err = lockFile(f, unix.F_OFD_SETLK, kind, region)
+		if err == nil {
+			return &buildLock{f}, nil
+		}
+		if !isLocked(err) {
+			break
+		}
+		if time.Now().After(end) {
+			f.Close()
+			return nil, fmt.Errorf("%w: %q is being replaced, and its lock was not free for %s", ErrUnavailable, buildID, lockReadWait)
+		}
+		time.Sleep(wait)
+	}
+	f.Close()
+	return nil, lockError(f.Name(), err)
+}
+
+// tryLock takes the exclusive lock of a build if it is free. The lock is nil if
+// it is not, or if this mount has no locks.
+func (n *nfs) tryLock(siteID, dir, buildID string) (*buildLock, error) {
+	flags, kind := n.lockFlags(true)
+	f, err := n.disk.openLockFile(n.base, flags, sitesDir, siteID)
+	if err != nil {
+		return nil, err
+	}
+	err = lockFile(f, unix.F_OFD_SETLK, kind, lockRegion(dir, buildID))
+	if err == nil {
+		return &buildLock{f}, nil
+	}
+	f.Close()
+	if isLocked(err) {
+		return nil, nil
+	}
+	if err = lockError(f.Name(), err); errors.Is(err, ErrUnsupported) {
+		return nil, nil
+	}
+	return nil, err
+}
+
+// lockFlags are the flags with which a lock file is opened, and the kind of lock.
+func (n *nfs) lockFlags(exclusive bool) (flags int, kind int16) {
+	flags, kind = unix.O_RDONLY, unix.F_RDLCK
+	if exclusive {
+		flags, kind = unix.O_RDWR, unix.F_WRLCK
+	}
+	if n.remote {
+		flags |= unix.O_DIRECT // so that alive asks the server, not the page cache
+	}
+	return flags, kind
+}
+
+// isLocked reports whether err says that somebody else holds the lock.
+func isLocked(err error) bool { return err == unix.EAGAIN || err == unix.EACCES }
+
+// lockError is the error of a lock that could not be taken. ENOLCK is not "no
+// locks here": an NFS server or its lock manager says so for a while, when it
+// restarts or has no memory (fcntl(2)). A change without the lock would then
+// fall between the look and the change of another.
+func lockError(path string, err error) error {
+	switch err {
+	case unix.ENOLCK:
+		return fmt.Errorf("%w: %w", ErrUnavailable, diskError("lock", path, err))
+	case unix.EOPNOTSUPP, unix.ENOSYS, unix.EINVAL:
+		return fmt.Errorf("%w: no file locks on this mount: cannot lock %q: %w", ErrUnsupported, path, err)
+	}
+	return diskError("lock", path, err)
 }
 
 // release gives the lock up, by closing the file. A second call does nothing.

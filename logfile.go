@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 	"io/fs"
 	"os"
+	"slices"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sys/unix"
@@ -64,8 +65,20 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 	name := buildID + logSuffix
 	path := dir.Name() + "/" + name
 	old, _, err := n.readLog(dir, name)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := n.settle(dir, name); err != nil {
+			return err
+		}
+		old, _, err = n.readLog(dir, name)
+	}
+	if unlessGone(err) != nil {
 		return err
+	}
+	if diff := n.disk.clockDiffOf(dir); diff != 0 {
+		entries = slices.Clone(entries)
+		for i := range entries {
+			entries[i].Timestamp = entries[i].Timestamp.Add(diff)
+		}
 	}
 	head, tail, err := growLog(old, entries, errs, n.sound.has(path, old))
 	if err != nil {
@@ -105,7 +118,7 @@ func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, head, tail 
 	if err := lock.alive(); err != nil {
 		return nil, err
 	}
-	return temp, temp.replace(name)
+	return temp, n.putInPlace(temp, name, true)
 }
 
 // readLog reads a whole log file and describes exactly what it read. An absent

@@ -194,6 +194,7 @@ type storeMetrics struct {
 	conflicts            *metrics.Counter             // appends that waited for, or lost to, another process
 	listHits, listMisses *metrics.Counter
 	tempsSwept           *metrics.Counter
+	clockDiff            *metrics.Gauge // seconds that the store's clock is ahead of ours
 }
 
 func newStoreMetrics() *storeMetrics {
@@ -213,6 +214,7 @@ func newStoreMetrics() *storeMetrics {
 		listHits:   set.NewCounter("pagewright_list_cache_hits_total"),
 		listMisses: set.NewCounter("pagewright_list_cache_misses_total"),
 		tempsSwept: set.NewCounter("pagewright_temp_files_swept_total"),
+		clockDiff:  set.NewGauge("pagewright_store_clock_difference_seconds", nil),
 	}
 }
 

@@ -73,30 +73,79 @@ func (m mountInfo) warnings() []string {
 	return nfsOptionWarnings(m.VFSOptions)
 }
 
-// here fails with ErrUnavailable if the base is gone, or is not the mount point
-// any more that it was when the service started: what is not found then is not
-// known to be absent, and what is written would go to the disk below. It does
-// not ask the NFS server (statx(2); before Linux 5.8 no mount point is seen).
+// here fails with ErrUnavailable if the base is gone, is not the mount point
+// any more that it was when the service started, or is on another kind of file
+// system: what is not found then is not known to be absent, and what is written
+// would go to the disk below, or without what that kind needs. Unless something
+// was mounted, it does not ask the NFS server (statx(2); before Linux 5.8 no
+// mount point is seen).
 func (n *nfs) here() error {
-	mountPoint, err := isMountPoint(n.base)
+	at, err := n.lookAt(n.base)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	case err == nil && n.mountPoint && !mountPoint:
+	case err != nil:
+		return nil // what is done next fails with more detail
+	case n.mountPoint && !at.mountPoint:
 		return fmt.Errorf("%w: %q is not a mount point any more", ErrUnavailable, n.base)
+	case at.dev != n.dev.Load():
+		return n.remounted(at.dev)
 	}
-	return nil // of other errors, what is done next tells more
+	return nil
 }
 
-func isMountPoint(path string) (bool, error) {
+// remounted judges another device at the base: it serves if it is of the kind
+// that the service was started on.
+func (n *nfs) remounted(dev uint64) error {
+	var st unix.Statfs_t
+	if err := uninterrupted(func() error { return unix.Statfs(n.base, &st) }); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, diskError("statfs", n.base, err))
+	}
+	if kind := kindOfFS(int64(st.Type)); kind != n.kind {
+		return fmt.Errorf("%w: %q is now on %s, and was on %s when the service started; restart the service",
+			ErrUnavailable, n.base, kind, n.kind)
+	}
+	n.disk.durable.Purge()
+	n.dev.Store(dev)
+	return nil
+}
+
+// baseState is what is known of the base without asking its file system.
+type baseState struct {
+	mountPoint bool
+	dev        uint64
+}
+
+func lookAtBase(path string) (baseState, error) {
 	var st unix.Statx_t
 	err := uninterrupted(func() error {
 		return unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st)
 	})
 	if err != nil {
-		return false, diskError("stat", path, err)
+		return baseState{}, diskError("stat", path, err)
 	}
-	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+	return baseState{st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, unix.Mkdev(st.Dev_major, st.Dev_minor)}, nil
+}
+
+// fsKind is a kind of file system: what may be cached of it, whose clock it has,
+// and how a name is replaced.
+type fsKind string
+
+const (
+	fsNFS   fsKind = "NFS"
+	fsLocal fsKind = "a local file system"
+	fsOther fsKind = "a file system of another kind" // FUSE, SMB, overlay ...
+)
+
+// kindOfFS is the kind of a file system of that type (statfs(2)).
+func kindOfFS(fsType int64) fsKind {
+	switch {
+	case fsType == unix.NFS_SUPER_MAGIC:
+		return fsNFS
+	case isLocal(fsType):
+		return fsLocal
+	}
+	return fsOther
 }
 
 // nfsOptionWarnings tells which of the options of an NFS mount, as

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,14 +32,18 @@ const (
 //	{base}/sites/{site}/.lock
 //
 // Files are only ever replaced whole (atomic.go), so what is read is never in
-// change, and a cache may go by names, inodes and times.
+// change, and a cache may go by names, inodes and times. A replacement on NFS
+// that was cut may leave the new file under an interim name (nfs_replace.go).
 type nfs struct {
 	base   string
 	disk   *disk
 	log    *slog.Logger
 	remote bool // base is on NFS, where the caches of other clients count
 
-	mountPoint bool // base was one at the start, and must stay one
+	mountPoint bool          // base was one at the start, and must stay one
+	kind       fsKind        // of file system at the start, and it must stay of this kind
+	dev        atomic.Uint64 // device of base when kind was last seen
+	lookAt     func(path string) (baseState, error)
 
 	lockTurns [lockWaiters]sync.Mutex
 	appends   group[LogEntry, []error] // those of one build that wait go into one write
@@ -63,7 +68,11 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &nfs{base: base, disk: newDisk(log), log: log, sound: newSoundLogs(), lists: newListings()}
+	if real, err := filepath.EvalSymlinks(base); err == nil {
+		base = real // the base itself may be a link, nothing below it may
+	}
+	n := &nfs{base: base, disk: newDisk(log), log: log, sound: newSoundLogs(), lists: newListings(), lookAt: lookAtBase}
+	n.disk.base = base
 	dir, err := n.disk.openDir(base)
 	if err != nil {
 		return nil, err
@@ -73,9 +82,13 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 		dir.Close()
 		return nil, diskError("statfs", base, err)
 	}
-	n.remote = st.Type == unix.NFS_SUPER_MAGIC
-	n.mountPoint, _ = isMountPoint(base)
-	n.small = newSmallFiles(isLocal(int64(st.Type)))
+	n.kind = kindOfFS(int64(st.Type))
+	n.remote, n.disk.ownClock = n.kind == fsNFS, n.kind == fsLocal
+	if at, err := lookAtBase(base); err == nil {
+		n.mountPoint = at.mountPoint
+		n.dev.Store(at.dev)
+	}
+	n.small = newSmallFiles(n.kind == fsLocal)
 	n.disk.syncs.share(dir, int64(st.Type))
 	return n, nil
 }
@@ -89,18 +102,11 @@ func (n *nfs) StoreArtifact(siteID, buildID string, reader io.Reader) error {
 // FetchArtifact implements Backend. What it returns is a FileReader, or of a
 // small artifact a MemoryReader.
 func (n *nfs) FetchArtifact(siteID, buildID string) (io.ReadCloser, error) {
-	path := n.artifactPath(siteID, buildID)
-	a, err := n.openArtifact(path)
-	if errors.Is(err, fs.ErrNotExist) && n.remote {
-		// The client may remember that the file was missing. Opening the
-		// directory revalidates that memory, stat(2) does not.
-		dir, derr := n.openBuilds(siteID, artifactsDir)
-		if derr != nil {
-			return nil, n.notFound(derr)
-		}
-		defer dir.Close()
+	var a ArtifactReader
+	err := n.find(siteID, artifactsDir, buildID, func(path string) (err error) {
 		a, err = n.openArtifact(path)
-	}
+		return err
+	})
 	if err != nil {
 		return nil, n.notFound(err)
 	}
@@ -130,56 +136,13 @@ func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Pre
 	if _, err := temp.ReadFrom(reader); err != nil {
 		return ArtifactInfo{}, err
 	}
-	st, err := temp.seal()
-	if err != nil {
+	if _, err := temp.seal(); err != nil {
 		return ArtifactInfo{}, err
 	}
 	if err := n.place(temp, siteID, buildID, cond); err != nil {
 		return ArtifactInfo{}, err
 	}
-	return infoOf(&st), temp.syncDir()
-}
-
-// place puts the sealed temp in the place of the build if cond holds. That
-// nothing is there is link(2)'s own decision, for which nobody need look.
-func (n *nfs) place(temp *tempFile, siteID, buildID string, cond Precondition) error {
-	// The store may have gone while the body came.
-	if err := n.here(); err != nil {
-		return err
-	}
-	name := buildID + artifactSuffix
-	if !cond.CreateOnly() {
-		return n.changeIf(siteID, buildID, cond, func() error { return temp.replace(name) })
-	}
-	err := n.changeIf(siteID, buildID, Precondition{}, func() error { return temp.create(name) })
-	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%w: the build exists", ErrPrecondition)
-	}
-	return err
-}
-
-// changeIf changes an artifact if cond holds. It takes the lock of the build:
-// exclusively to look and then change, shared where there is nothing to look
-// at, so that a change never falls between the look and the change of another.
-func (n *nfs) changeIf(siteID, buildID string, cond Precondition, change func() error) error {
-	look := !cond.IsZero()
-	lock, err := n.lockBuild(siteID, artifactsDir, buildID, look)
-	if errors.Is(err, ErrUnsupported) && !look {
-		return change() // nobody can look here, so there is nobody to mind
-	}
-	if err != nil {
-		return err
-	}
-	defer lock.release()
-	if look {
-		if err := n.check(siteID, buildID, cond); err != nil {
-			return err
-		}
-		if err := lock.alive(); err != nil {
-			return err
-		}
-	}
-	return change()
+	return infoOf(&temp.stat), temp.syncDir()
 }
 
 // DeleteArtifact implements ConditionalStorer.
@@ -189,14 +152,17 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 	}
 	dir, err := n.openBuilds(siteID, artifactsDir)
 	if errors.Is(err, fs.ErrNotExist) {
+		if gone := n.here(); gone != nil {
+			return gone
+		}
 		return cond.Check(nil)
 	}
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	err = n.changeIf(siteID, buildID, cond, func() error { return n.disk.remove(dir, buildID+artifactSuffix) })
-	if err != nil {
+	c := change{dir: dir, siteID: siteID, buildID: buildID, cond: cond}
+	if err := n.changeIf(c, n.deleteFile); err != nil {
 		return err
 	}
 	// Also if it was gone already: another process may have removed it and not
@@ -204,10 +170,24 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 	return n.disk.syncDir(dir)
 }
 
-// check is cond.Check of the build as it is now.
+// StatArtifact implements ArtifactStater.
+func (n *nfs) StatArtifact(siteID, buildID string) (info ArtifactInfo, err error) {
+	err = n.find(siteID, artifactsDir, buildID, func(path string) (err error) {
+		info, err = n.describe(path)
+		return err
+	})
+	return info, n.notFound(err)
+}
+
+// check is cond.Check of the build as it is now. It takes no lock.
 func (n *nfs) check(siteID, buildID string, cond Precondition) error {
 	info, err := n.StatArtifact(siteID, buildID)
-	if errors.Is(err, ErrNotFound) {
+	return checkOf(cond, info, err)
+}
+
+// checkOf is cond.Check of what a look at the build returned.
+func checkOf(cond Precondition, info ArtifactInfo, err error) error {
+	if errors.Is(err, ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
 		return cond.Check(nil)
 	}
 	if err != nil {
@@ -231,8 +211,17 @@ func (n *nfs) Space() (Space, error) {
 
 func (n *nfs) measures() *storeMetrics { return n.disk.metrics }
 
-func (n *nfs) artifactPath(siteID, buildID string) string {
-	return n.base + "/" + sitesDir + "/" + siteID + "/" + artifactsDir + "/" + buildID + artifactSuffix
+// sitePath is a directory of a site.
+func (n *nfs) sitePath(siteID, dir string) string {
+	return n.base + "/" + sitesDir + "/" + siteID + "/" + dir
+}
+
+// fileName is the name of the artifact or the log of a build, by its directory.
+func fileName(dir, buildID string) string {
+	if dir == logsDir {
+		return buildID + logSuffix
+	}
+	return buildID + artifactSuffix
 }
 
 // notFound turns an absent file or directory into ErrNotFound, if the store is here.
@@ -263,15 +252,15 @@ func (a *artifactFile) File() *os.File                            { return a.f }
 // openArtifact opens and describes one file. A small one is read, and closed again.
 // What is no file is not found: it is not listed either.
 func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
-	if f := n.small.get(path); f != nil {
+	if f := n.small.get(path); f != nil && f.data != nil {
 		return f.open(), nil
 	}
-	fd, err := openRead(unix.AT_FDCWD, path)
-	if err == unix.ELOOP {
+	fd, err := n.disk.openPathRead(path)
+	if isLink(err, path) {
 		return nil, fmt.Errorf("%w: %q is a symbolic link", ErrNotFound, path)
 	}
 	if err != nil {
-		return nil, diskError("open", path, err)
+		return nil, openError(path, err)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -322,16 +311,7 @@ func (n *nfs) openRoot() (*os.File, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return dir, err
 	}
-	base, berr := n.disk.openDir(n.base)
-	if berr != nil {
-		return nil, berr
-	}
-	var st unix.Stat_t
-	if statAt(base, sitesDir, &st) == nil { // a symbolic link to what is not there
-		base.Close()
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	return base, nil
+	return n.disk.openDir(n.base)
 }
 
 // Probe implements Prober: it reads the directory of the sites and asks whether

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -14,6 +15,7 @@ import (
 // siteScan brings a siteIndex up to date and answers from it.
 type siteScan struct {
 	n    *nfs
+	site string
 	ix   *siteIndex
 	now  time.Time // before anything was looked at
 	seen time.Time // after the times of the directories were seen
@@ -23,7 +25,7 @@ type siteScan struct {
 
 // scanSite looks at the directories of a site and reads what changed in them.
 func (n *nfs) scanSite(siteID string, ix *siteIndex) (*siteScan, error) {
-	s := &siteScan{n: n, ix: ix, now: time.Now()}
+	s := &siteScan{n: n, site: siteID, ix: ix, now: time.Now()}
 	if !n.remote {
 		s.then = n.disk.storeTime()
 	}
@@ -38,8 +40,9 @@ func (n *nfs) scanSite(siteID string, ix *siteIndex) (*siteScan, error) {
 		return nil, err
 	}
 	s.logs = logs
-	if artifacts == nil && logs == nil {
+	if artifacts == nil || logs == nil { // absent, or the mount is
 		if err := n.here(); err != nil {
+			s.close()
 			return nil, err
 		}
 	}
@@ -93,27 +96,40 @@ func (s *siteScan) mustRead(d *watchedDir, id fileID) bool {
 
 // readArtifacts reads the directory of artifacts; nil: there is none.
 func (s *siteScan) readArtifacts(dir *os.File) error {
-	names, err := readNames(dir)
+	ids, unsure, err := s.readBuilds(artifactsDir, dir, s.ix.artifacts.id)
 	if err != nil {
 		return err
 	}
-	found := make([]unix.Stat_t, len(names)) // the zero mode: there is no such file now
-	err = s.n.lists.parallel(len(names), func(i int) (err error) {
-		if _, ok := buildOfFile(names[i], artifactSuffix); ok {
-			err = statAt(dir, names[i], &found[i])
+	ix := s.ix
+	if s.n.remote && dir != nil {
+		for id, b := range ix.builds {
+			if b.hasArtifact {
+				unsure[id] = true // unless it is listed
+			}
+		}
+	}
+	ids = withUnsure(ids, unsure)
+	found := make([]unix.Stat_t, len(ids)) // the zero mode: there is no such file now
+	err = s.n.lists.parallel(len(ids), func(i int) (err error) {
+		if !unsure[ids[i]] {
+			err = statAt(dir, ids[i]+artifactSuffix, &found[i])
+		}
+		if unsure[ids[i]] || s.n.remote && errors.Is(err, fs.ErrNotExist) {
+			err = s.n.find(s.site, artifactsDir, ids[i], func(path string) error { return s.n.stat(path, &found[i]) })
+		}
+		if errors.Is(err, ErrNotFound) { // a link, which is not listed
+			return nil
 		}
 		return unlessGone(err)
 	})
 	if err != nil {
 		return err
 	}
-	ix := s.ix
 	ix.round++
-	for i, name := range names {
+	for i, id := range ids {
 		if found[i].Mode&unix.S_IFMT != unix.S_IFREG {
 			continue
 		}
-		id, _ := buildOfFile(name, artifactSuffix)
 		b := ix.get(id)
 		b.artifactRound = ix.round
 		if b.setArtifact(&found[i]) {
@@ -132,18 +148,21 @@ func (s *siteScan) readArtifacts(dir *os.File) error {
 
 // readLogNames reads the directory of logs, and looks at those known before.
 func (s *siteScan) readLogNames() error {
-	names, err := readNames(s.logs)
+	ids, unsure, err := s.readBuilds(logsDir, s.logs, s.ix.logs.id)
 	if err != nil {
 		return err
 	}
 	ix := s.ix
+	if s.n.remote && s.logs != nil {
+		for id, b := range ix.builds {
+			if b.hasLog {
+				unsure[id] = true // unless it is listed
+			}
+		}
+	}
 	ix.round++
 	var known []*siteBuild
-	for _, name := range names {
-		id, ok := buildOfFile(name, logSuffix)
-		if !ok {
-			continue
-		}
+	for _, id := range withUnsure(ids, unsure) { // reading the log settles what is unsure
 		b := ix.get(id)
 		b.logRound = ix.round
 		if !b.hasLog {
@@ -157,7 +176,7 @@ func (s *siteScan) readLogNames() error {
 	found := make([]unix.Stat_t, len(known))
 	stale := make([]bool, len(known))
 	err = s.n.lists.parallel(len(known), func(i int) error {
-		if stale[i] = !known[i].settled; stale[i] {
+		if stale[i] = !known[i].settled || unsure[known[i].id]; stale[i] {
 			return nil
 		}
 		err := statAt(s.logs, known[i].id+logSuffix, &found[i])
@@ -300,6 +319,12 @@ func (s *siteScan) loadOne(b *siteBuild) (*Version, error) {
 	name := b.id + logSuffix
 	data, st, err := s.n.readLog(s.logs, name)
 	if errors.Is(err, fs.ErrNotExist) {
+		err = s.n.find(s.site, logsDir, b.id, func(path string) (err error) {
+			data, st, err = s.n.readLog(s.logs, path[strings.LastIndexByte(path, '/')+1:])
+			return err
+		})
+	}
+	if errors.Is(err, fs.ErrNotExist) {
 		b.removeLog()
 		return b.version, nil
 	}
@@ -333,6 +358,79 @@ func (s *siteScan) loadOne(b *siteBuild) (*Version, error) {
 	v := b.setLog(nil, "the log cannot be read")
 	b.loaded = false // so that the next list tries again
 	return v, nil
+}
+
+// readAgain is how often a directory that changes while it is read is read.
+const readAgain = 3
+
+// readBuilds reads the names in a directory of the site, which may be nil: the
+// builds whose file is there, and those of which the names do not say whether it
+// is: an interim name was there without its file, or the file was there at an
+// earlier reading. On NFS a replacement takes a name away for a moment, and a
+// directory is not read in one step: so it is read again if it is not as it was
+// when it was opened.
+func (s *siteScan) readBuilds(kind string, dir *os.File, opened fileID) (ids []string, unsure map[string]bool, err error) {
+	unsure = make(map[string]bool)
+	suffix := fileName(kind, "")
+	for try := 1; ; try++ {
+		names, err := readNames(dir)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, id := range ids {
+			unsure[id] = true
+		}
+		ids = ids[:0]
+		for _, name := range names {
+			if of, ok := isInterimName(name); ok {
+				if id, ok := buildOfFile(of, suffix); ok {
+					unsure[id] = true
+				}
+			} else if id, ok := buildOfFile(name, suffix); ok {
+				ids = append(ids, id)
+			}
+		}
+		for _, id := range ids {
+			delete(unsure, id)
+		}
+		if !s.n.remote || dir == nil || try == readAgain {
+			return ids, unsure, nil
+		}
+		now, err := s.idNow(kind, dir)
+		if err != nil || now == opened {
+			return ids, unsure, err
+		}
+		opened = now
+		if _, err := dir.Seek(0, io.SeekStart); err != nil {
+			return nil, nil, diskError("seek in directory", dir.Name(), errors.Unwrap(err))
+		}
+	}
+}
+
+// idNow describes the open directory as the NFS server has it now.
+func (s *siteScan) idNow(kind string, dir *os.File) (fileID, error) {
+	if err := s.n.refresh(s.site, kind); err != nil {
+		return fileID{}, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return fileID{}, diskError("stat", dir.Name(), err)
+	}
+	return idOf(&st), nil
+}
+
+// withUnsure is ids and those of unsure that are not among them.
+func withUnsure(ids []string, unsure map[string]bool) []string {
+	if len(unsure) == 0 {
+		return ids
+	}
+	for _, id := range ids {
+		delete(unsure, id)
+	}
+	for id := range unsure {
+		ids = append(ids, id)
+	}
+	return ids
 }
 
 // readNames reads the names in dir, which may be nil.

@@ -29,12 +29,17 @@ var _ MemoryReader = smallArtifact{}
 
 // smallFile is the content of a file and what the file was. A file that is
 // still the same has the same content, because none is ever written to
-// after it got its name.
+// after it got its name. It was opened without following a symbolic link, and
+// that need not be done again while it is the same.
 type smallFile struct {
 	dev, ino   uint64
 	mtim, ctim unix.Timespec
-	data       []byte // never changed
+	data       []byte // never changed; nil: not read
 	info       ArtifactInfo
+}
+
+func smallFileOf(st *unix.Stat_t) *smallFile {
+	return &smallFile{dev: st.Dev, ino: st.Ino, mtim: st.Mtim, ctim: st.Ctim, info: infoOf(st)}
 }
 
 func (f *smallFile) is(st *unix.Stat_t) bool {
@@ -80,35 +85,56 @@ func (s smallFiles) get(path string) *smallFile {
 
 // read reads all of the open file fd, and keeps it.
 func (s smallFiles) read(fd int, path string, st *unix.Stat_t) (*smallFile, error) {
-	f := &smallFile{dev: st.Dev, ino: st.Ino, mtim: st.Mtim, ctim: st.Ctim, info: infoOf(st)}
+	f := smallFileOf(st)
 	var err error
 	if f.data, err = readAll(fd, path, st.Size); err != nil {
 		return nil, err
 	}
-	if s.files != nil {
-		s.files.Add(path, f)
-	}
+	s.keep(path, f)
 	return f, nil
 }
 
-// StatArtifact implements ArtifactStater.
-func (n *nfs) StatArtifact(siteID, buildID string) (ArtifactInfo, error) {
-	if n.remote { // only an open brings the client up to date
-		r, err := n.FetchArtifact(siteID, buildID)
-		if err != nil {
-			return ArtifactInfo{}, err
-		}
-		defer r.Close()
-		return r.(ArtifactReader).Info(), nil
+// keep remembers f, unless the file system may keep times so coarse that
+// another file could have the same ones.
+func (s smallFiles) keep(path string, f *smallFile) {
+	if s.files != nil && !isCoarse(f.mtim) {
+		s.files.Add(path, f)
 	}
-	path := n.artifactPath(siteID, buildID)
+}
+
+// describe describes the artifact at path without reading it.
+func (n *nfs) describe(path string) (ArtifactInfo, error) {
+	if f := n.small.get(path); f != nil {
+		return f.info, nil
+	}
 	var st unix.Stat_t
-	err := uninterrupted(func() error { return unix.Fstatat(unix.AT_FDCWD, path, &st, unix.AT_SYMLINK_NOFOLLOW) })
+	err := n.stat(path, &st)
 	if err != nil {
-		return ArtifactInfo{}, n.notFound(diskError("stat", path, err))
+		return ArtifactInfo{}, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return ArtifactInfo{}, fmt.Errorf("%w: %q is not a file", ErrNotFound, path)
 	}
+	n.small.keep(path, smallFileOf(&st))
 	return infoOf(&st), nil
+}
+
+// stat is stat(2) of a path, or on NFS an open(2): only that brings the client
+// up to date.
+func (n *nfs) stat(path string, st *unix.Stat_t) error {
+	if !n.remote {
+		return n.disk.statPath(path, st)
+	}
+	fd, err := n.disk.openPathRead(path)
+	if isLink(err, path) {
+		return fmt.Errorf("%w: %q is a symbolic link", ErrNotFound, path)
+	}
+	if err != nil {
+		return openError(path, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Fstat(fd, st); err != nil {
+		return diskError("stat", path, err)
+	}
+	return nil
 }

@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,20 +18,23 @@ import (
 // sweepNames is how many names of a directory are held in memory by a sweep.
 const sweepNames = 1024
 
-// sweepTemps removes temporary files older than maxAge, which crashes leave
-// behind: at once and then now and again, until ctx ends. Any number of
-// processes may do so at once. An upload whose temporary file was removed fails
-// when it would be put in its place.
+// sweepTemps removes what crashes leave behind, once it is older than maxAge: at
+// once and then now and again, until ctx ends. Any number of processes may do so
+// at once. It removes temporary files (an upload whose file was removed fails
+// when it would be put in its place), interim files beside their name, the
+// directories of doctor, and on NFS the .nfs files of clients that died; a
+// download that still reads one of these on another host is cut. An interim file
+// without its name is put in its place (nfs_replace.go).
 func (n *nfs) sweepTemps(ctx context.Context, maxAge time.Duration) {
 	every := time.NewTicker(max(time.Second, min(maxAge/4, time.Hour)))
 	defer every.Stop()
 	for {
 		removed, err := n.sweepOnce(ctx, maxAge)
 		if removed > 0 {
-			n.log.Info("removed temporary files that a crash left", "count", removed)
+			n.log.Info("removed files that a crash left", "count", removed)
 		}
 		if err != nil && ctx.Err() == nil {
-			n.log.Warn("cannot look for temporary files that a crash left", "error", err)
+			n.log.Warn("cannot look everywhere for files that a crash left", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -55,14 +61,14 @@ func (n *nfs) sweepOnce(ctx context.Context, maxAge time.Duration) (int, error) 
 	before := now.Add(-maxAge)
 	removed := 0
 	var errs []error
-	sweep := func(names ...string) {
-		dir, err := n.disk.openDir(filepath.Join(append([]string{n.base}, names...)...))
+	sweep := func(path string, f func(dir *os.File) (int, error)) {
+		dir, err := n.disk.openDir(path)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 			return
 		}
 		if err == nil {
 			var some int
-			some, err = n.sweepDir(dir, before)
+			some, err = f(dir)
 			removed += some
 			dir.Close()
 		}
@@ -70,43 +76,145 @@ func (n *nfs) sweepOnce(ctx context.Context, maxAge time.Duration) (int, error) 
 			errs = append(errs, err)
 		}
 	}
-	sweep()
-	sweep(sitesDir)
+	temps := func(dir *os.File) (int, error) {
+		return n.sweepDir(dir, func(name string) (bool, error) { return n.sweepTemp(dir, name, before) })
+	}
+	sweep(n.base, temps)
+	sweep(filepath.Join(n.base, sitesDir), temps)
 	// As long as root is the base, none of its names is one of a site.
 	err = eachName(root, func(site string) error {
 		for _, name := range []string{artifactsDir, logsDir} {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			sweep(sitesDir, site, name)
+			sweep(n.sitePath(site, name), func(dir *os.File) (int, error) {
+				return n.sweepDir(dir, func(file string) (bool, error) { return n.sweepFile(dir, site, name, file, before) })
+			})
 		}
 		return nil
 	})
 	return removed, errors.Join(append(errs, err)...)
 }
 
-// sweepDir removes the temporary files in dir that were last written to before
-// a time.
-func (n *nfs) sweepDir(dir *os.File, before time.Time) (removed int, err error) {
+// sweepDir calls sweep with each name in dir and counts what it removed. What
+// went meanwhile is no error.
+func (n *nfs) sweepDir(dir *os.File, sweep func(name string) (bool, error)) (removed int, err error) {
 	err = eachName(dir, func(name string) error {
-		if !isTempName(name) {
-			return nil
+		gone, err := sweep(name)
+		if gone {
+			removed++
+			n.disk.metrics.tempsSwept.Inc()
 		}
-		var st unix.Stat_t
-		if err := statAt(dir, name, &st); err != nil {
-			return unlessGone(err)
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFREG || !time.Unix(st.Mtim.Unix()).Before(before) {
-			return nil
-		}
-		if err := n.disk.unlink(dir, name); err != nil {
-			return unlessGone(err)
-		}
-		removed++
-		n.disk.metrics.tempsSwept.Inc()
-		return nil
+		return unlessGone(err)
 	})
 	return removed, err
+}
+
+// sweepFile sweeps one file of the artifacts or the logs of a site.
+func (n *nfs) sweepFile(dir *os.File, siteID, kind, name string, before time.Time) (removed bool, err error) {
+	if of, ok := isInterimName(name); ok {
+		if buildID, ok := buildOfFile(of, fileName(kind, "")); ok {
+			return n.sweepInterim(dir, siteID, kind, buildID, before)
+		}
+		return false, nil
+	}
+	if n.remote && isSillyName(name) {
+		return n.sweepSilly(dir, name, before)
+	}
+	return n.sweepTemp(dir, name, before)
+}
+
+// sweepTemp removes name in dir if it is a temporary file that was last written
+// to before a time, or a directory of doctor that old.
+func (n *nfs) sweepTemp(dir *os.File, name string, before time.Time) (removed bool, err error) {
+	if !isTempName(name) {
+		return false, nil
+	}
+	var st unix.Stat_t
+	if err := statAt(dir, name, &st); err != nil || !time.Unix(st.Mtim.Unix()).Before(before) {
+		return false, err
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		err = n.disk.unlink(dir, name)
+	case unix.S_IFDIR:
+		err = n.removeCheckDir(dir, name)
+	default:
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// removeCheckDir removes the directory of a doctor that was killed, with the
+// files that doctor makes. If there is anything else in it, it stays.
+func (n *nfs) removeCheckDir(parent *os.File, name string) error {
+	dir, err := n.disk.openDir(parent.Name() + "/" + name)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	err = eachName(dir, func(name string) error {
+		if slices.Contains(checkNames, name) || isTempName(name) {
+			return n.disk.remove(dir, name)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := n.disk.removeDir(parent, name); err != nil {
+		return fmt.Errorf("not a directory of ours alone: %w", err)
+	}
+	return nil
+}
+
+// isSillyName reports whether name is one under which an NFS client keeps a file
+// that was removed while it was open (fs/nfs/unlink.c: .nfs, then inode and
+// counter in hexadecimal). A client that died never removes it.
+func isSillyName(name string) bool {
+	hex, ok := strings.CutPrefix(name, ".nfs")
+	return ok && len(hex) == 24 && strings.Trim(hex, "0123456789abcdef") == ""
+}
+
+// sweepSilly removes a .nfs file that got its name before a time: renaming sets
+// the change time. One that this host has open stays (EBUSY).
+func (n *nfs) sweepSilly(dir *os.File, name string, before time.Time) (removed bool, err error) {
+	var st unix.Stat_t
+	if err := statAt(dir, name, &st); err != nil || !time.Unix(st.Ctim.Unix()).Before(before) {
+		return false, err
+	}
+	err = n.disk.unlink(dir, name)
+	if errors.Is(err, unix.EBUSY) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// sweepInterim puts an interim file in its place if its name is missing, and
+// removes it if it is beside its name and was written before a time. A build
+// that is being changed now waits for the next sweep.
+func (n *nfs) sweepInterim(dir *os.File, siteID, kind, buildID string, before time.Time) (removed bool, err error) {
+	lock, err := n.tryLock(siteID, kind, buildID)
+	if lock == nil {
+		return false, err
+	}
+	defer lock.release()
+	name := fileName(kind, buildID)
+	if err := n.settle(dir, name); err != nil {
+		return false, err
+	}
+	var st unix.Stat_t
+	err = statAt(dir, interimName(name), &st)
+	if err == nil && time.Unix(st.Mtim.Unix()).Before(before) {
+		if err = lock.alive(); err == nil {
+			err = n.disk.unlink(dir, interimName(name))
+			removed = err == nil
+		}
+	}
+	if unlessGone(err) != nil {
+		return removed, err
+	}
+	return removed, n.disk.syncDir(dir)
 }
 
 // eachName calls f with each name in dir until f fails.

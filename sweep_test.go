@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"io"
 	"io/fs"
 	"os"
@@ -32,28 +33,53 @@ func TestSweep(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
 	old := []string{
-		leave(t, 25*time.Hour, base, tempPrefix+"A"),
-		leave(t, 25*time.Hour, base, sitesDir, tempPrefix+"probe"),
-		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, tempPrefix+"B"),
-		leave(t, 300*24*time.Hour, base, sitesDir, "s1", logsDir, tempPrefix+"C"),
-		leave(t, 25*time.Hour, base, sitesDir, "s2", logsDir, tempPrefix+"D"),
+		leave(t, 25*time.Hour, base, aTempName()),
+		leave(t, 25*time.Hour, base, sitesDir, aTempName()),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, aTempName()),
+		leave(t, 300*24*time.Hour, base, sitesDir, "s1", logsDir, aTempName()),
+		leave(t, 25*time.Hour, base, sitesDir, "s2", logsDir, aTempName()),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, ".new-b"+artifactSuffix),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", logsDir, ".new-b"+logSuffix),
 	}
-	for i := range 3000 { // more than one reading of a directory
-		old = append(old, leave(t, 25*time.Hour, base, sitesDir, "s3", artifactsDir, tempPrefix+strings.Repeat("x", i%7)+time.Duration(i).String()))
+	for range 3000 { // more than one reading of a directory
+		old = append(old, leave(t, 25*time.Hour, base, sitesDir, "s3", artifactsDir, aTempName()))
 	}
+	for _, at := range []string{base, filepath.Join(base, sitesDir)} { // a doctor that was killed
+		dir := filepath.Join(at, aTempName())
+		for _, name := range append(checkNames, aTempName()) {
+			leave(t, 25*time.Hour, dir, name)
+		}
+		age(t, dir, 25*time.Hour)
+		old = append(old, dir)
+	}
+	silly := ".nfs" + strings.Repeat("0a", 12)
+	strangers := filepath.Join(base, aTempName())
+	leave(t, 25*time.Hour, strangers, "notes")
+	age(t, strangers, 25*time.Hour)
 	kept := []string{
-		leave(t, 23*time.Hour, base, tempPrefix+"young"),
-		leave(t, 0, base, sitesDir, "s1", artifactsDir, tempPrefix+"young"),
-		leave(t, -time.Hour, base, sitesDir, "s1", logsDir, tempPrefix+"future"),
+		filepath.Join(strangers, "notes"),
+		leave(t, 23*time.Hour, base, aTempName()),
+		leave(t, 0, base, sitesDir, "s1", artifactsDir, aTempName()),
+		leave(t, -time.Hour, base, sitesDir, "s1", logsDir, aTempName()),
+		leave(t, 25*time.Hour, base, tempPrefix+"notes"),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, tempPrefix+"notes"),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, aTempName()+"X"),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, strings.ToLower(aTempName())),
+		leave(t, 25*time.Hour, base, ".new-b"+artifactSuffix),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, ".new-b"+logSuffix),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, ".new-"),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, silly), // no NFS here
+		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, "b2"+artifactSuffix),
+		leave(t, 23*time.Hour, base, sitesDir, "s1", artifactsDir, ".new-b2"+artifactSuffix),
 		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, "b"+artifactSuffix),
 		leave(t, 25*time.Hour, base, sitesDir, "s1", logsDir, "b"+logSuffix),
 		leave(t, 25*time.Hour, base, sitesDir, "s1", lockName),
-		leave(t, 25*time.Hour, base, sitesDir, "s1", tempPrefix+"not where we put any"),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", aTempName()), // not where we put any
 		leave(t, 25*time.Hour, base, sitesDir, "file"),
 		leave(t, 25*time.Hour, base, "file"),
 	}
 	removed, err := n.sweepOnce(context.Background(), 24*time.Hour)
-	if err != nil || removed != len(old) || n.disk.metrics.tempsSwept.Get() != uint64(len(old)) {
+	if removed != len(old) || err == nil || !strings.Contains(err.Error(), filepath.Base(strangers)) || n.disk.metrics.tempsSwept.Get() != uint64(len(old)) {
 		t.Errorf("removed %d of %d, %v", removed, len(old), err)
 	}
 	for _, name := range old {
@@ -66,9 +92,50 @@ func TestSweep(t *testing.T) {
 			t.Errorf("%q went: %v", name, err)
 		}
 	}
-	removed, err = n.sweepOnce(context.Background(), 24*time.Hour)
-	if err != nil || removed != 0 {
-		t.Errorf("a second sweep removed %d, %v", removed, err)
+	if removed, _ = n.sweepOnce(context.Background(), 24*time.Hour); removed != 0 {
+		t.Errorf("a second sweep removed %d", removed)
+	}
+}
+
+// aTempName is a name that createTemp could give.
+func aTempName() string { return tempPrefix + rand.Text() }
+
+func age(t *testing.T, path string, age time.Duration) {
+	t.Helper()
+	at := time.Now().Add(-age)
+	if err := os.Chtimes(path, at, at); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// On NFS a .nfs file is removed when its change time is old, whatever its
+// modification time.
+func TestSweepOfSillyNames(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	n.remote = true
+	dir := filepath.Join(base, sitesDir, "s", artifactsDir)
+	silly := leave(t, 100*24*time.Hour, dir, ".nfs00000000000a00000000000f")
+	kept := []string{
+		leave(t, 100*24*time.Hour, dir, ".nfs00000000000a00000000000"),
+		leave(t, 100*24*time.Hour, dir, ".nfs00000000000a00000000000F"),
+		leave(t, 100*24*time.Hour, base, ".nfs00000000000a00000000000f"),
+	}
+	for _, s := range []struct {
+		maxAge  time.Duration
+		removed int
+	}{{time.Hour, 0}, {-time.Hour, 1}} {
+		if removed, err := n.sweepOnce(context.Background(), s.maxAge); err != nil || removed != s.removed {
+			t.Errorf("max age %s: removed %d, want %d: %v", s.maxAge, removed, s.removed, err)
+		}
+	}
+	if _, err := os.Lstat(silly); err == nil {
+		t.Errorf("%q stays", silly)
+	}
+	for _, name := range kept {
+		if _, err := os.Lstat(name); err != nil {
+			t.Errorf("%q went: %v", name, err)
+		}
 	}
 }
 
@@ -124,8 +191,8 @@ func TestSweepGoesOnUntilTheEnd(t *testing.T) {
 		close(done)
 	}()
 	deadline := time.Now().Add(20 * time.Second)
-	for round := range 2 { // the first is swept at the start, or by the next turn; the second by a later one
-		name := leave(t, time.Hour, base, tempPrefix+time.Duration(round).String())
+	for range 2 { // the first is swept at the start, or by the next turn; the second by a later one
+		name := leave(t, time.Hour, base, aTempName())
 		for {
 			if _, err := os.Lstat(name); err != nil {
 				break

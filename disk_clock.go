@@ -1,0 +1,98 @@
+package main
+
+import (
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Times of the store. The order of versions and, later, their retention depend
+// on modification times, so all replicas must stamp by one clock: the store's.
+// A file that was just made shows it. Where it is more than maxClockDiff from
+// the clock of this host, our times are shifted by the difference. The
+// nanoseconds stay our own.
+
+// clockDiff is the measured difference of the store's clock from ours.
+type clockDiff struct {
+	diff time.Duration // 0: within maxClockDiff
+	at   time.Time     // when it was measured
+}
+
+// value is the difference, 0 if none was measured.
+func (c *clockDiff) value() time.Duration {
+	if c == nil {
+		return 0
+	}
+	return c.diff
+}
+
+// clockDiffKept is how long a measured difference serves where no file is made
+// anyway.
+const clockDiffKept = time.Minute
+
+// compareClocks measures the difference by the file f, which was made between
+// before and after, by our clock. It reads the change time: an exclusive create over NFS may
+// keep its verifier in the modification time for a moment (RFC 8881, section
+// 18.16.3).
+func (d *disk) compareClocks(f *os.File, before, after time.Time) {
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil {
+		return
+	}
+	c := &clockDiff{diff: clockDifference(time.Unix(st.Ctim.Unix()), before, after), at: after}
+	d.clockDiff.Store(c)
+	d.metrics.clockDiff.Set(c.diff.Seconds())
+	if c.diff != 0 {
+		d.warnClock.Do(func() {
+			d.log.Warn("the clock of this host is not that of the store; files and log entries get the store's time",
+				"store_ahead_by", c.diff.Round(time.Millisecond).String())
+		})
+	}
+}
+
+// clockDifference is how far the store's clock is ahead of ours, if it showed
+// the time store at a moment between before and after; 0 within maxClockDiff.
+func clockDifference(store, before, after time.Time) time.Duration {
+	switch {
+	case store.Before(before.Add(-maxClockDiff)):
+		return store.Sub(before)
+	case store.After(after.Add(maxClockDiff)):
+		return store.Sub(after)
+	}
+	return 0
+}
+
+// now is the store's time, by the last measurement.
+func (d *disk) now() time.Time { return time.Now().Add(d.clockDiff.Load().value()) }
+
+// clockDiffOf is the difference for a time taken just now, measured in dir if
+// the last measurement is old.
+func (d *disk) clockDiffOf(dir *os.File) time.Duration {
+	if c := d.clockDiff.Load(); !d.ownClock && (c == nil || time.Since(c.at) > clockDiffKept) {
+		if t, err := d.createTemp(dir); err == nil {
+			t.discard()
+		}
+	}
+	return d.clockDiff.Load().value()
+}
+
+// clock is what the store's own clock shows, by the time that it gives to a new
+// file in dir. The clock of this host may show another.
+func (d *disk) clock(dir *os.File) (time.Time, error) {
+	t, err := d.createTemp(dir)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer t.discard()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(t.f.Fd()), &st); err != nil {
+		return time.Time{}, diskError("stat", t.path, err)
+	}
+	return time.Unix(st.Ctim.Unix()), nil
+}
+
+// isCoarse reports whether a time that stamp set came back without the digits
+// below fineTime: the file system keeps larger steps (ext4 with inodes of 128
+// bytes keeps whole seconds, FAT two of them).
+func isCoarse(t unix.Timespec) bool { return t.Nsec%int64(fineTime) == 0 }

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// How files of the store are opened by their path. No symbolic link below the
+// base is followed: whoever can make one there could have the service read,
+// replace or delete what lies elsewhere. The kernel refuses them (openat2(2),
+// RESOLVE_NO_SYMLINKS); where it cannot (before Linux 5.6, or a seccomp filter
+// that does not know the call), a walk from the base does, one directory at a
+// time.
+
+// linkError is the refusal of a path that has a symbolic link in it. It is an
+// ErrDenied.
+type linkError struct {
+	link string // the path of the link itself
+}
+
+func (e *linkError) Error() string {
+	return fmt.Sprintf("%v: %q is a symbolic link; links below the base are not followed", ErrDenied, e.link)
+}
+
+func (e *linkError) Unwrap() error { return ErrDenied }
+
+// isLink reports whether err is the refusal of a symbolic link at path itself.
+func isLink(err error, path string) bool {
+	var link *linkError
+	return errors.As(err, &link) && link.link == path
+}
+
+// canOpenat2 reports whether this process can call openat2(2).
+func canOpenat2() bool {
+	fd, err := unix.Openat2(unix.AT_FDCWD, "/", &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
+}
+
+// openPath opens a path that is the base or lies below it. The error is a
+// linkError, or that of the system call as it is.
+func (d *disk) openPath(name string, flags int) (fd int, err error) {
+	flags |= unix.O_CLOEXEC
+	if d.openat2 {
+		how := unix.OpenHow{Flags: uint64(flags), Resolve: unix.RESOLVE_NO_SYMLINKS}
+		err = uninterrupted(func() error {
+			fd, err = unix.Openat2(unix.AT_FDCWD, name, &how)
+			return err
+		})
+	} else {
+		fd, err = d.walk(name, flags)
+	}
+	if err == unix.ELOOP || err == unix.ENOTDIR {
+		if link := d.linkIn(name); link != "" {
+			return -1, &linkError{link}
+		}
+	}
+	return fd, err
+}
+
+// walk is openPath without openat2(2).
+func (d *disk) walk(name string, flags int) (int, error) {
+	below := strings.Split(strings.Trim(strings.TrimPrefix(name, d.base), "/"), "/")
+	if below[0] == "" { // the base itself
+		return openFd(unix.AT_FDCWD, name, flags)
+	}
+	at, err := openFd(unix.AT_FDCWD, path.Clean(d.base+"/"), unix.O_PATH|unix.O_DIRECTORY)
+	for _, dir := range below[:len(below)-1] {
+		if err != nil {
+			return -1, err
+		}
+		above := at
+		at, err = openFd(above, dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+		unix.Close(above)
+	}
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(at)
+	return openFd(at, below[len(below)-1], flags|unix.O_NOFOLLOW)
+}
+
+// linkIn is the first part of a path below the base that is a symbolic link,
+// empty if there is none.
+func (d *disk) linkIn(name string) string {
+	at := d.base
+	for _, part := range strings.Split(strings.Trim(strings.TrimPrefix(name, d.base), "/"), "/") {
+		at += "/" + part
+		var st unix.Stat_t
+		if unix.Lstat(at, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
+			return at
+		}
+	}
+	return ""
+}
+
+// openDir opens a directory; an absent one is fs.ErrNotExist. On NFS this, and
+// not stat, brings the client's idea of what is in it up to date
+// (close-to-open consistency, nfs(5)).
+func (d *disk) openDir(path string) (*os.File, error) {
+	return d.openFile(path, unix.O_RDONLY|unix.O_DIRECTORY)
+}
+
+// openFile opens an existing file or directory.
+func (d *disk) openFile(path string, flags int) (*os.File, error) {
+	fd, err := d.openPath(path, flags)
+	if err != nil {
+		return nil, openError(path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// openError is the diskError of openPath.
+func openError(path string, err error) error {
+	var link *linkError
+	if errors.As(err, &link) {
+		return err
+	}
+	return diskError("open", path, err)
+}
+
+// openPathRead opens a file for reading as openRead does.
+func (d *disk) openPathRead(path string) (int, error) {
+	return readNonblocking(func(flags int) (int, error) { return d.openPath(path, flags) })
+}
+
+// statPath describes what is at path.
+func (d *disk) statPath(path string, st *unix.Stat_t) error {
+	fd, err := d.openPath(path, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return openError(path, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Fstat(fd, st); err != nil {
+		return diskError("stat", path, err)
+	}
+	return nil
+}
