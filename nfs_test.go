@@ -5,7 +5,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -144,5 +146,127 @@ func TestProbeLooksWhereSitesAre(t *testing.T) {
 	}
 	if r, err := n.Probe(); err == nil {
 		t.Errorf("no directory: %+v", r)
+	}
+}
+
+// onlyRoot skips a test that mounts a file system.
+func onlyRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can mount a file system")
+	}
+}
+
+// mustMount mounts a file system until the test ends.
+func mustMount(t *testing.T, source, target, fsType, data string) {
+	t.Helper()
+	if err := unix.Mount(source, target, fsType, 0, data); err != nil {
+		t.Fatalf("mount %s on %s: %v", fsType, target, err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
+}
+
+// TestAnotherKindOfStore: what is mounted over the base later serves if it is of
+// the kind that the service was started on; else the service has to be started
+// again, for it would leave out what that kind needs.
+func TestAnotherKindOfStore(t *testing.T) {
+	onlyRoot(t)
+	n := openTestNFS(t, t.TempDir())
+	if n.kind != fsLocal {
+		t.Skipf("the directory for tests is on %s", n.kind)
+	}
+	mustStore(t, n, "s", "b", []byte("below"))
+	mustMount(t, "none", n.base, "tmpfs", "")
+	mustStore(t, n, "s", "b", []byte("above"))
+	wantBytes(t, n, "s", "b", []byte("above"))
+	mustMount(t, "none", n.base, "ramfs", "") // stands for NFS: of a kind of its own
+	for op, err := range map[string]error{
+		"store":  n.StoreArtifact("s", "b", strings.NewReader("x")),
+		"delete": n.DeleteArtifact("s", "b", Precondition{}),
+		"log":    n.WriteLog("s", entry("1", "b", testTime)),
+		"fetch":  func() error { _, err := n.FetchArtifact("s", "b"); return err }(),
+		"list":   func() error { _, err := n.ListVersions("s"); return err }(),
+		"probe":  func() error { _, err := n.Probe(); return err }(),
+	} {
+		if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "restart the service") {
+			t.Errorf("%s: %v", op, err)
+		}
+	}
+	wantFiles(t, n.base)
+}
+
+// TestMountLostInBetween: a mount that goes away between the look at the base
+// and the look for a file makes nothing absent.
+func TestMountLostInBetween(t *testing.T) {
+	for name, do := range map[string]func(n *nfs) error{
+		"delete": func(n *nfs) error { return n.DeleteArtifact("s", "b", Precondition{}) },
+		"fetch":  func(n *nfs) error { _, err := n.FetchArtifact("s", "b"); return err },
+		"list":   func(n *nfs) error { _, err := n.ListVersions("s"); return err },
+		"list without logs": func(n *nfs) error {
+			if err := os.MkdirAll(n.sitePath("s", artifactsDir), 0o755); err != nil {
+				return err
+			}
+			_, err := n.ListVersions("s")
+			return err
+		},
+	} {
+		n := openTestNFS(t, t.TempDir())
+		looks := 0
+		n.mountPoint = true
+		n.lookAt = func(path string) (baseState, error) {
+			looks++
+			return baseState{mountPoint: name == "delete" && looks == 1, dev: n.dev.Load()}, nil
+		}
+		if err := do(n); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestCoarseTimes: on a file system that keeps whole seconds, builds of one size
+// that follow each other within a second still have tags of their own, and none
+// is served from memory in the place of another.
+func TestCoarseTimes(t *testing.T) {
+	onlyRoot(t)
+	mkfs, err := exec.LookPath("mkfs.ext4")
+	if err != nil {
+		if mkfs, err = exec.LookPath("/usr/sbin/mkfs.ext4"); err != nil {
+			t.Skip("mkfs.ext4 is not installed")
+		}
+	}
+	base, image := t.TempDir(), filepath.Join(t.TempDir(), "image")
+	if err := errors.Join(os.WriteFile(image, nil, 0o644), os.Truncate(image, 16<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(mkfs, "-q", "-F", "-I", "128", image).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v: %s", err, out)
+	}
+	if out, err := exec.Command("mount", "-o", "loop", image, base).CombinedOutput(); err != nil {
+		t.Skipf("no loop device can be mounted here: %v: %s", err, out)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(base, unix.MNT_DETACH) })
+	n := openTestNFS(t, base)
+	tags := map[string]string{}
+	for i := range 20 {
+		content := strconv.Itoa(100 + i)
+		info, err := n.StoreArtifactIf("s", "b", strings.NewReader(content), Precondition{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if other := tags[info.ETag]; other != "" {
+			t.Errorf("%s and %s have the tag %s", content, other, info.ETag)
+		}
+		for tag := range tags {
+			_, err := n.StoreArtifactIf("s", "b", strings.NewReader("old"), ifMatch(tag))
+			wantError(t, err, ErrPrecondition)
+		}
+		tags[info.ETag] = content
+		wantBytes(t, n, "s", "b", []byte(content))
+		if now, err := n.StatArtifact("s", "b"); err != nil || now != info {
+			t.Errorf("stat says %+v, the upload %+v: %v", now, info, err)
+		}
+	}
+	if n.small.files.Len() > 0 {
+		t.Errorf("%d files are kept in memory", n.small.files.Len())
 	}
 }
