@@ -28,7 +28,7 @@ type Config struct {
 
 	NFSBasePath     string        `env:"NFS_BASE_PATH" envDefault:"/nfs" help:"nfs: the directory of the store; it must exist"`
 	NFSRequireMount bool          `env:"NFS_REQUIRE_MOUNT" envDefault:"false" help:"nfs: refuse a base path that is not a mount point"`
-	TempMaxAge      time.Duration `env:"TEMP_MAX_AGE" envDefault:"24h" help:"nfs: age at which a temporary file left by a crash is removed; longer than any upload lasts"`
+	TempMaxAge      time.Duration `env:"TEMP_MAX_AGE" envDefault:"24h" help:"nfs: age at which a file left by a crash is removed; longer than any upload or download lasts"`
 
 	AppendOnly bool `env:"APPEND_ONLY" envDefault:"false" help:"never replace a build (409) nor delete one (403)"`
 
