@@ -187,7 +187,7 @@ func (n *nfs) check(siteID, buildID string, cond Precondition) error {
 
 // checkOf is cond.Check of what a look at the build returned.
 func checkOf(cond Precondition, info ArtifactInfo, err error) error {
-	if errors.Is(err, ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, ErrNotFound) {
 		return cond.Check(nil)
 	}
 	if err != nil {

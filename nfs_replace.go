@@ -78,7 +78,7 @@ func (n *nfs) changeIf(c change, do func(c change, locked bool) error) error {
 	}
 	if look {
 		info, err := n.describe(c.dir.Name() + "/" + fileName(artifactsDir, c.buildID))
-		if err := checkOf(c.cond, info, err); err != nil {
+		if err := checkOf(c.cond, info, n.notFound(err)); err != nil {
 			return err
 		}
 	}
