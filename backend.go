@@ -214,11 +214,13 @@ type Space struct {
 }
 
 // Precondition is what must hold of an artifact for a change to be made, in
-// the order of RFC 9110, section 13.2.2. The zero value always holds.
+// the order of RFC 9110, section 13.2.2, and after these Absent. The zero value
+// always holds.
 type Precondition struct {
 	IfMatch           *ETagList
 	IfUnmodifiedSince time.Time // looked at only without IfMatch; zero: not set
 	IfNoneMatch       *ETagList
+	Absent            bool // the service's own: there must be no artifact, whatever the client asks for
 }
 
 // ETagList is the value of If-Match or If-None-Match: any entity tag ("*"), or
@@ -238,23 +240,27 @@ func (p Precondition) Check(current *ArtifactInfo) error {
 		}
 	case !p.IfUnmodifiedSince.IsZero():
 		if current != nil && current.ModTime.Truncate(time.Second).After(p.IfUnmodifiedSince) {
-			return fmt.Errorf("%w: If-Unmodified-Since", ErrPrecondition)
+			return errModified
 		}
 	}
 	if l := p.IfNoneMatch; l != nil && current != nil && (l.Any || l.matchWeak(current.ETag)) {
-		return fmt.Errorf("%w: If-None-Match", ErrPrecondition)
+		return errMatch
+	}
+	if p.Absent && current != nil {
+		return errExists
 	}
 	return nil
 }
 
 // IsZero tells that p holds of everything.
 func (p Precondition) IsZero() bool {
-	return p.IfMatch == nil && p.IfNoneMatch == nil && p.IfUnmodifiedSince.IsZero()
+	return p.IfMatch == nil && p.IfNoneMatch == nil && p.IfUnmodifiedSince.IsZero() && !p.Absent
 }
 
-// CreateOnly tells that p is If-None-Match: * and nothing else.
+// CreateOnly reports whether p holds exactly where there is no artifact: whether
+// to store can then be decided by a call that replaces nothing, without a look.
 func (p Precondition) CreateOnly() bool {
-	return p.IfMatch == nil && p.IfUnmodifiedSince.IsZero() && p.IfNoneMatch != nil && p.IfNoneMatch.Any
+	return p.IfMatch == nil && (p.Absent || p.IfNoneMatch != nil && p.IfNoneMatch.Any)
 }
 
 // matchWeak compares by the weak comparison of RFC 9110, section 8.8.3.2.
@@ -278,8 +284,13 @@ var (
 	ErrBadCursor    = errors.New("bad cursor")
 )
 
-// errNoMatch is the ErrPrecondition of If-Match.
-var errNoMatch = fmt.Errorf("%w: If-Match", ErrPrecondition)
+// The ErrPrecondition of each part of a Precondition.
+var (
+	errNoMatch  = fmt.Errorf("%w: If-Match", ErrPrecondition)
+	errModified = fmt.Errorf("%w: If-Unmodified-Since", ErrPrecondition)
+	errMatch    = fmt.Errorf("%w: If-None-Match", ErrPrecondition)
+	errExists   = fmt.Errorf("%w: the build exists", ErrPrecondition)
+)
 
 // maxLogSize is the size in bytes past which a log takes no more entries.
 const maxLogSize = 16 << 20

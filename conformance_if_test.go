@@ -77,6 +77,37 @@ func testCreateOnlyRace(t *testing.T, open func() store) {
 	}
 }
 
+// testAbsent: Absent holds in addition to every condition of the client.
+func testAbsent(t *testing.T, open func() store) {
+	later := time.Now().Add(time.Hour)
+	for _, cond := range []Precondition{
+		{},
+		{IfNoneMatch: &ETagList{Tags: []string{`"x"`}}},
+		{IfNoneMatch: &ETagList{Any: true}},
+		{IfUnmodifiedSince: later},
+		{IfUnmodifiedSince: later, IfNoneMatch: &ETagList{Tags: []string{`W/"x"`}}},
+	} {
+		cond.Absent = true
+		site := newSite()
+		if won := race(t, open, site, "b", 8, 1000, cond); won != 1 {
+			t.Errorf("%+v: %d of 8 rivals won", cond, won)
+		}
+		b := open()
+		there, err := fetch(b, site, "b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = b.StoreArtifactIf(site, "b", known(body(10, 1)), cond)
+		wantError(t, err, ErrPrecondition)
+		wantBytes(t, b, site, "b", there)
+	}
+	b, site := open(), newSite()
+	_, err := b.StoreArtifactIf(site, "b", known(body(10, 1)), Precondition{Absent: true, IfMatch: exists.IfMatch})
+	wantError(t, err, ErrPrecondition)
+	_, err = fetch(b, site, "b")
+	wantError(t, err, ErrNotFound)
+}
+
 func testIfMatch(t *testing.T, open func() store) {
 	b, site := open(), newSite()
 	for i, n := range []int{100, largeBody} {

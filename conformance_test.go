@@ -65,6 +65,7 @@ func testBackend(t *testing.T, open func(t *testing.T) Backend, but ...differenc
 		{"ids of every allowed character work", testIDs, "", nil},
 		{"create only stores once", testCreateOnly, "", nil},
 		{"of racing create-only uploads one wins", testCreateOnlyRace, "", nil},
+		{"a build that must be absent is stored once, whatever the client asks for", testAbsent, "", nil},
 		{"If-Match stores over the one that matches alone", testIfMatch, "", nil},
 		{"of racing If-Match uploads one wins", testIfMatchRace, "", nil},
 		{"If-None-Match with a tag and If-Unmodified-Since hold", testOtherConditions, "", nil},

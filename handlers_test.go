@@ -360,17 +360,105 @@ func TestDamagedLogIsToldAndLeftAlone(t *testing.T) {
 }
 
 func TestAppendOnly(t *testing.T) {
-	s := startServer(t, "APPEND_ONLY=true")
+	appendOnlySequence(t, startServer(t, "APPEND_ONLY=true"))
+	s, _ := startBackend(t, openMem(newMemBucket()), "APPEND_ONLY=true")
+	appendOnlySequence(t, s)
+}
+
+// appendOnlySequence: a condition of the client narrows that of the service and
+// never lifts it. 409 is the rule of the service, 412 the client's condition.
+func appendOnlySequence(t *testing.T, s *testServer) {
 	const path = "/sites/a/artifacts/b"
 	tag := s.put(t, 201, path, "one").header.Get("ETag")
-	s.put(t, 409, path, "two")
-	s.put(t, 412, path, "two", "If-None-Match", "*")
-	s.put(t, 409, path, "two", "If-Match", tag)
-	s.put(t, 412, path, "two", "If-Match", `"another"`)
-	s.put(t, 412, "/sites/a/artifacts/none", "two", "If-Match", tag)
+	modified := s.get(t, 200, path).header.Get("Last-Modified")
+	at, err := http.ParseTime(modified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := at.Add(-time.Hour).Format(http.TimeFormat)
+	for _, c := range []struct {
+		status int
+		header http.Header
+		fresh  int // status where there is no build
+	}{
+		{409, nil, 201},
+		{412, header("If-None-Match", "*"), 201},
+		{409, header("If-None-Match", `"x"`), 201},
+		{409, header("If-None-Match", `W/"x"`), 201},
+		{409, header("If-None-Match", `"x", "y"`), 201},
+		{412, header("If-None-Match", tag), 201},
+		{412, header("If-None-Match", "W/"+tag), 201},
+		{409, header("If-Match", tag), 412},
+		{409, header("If-Match", "*"), 412},
+		{412, header("If-Match", `"x"`), 412},
+		{409, header("If-Match", tag, "If-None-Match", `"x"`), 412},
+		{412, header("If-Match", `"x"`, "If-None-Match", `"x"`), 412},
+		{409, header("If-Unmodified-Since", modified), 201},
+		{412, header("If-Unmodified-Since", before), 201},
+		{409, header("If-Unmodified-Since", modified, "If-None-Match", `"x"`), 201},
+		{400, header("If-None-Match", "x"), 400},
+	} {
+		want := map[string]int{path: c.status, "/sites/a/artifacts/" + newSite(): c.fresh}
+		for path, status := range want {
+			for _, body := range []any{"two", unsized([]byte("two"))} {
+				if body != "two" && status == 201 {
+					continue // it is there now
+				}
+				if got := statusOr(s.try(request{"PUT", path, body, c.header})); got != status {
+					t.Errorf("%v: status %v, want %d", c.header, got, status)
+				}
+			}
+			if status == 201 {
+				continue
+			}
+			raw := "PUT " + path + " HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n"
+			for name, values := range c.header {
+				raw += name + ": " + values[0] + "\r\n"
+			}
+			if got := exchangeRaw(t, s.addr, raw+"\r\n"); got != fmt.Sprint(status) {
+				t.Errorf("Expect, %v: answered %q, want %d", c.header, got, status)
+			}
+		}
+		if r := s.get(t, 200, path); string(r.body) != "one" {
+			t.Fatalf("%v: the build is now %q", c.header, r.body)
+		}
+	}
 	s.do(t, 403, request{"DELETE", path, nil, nil})
-	if r := s.get(t, 200, path); string(r.body) != "one" {
-		t.Errorf("the build is now %q", r.body)
+}
+
+// TestAppendOnlyIsDecidedAtTheEnd: a build that came while another upload of it
+// was under way is not replaced, whatever condition that one was sent with.
+func TestAppendOnlyIsDecidedAtTheEnd(t *testing.T) {
+	s := startServer(t, "APPEND_ONLY=true")
+	later := time.Now().Add(time.Hour).UTC().Format(http.TimeFormat)
+	for i, c := range []struct {
+		status int
+		header http.Header
+	}{
+		{409, nil},
+		{412, header("If-None-Match", "*")},
+		{409, header("If-None-Match", `"x"`)},
+		{409, header("If-Unmodified-Since", later)},
+		{409, header("If-Unmodified-Since", later, "If-None-Match", `"x"`)},
+	} {
+		site := fmt.Sprint("s", i)
+		path := "/sites/" + site + "/artifacts/b"
+		r, w := io.Pipe()
+		done := make(chan any, 1)
+		go func() { done <- statusOr(s.try(request{"PUT", path, r, c.header})) }()
+		_, _ = w.Write([]byte("late"))
+		eventually(t, "the upload has begun", func() bool {
+			temps, _ := filepath.Glob(filepath.Join(s.dir, "sites", site, "artifacts/.tmp-*"))
+			return len(temps) == 1
+		})
+		s.put(t, 201, path, "first")
+		w.Close()
+		if got := <-done; got != c.status {
+			t.Errorf("%v: status %v, want %d", c.header, got, c.status)
+		}
+		if r := s.get(t, 200, path); string(r.body) != "first" {
+			t.Errorf("%v: the build is now %q", c.header, r.body)
+		}
 	}
 }
 

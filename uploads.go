@@ -13,13 +13,13 @@ type upload struct {
 	siteID, buildID string
 	size            int64 // -1: chunked
 	cond            Precondition
-	appendOnly      bool // cond is the service's own, not the client's
 }
 
-// wouldReplace tells whether err is the refusal of an append-only service, and
-// not of a condition of the client's own.
+// wouldReplace reports whether err is the refusal of an append-only service, and
+// not that of a condition which the client set.
 func (up upload) wouldReplace(err error) bool {
-	return up.appendOnly && errors.Is(err, ErrPrecondition) && !errors.Is(err, errNoMatch)
+	clients := errors.Is(err, errNoMatch) || errors.Is(err, errModified) || errors.Is(err, errMatch)
+	return up.cond.Absent && errors.Is(err, ErrPrecondition) && !clients
 }
 
 // putArtifact stores the body as a build.
@@ -88,9 +88,9 @@ func (s *service) admitUpload(ctx *fasthttp.RequestCtx) (up upload, ok bool) {
 	if up.cond, ok = precondition(ctx); !ok {
 		return up, false
 	}
-	if s.cfg.AppendOnly && up.cond.IfNoneMatch == nil {
-		up.cond.IfNoneMatch, up.appendOnly = &ETagList{Any: true}, true
-	}
+	// In addition to what the client asks for, which can only narrow it. A client
+	// that itself sends If-None-Match: * asks for the same, and is answered 412.
+	up.cond.Absent = s.cfg.AppendOnly && (up.cond.IfNoneMatch == nil || !up.cond.IfNoneMatch.Any)
 	up.size = int64(ctx.Request.Header.ContentLength())
 	switch {
 	case len(ctx.Request.Header.Peek(fasthttp.HeaderContentRange)) > 0:
