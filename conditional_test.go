@@ -149,3 +149,30 @@ func FuzzConditions(f *testing.F) {
 		}
 	})
 }
+
+// TestCreateOnlyIsWhatHoldsOfNothingAlone: what is create only may be decided by
+// a call that replaces nothing, so it must hold where there is no build, and nowhere else.
+func TestCreateOnlyIsWhatHoldsOfNothingAlone(t *testing.T) {
+	current := &ArtifactInfo{ETag: `"a"`, ModTime: time.Now()}
+	f := func(p Precondition, want bool) {
+		t.Helper()
+		if got := p.CreateOnly(); got != want {
+			t.Errorf("%+v: %v, want %v", p, got, want)
+		}
+		if want && (p.Check(nil) != nil || p.Check(current) == nil) {
+			t.Errorf("%+v does not hold exactly where there is no build", p)
+		}
+	}
+	any, tag := &ETagList{Any: true}, &ETagList{Tags: []string{`"b"`}}
+	later := time.Now().Add(time.Hour)
+	f(Precondition{}, false)
+	f(Precondition{Absent: true}, true)
+	f(Precondition{IfNoneMatch: any}, true)
+	f(Precondition{IfNoneMatch: tag}, false)
+	f(Precondition{IfNoneMatch: tag, Absent: true}, true)
+	f(Precondition{IfUnmodifiedSince: later}, false)
+	f(Precondition{IfUnmodifiedSince: later, Absent: true}, true)
+	f(Precondition{IfUnmodifiedSince: later, IfNoneMatch: any}, true)
+	f(Precondition{IfMatch: any, Absent: true}, false)
+	f(Precondition{IfMatch: tag, IfNoneMatch: any}, false)
+}
