@@ -116,21 +116,33 @@ func (c *conn) readOnce(p []byte, splice bool) (int, error) {
 	}
 	c.moved = true
 	n, err := c.dst.ReadFrom(&io.LimitedReader{R: c.TCPConn, N: int64(len(p))})
-	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !isNetError(err) {
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !c.failed() {
 		c.dstErr = err
 	}
 	return int(n), err
 }
 
-// isNetError tells the errors of a socket from those of a file.
-func isNetError(err error) bool {
-	for _, e := range []error{unix.ECONNRESET, unix.ECONNABORTED, unix.EPIPE, unix.ENOTCONN, unix.ETIMEDOUT,
-		unix.EHOSTUNREACH, unix.ENETUNREACH, unix.ENETDOWN, net.ErrClosed} {
-		if errors.Is(err, e) {
-			return true
-		}
+// failed reports whether an error that a splice has just returned is the
+// socket's own, and not that of the file. The error itself does not tell: a file
+// on a remote store fails with ETIMEDOUT or ENOTCONN too. The socket does: the
+// kernel closes one before it reports an error of it, and a closed socket has no
+// peer (getpeername(2)). If an error of it is still pending (SO_ERROR), the
+// splice did not report that one, and its own was the file's.
+func (c *conn) failed() bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return true
 	}
-	return false
+	failed := true // Control fails where this side has closed the connection (cut)
+	_ = raw.Control(func(fd uintptr) {
+		if _, err := unix.Getpeername(int(fd)); err == nil {
+			failed = false
+			return
+		}
+		pending, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		failed = err != nil || pending == 0
+	})
+	return failed
 }
 
 // drainBelowMark is asked when a deadline fired and too little was read: bytes

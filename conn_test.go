@@ -7,10 +7,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // dial opens a connection that the test reads and writes by hand.
@@ -189,5 +193,169 @@ func TestStalledDownloadIsDropped(t *testing.T) {
 	eventually(t, "the stalled client is cut", func() bool { return strings.Contains(s.log.String(), `"cut":"the client stalled"`) })
 	if n, _ := io.Copy(io.Discard, stalled); n >= int64(len(body)) {
 		t.Errorf("the stalled client got all of it, %d bytes", n)
+	}
+}
+
+// brokenFile is a store that moves every body into a file that takes nothing.
+type brokenFile struct {
+	Backend
+	file  *os.File
+	begun func(*conn) // called before the first byte is moved
+}
+
+func (b brokenFile) StoreArtifactIf(_, _ string, reader io.Reader, _ Precondition) (ArtifactInfo, error) {
+	b.begun(reader.(*requestBody).conn)
+	for {
+		if _, err := reader.(FileMover).MoveTo(b.file, moveSize); err == io.EOF {
+			return ArtifactInfo{}, nil
+		} else if err != nil {
+			return ArtifactInfo{}, diskError("write", "the file", err)
+		}
+	}
+}
+
+func (brokenFile) DeleteArtifact(string, string, Precondition) error { return ErrUnsupported }
+
+// brokenPipe fails as a file whose server went away: with EPIPE.
+func brokenPipe(t *testing.T) *os.File {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	t.Cleanup(func() { w.Close() })
+	return w
+}
+
+// unconnected fails with ENOTCONN.
+func unconnected(t *testing.T) *os.File {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "unconnected")
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// wasReset fails with ECONNRESET, once.
+func wasReset(t *testing.T) *os.File {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	one := dial(t, l.Addr().String())
+	other, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = other.(*net.TCPConn).SetLinger(0)
+	other.Close()
+	f, err := one.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	eventually(t, "the reset has come", func() bool { return hasFailed(f.Fd()) })
+	return f
+}
+
+// hasFailed reports whether a TCP socket was closed by an error.
+func hasFailed(fd uintptr) bool {
+	_, err := unix.Getpeername(int(fd))
+	return err == unix.ENOTCONN
+}
+
+// TestFileErrorIsTheStores: an error of the file that has the name of one of a
+// socket is not answered as the client's.
+func TestFileErrorIsTheStores(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		file func(*testing.T) *os.File
+	}{{"EPIPE", brokenPipe}, {"ENOTCONN", unconnected}, {"ECONNRESET", wasReset}} {
+		for _, size := range []int{1000, 3 << 20} { // copied, and spliced
+			for _, half := range []bool{false, true} {
+				s, _ := startBackend(t, brokenFile{file: c.file(t), begun: func(*conn) {}})
+				conn := dial(t, s.addr)
+				fmt.Fprintf(conn, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", size)
+				go func() {
+					_, _ = conn.Write(make([]byte, size))
+					if half {
+						_ = conn.CloseWrite() // and is still there for the answer
+					}
+				}()
+				if got := readStatus(conn); got != 503 {
+					t.Errorf("%s, %d bytes, half closed %v: answered %d, want 503", c.name, size, half, got)
+				}
+			}
+		}
+	}
+}
+
+// TestClientsErrorIsNotTheStores: a client that leaves in the middle of a body
+// is not counted as an error of the store. A file that fails as well is.
+func TestClientsErrorIsNotTheStores(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		end, reset bool
+		broken     bool
+		kind       string
+	}{
+		{"reset", false, true, false, "client"},
+		{"end", true, false, false, "client"},
+		{"end, then reset", true, true, false, "client"},
+		{"reset, and the file fails", false, true, true, "unavailable"},
+		{"end, then reset, and the file fails", true, true, true, "unavailable"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			file, err := os.Create(filepath.Join(t.TempDir(), "file"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer file.Close()
+			if c.broken {
+				file = brokenPipe(t)
+			}
+			var s *testServer
+			var client *net.TCPConn
+			s, _ = startBackend(t, brokenFile{file: file, begun: func(server *conn) {
+				if c.end {
+					_ = client.CloseWrite()
+				}
+				if !c.reset {
+					return
+				}
+				_ = client.SetLinger(0)
+				client.Close()
+				raw, err := server.SyscallConn()
+				if err != nil {
+					t.Error(err)
+				}
+				eventually(t, "the reset has come", func() (failed bool) {
+					_ = raw.Control(func(fd uintptr) { failed = hasFailed(fd) })
+					return failed
+				})
+			}})
+			client = dial(t, s.addr)
+			fmt.Fprintf(client, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", 3<<20, make([]byte, 100_000))
+			var line string
+			eventually(t, "the upload has ended", func() bool {
+				all := string(s.get(t, 200, "/metrics").body)
+				line = ""
+				for l := range strings.Lines(all) {
+					if strings.HasPrefix(l, `pagewright_backend_errors_total{operation="store"`) && !strings.HasSuffix(l, " 0\n") {
+						line += l
+					}
+				}
+				return line != ""
+			})
+			if want := fmt.Sprintf("pagewright_backend_errors_total{operation=\"store\",kind=%q} 1\n", c.kind); line != want {
+				t.Errorf("counted is %q, want %q", line, want)
+			}
+		})
 	}
 }

@@ -25,7 +25,9 @@ func diskError(op, path string, err error) error {
 		kind = ErrReadOnly
 	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE),
 		errors.Is(err, unix.EREMOTEIO), errors.Is(err, unix.EHOSTDOWN), errors.Is(err, unix.ENOLINK),
-		errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.EPIPE):
+		errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.EPIPE),
+		errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.ECONNREFUSED),
+		errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.ENETDOWN):
 		kind = ErrUnavailable
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		kind = ErrDenied
