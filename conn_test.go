@@ -196,14 +196,18 @@ func TestStalledDownloadIsDropped(t *testing.T) {
 	}
 }
 
-// brokenFile is a store that moves every body into a file that takes nothing.
+// brokenFile is a store that moves every body into a file that takes nothing,
+// but for its first byte, which arrives with the header.
 type brokenFile struct {
 	Backend
 	file  *os.File
-	begun func(*conn) // called before the first byte is moved
+	begun func(*conn) // called with nothing buffered in front of the socket
 }
 
 func (b brokenFile) StoreArtifactIf(_, _ string, reader io.Reader, _ Precondition) (ArtifactInfo, error) {
+	if _, err := reader.Read(make([]byte, 1)); err != nil {
+		return ArtifactInfo{}, err
+	}
 	b.begun(reader.(*requestBody).conn)
 	for {
 		if _, err := reader.(FileMover).MoveTo(b.file, moveSize); err == io.EOF {
@@ -279,11 +283,13 @@ func TestFileErrorIsTheStores(t *testing.T) {
 	}{{"EPIPE", brokenPipe}, {"ENOTCONN", unconnected}, {"ECONNRESET", wasReset}} {
 		for _, size := range []int{1000, 3 << 20} { // copied, and spliced
 			for _, half := range []bool{false, true} {
-				s, _ := startBackend(t, brokenFile{file: c.file(t), begun: func(*conn) {}})
+				begun := make(chan struct{})
+				s, _ := startBackend(t, brokenFile{file: c.file(t), begun: func(*conn) { close(begun) }})
 				conn := dial(t, s.addr)
-				fmt.Fprintf(conn, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", size)
+				fmt.Fprintf(conn, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\nx", size)
 				go func() {
-					_, _ = conn.Write(make([]byte, size))
+					<-begun
+					_, _ = conn.Write(make([]byte, size-1))
 					if half {
 						_ = conn.CloseWrite() // and is still there for the answer
 					}
@@ -323,6 +329,7 @@ func TestClientsErrorIsNotTheStores(t *testing.T) {
 			var s *testServer
 			var client *net.TCPConn
 			s, _ = startBackend(t, brokenFile{file: file, begun: func(server *conn) {
+				_, _ = client.Write(make([]byte, 100_000))
 				if c.end {
 					_ = client.CloseWrite()
 				}
@@ -341,7 +348,7 @@ func TestClientsErrorIsNotTheStores(t *testing.T) {
 				})
 			}})
 			client = dial(t, s.addr)
-			fmt.Fprintf(client, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", 3<<20, make([]byte, 100_000))
+			fmt.Fprintf(client, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\nx", 3<<20)
 			var line string
 			eventually(t, "the upload has ended", func() bool {
 				all := string(s.get(t, 200, "/metrics").body)
