@@ -207,7 +207,8 @@ type Readiness struct {
 	WriteError string // empty: writes work; otherwise why they do not
 }
 
-// Space is how full a store is. A store that does not know tells zeros.
+// Space is how full a store is. Zeros of both numbers of bytes, or of both of
+// inodes, mean that the store does not know, not that it is full.
 type Space struct {
 	FreeBytes, TotalBytes   uint64 // what the service may write, and all there is
 	FreeInodes, TotalInodes uint64

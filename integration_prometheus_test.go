@@ -161,3 +161,48 @@ func alertQueries(t *testing.T) (queries []string) {
 	}
 	return queries
 }
+
+// TestIntegrationAlertsOfTheSpaceOfTheStore lets promtool judge the rules: zeros
+// of a store that does not know its size or its inodes are no alarm, and zeros of
+// a full one are.
+func TestIntegrationAlertsOfTheSpaceOfTheStore(t *testing.T) {
+	rules, err := filepath.Abs("deploy/monitoring/alerts.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name                           string
+		free, size, freeInodes, inodes int
+		full, fillsUp, inodesLow       bool
+	}{
+		{name: "plenty of all", free: 1 << 40, size: 1 << 41, freeInodes: 1e6, inodes: 2e6},
+		{name: "nothing known", free: 0, size: 0, freeInodes: 0, inodes: 0},
+		{name: "inodes not known", free: 1 << 40, size: 1 << 41, freeInodes: 0, inodes: 0},
+		{name: "few inodes", free: 1 << 40, size: 1 << 41, freeInodes: 1, inodes: 1e6, inodesLow: true},
+		{name: "no inodes", free: 1 << 40, size: 1 << 41, freeInodes: 0, inodes: 1e6, inodesLow: true},
+		{name: "little space", free: 1000, size: 1 << 41, freeInodes: 1e6, inodes: 1e6, full: true, fillsUp: true},
+		{name: "no space", free: 0, size: 1 << 41, freeInodes: 1e6, inodes: 1e6, full: true, fillsUp: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			input := fmt.Sprintf("rule_files: [%s]\nevaluation_interval: 1m\ntests:\n- interval: 1m\n  input_series:\n", rules)
+			for name, value := range map[string]int{"free_bytes": c.free, "size_bytes": c.size,
+				"free_inodes": c.freeInodes, "inodes": c.inodes, "reserve_bytes": 32 << 20} {
+				input += fmt.Sprintf("  - {series: 'pagewright_store_%s{job=\"x\"}', values: '%dx120'}\n", name, value)
+			}
+			input += "  promql_expr_test:\n"
+			for alert, fires := range map[string]bool{"StoreFull": c.full, "StoreFillsUp": c.fillsUp, "InodesLow": c.inodesLow} {
+				input += fmt.Sprintf("  - expr: count(ALERTS{alertname=\"Pagewright%s\",alertstate=\"firing\"})\n    eval_time: 110m\n", alert)
+				if fires {
+					input += "    exp_samples: [{labels: '{}', value: 1}]\n"
+				}
+			}
+			file := filepath.Join(t.TempDir(), "test.yml")
+			if err := os.WriteFile(file, []byte(input), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := exec.Command("promtool", "test", "rules", file).CombinedOutput(); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+}

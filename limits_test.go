@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -288,4 +289,96 @@ func TestReserveOfManyUploads(t *testing.T) {
 		s.put(t, 201, fmt.Sprintf("/sites/a/artifacts/c%d", i), randomBytes(500_000))
 	}
 	s.put(t, 507, "/sites/a/artifacts/d", "x")
+}
+
+// sizeless is a directory that does not know how large it is.
+type sizeless struct{ *nfs }
+
+func (sizeless) Space() (Space, error) { return Space{}, nil }
+
+// TestAStoreOfUnknownSizeIsNotFull: zeros mean that the store does not know.
+func TestAStoreOfUnknownSizeIsNotFull(t *testing.T) {
+	s, svc := startBackend(t, sizeless{openTestNFS(t, t.TempDir())})
+	if svc.reserve == nil {
+		t.Fatal("no reserve is kept")
+	}
+	for i, b := range []any{"x", unsized([]byte("x")), randomBytes(3 << 20), unsized(randomBytes(3 << 20))} {
+		s.put(t, 201, fmt.Sprint("/sites/a/artifacts/b", i), b)
+	}
+	raw := "PUT /sites/a/artifacts/c HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx"
+	if got := exchangeRaw(t, s.addr, raw); got != "100 201" {
+		t.Errorf("Expect: answered %q", got)
+	}
+	// A client that announces a lot takes nothing from the others.
+	for range 3 {
+		c, err := svc.reserve.admit(math.MaxInt64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.release()
+	}
+	s.put(t, 201, "/sites/a/artifacts/d", "x")
+}
+
+// TestTheReserveOfHugeNumbers: a sum that is larger than an int64 is no room.
+func TestTheReserveOfHugeNumbers(t *testing.T) {
+	const large = 1 << 50
+	free := uint64(100 << 30)
+	f := func(min int64, total uint64) *reserve {
+		space := &lookup[Space]{}
+		r := &reserve{min: min, space: space}
+		space.ask = r.watch(func() (Space, error) { return Space{FreeBytes: free, TotalBytes: total}, nil })
+		return r
+	}
+	refused := func(r *reserve, sizes ...int64) {
+		t.Helper()
+		for _, size := range sizes {
+			before := r.claimed
+			if c, err := r.admit(size); !errors.Is(err, ErrNoSpace) {
+				t.Errorf("%d bytes: %v; claimed are %d", size, err, r.claimed)
+				c.release()
+			} else if r.claimed != before {
+				t.Errorf("%d bytes that were refused claim %d", size, r.claimed-before)
+			}
+		}
+	}
+	r := f(32<<20, large)
+	one, err := r.admit(90 << 30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused(r, 10<<30, math.MaxInt64, math.MaxInt64-1, math.MaxInt64-90<<30, 1<<62)
+	free = 50 << 30 // another replica filled it
+	r.at = time.Time{}
+	refused(r, 1, 60<<30, 1<<62, math.MaxInt64-40<<30, math.MaxInt64)
+	one.release()
+	if _, err := r.admit(49 << 30); err != nil {
+		t.Error(err)
+	}
+	refused(r, 2<<30)
+
+	free = 0 // full, and not unknown
+	refused(f(1, large), 0, 1, math.MaxInt64)
+
+	free = math.MaxUint64
+	r = f(math.MaxInt64, math.MaxUint64)
+	refused(r, 1, math.MaxInt64)
+	r = f(1, math.MaxUint64)
+	for range 4 {
+		if _, err := r.admit(1 << 58); err != nil && r.claimed < 3<<58 {
+			t.Error(err)
+		}
+	}
+	refused(r, 1<<58, math.MaxInt64)
+}
+
+func TestALengthPastAllSpaceIsRefused(t *testing.T) {
+	s := startSized(t, 1_000_000, "MIN_FREE_SPACE=1")
+	const put = "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: 9223372036854775807\r\n"
+	for _, raw := range []string{put + "\r\nx", put + "Expect: 100-continue\r\n\r\n"} {
+		if got := exchangeRaw(t, s.addr, raw); got != "507" {
+			t.Errorf("%q: answered %q", raw, got)
+		}
+	}
+	s.put(t, 201, "/sites/a/artifacts/b", "x")
 }

@@ -7,8 +7,13 @@ import (
 	"time"
 )
 
-// spaceKeep is how long an answer of the store about its space is good for.
-const spaceKeep = time.Second
+const (
+	// spaceKeep is how long an answer of the store about its space is good for.
+	spaceKeep = time.Second
+	// maxSpace is the most that a store is taken to have, in bytes: sums of a few
+	// such numbers fit into an int64.
+	maxSpace = 1 << 60
+)
 
 // reserve keeps a part of the store free of uploads, so that logs can be
 // written and builds deleted on a store that is full. What the store said last,
@@ -21,6 +26,7 @@ type reserve struct {
 
 	mu      sync.Mutex
 	at      time.Time // when the store was asked
+	sized   bool      // it knows its size; otherwise nothing is refused nor claimed
 	free    int64     // what it said
 	written int64     // since then
 	claimed int64     // yet to be written by uploads of known size
@@ -39,14 +45,11 @@ func (r *reserve) admit(size int64) (*claim, error) {
 	if r == nil {
 		return nil, nil
 	}
-	size = max(size, 0)
-	if err := r.check(size); err != nil {
+	c := &claim{r: r}
+	if err := r.check(max(size, 0), c); err != nil {
 		return nil, err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.claimed += size
-	return &claim{r: r, rest: size}, nil
+	return c, nil
 }
 
 // placed is told that n bytes of what is yet to come were allocated. The store
@@ -81,7 +84,7 @@ func (c *claim) took(n int64) error {
 	c.ahead -= known
 	c.use(n - known)
 	c.r.mu.Unlock()
-	if err := c.r.check(0); errors.Is(err, ErrNoSpace) {
+	if err := c.r.check(0, c); errors.Is(err, ErrNoSpace) {
 		return err
 	}
 	return nil // a store that does not answer now may yet take what was sent
@@ -98,26 +101,41 @@ func (c *claim) release() {
 	c.rest = 0
 }
 
-// check fails with ErrNoSpace unless size bytes more leave the reserve whole.
-func (r *reserve) check(size int64) error {
-	if left, fresh := r.left(size); fresh && left >= r.min {
+// check claims size bytes more for c, or fails with ErrNoSpace if they would not
+// leave the reserve whole.
+func (r *reserve) check(size int64, c *claim) error {
+	if _, ok := r.claim(size, c, true); ok {
 		return nil
 	}
 	if _, err := r.space.look(0); err != nil {
 		return err
 	}
-	if left, _ := r.left(size); left < r.min {
-		return fmt.Errorf("%w: %d bytes would be left, and %d are kept free", ErrNoSpace, left, r.min)
+	if room, ok := r.claim(size, c, false); !ok {
+		return fmt.Errorf("%w: there is room for %d bytes beside the %d that are kept free, not for %d",
+			ErrNoSpace, max(room, 0), r.min, size)
 	}
 	return nil
 }
 
-// left is what size bytes more would leave free, and whether that is known well
-// enough.
-func (r *reserve) left(size int64) (left int64, fresh bool) {
+// claim claims size bytes more for c if there is room for them. With fresh, only
+// by an answer of the store that is still good.
+func (r *reserve) claim(size int64, c *claim, fresh bool) (room int64, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.free - r.written - r.claimed - size, time.Since(r.at) <= spaceKeep
+	if fresh && time.Since(r.at) > spaceKeep {
+		return 0, false
+	}
+	if !r.sized {
+		return 0, true
+	}
+	// No sum overflows: what is claimed had room in maxSpace at one time.
+	room = r.free - r.written - r.claimed - min(r.min, maxSpace)
+	if size > room {
+		return room, false
+	}
+	r.claimed += size
+	c.rest += size
+	return room, true
 }
 
 // watch takes over every answer of the store. What is written while it answers
@@ -131,7 +149,8 @@ func (r *reserve) watch(ask func() (Space, error)) func() (Space, error) {
 		if err == nil {
 			r.mu.Lock()
 			defer r.mu.Unlock()
-			r.at, r.free = time.Now(), int64(min(space.FreeBytes, 1<<62))
+			r.at, r.sized = time.Now(), space.FreeBytes > 0 || space.TotalBytes > 0
+			r.free = int64(min(space.FreeBytes, maxSpace))
 			r.written -= before
 		}
 		return space, err
