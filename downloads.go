@@ -72,33 +72,40 @@ func (d *download) fromReader(b Backend) error {
 	if err != nil {
 		return err
 	}
+	sent := false // then it is fasthttp that closes r
+	defer func() {
+		if !sent {
+			r.Close()
+		}
+	}()
 	a, ok := r.(ArtifactReader)
 	if !ok {
 		d.describeTo(nil)
 		d.ctx.SetBodyStream(r, -1)
+		sent = true
 		return nil
 	}
 	info := a.Info()
 	part, send := d.evaluate(info, seeker(a) != nil)
 	if !send {
-		return r.Close()
+		return nil
 	}
 	if m, ok := a.(MemoryReader); ok {
 		d.ctx.Response.SetBodyRaw(m.Bytes()[part.offset : part.offset+part.length])
-		return r.Close()
+		return nil
 	}
 	if part.offset > 0 {
 		if _, err := seeker(a).Seek(part.offset, io.SeekStart); err != nil {
-			r.Close()
 			return err
 		}
 	}
 	if f, ok := a.(FileReader); ok {
 		// The bare file: fasthttp hands it to sendfile(2), and stops at the length.
 		d.ctx.SetBodyStream(f.File(), int(part.length))
-		return nil
+	} else {
+		d.ctx.SetBodyStream(limitBody(r, part.length), int(part.length))
 	}
-	d.ctx.SetBodyStream(limitBody(r, part.length), int(part.length))
+	sent = true
 	return nil
 }
 

@@ -224,10 +224,7 @@ func (s *service) getVersions(ctx *fasthttp.RequestCtx) {
 	if expecting(ctx) || !s.enterStore(ctx) {
 		return
 	}
-	start := time.Now()
-	page, err := s.listVersions(siteID, query)
-	s.calls.leave()
-	s.metrics.call(callList, start, err)
+	page, err := s.timedList(siteID, query)
 	if err != nil {
 		s.fail(ctx, "list the versions", siteID, "", err)
 		return
@@ -262,6 +259,16 @@ func pageETag(page *VersionPage, q VersionQuery) string {
 		tag += "-n"
 	}
 	return tag + `"`
+}
+
+// timedList is listVersions for who has entered the store. It leaves the store
+// before the answer is made of what was listed.
+func (s *service) timedList(siteID string, q VersionQuery) (*VersionPage, error) {
+	defer s.calls.leave()
+	start := time.Now()
+	page, err := s.listVersions(siteID, q)
+	s.metrics.call(callList, start, err)
+	return page, err
 }
 
 // listVersions asks a backend that cannot page for all versions.

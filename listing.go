@@ -118,7 +118,11 @@ func (l *listings) keep(siteID string, ix *siteIndex) {
 	defer l.mu.Unlock()
 	l.sites.Add(siteID, ix)
 	for l.bytes += ix.bytes; l.bytes > l.limit; {
-		_, old, _ := l.sites.RemoveOldest()
+		_, old, ok := l.sites.RemoveOldest()
+		if !ok { // nothing is remembered any more
+			l.bytes = 0
+			break
+		}
 		l.bytes -= old.bytes
 	}
 }

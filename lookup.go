@@ -1,8 +1,8 @@
 package main
 
 import (
-	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -55,8 +55,12 @@ func (l *lookup[T]) look(age time.Duration) (T, error) {
 
 func (l *lookup[T]) run(done chan struct{}) {
 	var found T
-	err := errors.New("the question to the store panicked")
+	var err error
 	defer func() {
+		// No handler is above this goroutine: a panic would end the process.
+		if cause := recover(); cause != nil {
+			err = fmt.Errorf("the question to the store panicked: %v\n%s", cause, debug.Stack())
+		}
 		l.mu.Lock()
 		l.found, l.err, l.at, l.running = found, err, time.Now(), nil
 		l.mu.Unlock()

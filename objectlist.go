@@ -243,6 +243,8 @@ func (c *logCache) put(key, etag string, entries []LogEntry, size int) {
 	c.kept.Remove(key)
 	c.kept.Add(key, cachedLog{etag, entries, size})
 	for c.size += size; c.size > c.max; {
-		c.kept.RemoveOldest()
+		if _, _, ok := c.kept.RemoveOldest(); !ok {
+			c.size = 0
+		}
 	}
 }
