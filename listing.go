@@ -118,12 +118,12 @@ func (l *listings) keep(siteID string, ix *siteIndex) {
 	defer l.mu.Unlock()
 	l.sites.Add(siteID, ix)
 	for l.bytes += ix.bytes; l.bytes > l.limit; {
-		_, old, ok := l.sites.RemoveOldest()
-		if !ok { // nothing is remembered any more
-			l.bytes = 0
-			break
+		if _, old, ok := l.sites.RemoveOldest(); ok {
+			l.bytes -= old.bytes
 		}
-		l.bytes -= old.bytes
+		if l.sites.Len() == 0 {
+			l.bytes = 0 // whatever was counted
+		}
 	}
 }
 

@@ -423,3 +423,38 @@ func FuzzCursor(f *testing.F) {
 		}
 	})
 }
+
+// TestWhatIsRememberedIsCountedOnce: the bytes of a site are given back when it
+// is taken, and a count that is too high only forgets.
+func TestWhatIsRememberedIsCountedOnce(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	list := func(site string) {
+		t.Helper()
+		if _, err := n.ListVersionsPage(site, VersionQuery{}); err != nil {
+			t.Fatal(err)
+		}
+		sum := int64(0)
+		for _, ix := range n.lists.sites.Values() {
+			sum += ix.bytes
+		}
+		if n.lists.bytes != sum || sum == 0 {
+			t.Fatalf("%d bytes are counted, and %d remembered", n.lists.bytes, sum)
+		}
+	}
+	for i := range 3 {
+		for _, site := range []string{"a", "b"} {
+			mustStore(t, n, site, fmt.Sprint("b", i), body(10, 1))
+			list(site)
+			list(site)
+		}
+	}
+	n.lists.bytes += n.lists.limit
+	if _, err := n.ListVersionsPage("a", VersionQuery{}); err != nil {
+		t.Fatal(err)
+	}
+	if len(n.lists.sites.Keys()) != 0 || n.lists.bytes != 0 {
+		t.Errorf("%d sites are remembered, %d bytes counted", len(n.lists.sites.Keys()), n.lists.bytes)
+	}
+	list("a")
+	list("b")
+}

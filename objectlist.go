@@ -243,8 +243,9 @@ func (c *logCache) put(key, etag string, entries []LogEntry, size int) {
 	c.kept.Remove(key)
 	c.kept.Add(key, cachedLog{etag, entries, size})
 	for c.size += size; c.size > c.max; {
-		if _, _, ok := c.kept.RemoveOldest(); !ok {
-			c.size = 0
+		c.kept.RemoveOldest()
+		if c.kept.Len() == 0 {
+			c.size = 0 // whatever was counted
 		}
 	}
 }

@@ -315,6 +315,19 @@ func TestLogCacheIsBounded(t *testing.T) {
 	if _, ok := c.get("999", "other"); ok {
 		t.Error("a log with another ETag was taken for the same")
 	}
+	sum := 0
+	for _, l := range c.kept.Values() {
+		sum += l.size
+	}
+	if sum != c.size {
+		t.Errorf("%d bytes are counted, and %d kept", c.size, sum)
+	}
+	c.size += c.max // a count that is too high only forgets
+	c.put("1", "e", nil, 1000)
+	c.put("2", "e", nil, 1000)
+	if _, ok := c.get("2", "e"); !ok || c.size > 3000 {
+		t.Errorf("after a wrong count %d bytes are counted, and the last log is kept: %v", c.size, ok)
+	}
 }
 
 func TestShortStreamIsNeverWhole(t *testing.T) {
