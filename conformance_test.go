@@ -2,11 +2,14 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -59,6 +62,7 @@ func testBackend(t *testing.T, open func(t *testing.T) Backend, but ...differenc
 		{"an entry is appended as it was sent", testLog, "", nil},
 		{"an entry whose id is in the log is a success and not appended", testLogTwice, "", nil},
 		{"entries appended at once are all kept", testLogAtOnce, "", nil},
+		{"a damaged log is left alone and a full one takes no more, and the list tells them apart", testBadLogs, "", nil},
 		{"every build with an artifact or a log is listed newest first", testList, "", nil},
 		{"an unknown site has no versions", testListUnknown, "", nil},
 		{"builds of another site are not listed", testListOthers, "", nil},
@@ -467,6 +471,87 @@ func testLogTwice(t *testing.T, open func() store) {
 	mustLog(t, one, site, entry("e2", "b", at))
 	if v := versionOf(t, two, site, "b"); !slices.Equal(idsOf(v.Logs), []string{"e1", "e2"}) {
 		t.Errorf("the log has %v", idsOf(v.Logs))
+	}
+}
+
+// plantLog puts data under the name of a log, as somebody else would.
+func plantLog(t *testing.T, b Backend, site, id string, data []byte) {
+	t.Helper()
+	var err error
+	switch b := b.(type) {
+	case *nfs:
+		dir := filepath.Join(b.base, sitesDir, site, logsDir)
+		if err = os.MkdirAll(dir, 0o755); err == nil {
+			err = os.WriteFile(filepath.Join(dir, id+logSuffix), data, 0o644)
+		}
+	case *objectStore:
+		_, err = b.bucket.put(context.Background(), b.logsPrefix(site)+id+logSuffix,
+			bytes.NewReader(data), int64(len(data)), putOptions{contentType: logType})
+	default:
+		t.Fatalf("nobody knows where the logs of a %T are", b)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func testBadLogs(t *testing.T, open func() store) {
+	one, two, site := open(), open(), newSite()
+	line, err := encodeEntry(entry("1", "b", time.Now()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Valid, and larger than what is read: white space may stand between entries.
+	log := func(n int) []byte {
+		pad := bytes.Repeat([]byte(" "), n-len(line)-2)
+		return slices.Concat([]byte("["), line, pad, []byte("]"))
+	}
+	cases := []struct {
+		id       string
+		artifact bool
+		data     []byte
+		appended error // of another entry
+		again    error // of the entry that is there
+		listed   string
+		entries  int
+	}{
+		{"damaged", true, []byte(`[{"id":"1",`), ErrDamaged, ErrDamaged, "the log is damaged", 0},
+		{"damaged-alone", false, []byte(`[{"id":"1",`), ErrDamaged, ErrDamaged, "the log is damaged", 0},
+		{"empty", true, nil, ErrDamaged, ErrDamaged, "the log is damaged", 0},
+		{"no-entries", true, []byte("[]"), ErrDamaged, ErrDamaged, "the log is damaged", 0},
+		{"nearly-full", true, log(maxLogSize - 1), nil, nil, "", 2},
+		{"full", true, log(maxLogSize), ErrLogFull, nil, "", 1},
+		{"too-large", true, log(maxLogRead + 1), ErrLogFull, ErrLogFull, "the log is full", 0},
+		{"too-large-alone", false, log(maxLogRead + 1), ErrLogFull, ErrLogFull, "the log is full", 0},
+	}
+	for _, c := range cases {
+		if c.artifact {
+			mustStore(t, one, site, c.id, body(10, 1))
+		}
+		plantLog(t, one, site, c.id, c.data)
+		if err := one.WriteLog(site, entry("1", c.id, time.Now())); !errors.Is(err, c.again) {
+			t.Errorf("%s: the entry that is there: %v, want %v", c.id, err, c.again)
+		}
+		if err := two.WriteLog(site, entry("2", c.id, time.Now())); !errors.Is(err, c.appended) {
+			t.Errorf("%s: another entry: %v, want %v", c.id, err, c.appended)
+		}
+	}
+	mustLog(t, two, site, entry("1", "good", time.Now())) // it is not hidden by the others
+	versions, err := one.ListVersions(site)
+	if err != nil || len(versions) != len(cases)+1 {
+		t.Fatalf("%d versions are listed, %v", len(versions), err)
+	}
+	listed := map[string]*Version{}
+	for _, v := range versions {
+		listed[v.BuildID] = v
+	}
+	for _, c := range cases {
+		if v := listed[c.id]; v == nil || v.LogsError != c.listed || len(v.Logs) != c.entries {
+			t.Errorf("%s: listed is %+v, want %d entries and the error %q", c.id, v, c.entries, c.listed)
+		}
+	}
+	if v := listed["good"]; v == nil || len(v.Logs) != 1 || v.LogsError != "" {
+		t.Errorf("the good one is listed as %+v", v)
 	}
 }
 

@@ -162,7 +162,7 @@ func (s *objectStore) fillLog(ctx context.Context, b *build) error {
 		return nil
 	case errors.Is(err, ErrDamaged), errors.Is(err, ErrLogFull):
 		s.log.Error("a log cannot be read", "key", b.log.key, "error", err)
-		b.version.LogsError = ErrDamaged.Error()
+		b.version.LogsError = reasonOf(err)
 		return nil
 	case err != nil:
 		return err
