@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // examine tries out whether the file system does what this package relies on, in
@@ -24,6 +26,7 @@ func (n *nfs) examine(tell func(finding)) {
 		{"make a directory", c.makeDir},
 		{"write a file, fsync and close it", c.write},
 		{"rename it over another", c.rename},
+		{foldsCaseCheck, c.foldsCase},
 		{"fsync of a directory", c.syncDir},
 		{"read the file back", c.read},
 		{"link, which replaces nothing", c.link},
@@ -41,8 +44,15 @@ func (n *nfs) examine(tell func(finding)) {
 	}
 }
 
-// checkNames are the files that a check makes in its directory, beside temporary ones.
-var checkNames = []string{"one", "two", lockName}
+// The names in the directory of a check, all of them in checkNames.
+const (
+	checkName   = "one"
+	checkLinked = "two"
+	checkFolded = "ONE" // never made: it is checkName where the file system ignores case
+)
+
+// checkNames are the files that a check makes in its directory.
+var checkNames = []string{checkName, checkLinked, lockName}
 
 // diskCheck is one check in progress.
 type diskCheck struct {
@@ -105,7 +115,7 @@ func (c *diskCheck) write() (string, error) {
 	}
 	defer t.discard()
 	took := time.Since(start).Round(100 * time.Microsecond)
-	return "in " + took.String(), t.replace("one")
+	return "in " + took.String(), t.replace(checkName)
 }
 
 func (c *diskCheck) rename() (string, error) {
@@ -115,7 +125,24 @@ func (c *diskCheck) rename() (string, error) {
 		return "", err
 	}
 	defer t.discard()
-	return "", t.replace("one")
+	return "", t.replace(checkName)
+}
+
+const foldsCaseCheck = "names that differ in case alone are two names"
+
+// foldsCase looks for the file under its name in capital letters.
+func (c *diskCheck) foldsCase() (string, error) {
+	var st unix.Stat_t
+	return "", caseFinding(statAt(c.dir, checkFolded, &st))
+}
+
+// caseFinding judges err, which came of the look for a name that was not made,
+// and differs in case alone from one that was.
+func caseFinding(err error) error {
+	if err == nil {
+		return errors.New(`"Release" and "release" are one name here: of two sites or builds that are named so, one replaces the other`)
+	}
+	return unlessGone(err)
 }
 
 func (c *diskCheck) syncDir() (string, error) {
@@ -129,7 +156,7 @@ func (c *diskCheck) syncDir() (string, error) {
 }
 
 func (c *diskCheck) read() (string, error) {
-	got, _, err := readFile(c.dir, "one", 1<<10)
+	got, _, err := readFile(c.dir, checkName, 1<<10)
 	if err == nil && !bytes.Equal(got, c.data) {
 		err = fmt.Errorf("%d bytes came back that were not written", len(got))
 	}
@@ -142,13 +169,13 @@ func (c *diskCheck) link() (string, error) {
 		return "", err
 	}
 	defer t.discard()
-	switch err := t.create("one"); {
+	switch err := t.create(checkName); {
 	case err == nil:
 		return "", errors.New("it replaced a file: of racing create-only uploads several would win")
 	case !errors.Is(err, fs.ErrExist):
 		return "", err
 	}
-	return "", t.create("two")
+	return "", t.create(checkLinked)
 }
 
 func (c *diskCheck) lock() (string, error) {
@@ -169,15 +196,15 @@ func (c *diskCheck) clock() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return clockFinding(time.Since(at))
+	return clockFinding(time.Since(at), "the order of versions is wrong")
 }
 
 // clockFinding judges the difference between the clock of this host and that of
-// the store.
-func clockFinding(skew time.Duration) (note string, err error) {
+// the store. harm is what comes of a large one.
+func clockFinding(skew time.Duration, harm string) (note string, err error) {
 	skew = skew.Round(time.Second)
 	if skew.Abs() > maxSkew {
-		return "", fmt.Errorf("they are %s apart: the order of versions is wrong, and signatures are refused", skew)
+		return "", fmt.Errorf("they are %s apart: %s", skew, harm)
 	}
 	return skew.String() + " apart", nil
 }

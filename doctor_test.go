@@ -7,8 +7,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // runDoctor runs the doctor to its end, with environ.
@@ -41,7 +45,7 @@ func TestDoctorOfADirectory(t *testing.T) {
 		if err != nil {
 			t.Errorf("%v:\n%s", err, out)
 		}
-		for _, what := range []string{"mount", "make a directory", "fsync", "rename", "fsync of a directory", "read", "link", "locks", "clocks"} {
+		for _, what := range []string{"mount", "make a directory", "fsync", "rename", "case", "fsync of a directory", "read", "link", "locks", "clocks"} {
 			if !strings.Contains(out, what) {
 				t.Errorf("nothing is said of %s:\n%s", what, out)
 			}
@@ -84,16 +88,21 @@ func TestDoctorFails(t *testing.T) {
 // checkMemory is the report about a store in memory.
 func checkMemory(t *testing.T, m *memBucket) (string, error) {
 	t.Helper()
-	found := make(chan finding)
-	go func() {
-		defer close(found)
-		newObjectStore(m, "p/", quiet()).tellCheck(func(f finding) { found <- f })
-	}()
-	var out bytes.Buffer
-	err := report(context.Background(), found, &out)
+	out, err := checkBucket(m)
 	if len(m.objects) != 0 {
 		t.Errorf("left behind: %v", m.objects)
 	}
+	return out, err
+}
+
+func checkBucket(b bucket) (string, error) {
+	found := make(chan finding)
+	go func() {
+		defer close(found)
+		newObjectStore(b, "p/", quiet()).tellCheck(func(f finding) { found <- f })
+	}()
+	var out bytes.Buffer
+	err := report(context.Background(), found, &out)
 	return out.String(), err
 }
 
@@ -104,7 +113,7 @@ func TestDoctorOfAnObjectStore(t *testing.T) {
 		fails bool
 		lines []string
 	}{
-		{"good", func(*memBucket) {}, false, []string{"ok   write an object", "ok   list it", "ok   compare the clocks", "ok   abort an upload"}},
+		{"good", func(*memBucket) {}, false, []string{"ok   write an object", "ok   list it", "ok   compare the clocks", "ok   names that differ in case alone", "ok   abort an upload"}},
 		{"ignores conditions of parts", func(m *memBucket) { m.blind = func(o putOptions) bool { return o.parts } }, false,
 			[]string{"warn create only, in parts", "warn conditional uploads are refused with 501", "ok   create only, in one piece"}},
 		{"ignores all conditions", func(m *memBucket) { m.blind = func(putOptions) bool { return true } }, true,
@@ -157,4 +166,107 @@ func TestLockWorksTells(t *testing.T) {
 	if err := lockWorks(f[0], f[1]); err == nil {
 		t.Error("locks that exclude nobody were taken for good")
 	}
+}
+
+// TestDoctorTellsNamesThatAreOne: the look finds a file under a name that nobody
+// made, as it does where case is ignored.
+func TestDoctorTellsNamesThatAreOne(t *testing.T) {
+	c := &diskCheck{n: openTestNFS(t, t.TempDir()), tell: func(f finding) { t.Error(f) }}
+	for _, step := range []func() (string, error){c.makeDir, c.write, c.foldsCase} {
+		if _, err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	folded := filepath.Join(c.dir.Name(), checkFolded)
+	if err := os.Link(filepath.Join(c.dir.Name(), checkName), folded); err != nil {
+		t.Fatal(err)
+	}
+	_, err := c.foldsCase()
+	if err == nil || errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), `"release" are one name`) {
+		t.Errorf("two names of one file: %v, want a failure", err)
+	}
+	if err := os.Remove(folded); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.clean(); err != nil {
+		t.Error(err)
+	}
+	if got := caseFinding(unix.EIO); !errors.Is(got, unix.EIO) {
+		t.Errorf("a look that failed: %v", got)
+	}
+}
+
+// foldingBucket finds an object whatever the case of its key.
+type foldingBucket struct{ *memBucket }
+
+func (b foldingBucket) stat(ctx context.Context, key string) (objectInfo, error) {
+	b.mu.Lock()
+	for there := range b.objects {
+		if strings.EqualFold(there, key) {
+			key = there
+		}
+	}
+	b.mu.Unlock()
+	return b.memBucket.stat(ctx, key)
+}
+
+func TestDoctorTellsKeysThatAreOne(t *testing.T) {
+	out, err := checkBucket(foldingBucket{newMemBucket()})
+	if err == nil || !strings.Contains(out, "FAIL "+foldsCaseCheck) {
+		t.Errorf("error %v\n%s", err, out)
+	}
+}
+
+// TestDoctorMakesOnlyNamesItKnows: a sweep may remove what a doctor that was
+// killed left behind, by these names.
+func TestDoctorMakesOnlyNamesItKnows(t *testing.T) {
+	c := &diskCheck{n: openTestNFS(t, t.TempDir()), tell: func(finding) {}}
+	for _, step := range []func() (string, error){c.makeDir, c.write, c.rename, c.foldsCase, c.syncDir, c.read, c.link, c.lock, c.clock} {
+		if _, err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	entries, err := os.ReadDir(c.dir.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var made []string
+	for _, e := range entries {
+		made = append(made, e.Name())
+	}
+	slices.Sort(made)
+	if want := slices.Sorted(slices.Values(checkNames)); !slices.Equal(made, want) {
+		t.Errorf("it made %v, and knows %v", made, want)
+	}
+	if err := c.clean(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDoctorOfTheClocks: of a directory and of an object store other things go
+// wrong.
+func TestDoctorOfTheClocks(t *testing.T) {
+	for _, skew := range []time.Duration{0, maxSkew, -maxSkew} {
+		if _, err := clockFinding(skew, "harm"); err != nil {
+			t.Errorf("%s: %v", skew, err)
+		}
+	}
+	for _, skew := range []time.Duration{maxSkew + time.Second, -maxSkew - time.Second} {
+		if _, err := clockFinding(skew, "harm"); err == nil || !strings.Contains(err.Error(), skew.String()+" apart: harm") {
+			t.Errorf("%s: %v", skew, err)
+		}
+	}
+	out, err := checkBucket(lateBucket{newMemBucket()})
+	if err == nil || !strings.Contains(out, "FAIL compare the clocks: they are 1h0m0s apart: signatures are refused") {
+		t.Errorf("an object store whose clock is behind: %v\n%s", err, out)
+	}
+}
+
+// lateBucket has a clock that is an hour behind.
+type lateBucket struct{ *memBucket }
+
+func (b lateBucket) stat(ctx context.Context, key string) (objectInfo, error) {
+	info, err := b.memBucket.stat(ctx, key)
+	info.modTime = info.modTime.Add(-time.Hour)
+	return info, err
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 	"sync"
 	"time"
@@ -140,12 +141,9 @@ func (c *storeCheck) access() error {
 	if err != nil {
 		return fmt.Errorf("cannot look at %q: %w", c.key, err)
 	}
-	skew := time.Since(info.modTime).Round(time.Second)
-	var skewed error
-	if skew.Abs() > maxSkew {
-		skewed = fmt.Errorf("they are %s apart", skew)
-	}
-	c.found("compare the clocks", skewed, fmt.Sprintf("%s apart", skew))
+	note, skewed := clockFinding(time.Since(info.modTime), "signatures are refused, and entries of logs have a wrong time")
+	c.found("compare the clocks", skewed, note)
+	c.foldsCase()
 	data, _, err := c.s.readLog(c.ctx, c.key)
 	c.found("read it", err, "")
 	if err == nil && len(data) == 0 {
@@ -158,6 +156,16 @@ func (c *storeCheck) access() error {
 	}
 	c.found("list it", err, "")
 	return err
+}
+
+// foldsCase looks for the object under its key in small letters.
+func (c *storeCheck) foldsCase() {
+	at := strings.LastIndexByte(c.key, '/') + 1
+	_, err := c.s.bucket.stat(c.ctx, c.key[:at]+strings.ToLower(c.key[at:]))
+	if errors.Is(err, ErrNotFound) {
+		err = fs.ErrNotExist
+	}
+	c.found(foldsCaseCheck, caseFinding(err), "")
 }
 
 // puts tries the conditions of a small object.
