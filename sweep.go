@@ -1,9 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -97,17 +97,21 @@ func (n *nfs) sweepOnce(ctx context.Context, maxAge time.Duration) (int, error) 
 }
 
 // sweepDir calls sweep with each name in dir and counts what it removed. What
-// went meanwhile is no error.
-func (n *nfs) sweepDir(dir *os.File, sweep func(name string) (bool, error)) (removed int, err error) {
-	err = eachName(dir, func(name string) error {
+// went meanwhile is no error, and what cannot be removed does not keep the rest
+// from being swept: the first such error is returned.
+func (n *nfs) sweepDir(dir *os.File, sweep func(name string) (bool, error)) (removed int, first error) {
+	err := eachName(dir, func(name string) error {
 		gone, err := sweep(name)
 		if gone {
 			removed++
 			n.disk.metrics.tempsSwept.Inc()
 		}
-		return unlessGone(err)
+		if first == nil {
+			first = unlessGone(err)
+		}
+		return nil
 	})
-	return removed, err
+	return removed, cmp.Or(first, err)
 }
 
 // sweepFile sweeps one file of the artifacts or the logs of a site.
@@ -138,7 +142,9 @@ func (n *nfs) sweepTemp(dir *os.File, name string, before time.Time) (removed bo
 	case unix.S_IFREG:
 		err = n.disk.unlink(dir, name)
 	case unix.S_IFDIR:
-		err = n.removeCheckDir(dir, name)
+		if err = n.removeCheckDir(dir, name); errors.Is(err, unix.ENOTEMPTY) {
+			return false, nil // it is not doctor's alone
+		}
 	default:
 		return false, nil
 	}
@@ -162,10 +168,7 @@ func (n *nfs) removeCheckDir(parent *os.File, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := n.disk.removeDir(parent, name); err != nil {
-		return fmt.Errorf("not a directory of ours alone: %w", err)
-	}
-	return nil
+	return n.disk.removeDir(parent, name)
 }
 
 // isSillyName reports whether name is one under which an NFS client keeps a file

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -79,7 +81,7 @@ func TestSweep(t *testing.T) {
 		leave(t, 25*time.Hour, base, "file"),
 	}
 	removed, err := n.sweepOnce(context.Background(), 24*time.Hour)
-	if removed != len(old) || err == nil || !strings.Contains(err.Error(), filepath.Base(strangers)) || n.disk.metrics.tempsSwept.Get() != uint64(len(old)) {
+	if err != nil || removed != len(old) || n.disk.metrics.tempsSwept.Get() != uint64(len(old)) {
 		t.Errorf("removed %d of %d, %v", removed, len(old), err)
 	}
 	for _, name := range old {
@@ -92,8 +94,30 @@ func TestSweep(t *testing.T) {
 			t.Errorf("%q went: %v", name, err)
 		}
 	}
-	if removed, _ = n.sweepOnce(context.Background(), 24*time.Hour); removed != 0 {
-		t.Errorf("a second sweep removed %d", removed)
+	if removed, err = n.sweepOnce(context.Background(), 24*time.Hour); err != nil || removed != 0 {
+		t.Errorf("a second sweep removed %d, %v", removed, err)
+	}
+}
+
+// What cannot be swept is reported, and keeps nothing else from being swept.
+func TestSweepGoesOnAfterAnError(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	for i := range 20 {
+		leave(t, 25*time.Hour, base, sitesDir, fmt.Sprint("s", i), artifactsDir, aTempName())
+		leave(t, 25*time.Hour, base, aTempName())
+	}
+	stuck := filepath.Join(base, aTempName(), checkName)
+	if err := os.MkdirAll(filepath.Join(stuck, "a directory"), 0o755); err != nil { // doctor makes a file of this name
+		t.Fatal(err)
+	}
+	age(t, filepath.Dir(stuck), 25*time.Hour)
+	if err := os.Symlink(t.TempDir(), filepath.Join(base, sitesDir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	removed, err := n.sweepOnce(context.Background(), 24*time.Hour)
+	if removed != 40 || err == nil || !strings.Contains(err.Error(), stuck) || !errors.Is(err, ErrDenied) {
+		t.Errorf("removed %d of 40, %v", removed, err)
 	}
 }
 
