@@ -25,6 +25,7 @@ func (n *nfs) examine(tell func(finding)) {
 		{"mount", c.mount},
 		{"make a directory", c.makeDir},
 		{"write a file, fsync and close it", c.write},
+		{"times of files", c.times},
 		{"rename it over another", c.rename},
 		{foldsCaseCheck, c.foldsCase},
 		{"fsync of a directory", c.syncDir},
@@ -62,6 +63,7 @@ type diskCheck struct {
 	names  []string // of the directory, from the base on
 	dir    *os.File
 	data   []byte
+	coarse bool // the file system keeps times in large steps
 }
 
 func (c *diskCheck) mount() (string, error) {
@@ -70,7 +72,7 @@ func (c *diskCheck) mount() (string, error) {
 		return "", err
 	}
 	for _, w := range m.warnings() {
-		c.tell(finding{what: "mount option", err: errors.New(w), weak: true})
+		c.tell(finding{what: "mount option", err: w, weak: !w.noLocks})
 	}
 	return fmt.Sprintf("%s on %s (%s, %s)", m.FSType, m.Mountpoint, m.Options, m.VFSOptions), nil
 }
@@ -114,8 +116,17 @@ func (c *diskCheck) write() (string, error) {
 		return "", err
 	}
 	defer t.discard()
+	c.coarse = t.coarse
 	took := time.Since(start).Round(100 * time.Microsecond)
 	return "in " + took.String(), t.replace(checkName)
+}
+
+func (c *diskCheck) times() (string, error) {
+	if c.coarse {
+		return "", fmt.Errorf("%w: they are kept in steps of %s or more: small builds are not kept in memory, "+
+			"and a build that replaces another within a step is dated later", ErrUnsupported, fineTime)
+	}
+	return "finer than " + fineTime.String(), nil
 }
 
 func (c *diskCheck) rename() (string, error) {

@@ -45,7 +45,7 @@ func TestDoctorOfADirectory(t *testing.T) {
 		if err != nil {
 			t.Errorf("%v:\n%s", err, out)
 		}
-		for _, what := range []string{"mount", "make a directory", "fsync", "rename", "case", "fsync of a directory", "read", "link", "locks", "clocks"} {
+		for _, what := range []string{"mount", "make a directory", "fsync", "times", "rename", "case", "fsync of a directory", "read", "link", "locks", "clocks"} {
 			if !strings.Contains(out, what) {
 				t.Errorf("nothing is said of %s:\n%s", what, out)
 			}

@@ -30,7 +30,7 @@ func checkMount(base string, require bool, log *slog.Logger) error {
 		return errors.New("is not a mount point, and PAGEWRIGHT_NFS_REQUIRE_MOUNT is true")
 	}
 	for _, w := range mount.warnings() {
-		log.Warn("NFS mount option", "path", mount.Mountpoint, "type", mount.FSType, "problem", w)
+		log.Warn("NFS mount option", "path", mount.Mountpoint, "type", mount.FSType, "problem", w.Error())
 	}
 	return nil
 }
@@ -65,8 +65,16 @@ func (m mountInfo) isOf(base string) bool {
 	return err == nil && m.Mountpoint == base
 }
 
-// warnings tells which options of the mount weaken the promise of the store.
-func (m mountInfo) warnings() []string {
+// mountWarning is a mount option that weakens the promise of the store.
+type mountWarning struct {
+	option, why string
+	noLocks     bool // hosts do not exclude each other
+}
+
+func (w mountWarning) Error() string { return w.option + ": " + w.why }
+
+// warnings returns the options of the mount that weaken the promise of the store.
+func (m mountInfo) warnings() []mountWarning {
 	if !strings.HasPrefix(m.FSType, "nfs") {
 		return nil
 	}
@@ -148,20 +156,25 @@ func kindOfFS(fsType int64) fsKind {
 	return fsOther
 }
 
-// nfsOptionWarnings tells which of the options of an NFS mount, as
+// nfsOptionWarnings returns which of the options of an NFS mount, as
 // /proc/self/mountinfo has them, weaken the promise of the store (nfs(5)).
-func nfsOptionWarnings(options string) []string {
-	var warnings []string
+func nfsOptionWarnings(options string) []mountWarning {
+	const (
+		local = "locks are local to this host: log entries of other hosts can be lost, and a build that one of them replaces be taken for absent"
+		soft  = "a write can fail or be lost while the server restarts; mount with hard"
+	)
+	var warnings []mountWarning
 	opts := strings.Split(options, ",")
-	warn := func(option, why string) {
-		if slices.Contains(opts, option) {
-			warnings = append(warnings, option+": "+why)
+	for _, w := range []mountWarning{
+		{"nolock", local, true},
+		{"local_lock=all", local, true},
+		{"local_lock=posix", local, true},
+		{"soft", soft, false},
+		{"softerr", soft, false},
+	} {
+		if slices.Contains(opts, w.option) {
+			warnings = append(warnings, w)
 		}
 	}
-	warn("nolock", "locks are local to this host, appends of other hosts to a log can be lost")
-	warn("local_lock=all", "locks are local to this host, appends of other hosts to a log can be lost")
-	warn("local_lock=posix", "locks are local to this host, appends of other hosts to a log can be lost")
-	warn("soft", "a write can fail or be lost while the server restarts; mount with hard")
-	warn("softerr", "a write can fail or be lost while the server restarts; mount with hard")
 	return warnings
 }

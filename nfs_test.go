@@ -269,4 +269,7 @@ func TestCoarseTimes(t *testing.T) {
 	if n.small.files.Len() > 0 {
 		t.Errorf("%d files are kept in memory", n.small.files.Len())
 	}
+	if out, err := runDoctor("PAGEWRIGHT_NFS_BASE_PATH=" + base); err != nil || !strings.Contains(out, "warn times of files") {
+		t.Errorf("doctor does not warn: %v\n%s", err, out)
+	}
 }
