@@ -148,7 +148,7 @@ func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
 // once: there the promise is the mount's, not ours.
 func (d *disk) syncDir(dir *os.File) error {
 	start := time.Now()
-	err := fsync(dir)
+	err := d.syncs.fsync(dir)
 	d.metrics.dirSync.UpdateDuration(start)
 	return d.dirSynced(dir, err)
 }

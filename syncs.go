@@ -49,6 +49,8 @@ type syncs struct {
 	files    group[struct{}, error]
 	dirs     group[*os.File, error] // by inode
 	shared   func(files int)        // told of each shared syncfs; nil: nobody is
+
+	fsyncHook func(*os.File) error // called in place of fsync(2); set by tests only
 }
 
 // share allows that syncs on the file system of root be shared, if it is one on
@@ -80,13 +82,13 @@ func journals(fsType int64, dev uint64) bool {
 // was before the work that is to be durable began.
 func (s *syncs) sync(f *os.File, dev, since uint64) error {
 	if s.root == nil || dev != s.dev {
-		return fsync(f)
+		return s.fsync(f)
 	}
 	waiting := s.waiting.Add(1)
 	defer s.waiting.Add(-1)
 	var err error
 	if waiting < shareFrom || s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load() {
-		err = s.count(fsync(f))
+		err = s.count(s.fsync(f))
 	} else {
 		err, _ = s.files.do("", struct{}{}, s.syncAll)
 	}
@@ -96,16 +98,16 @@ func (s *syncs) sync(f *os.File, dev, since uint64) error {
 // syncDir makes what was done in dir durable, as sync does.
 func (s *syncs) syncDir(dir *os.File, dev, since uint64) error {
 	if s.root == nil || dev != s.dev {
-		return fsync(dir)
+		return s.fsync(dir)
 	}
 	waiting := s.waiting.Add(1)
 	defer s.waiting.Add(-1)
 	var err error
 	if ino := inode(dir); waiting < shareFrom || ino == 0 {
-		err = s.count(fsync(dir))
+		err = s.count(s.fsync(dir))
 	} else {
 		err, _ = s.dirs.do(strconv.FormatUint(ino, 36), dir, func(dirs []*os.File) error {
-			return s.count(fsync(dirs[0]))
+			return s.count(s.fsync(dirs[0]))
 		})
 	}
 	return s.judge(err, since)
@@ -140,7 +142,11 @@ func (s *syncs) judge(err error, since uint64) error {
 	return err
 }
 
-func fsync(f *os.File) error {
+// fsync is fsync(2), of a file or of a directory. All fsyncs of the store pass here.
+func (s *syncs) fsync(f *os.File) error {
+	if s.fsyncHook != nil {
+		return s.fsyncHook(f)
+	}
 	return uninterrupted(func() error { return unix.Fsync(int(f.Fd())) })
 }
 
