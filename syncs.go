@@ -64,18 +64,31 @@ func (s *syncs) share(root *os.File, fsType int64) {
 	s.root, s.dev = root, st.Dev
 }
 
-// journals tells whether the file system of that type on device dev is known to
-// have a journal. The type of ext4 is that of ext2 too.
+// journals reports whether the file system of that type on device dev is known to
+// have a journal.
 func journals(fsType int64, dev uint64) bool {
-	if fsType != unix.EXT4_SUPER_MAGIC {
-		return fsType == unix.XFS_SUPER_MAGIC
-	}
+	task := ""
 	device, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(dev), unix.Minor(dev)))
-	if err != nil {
-		return false
+	if err == nil {
+		text, _ := os.ReadFile("/sys/fs/ext4/" + path.Base(device) + "/journal_task")
+		task = string(text)
 	}
-	task, err := os.ReadFile("/sys/fs/ext4/" + path.Base(device) + "/journal_task")
-	return err == nil && !strings.HasPrefix(string(task), "<none>")
+	return hasJournal(fsType, task)
+}
+
+// hasJournal is the decision of journals. task is what /sys/fs/ext4/DEVICE/journal_task
+// has: the number of the process that commits, 0 seen from a container, or <none>
+// without a journal; empty: it cannot be read. The type of ext4 is that of ext2
+// too, so the type alone does not decide.
+func hasJournal(fsType int64, task string) bool {
+	switch fsType {
+	case unix.XFS_SUPER_MAGIC:
+		return true
+	case unix.EXT4_SUPER_MAGIC:
+		_, err := strconv.Atoi(strings.TrimSpace(task))
+		return err == nil
+	}
+	return false
 }
 
 // sync makes the file f durable, which is on device dev. since is what failures
@@ -150,17 +163,24 @@ func (s *syncs) fsync(f *os.File) error {
 	return uninterrupted(func() error { return unix.Fsync(int(f.Fd())) })
 }
 
-// kernelAtLeast tells whether the kernel is of that version or a later one.
+// kernelAtLeast reports whether the kernel is of that version or a later one.
 func kernelAtLeast(major, minor int) bool {
 	var u unix.Utsname
-	if unix.Uname(&u) != nil {
+	return unix.Uname(&u) == nil && releaseAtLeast(unix.ByteSliceToString(u.Release[:]), major, minor)
+}
+
+// releaseAtLeast reports whether release, as uname(2) has it (6.12.48-amd64,
+// 5.15.0-91-generic, 6.1-rc3), is of that version or a later one. What it cannot
+// read is of none.
+func releaseAtLeast(release string, major, minor int) bool {
+	first, rest, ok := strings.Cut(release, ".")
+	if !ok {
 		return false
 	}
-	parts := strings.SplitN(unix.ByteSliceToString(u.Release[:]), ".", 3)
-	if len(parts) < 2 {
-		return false
+	if end := strings.IndexFunc(rest, func(r rune) bool { return r < '0' || r > '9' }); end >= 0 {
+		rest = rest[:end]
 	}
-	x, err1 := strconv.Atoi(parts[0])
-	y, err2 := strconv.Atoi(strings.TrimRight(parts[1], "-+abcdefghijklmnopqrstuvwxyz"))
+	x, err1 := strconv.Atoi(first)
+	y, err2 := strconv.Atoi(rest)
 	return err1 == nil && err2 == nil && (x > major || x == major && y >= minor)
 }

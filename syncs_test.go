@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -98,14 +100,87 @@ func TestSyncsOfOneDirectoryAreShared(t *testing.T) {
 }
 
 func TestFileSystemsWithAJournal(t *testing.T) {
-	for fsType, want := range map[int64]bool{
-		unix.XFS_SUPER_MAGIC: true, unix.NFS_SUPER_MAGIC: false, unix.FUSE_SUPER_MAGIC: false, unix.TMPFS_MAGIC: false,
-		unix.OVERLAYFS_SUPER_MAGIC: false, unix.EXT4_SUPER_MAGIC: false, // of a device that there is not
+	for _, test := range []struct {
+		fsType int64
+		task   string // of journal_task
+		want   bool
+	}{
+		{unix.XFS_SUPER_MAGIC, "", true},
+		{unix.EXT4_SUPER_MAGIC, "217\n", true},
+		{unix.EXT4_SUPER_MAGIC, "217", true},
+		{unix.EXT4_SUPER_MAGIC, "0\n", true}, // in a container
+		{unix.EXT4_SUPER_MAGIC, "<none>\n", false},
+		{unix.EXT4_SUPER_MAGIC, "<none>", false},
+		{unix.EXT4_SUPER_MAGIC, "", false}, // ext2, a device without a name, no /sys
+		{unix.EXT4_SUPER_MAGIC, "\n", false},
+		{unix.EXT4_SUPER_MAGIC, "something new\n", false},
+		{unix.NFS_SUPER_MAGIC, "217\n", false},
+		{unix.FUSE_SUPER_MAGIC, "217\n", false},
+		{unix.TMPFS_MAGIC, "217\n", false},
+		{unix.OVERLAYFS_SUPER_MAGIC, "217\n", false},
+		{unix.BTRFS_SUPER_MAGIC, "217\n", false},
 	} {
-		if got := journals(fsType, 0); got != want {
-			t.Errorf("type %#x: %v", fsType, got)
+		if got := hasJournal(test.fsType, test.task); got != test.want {
+			t.Errorf("type %#x, journal_task %q: %v", test.fsType, test.task, got)
 		}
 	}
+	if journals(unix.EXT4_SUPER_MAGIC, 0) { // no device has this number
+		t.Error("ext4 on no device has a journal")
+	}
+}
+
+// journals finds the right device of a real ext4.
+func TestJournalOfThisFileSystem(t *testing.T) {
+	var fs unix.Statfs_t
+	var st unix.Stat_t
+	dir := t.TempDir()
+	if err := errors.Join(unix.Statfs(dir, &fs), unix.Stat(dir, &st)); err != nil {
+		t.Fatal(err)
+	}
+	tasks, err := filepath.Glob("/sys/fs/ext4/*/journal_task")
+	if fs.Type != unix.EXT4_SUPER_MAGIC || err != nil || len(tasks) != 1 {
+		t.Skip("the answer is only known where the test is on the one ext4 of the machine")
+	}
+	text, err := os.ReadFile(tasks[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := journals(int64(fs.Type), st.Dev), !strings.HasPrefix(string(text), "<none>"); got != want {
+		t.Errorf("a journal: %v, not %v", got, want)
+	}
+}
+
+func TestKernelRelease(t *testing.T) {
+	f := func(release string, want bool) {
+		t.Helper()
+		if got := releaseAtLeast(release, 5, 8); got != want {
+			t.Errorf("%q is 5.8 or later: %v", release, got)
+		}
+	}
+	f("5.8.0", true)
+	f("5.8", true)
+	f("5.10.0-30-amd64", true)
+	f("5.15.0-91-generic", true)
+	f("5.15.153.1-microsoft-standard-WSL2", true)
+	f("6.0.0", true)
+	f("6.1-rc3", true)
+	f("6.12.48+deb13-amd64", true)
+	f("10.0.1", true)
+	f("5.7.19", false)
+	f("5.4.0-200-generic", false)
+	f("5.4.8", false)
+	f("5.0.0", false)
+	f("4.19.0-27-amd64", false)
+	f("4.18.0-553.el8_10.x86_64", false)
+	f("4.9", false)
+	f("3.10.0-1160.el7.x86_64", false)
+	f("", false)
+	f("6", false)
+	f("6.", false)
+	f(".8", false)
+	f("6.x", false)
+	f("v6.1", false)
+	f("Linux", false)
 }
 
 func openDirectory(t *testing.T) *os.File {
