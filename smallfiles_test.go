@@ -3,8 +3,11 @@ package main
 import (
 	"errors"
 	"io"
+	"os"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // What one process keeps of small artifacts is looked at again for every
@@ -51,4 +54,56 @@ func TestKeptSmallArtifactsFollowOtherProcesses(t *testing.T) {
 		}
 		f(content)
 	}
+}
+
+// Small artifacts are only kept where one stat(2) shows every change.
+func TestSmallArtifactsAreKeptOnLocalFileSystemsOnly(t *testing.T) {
+	for fsType, want := range map[int64]bool{
+		unix.EXT4_SUPER_MAGIC: true, unix.XFS_SUPER_MAGIC: true, unix.BTRFS_SUPER_MAGIC: true, unix.TMPFS_MAGIC: true,
+		unix.NFS_SUPER_MAGIC: false, unix.FUSE_SUPER_MAGIC: false, unix.SMB2_SUPER_MAGIC: false, unix.OVERLAYFS_SUPER_MAGIC: false,
+	} {
+		local := kindOfFS(fsType) == fsLocal
+		if local != want {
+			t.Errorf("type %#x is local: %v", fsType, local)
+		}
+		n := openTestNFS(t, t.TempDir())
+		n.small = newSmallFiles(local)
+		mustStore(t, n, "s", "b", []byte("x"))
+		wantBytes(t, n, "s", "b", []byte("x"))
+		if kept := n.small.get(n.sitePath("s", artifactsDir)+"/"+fileName(artifactsDir, "b")) != nil; kept != want {
+			t.Errorf("type %#x: a small artifact is kept: %v", fsType, kept)
+		}
+	}
+}
+
+// A file that was written to in place, its time put back, is still seen to have
+// changed: by its change time, which nobody can set.
+func TestKeptSmallArtifactIsNotServedForOtherContent(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	n.small = newSmallFiles(true)
+	mustStore(t, n, "s", "b", []byte("one"))
+	wantBytes(t, n, "s", "b", []byte("one"))
+	path := n.sitePath("s", artifactsDir) + "/" + fileName(artifactsDir, "b")
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := n.small.get(path)
+	if kept == nil {
+		t.Fatal("it is not kept")
+	}
+	eventually(t, "the change time moves", func() bool { // a clock of the kernel may stand still for 10 ms
+		if err := errors.Join(os.WriteFile(path, []byte("two"), 0o644), os.Chtimes(path, before.ModTime(), before.ModTime())); err != nil {
+			t.Fatal(err)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.Ino != kept.ino || st.Mtim != kept.mtim {
+			t.Fatalf("more than the content changed: %+v", st)
+		}
+		return st.Ctim != kept.ctim
+	})
+	wantBytes(t, n, "s", "b", []byte("two"))
 }
