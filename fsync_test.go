@@ -342,6 +342,36 @@ func TestMountThatCannotFsyncDirectories(t *testing.T) {
 	}
 }
 
+// NFS reports a full disk when a file is closed. Here the file is closed behind the
+// back of the store, whose own close then fails.
+func TestFailedCloseIsNotAcknowledged(t *testing.T) {
+	w := watchFsyncs(t, t.TempDir())
+	s, _ := startBackend(t, w.n)
+	s.put(t, 201, "/sites/s/artifacts/b", "old")
+	s.do(t, 201, postOf("s", "1"))
+	w.n.disk.syncs.fsyncHook = func(f *os.File) error {
+		err := w.fsync(f)
+		if strings.Contains(f.Name(), tempPrefix) {
+			f.Close()
+		}
+		return err
+	}
+	for _, req := range []request{
+		putOf("/sites/s/artifacts/b", "newer"),
+		putOf("/sites/s/artifacts/c", "x", "If-None-Match", "*"),
+		postOf("s", "2"),
+	} {
+		s.do(t, 500, req)
+		if !strings.Contains(s.log.String(), "cannot close") {
+			t.Errorf("%s %s: the cause is not in the log", req.method, req.path)
+		}
+		site := filepath.Join(w.base, sitesDir, "s")
+		if got := contentOf(filepath.Join(site, artifactsDir)) + contentOf(filepath.Join(site, logsDir)); got != "[b=3][b=1]" {
+			t.Errorf("%s %s: then there is %s", req.method, req.path, got)
+		}
+	}
+}
+
 // A shared sync tells of an error once, to one of those who share it. So a write
 // fails on each error that was told to anybody since it began.
 func TestErrorToldToAnother(t *testing.T) {
