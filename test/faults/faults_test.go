@@ -4,6 +4,7 @@ package faults
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,7 +30,10 @@ var errnos = []struct {
 	{unix.EINTR, 0}, // begun again: no failure
 }
 
-const bodySize = 1<<20 + 300<<10 // large enough to be spliced and preallocated
+const (
+	bodySize  = 1<<20 + 300<<10 // large enough to be spliced and preallocated
+	smallSize = 50 << 10        // so small that it is copied
+)
 
 // bench is a traced service and the operation that is tried on it.
 type bench struct {
@@ -47,6 +51,7 @@ type bench struct {
 type operation struct {
 	name    string
 	fresh   bool // each time on a site that is not there yet
+	size    int  // of the uploads; 0: bodySize
 	success int
 	prepare func(*bench) // to the state before
 	do      func(*bench) int
@@ -246,10 +251,10 @@ func (b *bench) wants(f fault) map[int]bool {
 }
 
 // version is the body of the n-th upload.
-func version(n int) []byte {
-	b := make([]byte, bodySize)
-	rand.NewChaCha8([32]byte{byte(n), byte(n >> 8)}).Read(b)
-	return b
+func (b *bench) version(n int) []byte {
+	body := make([]byte, cmp.Or(b.op.size, bodySize))
+	rand.NewChaCha8([32]byte{byte(n), byte(n >> 8)}).Read(body)
+	return body
 }
 
 func (b *bench) send(method, path string, body []byte, header ...string) int {
@@ -306,15 +311,21 @@ func (b *bench) sees(before, after []byte) bool {
 var operations = []operation{
 	{
 		name: "replace", success: 201, repeat: 201,
-		prepare: func(b *bench) { b.must(201, "PUT", artifact, version(b.serial)) },
-		do:      func(b *bench) int { return b.send("PUT", artifact, version(b.serial+1)) },
-		after:   func(b *bench) bool { return b.sees(version(b.serial), version(b.serial+1)) },
+		prepare: func(b *bench) { b.must(201, "PUT", artifact, b.version(b.serial)) },
+		do:      func(b *bench) int { return b.send("PUT", artifact, b.version(b.serial+1)) },
+		after:   func(b *bench) bool { return b.sees(b.version(b.serial), b.version(b.serial+1)) },
+	},
+	{
+		name: "replace by a small one", size: smallSize, success: 201, repeat: 201,
+		prepare: func(b *bench) { b.must(201, "PUT", artifact, b.version(b.serial)) },
+		do:      func(b *bench) int { return b.send("PUT", artifact, b.version(b.serial+1)) },
+		after:   func(b *bench) bool { return b.sees(b.version(b.serial), b.version(b.serial+1)) },
 	},
 	{
 		name: "first of a site", fresh: true, success: 201, repeat: 201,
 		prepare: func(b *bench) {},
-		do:      func(b *bench) int { return b.send("PUT", artifact, version(b.serial)) },
-		after:   func(b *bench) bool { return b.sees(nil, version(b.serial)) },
+		do:      func(b *bench) int { return b.send("PUT", artifact, b.version(b.serial)) },
+		after:   func(b *bench) bool { return b.sees(nil, b.version(b.serial)) },
 	},
 	{
 		name: "create-only", success: 201, repeat: 412,
@@ -322,20 +333,20 @@ var operations = []operation{
 			b.must(201, "PUT", "/artifacts/other", []byte("x")) // the site is there
 			b.must(204, "DELETE", artifact, nil)
 		},
-		do:    func(b *bench) int { return b.send("PUT", artifact, version(b.serial), "If-None-Match", "*") },
-		after: func(b *bench) bool { return b.sees(nil, version(b.serial)) },
+		do:    func(b *bench) int { return b.send("PUT", artifact, b.version(b.serial), "If-None-Match", "*") },
+		after: func(b *bench) bool { return b.sees(nil, b.version(b.serial)) },
 	},
 	{
 		name: "replace if it matches", success: 201, repeat: 201,
-		prepare: func(b *bench) { b.must(201, "PUT", artifact, version(b.serial)) },
-		do:      func(b *bench) int { return b.send("PUT", artifact, version(b.serial+1), "If-Match", "*") },
-		after:   func(b *bench) bool { return b.sees(version(b.serial), version(b.serial+1)) },
+		prepare: func(b *bench) { b.must(201, "PUT", artifact, b.version(b.serial)) },
+		do:      func(b *bench) int { return b.send("PUT", artifact, b.version(b.serial+1), "If-Match", "*") },
+		after:   func(b *bench) bool { return b.sees(b.version(b.serial), b.version(b.serial+1)) },
 	},
 	{
 		name: "delete", success: 204, repeat: 204,
-		prepare: func(b *bench) { b.must(201, "PUT", artifact, version(1)) },
+		prepare: func(b *bench) { b.must(201, "PUT", artifact, b.version(1)) },
 		do:      func(b *bench) int { return b.send("DELETE", artifact, nil) },
-		after:   func(b *bench) bool { return b.sees(version(1), nil) },
+		after:   func(b *bench) bool { return b.sees(b.version(1), nil) },
 	},
 	{
 		name: "log entry", success: 201, repeat: 201,
