@@ -46,7 +46,18 @@ var (
 	shareAlways = edit{"syncs.go", `shareFrom = 24`, `shareFrom = 1`}
 	alsoLarge   = edit{"syncs.go", `|| s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load()`, ``}
 	noSyncfs    = edit{"syncs.go", `err := uninterrupted(func() error { return unix.Syncfs(int(s.root.Fd())) })`, `err := error(nil)`}
+
+	// Both answers are promises of their own, with an fsync of their own.
+	noDeleteSync = edit{"nfs.go", `return n.disk.syncDir(dir)`, `return nil`}
+	noRepeatSync = edit{"logfile.go", `return n.disk.syncDir(dir)`, `return nil`}
 )
+
+// There is no variant of these faults, because no cut of these machines can show
+// them; go test of the product counts the fsyncs and makes them fail.
+//   - The parent of a new directory is not synced, or a directory that another
+//     process made anew is taken for durable: ext4 and xfs have one journal, in
+//     which an fsync of a file commits all that was made before it.
+//   - An error that a sync told to another write is missed: these disks have none.
 
 func after(file, text, more string) edit { return edit{file, text, text + more} }
 
@@ -56,6 +67,8 @@ var variants = []variant{
 	{"no fsync of the directory", true, []edit{noDirSync}},
 	{"no fsync of the file", true, []edit{noFileSync}},
 	{"rename before fsync", true, []edit{noFileSync, lateRename, lateLink}},
+	{"DELETE is not synced", true, []edit{noDeleteSync}},
+	{"repeated entry is not synced", true, []edit{noRepeatSync}},
 	{"shared sync without syncfs", true, []edit{shareAlways, alsoLarge, noSyncfs}},
 }
 
@@ -111,9 +124,9 @@ func TestMutantsAreCaught(t *testing.T) {
 		t.Run(strings.ReplaceAll(v.name, " ", "_"), func(t *testing.T) {
 			began := time.Now()
 			r := systems[0].record(t, v.build(t, t.TempDir()))
-			acknowledged := r.write(t, "alone", 24, 20_000)
+			acknowledged := r.write(t, "alone", 28, 20_000)
 			run(t, r.machine, "guest commit %s/lost+found/x >/dev/null 2>&1 </dev/null & echo $! >/run/commit", base)
-			beside := r.write(t, "beside", 48, 600_000)
+			beside := r.write(t, "beside", 56, 600_000)
 			run(t, r.machine, "kill -9 $(cat /run/commit)")
 			last := r.write(t, "last", 2, 20_000)
 			r.machine.Cut()
@@ -146,21 +159,50 @@ func (r *recording) write(t *testing.T, site string, n, size int) []point {
 	t.Helper()
 	var points []point
 	for i := range n {
-		kind, build := history.Put, fmt.Sprintf("build-%d", i)
-		switch i % 4 {
+		kind, key, want := history.Put, fmt.Sprintf("%s/build-%d", site, i), http.StatusCreated
+		switch i % 7 {
 		case 1:
-			build = "replaced"
+			key = site + "/replaced"
 		case 2:
 			kind = history.Create
 		case 3:
-			kind, build = history.Append, "log"
+			kind, key = history.Append, site+"/log"
+		case 4:
+			kind, key, want = history.Delete, fmt.Sprintf("%s/build-%d", site, i-4), http.StatusNoContent
+		case 5:
+			key = fmt.Sprintf("%s-%d/build", site, i) // the first of its site
+		case 6:
+			r.repeat(t, fmt.Sprintf("%s/repeated-%d", site, i))
+			points = r.acknowledged(points)
+			continue
 		}
-		if status := r.driver.Do(t.Context(), kind, site+"/"+build, size); status != http.StatusCreated {
+		if status := r.driver.Do(t.Context(), kind, key, size); status != want {
 			t.Fatalf("request %d: status %d\n%s", i, status, r.machine.ServiceLog(t.Context(), port))
 		}
-		if p := (point{n: r.driver.Mark()}); !slices.Contains(points, p) {
-			points = append(points, p)
-		}
+		points = r.acknowledged(points)
 	}
 	return points
+}
+
+// acknowledged adds this moment to points.
+func (r *recording) acknowledged(points []point) []point {
+	if p := (point{n: r.driver.Mark()}); !slices.Contains(points, p) {
+		points = append(points, p)
+	}
+	return points
+}
+
+// repeat sends a log entry that is in the log already, but not yet durable: the
+// service that put it there ended before it synced the directory.
+func (r *recording) repeat(t *testing.T, key string) {
+	t.Helper()
+	op := r.driver.History.Begin(history.Append, key, 0, r.driver.Mark())
+	site, build, _ := strings.Cut(key, "/")
+	dir := base + "/sites/" + site + "/logs"
+	entry := fmt.Sprintf(`[{"id":"op-%d","build_id":%q,"action":"deploy","status":"success","timestamp":"2026-01-02T03:04:05Z","metadata":{"op":%d}}]`,
+		op.ID, build, op.ID)
+	run(t, r.machine, "cd %s && echo '%s' >.tmp-repeat && sync .tmp-repeat && mv .tmp-repeat %s.json", dir, entry, build)
+	if err := r.driver.RetryAppends(t.Context()); err != nil {
+		t.Fatalf("%v\n%s", err, r.machine.ServiceLog(t.Context(), port))
+	}
 }
