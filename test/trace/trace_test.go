@@ -42,7 +42,7 @@ func TestBytesMoveInTheKernelAndDurabilityHasItsOrder(t *testing.T) {
 	base := service.SharedDir(t)
 	out := filepath.Join(t.TempDir(), "strace")
 	s := service.Start(t, service.Options{Bin: service.Build(t), Base: base, Wrap: []string{"strace", "-f", "-qq", "-yy", "-s", "64", "-o", out, "-e",
-		"trace=read,write,readv,writev,recvfrom,sendto,recvmsg,sendmsg,pread64,pwrite64,splice,sendfile,copy_file_range,fsync,fdatasync,rename,renameat,renameat2,link,linkat"}})
+		"trace=read,write,readv,writev,recvfrom,sendto,recvmsg,sendmsg,pread64,pwrite64,splice,sendfile,copy_file_range,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat"}})
 	sum := func(from, to int64) string {
 		h := sha256.New()
 		r := content()
@@ -55,8 +55,7 @@ func TestBytesMoveInTheKernelAndDurabilityHasItsOrder(t *testing.T) {
 	if status, _ := do(t, req); status != http.StatusCreated {
 		t.Fatal("the upload was answered ", status)
 	}
-	answered := func(c call) bool { return c.name == "write" && strings.Contains(c.args, "HTTP/1.1 201 ") }
-	up := callsUntil(t, out, 0, func(cs []call) bool { return slices.ContainsFunc(cs, answered) })
+	up := callsUntil(t, out, 0, answered(http.StatusCreated))
 	mark := len(up)
 	req, _ = http.NewRequest("GET", s.URL("site", "big"), nil)
 	if status, got := do(t, req); status != http.StatusOK || got != sum(0, artifactSize) {
@@ -95,7 +94,8 @@ func TestBytesMoveInTheKernelAndDurabilityHasItsOrder(t *testing.T) {
 		t.Errorf("%d bytes of the upload were read into user space", n)
 	}
 	moved("PUT write", up, writes, file)
-	order(t, up, base)
+	artifacts, logs := base+"/sites/site/artifacts", base+"/sites/site/logs"
+	order(t, "PUT", up, []step{fileSynced(artifacts), renamed("big.tar.gz"), dirSynced(artifacts), answerSent(http.StatusCreated)})
 	for _, d := range []struct {
 		name string
 		cs   []call
@@ -108,40 +108,87 @@ func TestBytesMoveInTheKernelAndDurabilityHasItsOrder(t *testing.T) {
 			t.Errorf("%s: %d bytes of the file were read into user space", d.name, n)
 		}
 	}
+
+	mark += len(part)
+	entry := func() *http.Request {
+		req, _ := http.NewRequest("POST", "http://"+s.Addr+"/sites/site/logs", strings.NewReader(`{"build_id":"big","action":"deploy","status":"ok"}`))
+		req.Header.Set("Idempotency-Key", "one")
+		return req
+	}
+	remove := func() *http.Request {
+		req, _ := http.NewRequest("DELETE", s.URL("site", "big"), nil)
+		return req
+	}
+	for _, r := range []struct {
+		name   string
+		req    *http.Request
+		status int
+		steps  []step
+	}{
+		{"POST", entry(), http.StatusCreated, []step{fileSynced(logs), renamed("big.json"), dirSynced(logs)}},
+		{"POST again", entry(), http.StatusCreated, []step{dirSynced(logs)}},
+		{"DELETE", remove(), http.StatusNoContent, []step{unlinked("big.tar.gz"), dirSynced(artifacts)}},
+		{"DELETE again", remove(), http.StatusNoContent, []step{dirSynced(artifacts)}},
+	} {
+		if status, _ := do(t, r.req); status != r.status {
+			t.Fatal(r.name, " was answered ", status)
+		}
+		cs := callsUntil(t, out, mark, answered(r.status))
+		mark += len(cs)
+		order(t, r.name, cs, append(r.steps, answerSent(r.status)))
+	}
 	if err := s.Stop(); err != nil {
 		t.Error(err)
 	}
 }
 
-// order: the file is synced, then put in its place, then its directory synced,
-// and only then the 201 is sent.
-func order(t *testing.T, cs []call, base string) {
-	temp := regexp.QuoteMeta(base) + `/sites/site/artifacts/\.tmp-`
-	steps := []struct {
-		what, name string
-		match      *regexp.Regexp
-	}{
-		{"fsync of the temporary file", "fsync", regexp.MustCompile(temp)},
-		{"rename", "renameat", regexp.MustCompile(`"\.tmp-\w+", .*"big\.tar\.gz"`)},
-		{"fsync of the directory", "fsync", regexp.MustCompile(regexp.QuoteMeta(base) + `/sites/site/artifacts>`)},
-		{"the answer", "write", regexp.MustCompile(`HTTP/1\.1 201 `)},
-	}
+// answered reports whether an answer of that status was sent.
+func answered(status int) func([]call) bool {
+	return func(cs []call) bool { return slices.ContainsFunc(cs, answerSent(status).is) }
+}
+
+// step is a call that must be among those of a request.
+type step struct {
+	what, name string
+	args       *regexp.Regexp
+}
+
+func (s step) is(c call) bool { return c.name == s.name && s.args.MatchString(c.args) }
+
+func fileSynced(dir string) step {
+	return step{"fsync of the temporary file", "fsync", regexp.MustCompile(regexp.QuoteMeta(dir) + `/\.tmp-`)}
+}
+
+func renamed(name string) step {
+	return step{"rename", "renameat", regexp.MustCompile(`"\.tmp-\w+", .*"` + regexp.QuoteMeta(name) + `"`)}
+}
+
+func unlinked(name string) step {
+	return step{"unlink", "unlinkat", regexp.MustCompile(`"` + regexp.QuoteMeta(name) + `"`)}
+}
+
+func dirSynced(dir string) step {
+	return step{"fsync of the directory", "fsync", regexp.MustCompile(regexp.QuoteMeta(dir) + `>`)}
+}
+
+func answerSent(status int) step {
+	return step{"the answer", "write", regexp.MustCompile(fmt.Sprintf(`HTTP/1\.1 %d `, status))}
+}
+
+// order fails unless the steps are among the calls of a request, in that order:
+// what was changed is made durable, and only then the answer is sent.
+func order(t *testing.T, request string, cs []call, steps []step) {
+	t.Helper()
 	at := -1
 	for _, step := range steps {
-		found := -1
-		for i, c := range cs {
-			if c.name == step.name && step.match.MatchString(c.args) {
-				found = i
-				break
-			}
-		}
+		found := slices.IndexFunc(cs, step.is)
 		switch {
 		case found < 0:
-			t.Errorf("no %s", step.what)
+			t.Errorf("%s: no %s", request, step.what)
 		case found < at:
-			t.Errorf("%s came too early", step.what)
+			t.Errorf("%s: %s came too early", request, step.what)
 		default:
-			t.Logf("%s: %.150s", step.what, cs[found].name+"("+cs[found].args)
+			t.Logf("%s: %s: %.150s", request, step.what, cs[found].name+"("+cs[found].args)
 		}
 		at = max(at, found)
 	}
