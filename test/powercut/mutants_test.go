@@ -37,7 +37,7 @@ const lateSync = `
 	}`
 
 var (
-	noFileSync = edit{"atomic.go", `err = t.disk.syncs.sync(t.f, t.stat.Dev, t.since)`, `err = nil`}
+	noFileSync = edit{"atomic.go", `err := t.disk.syncs.sync(t.f, t.stat.Dev, t.since)`, `err := error(nil)`}
 	noDirSync  = edit{"atomic.go", `err := t.disk.syncs.syncDir(t.dir, t.stat.Dev, t.since)`, `err := error(nil)`}
 	lateRename = after("atomic.go", `err := uninterrupted(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })`, lateSync)
 	lateLink   = after("atomic.go", `err := uninterrupted(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })`, lateSync)
