@@ -229,6 +229,39 @@ func testDeleteIf(t *testing.T, open func() store) {
 	wantError(t, b.DeleteArtifact(site, "b", exists), ErrPrecondition)
 }
 
+// testDeleteIfRace: who is told that his delete was done has done it.
+func testDeleteIfRace(t *testing.T, open func() store) {
+	stores, site := []store{open(), open()}, newSite()
+	for i, cond := range []func(etag string) Precondition{
+		func(etag string) Precondition { return ifMatch(etag) },
+		func(string) Precondition { return exists },
+	} {
+		id := fmt.Sprint("b", i)
+		info := mustStoreIf(t, stores[0], site, id, body(10, 1), createOnly)
+		var done atomic.Int64
+		var g sync.WaitGroup
+		start := make(chan struct{})
+		for r := range 8 {
+			g.Go(func() {
+				<-start
+				err := stores[r%2].DeleteArtifact(site, id, cond(info.ETag))
+				if err == nil {
+					done.Add(1)
+				} else if !errors.Is(err, ErrPrecondition) && !errors.Is(err, ErrUnavailable) {
+					t.Error(err)
+				}
+			})
+		}
+		close(start)
+		g.Wait()
+		if done.Load() > 1 {
+			t.Errorf("%d of 8 rivals were told that they deleted the build", done.Load())
+		}
+		_, err := fetch(stores[0], site, id)
+		wantError(t, err, ErrNotFound)
+	}
+}
+
 func testNoDeleteIf(t *testing.T, open func() store) {
 	b, site := open(), newSite()
 	info := mustStoreIf(t, b, site, "b", body(10, 1), createOnly)

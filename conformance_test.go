@@ -76,6 +76,7 @@ func testBackend(t *testing.T, open func(t *testing.T) Backend, but ...differenc
 		{"it tells what was stored", testInfo, "", nil},
 		{"a delete is durable, repeatable and keeps the log", testDelete, "", nil},
 		{"a delete on a condition", testDeleteIf, noDeleteIf, testNoDeleteIf},
+		{"of racing deletes on a condition one is done", testDeleteIfRace, noDeleteIf, testNoDeleteIf},
 		{"the info describes the bytes of the reader", testReaderInfo, "", nil},
 		{"ranges are of the version asked for", testRanges, "", nil},
 		{"pages join to the whole list", testPages, "", nil},

@@ -130,20 +130,30 @@ func (s *objectStore) settle(key string, opts putOptions, cond Precondition, cau
 func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 	key := s.artifactKey(siteID, buildID)
 	if cond.IsZero() {
-		return s.remove(key, "")
+		if err := s.remove(key, ""); !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		return nil
 	}
 	if err := s.trusted(conditionalRemove); err != nil {
 		return err
 	}
-	for range removeTries {
+	for try := range removeTries {
 		current, err := s.look(key)
 		if err != nil {
 			return err
 		}
-		if err := cond.Check(current); err != nil || current == nil {
+		err = cond.Check(current)
+		if err != nil && current == nil && try > 0 {
+			// A rival, or an attempt of the SDK's whose reply was lost: it would be
+			// wrong to say 204 in the first case, and 412 in the second.
+			return fmt.Errorf("%w: %q was deleted, by this request or by another", ErrUnavailable, key)
+		}
+		if err != nil || current == nil {
 			return err
 		}
-		if err := s.remove(key, current.ETag); !errors.Is(err, ErrPrecondition) && !errors.Is(err, errConflict) {
+		err = s.remove(key, current.ETag)
+		if !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrPrecondition) && !errors.Is(err, errConflict) {
 			return err
 		}
 	}
@@ -153,7 +163,7 @@ func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) 
 func (s *objectStore) remove(key, etag string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
-	if err := s.bucket.remove(ctx, key, etag); err != nil && !errors.Is(err, ErrNotFound) {
+	if err := s.bucket.remove(ctx, key, etag); err != nil {
 		return fmt.Errorf("cannot delete %q: %w", key, err)
 	}
 	return nil

@@ -178,6 +178,91 @@ func TestLostReplyOfAnUpload(t *testing.T) {
 	f("full", false, ErrNoSpace, ErrNoSpace, Precondition{})
 }
 
+// The mark of the upload tells what became of it, not that a build is there or
+// has changed.
+func TestLostReplyOfAReplacement(t *testing.T) {
+	gone := fmt.Errorf("%w: no answer", ErrUnavailable)
+	twice := fmt.Errorf("%w: the second try", ErrPrecondition)
+	for _, c := range []struct {
+		name  string
+		apply bool
+		reply error
+		rival bool // another build is there when the service looks
+		want  error
+	}{
+		{"lost", false, gone, false, ErrUnavailable},
+		{"stored", true, gone, false, nil},
+		{"stored, and tried again by the SDK", true, twice, false, nil},
+		{"a conflict, and ours is there", true, errConflict, false, nil},
+		{"a conflict, and the old one is there", false, errConflict, false, ErrUnavailable},
+		{"lost, and a rival's is there", false, gone, true, ErrUnavailable},
+		{"stored, and a rival's is there", true, gone, true, ErrUnavailable},
+		{"a rival was faster", false, twice, true, ErrPrecondition},
+		{"a conflict with a rival", false, errConflict, true, ErrPrecondition},
+	} {
+		m := newMemBucket()
+		b := openMem(m)
+		old := mustStoreIf(t, b, "s", "b", body(10, 1), createOnly)
+		m.fault = func(op, key string) (bool, error) {
+			if op == "stat" && c.rival && m.objects[key].mark != "rival" && m.made > 100 {
+				m.objects[key] = memObject{objectInfo{key: key, etag: `"rival"`, mark: "rival", size: 1}, []byte("r")}
+			}
+			if op == "put" {
+				m.made += 100 // the look after it is the one that settles
+				return c.apply, c.reply
+			}
+			return false, nil
+		}
+		info, err := b.StoreArtifactIf("s", "b", known(body(10, 2)), ifMatch(old.ETag))
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s: the error is %v, want %v", c.name, err, c.want)
+		}
+		m.fault = nil
+		if err == nil {
+			wantInfo(t, b, "s", "b", info, 10)
+			wantBytes(t, b, "s", "b", body(10, 2))
+		}
+	}
+}
+
+// A build that vanished while it was deleted on a condition was deleted by this
+// request, whose reply was lost, or by a rival: neither is said.
+func TestDeleteOnAConditionThatNeedNotBeOurs(t *testing.T) {
+	missing := fmt.Errorf("%w: gone", ErrNotFound)
+	none := fmt.Errorf("%w: gone", ErrPrecondition)
+	later := Precondition{IfUnmodifiedSince: time.Now().Add(time.Hour)}
+	for _, c := range []struct {
+		name  string
+		cond  func(etag string) Precondition
+		reply error
+		want  error
+	}{
+		{"If-Match, not found", func(etag string) Precondition { return ifMatch(etag) }, missing, ErrUnavailable},
+		{"If-Match, refused", func(etag string) Precondition { return ifMatch(etag) }, none, ErrUnavailable},
+		{"If-Match, conflict", func(etag string) Precondition { return ifMatch(etag) }, errConflict, ErrUnavailable},
+		{"any, not found", func(string) Precondition { return exists }, missing, ErrUnavailable},
+		{"a condition that holds without a build", func(string) Precondition { return later }, missing, nil},
+		{"no condition", func(string) Precondition { return Precondition{} }, missing, nil},
+	} {
+		m := newMemBucket()
+		b := openMem(m)
+		info := mustStoreIf(t, b, "s", "b", body(10, 1), createOnly)
+		wantError(t, b.DeleteArtifact("s", "other", exists), ErrPrecondition) // never was there
+		m.fault = func(op, key string) (bool, error) {
+			if op == "remove" {
+				return true, c.reply
+			}
+			return false, nil
+		}
+		if err := b.DeleteArtifact("s", "b", c.cond(info.ETag)); !errors.Is(err, c.want) {
+			t.Errorf("%s: the error is %v, want %v", c.name, err, c.want)
+		}
+		m.fault = nil
+		_, err := fetch(b, "s", "b")
+		wantError(t, err, ErrNotFound)
+	}
+}
+
 func TestConflictWithARival(t *testing.T) {
 	f := func(cond Precondition, want error) {
 		t.Helper()
