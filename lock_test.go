@@ -1,10 +1,13 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -128,4 +131,92 @@ func TestUnknownSiteIsNotMade(t *testing.T) {
 		t.Error(err)
 	}
 	wantFiles(t, base)
+}
+
+// On a local store a change of a build waits for whoever looks and then changes,
+// and one on a condition waits for every other change too.
+func TestChangesWaitForTheLockOfTheBuild(t *testing.T) {
+	const (
+		waits   = true
+		goesOn  = false
+		content = "new"
+	)
+	store := func(cond func(ArtifactInfo) Precondition) func(*nfs, ArtifactInfo) error {
+		return func(n *nfs, old ArtifactInfo) error {
+			_, err := n.StoreArtifactIf("s", "b", strings.NewReader(content), cond(old))
+			return err
+		}
+	}
+	remove := func(cond func(ArtifactInfo) Precondition) func(*nfs, ArtifactInfo) error {
+		return func(n *nfs, old ArtifactInfo) error { return n.DeleteArtifact("s", "b", cond(old)) }
+	}
+	none := func(ArtifactInfo) Precondition { return Precondition{} }
+	its := func(old ArtifactInfo) Precondition { return ifMatch(old.ETag) }
+	since := func(old ArtifactInfo) Precondition { return Precondition{IfUnmodifiedSince: old.ModTime} }
+	create := func(ArtifactInfo) Precondition { return createOnly }
+	for _, c := range []struct {
+		name              string
+		change            func(*nfs, ArtifactInfo) error
+		creates           bool // nothing is there before
+		shared, exclusive bool // whether it waits for a lock of that kind
+		after             string
+	}{
+		{"upload", store(none), false, goesOn, waits, content},
+		{"upload with If-Match", store(its), false, waits, waits, content},
+		{"upload with If-Unmodified-Since", store(since), false, waits, waits, content},
+		{"create only", store(create), true, goesOn, waits, content},
+		{"delete", remove(none), false, goesOn, waits, ""},
+		{"delete with If-Match", remove(its), false, waits, waits, ""},
+	} {
+		for _, exclusive := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, exclusive %v", c.name, exclusive), func(t *testing.T) {
+				t.Parallel()
+				base := t.TempDir()
+				ours, theirs := openTestNFS(t, base), openTestNFS(t, base)
+				mustStore(t, theirs, "s", "other", []byte("x"))
+				before := ""
+				var old ArtifactInfo
+				if !c.creates {
+					before = "old"
+					old = mustStoreIf(t, theirs, "s", "b", []byte(before), Precondition{})
+				}
+				lock, err := theirs.lockBuild("s", artifactsDir, "b", exclusive)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer lock.release()
+				done := make(chan error, 1)
+				go func() { done <- c.change(ours, old) }()
+				if mustWait := exclusive && c.exclusive || !exclusive && c.shared; mustWait {
+					select {
+					case err := <-done:
+						t.Fatalf("it did not wait: %v", err)
+					case <-time.After(300 * time.Millisecond): // far longer than it takes without a lock
+					}
+					wantContentOf(t, theirs, before)
+					lock.release()
+				}
+				select {
+				case err := <-done:
+					if err != nil {
+						t.Error(err)
+					}
+				case <-time.After(30 * time.Second):
+					t.Fatal("it waits for ever")
+				}
+				wantContentOf(t, theirs, c.after)
+			})
+		}
+	}
+}
+
+// wantContentOf fails unless build b of site s is want; empty: it is not there.
+func wantContentOf(t *testing.T, n *nfs, want string) {
+	t.Helper()
+	if want != "" {
+		wantBytes(t, n, "s", "b", []byte(want))
+		return
+	}
+	_, err := n.FetchArtifact("s", "b")
+	wantError(t, err, ErrNotFound)
 }
