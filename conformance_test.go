@@ -570,6 +570,7 @@ func testLogAtOnce(t *testing.T, open func() store) {
 
 // appendAtOnce appends writers x each entries to build b. Each writer waits for
 // its entry before it sends the next, and the log must show them in that order.
+// All have one time, because entries of one time are listed as they were appended.
 func appendAtOnce(t *testing.T, stores []store, site string, writers, each int) {
 	t.Helper()
 	start := time.Now()
@@ -577,7 +578,7 @@ func appendAtOnce(t *testing.T, stores []store, site string, writers, each int) 
 	for w := range writers {
 		g.Go(func() {
 			for i := range each {
-				e := entry(fmt.Sprintf("%d-%d", w, i), "b", start.Add(time.Duration(i)*time.Second))
+				e := entry(fmt.Sprintf("%d-%d", w, i), "b", start)
 				if err := stores[w%len(stores)].WriteLog(site, e); err != nil {
 					t.Errorf("writer %d, entry %d: %v", w, i, err)
 				}
@@ -586,12 +587,25 @@ func appendAtOnce(t *testing.T, stores []store, site string, writers, each int) 
 	}
 	g.Wait()
 	seen := map[string]bool{}
+	last := make([]int, writers) // of each writer
+	for w := range last {
+		last[w] = -1
+	}
 	if v := versionOf(t, stores[0], site, "b"); v != nil {
 		for _, id := range idsOf(v.Logs) {
 			if seen[id] {
 				t.Errorf("entry %s is there twice", id)
 			}
 			seen[id] = true
+			var w, i int
+			if _, err := fmt.Sscanf(id, "%d-%d", &w, &i); err != nil || w >= writers {
+				t.Errorf("entry %s is nobody's", id)
+				continue
+			}
+			if i < last[w] {
+				t.Errorf("entry %s comes after %d-%d", id, w, last[w])
+			}
+			last[w] = i
 		}
 	}
 }
