@@ -8,9 +8,11 @@ import (
 	"io"
 	"log/slog"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 )
@@ -264,7 +266,7 @@ func TestDeleteOnAConditionThatNeedNotBeOurs(t *testing.T) {
 }
 
 func TestConflictWithARival(t *testing.T) {
-	f := func(cond Precondition, want error) {
+	f := func(cond Precondition, reply, want error) {
 		t.Helper()
 		m := newMemBucket()
 		b := openMem(m)
@@ -277,14 +279,18 @@ func TestConflictWithARival(t *testing.T) {
 				return false, nil
 			}
 			m.objects[key] = memObject{objectInfo{key: key, etag: `"rival"`}, nil}
-			return false, errConflict
+			return false, reply
 		}
 		_, err := b.StoreArtifactIf("s", "b", known(body(10, 2)), cond)
 		wantError(t, err, want)
 	}
-	f(createOnly, ErrPrecondition) // it exists now
-	f(exists, ErrUnavailable)      // the condition holds of the rival's too: try again
-	f(Precondition{}, ErrUnavailable)
+	gone := fmt.Errorf("%w: no answer", ErrUnavailable)
+	f(createOnly, errConflict, ErrPrecondition) // it exists now
+	f(exists, errConflict, ErrUnavailable)      // the condition holds of the rival's too: try again
+	f(Precondition{}, errConflict, ErrUnavailable)
+	// Without an answer ours may have been stored, and then replaced by the rival's.
+	f(createOnly, gone, ErrUnavailable)
+	f(Precondition{}, gone, ErrUnavailable)
 }
 
 func TestStoreThatIgnoresConditions(t *testing.T) {
@@ -428,4 +434,98 @@ func TestShortStreamIsNeverWhole(t *testing.T) {
 			t.Errorf("%d bytes came", len(got))
 		}
 	}
+}
+
+// A build that a rival stores between the look and the remove of a conditional
+// delete is deleted only if the condition holds of it too.
+func TestConditionalDeleteWithARival(t *testing.T) {
+	f := func(name string, cond func(etag string) Precondition, rivals int, want error, left bool) {
+		t.Helper()
+		m := newMemBucket()
+		b := openMem(m)
+		first := mustStoreIf(t, b, "s", "b", body(10, 1), createOnly)
+		if err := b.trusted(conditionalRemove); err != nil {
+			t.Fatal(err)
+		}
+		stored := 0
+		m.fault = func(op, key string) (bool, error) {
+			if op == "remove" && stored < rivals {
+				stored++
+				data := body(20, byte(stored))
+				m.objects[key] = memObject{objectInfo{key: key, etag: fmt.Sprintf(`"rival-%d"`, stored), size: 20}, data}
+			}
+			return false, nil
+		}
+		if err := b.DeleteArtifact("s", "b", cond(first.ETag)); !errors.Is(err, want) {
+			t.Errorf("%s: the error is %v, want %v", name, err, want)
+		}
+		m.fault = nil
+		if !left {
+			_, err := b.FetchArtifact("s", "b")
+			wantError(t, err, ErrNotFound)
+			return
+		}
+		wantBytes(t, b, "s", "b", body(20, byte(stored)))
+	}
+	its := func(etag string) Precondition { return ifMatch(etag) }
+	anyOne := func(string) Precondition { return exists }
+	f("its tag", its, 0, nil, false)
+	f("its tag, and a rival", its, 1, ErrPrecondition, true)
+	f("any, and a rival", anyOne, 1, nil, false)
+	f("any, and a rival each time", anyOne, removeTries, ErrUnavailable, true)
+}
+
+// A log that is removed between the listing of the keys and its reading leaves
+// no build of nothing.
+func TestListOfALogThatWent(t *testing.T) {
+	m := newMemBucket()
+	b := openMem(m)
+	mustStore(t, b, "s", "both", body(10, 1))
+	for _, id := range []string{"both", "gone", "stays"} {
+		mustLog(t, b, "s", entry("1", id, time.Now()))
+	}
+	b = openMem(m) // nothing is cached
+	m.fault = func(op, key string) (bool, error) {
+		if op == "get" && !strings.Contains(key, "stays") {
+			delete(m.objects, key)
+		}
+		return false, nil
+	}
+	versions, err := b.ListVersions("s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, v := range versions {
+		got = append(got, briefly(v))
+	}
+	slices.Sort(got)
+	if want := []string{"both:10:", "stays:0:1"}; !slices.Equal(got, want) {
+		t.Errorf("listed are %q, want %q", got, want)
+	}
+}
+
+// A body of another size than declared fails before the SDK sees its end.
+func TestWholeBody(t *testing.T) {
+	f := func(r io.Reader, read string, cause error) {
+		t.Helper()
+		b := newWholeBody(r)
+		got, err := io.ReadAll(b)
+		if string(got) != read || !errors.Is(b.err, cause) || (cause == nil) != (err == nil) || err != nil && err != errBodyFailed {
+			t.Errorf("read %q, the SDK sees %v, the cause is %v; want %q, %v", got, err, b.err, read, cause)
+		}
+		if _, again := b.Read(make([]byte, 1)); cause != nil && again != errBodyFailed || cause == nil && again != io.EOF {
+			t.Errorf("read again it fails with %v", again)
+		}
+	}
+	text := func(s string) io.Reader { return iotest.DataErrReader(strings.NewReader(s)) } // the end comes with the last bytes
+	f(text("abc"), "abc", nil)
+	f(sized{text("abc"), 3}, "abc", nil)
+	f(sized{text("abc"), -1}, "abc", nil)
+	f(sized{text("abc"), 4}, "", errBodyCut)
+	f(sized{text("abc"), 2}, "", errBodyCut)
+	f(sized{strings.NewReader("abc"), 4}, "abc", errBodyCut)
+	f(sized{strings.NewReader("abc"), 2}, "", errBodyCut)
+	f(failing([]byte("abc"), 3, errSender), "abc", errSender)
+	f(failing([]byte("abc"), 3, io.ErrUnexpectedEOF), "abc", io.ErrUnexpectedEOF)
 }
