@@ -79,9 +79,10 @@ type limited struct {
 // until its log has a line with a text, and returns its address if it has one.
 func startLimited(t *testing.T, descriptors int) (s *limited, waitFor func(text string) (address string)) {
 	t.Helper()
+	base := t.TempDir()
 	cmd := exec.Command("sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$0"`, descriptors), os.Args[0])
 	cmd.Env = append(os.Environ(), childVariable+"=serve", "PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1",
-		"PAGEWRIGHT_NFS_BASE_PATH="+t.TempDir(), "PAGEWRIGHT_ACCESS_LOG=false")
+		"PAGEWRIGHT_NFS_BASE_PATH="+base, "PAGEWRIGHT_ACCESS_LOG=false")
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +106,7 @@ func startLimited(t *testing.T, descriptors int) (s *limited, waitFor func(text 
 		t.Fatalf("the service ended before it said %q", text)
 		return ""
 	}
-	s = &limited{pid: cmd.Process.Pid}
+	s = &limited{testServer{dir: base}, cmd.Process.Pid}
 	s.addr = waitFor(`"serving"`)
 	return s, waitFor
 }

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // putLog puts a log with these entries in place of a build's, as another
@@ -51,6 +53,12 @@ func wantList(t *testing.T, n *nfs, want ...string) {
 		var got []string
 		for _, v := range page.Versions {
 			got = append(got, briefly(v))
+			if v.SizeBytes == 0 {
+				continue // it has no artifact
+			}
+			if info, err := n.StatArtifact("s", v.BuildID); err != nil || !v.CreatedAt.Equal(info.ModTime) {
+				t.Errorf("%s is listed as of %s, and there is %+v, %v", v.BuildID, v.CreatedAt, info, err)
+			}
 		}
 		slices.Sort(got)
 		if !slices.Equal(got, want) {
@@ -90,6 +98,7 @@ func TestListFollowsChanges(t *testing.T) {
 	f("an entry", func() { mustLog(t, two, "s", entry("2", "b", testTime)) }, "b:0:1+2")
 	f("an artifact", func() { mustStore(t, two, "s", "b", []byte("abc")) }, "b:3:1+2")
 	f("a replacement", func() { mustStore(t, one, "s", "b", []byte("abcd")) }, "b:4:1+2")
+	f("a replacement of the same size", func() { mustStore(t, two, "s", "b", []byte("dcba")) }, "b:4:1+2")
 	f("another", func() { mustStore(t, one, "s", "c", []byte("a")) }, "b:4:1+2", "c:1:")
 	f("a delete", func() { do(two.DeleteArtifact("s", "b", Precondition{})) }, "b:0:1+2", "c:1:")
 	f("a delete of what has no log", func() { do(two.DeleteArtifact("s", "c", Precondition{})) }, "b:0:1+2")
@@ -299,8 +308,11 @@ func TestListMemoryIsBounded(t *testing.T) {
 			}
 		}
 	}
-	for range 2 {
+	// In a circle no site is remembered until its turn comes again. The second
+	// list of one after the other finds what the first one left.
+	for turn := range 4 {
 		for s := range 30 {
+			s = []int{s, s / 2}[turn%2]
 			versions, err := n.ListVersions(fmt.Sprint("s", s))
 			if err != nil || len(versions) != s+1 {
 				t.Fatalf("site %d has %d versions, %v", s, len(versions), err)
@@ -316,6 +328,9 @@ func TestListMemoryIsBounded(t *testing.T) {
 	}
 	if got := n.lists.sites.Len(); got == 0 || got == 30 {
 		t.Errorf("%d sites are remembered", got)
+	}
+	if n.disk.metrics.listHits.Get() == 0 {
+		t.Error("no list found what another one left")
 	}
 }
 
@@ -457,4 +472,138 @@ func TestWhatIsRememberedIsCountedOnce(t *testing.T) {
 	}
 	list("a")
 	list("b")
+}
+
+// After a list that failed nothing is remembered of the site: what was known of
+// it may be half changed.
+func TestFailedListIsForgotten(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	mustStore(t, n, "s", "b", []byte("abc"))
+	mustLog(t, n, "s", entry("1", "b", testTime))
+	wantList(t, n, "b:3:1")
+	logs := filepath.Dir(logPath(t, base))
+	if err := os.Rename(logs, logs+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(logs, nil, 0o644); err != nil { // no directory
+		t.Fatal(err)
+	}
+	mustStore(t, n, "s", "c", []byte("a"))
+	if page, err := n.ListVersionsPage("s", VersionQuery{}); err == nil {
+		t.Fatalf("without its logs the site is listed as %+v", page)
+	}
+	if n.lists.sites.Contains("s") || n.lists.bytes != 0 {
+		t.Errorf("%d bytes are remembered after a list that failed", n.lists.bytes)
+	}
+	if err := os.Remove(logs); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(logs+".away", logs); err != nil {
+		t.Fatal(err)
+	}
+	wantList(t, n, "b:3:1", "c:1:")
+}
+
+// An empty log beside an artifact changes nothing that is listed but that the
+// log is damaged: that is in the tag.
+func TestTagTellsOfDamage(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	mustStore(t, n, "s", "b", []byte("abc"))
+	tag := func() string {
+		t.Helper()
+		page, err := n.ListVersionsPage("s", VersionQuery{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return page.Tag
+	}
+	before := tag()
+	if err := os.WriteFile(logPath(t, base), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	wantList(t, n, "b:3:!damaged")
+	if after := tag(); after == before {
+		t.Errorf("the tag is still %s", after)
+	}
+}
+
+// A store that cannot be reached is an error of the list, never a version whose
+// log cannot be read. Here the service has too few descriptors for the logs that
+// it reads at once.
+func TestListWithoutDescriptors(t *testing.T) {
+	const (
+		most   = 12 // descriptors that are left at most
+		builds = 40
+	)
+	s, _ := startLimited(t, 1000)
+	for free := range most {
+		dir := filepath.Join(s.dir, sitesDir, fmt.Sprint("s", free), logsDir)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for i := range builds {
+			log, err := appendLog(nil, []LogEntry{entry("1", "b", testTime)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, fmt.Sprint("b", i, logSuffix)), log, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	limit := func(n uint64) {
+		t.Helper()
+		if err := unix.Prlimit(s.pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: 1000}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.get(t, 200, "/health") // opens the connection that all lists are asked for on
+	for free := range most {
+		for _, few := range []bool{true, false} {
+			if few {
+				limit(limitWith(t, s.pid, free))
+			}
+			r, err := s.try(request{"GET", fmt.Sprint("/sites/s", free, "/versions"), nil, nil})
+			if err != nil {
+				t.Fatal(err)
+			}
+			limit(1000)
+			if few && r.status == 503 {
+				continue
+			}
+			var v versionsBody
+			r.into(t, &v)
+			if r.status != 200 || v.Count != builds {
+				t.Fatalf("with %d descriptors: status %d, %.300s", free, r.status, r.body)
+			}
+			for _, b := range v.Versions {
+				if b.Logs_Error != "" || len(b.Logs) != 1 {
+					t.Fatalf("with %d descriptors the list has %+v", free, b)
+				}
+			}
+		}
+	}
+}
+
+// limitWith is the limit of descriptors with which the process can open free
+// more of them.
+func limitWith(t *testing.T, pid, free int) uint64 {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := map[string]bool{}
+	for _, e := range entries {
+		open[e.Name()] = true
+	}
+	limit := 0
+	for ; free > 0 || open[fmt.Sprint(limit)]; limit++ {
+		if !open[fmt.Sprint(limit)] {
+			free--
+		}
+	}
+	return uint64(limit)
 }

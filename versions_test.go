@@ -1,0 +1,45 @@
+package main
+
+import (
+	"testing"
+	"time"
+)
+
+// Each thing that a list tells of a build is in the sum of it.
+func TestSumOfAVersion(t *testing.T) {
+	made := func(change func(v *Version)) [16]byte {
+		v := &Version{BuildID: "b", SizeBytes: 3, CreatedAt: testTime, LogsError: "", Logs: []LogEntry{
+			entry("1", "b", testTime), entry("2", "b", testTime)}}
+		change(v)
+		return versionSum(v)
+	}
+	seen := map[[16]byte]string{}
+	for _, c := range []struct {
+		name   string
+		change func(v *Version)
+	}{
+		{"nothing", func(*Version) {}},
+		{"the id", func(v *Version) { v.BuildID = "c" }},
+		{"the size", func(v *Version) { v.SizeBytes++ }},
+		{"the time", func(v *Version) { v.CreatedAt = v.CreatedAt.Add(1) }},
+		{"the error of the log", func(v *Version) { v.LogsError = ErrDamaged.Error() }},
+		{"another error of the log", func(v *Version) { v.LogsError = ErrLogFull.Error() }},
+		{"the id of an entry", func(v *Version) { v.Logs[1].ID = "3" }},
+		{"the action of an entry", func(v *Version) { v.Logs[1].Action = "build" }},
+		{"the status of an entry", func(v *Version) { v.Logs[1].Status = "failed" }},
+		{"the time of an entry", func(v *Version) { v.Logs[1].Timestamp = testTime.Add(time.Nanosecond) }},
+		{"where one text ends", func(v *Version) { v.Logs[1].Action, v.Logs[1].Status = "deployo", "k" }},
+		{"the order of entries", func(v *Version) { v.Logs[0], v.Logs[1] = v.Logs[1], v.Logs[0] }},
+		{"one entry fewer", func(v *Version) { v.Logs = v.Logs[:1] }},
+		{"no entries", func(v *Version) { v.Logs = nil }},
+	} {
+		sum := made(c.change)
+		if before, ok := seen[sum]; ok {
+			t.Errorf("with %s the sum is that with %s", c.name, before)
+		}
+		seen[sum] = c.name
+		if again := made(c.change); again != sum {
+			t.Errorf("with %s there are two sums", c.name)
+		}
+	}
+}
