@@ -86,7 +86,9 @@ func badInputs() []struct{ name, raw, want string } {
 		{"build encoded slash", putTo("/sites/a/artifacts/x%2Fy"), "400"},
 		{"build encoded backslash", putTo("/sites/a/artifacts/x%5Cy"), "400"},
 		{"build encoded climb", putTo("/sites/a/artifacts/..%2F..%2F..%2Fetc%2Fpasswd"), "400"},
-		{"build twice encoded", putTo("/sites/a/artifacts/%252e%252e"), "400"},
+		{"build twice encoded", putTo("/sites/a/artifacts/b%2563"), "400"}, // an id only if decoded twice
+		{"build dots, twice encoded", putTo("/sites/a/artifacts/%252e%252e"), "400"},
+		{"site twice encoded", putTo("/sites/a%2563/artifacts/b"), "400"},
 		{"build NUL", putTo("/sites/a/artifacts/b%00"), "400"},
 		{"build newline", putTo("/sites/a/artifacts/b%0a"), "400"},
 		{"build space", putTo("/sites/a/artifacts/b%20c"), "400"},
@@ -270,52 +272,96 @@ func TestSmuggling(t *testing.T) {
 }
 
 // TestEarlyRefusalsReachTheClient: a client that sends without asking must be
-// able to read why it was refused, although its body was never read.
+// able to read why it was refused, although its body was never read, and also if
+// it reads only after it has sent all: a connection that is closed with bytes
+// unread is reset, and the answer is lost with it.
 func TestEarlyRefusalsReachTheClient(t *testing.T) {
-	s := startServer(t, "MAX_ARTIFACT_SIZE=50000000")
+	s := startServer(t, "MAX_ARTIFACT_SIZE=25000000")
 	s.put(t, 201, "/sites/a/artifacts/there", "x")
+	const size = 30_000_000
+	body := strings.Repeat("x", size)
+	sized := fmt.Sprintf("Content-Length: %d\r\n", size)
+	const chunked, expect = "Transfer-Encoding: chunked\r\n", "Expect: 100-continue\r\n"
 	for _, c := range []struct{ name, path, header, want string }{
-		{"too large", "/sites/a/artifacts/b", "Content-Length: 60000000\r\n", "413"},
-		{"bad id", "/sites/a/artifacts/..", "Content-Length: 60000000\r\n", "400"},
-		{"bad id, chunked", "/sites/a/artifacts/..", "Transfer-Encoding: chunked\r\n", "400"},
-		{"exists", "/sites/a/artifacts/there", "If-None-Match: *\r\nContent-Length: 40000000\r\n", "412"},
-		{"no such path", "/nothing", "Content-Length: 60000000\r\n", "404"},
-		{"no such method", "/health", "Content-Length: 60000000\r\n", "405"},
-		{"too large, chunked", "/sites/a/artifacts/b", "Transfer-Encoding: chunked\r\n", "413"},
+		{"too large", "/sites/a/artifacts/b", sized, "413"},
+		{"too large, chunked", "/sites/a/artifacts/b", chunked, "413"},
+		{"bad id", "/sites/a/artifacts/..", sized, "400"},
+		{"bad id, chunked", "/sites/a/artifacts/..", chunked, "400"},
+		{"exists", "/sites/a/artifacts/there", "If-None-Match: *\r\nContent-Length: 20000000\r\n", "412"},
+		{"no such path", "/nothing", sized, "404"},
+		{"no such method", "/health", sized, "405"},
+		{"expecting, too large", "/sites/a/artifacts/b", expect + sized, "413"},
+		{"expecting, bad id, chunked", "/sites/a/artifacts/..", expect + chunked, "400"},
+		{"expecting, exists", "/sites/a/artifacts/there", expect + "If-None-Match: *\r\nContent-Length: 20000000\r\n", "412"},
+		{"malformed", "/sites/a/artifacts/b", "nonsense\r\n" + sized, "400"},
+		{"header too large", "/sites/a/artifacts/b", "X-A: " + strings.Repeat("a", 100_000) + "\r\n" + sized, "431"},
+		{"coding unknown", "/sites/a/artifacts/b", "Transfer-Encoding: identity\r\n", "400"},
 	} {
-		for range 10 {
-			body := strings.Repeat("x", 60_000_000)
-			if strings.Contains(c.header, "chunked") {
-				body = fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(body), body)
-			}
-			raw := "PUT " + c.path + " HTTP/1.1\r\nHost: h\r\n" + c.header + "\r\n" + body
+		text := body
+		if strings.Contains(c.header, "chunked") {
+			text = fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(body), body)
+		}
+		raw := "PUT " + c.path + " HTTP/1.1\r\nHost: h\r\n" + c.header + "\r\n" + text
+		for range 3 { // a client that reads while it sends
 			if got := exchangeRaw(t, s.addr, raw); got != c.want {
 				t.Fatalf("%s: answered %q, want %q", c.name, got, c.want)
 			}
 		}
+		for _, before := range []string{"", "PUT /sites/a/artifacts/good HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc"} {
+			resp, err := sendAll(t, s.addr, before, raw)
+			if err != nil {
+				t.Errorf("%s, after %d other requests: no answer: %v", c.name, min(len(before), 1), err)
+			} else if fmt.Sprint(resp.StatusCode) != c.want || !resp.Close {
+				t.Errorf("%s, after %d other requests: answered %d, Connection: close %v; want %s, true",
+					c.name, min(len(before), 1), resp.StatusCode, resp.Close, c.want)
+			}
+		}
 	}
-	if got := filesBelow(t, s.dir); len(got) != 1 {
+	if got := filesBelow(t, s.dir); len(got) != 2 {
 		t.Errorf("the store holds %v", got)
 	}
 }
 
-// TestExpect: what can be refused by its header is refused before the body is
-// asked for, and what is not is stored.
-func TestExpect(t *testing.T) {
-	s := startServer(t, "MAX_ARTIFACT_SIZE=1000")
-	const put = "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n"
-	for _, c := range []struct{ name, raw, want string }{
-		{"stored", put + "Content-Length: 3\r\n\r\nabc", "100 201"},
-		{"exists", put + "If-None-Match: *\r\nContent-Length: 3\r\n\r\n", "412"},
-		{"not that one", put + "If-Match: \"x\"\r\nContent-Length: 3\r\n\r\n", "412"},
-		{"too large", put + "Content-Length: 1001\r\n\r\n", "413"},
-		{"chunked", put + "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "100 201"},
-		{"a log entry", "POST /sites/a/logs HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 42\r\n\r\n" + `{"build_id":"b","action":"a","status":"s"}`, "100 201"},
-		{"a log entry too large", "POST /sites/a/logs HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2000000\r\n\r\n", "413"},
-		{"no such path", "PUT /x HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n", "404"},
-	} {
-		if got := exchangeRaw(t, s.addr, c.raw); got != c.want {
-			t.Errorf("%s: answered %q, want %q", c.name, got, c.want)
+// sendAll sends the request raw on a connection of its own, and reads the answer
+// only when all of it is sent. If there is a request before it, that one is sent
+// and answered first.
+func sendAll(t *testing.T, addr, before, raw string) (*http.Response, error) {
+	t.Helper()
+	c := dial(t, addr)
+	defer c.Close()
+	answers := bufio.NewReader(c)
+	if before != "" {
+		_, _ = io.WriteString(c, before)
+		resp, err := http.ReadResponse(answers, nil)
+		if err != nil || resp.StatusCode >= 400 {
+			t.Fatalf("the request before: %v, %v", resp, err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+	}
+	if _, err := io.WriteString(c, raw); err != nil {
+		return nil, err
+	}
+	resp, err := http.ReadResponse(answers, nil)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		return nil, err
+	}
+	if !resp.Close {
+		return resp, nil
+	}
+	_, err = io.Copy(io.Discard, answers) // to the end of the connection
+	return resp, err
+}
+
+// A refused body that is small enough is read away, and the connection stays.
+func TestSmallRefusalsKeepTheConnection(t *testing.T) {
+	s := startServer(t)
+	for _, size := range []int{1, 1000, maxDrained} {
+		raw := fmt.Sprintf("PUT /sites/a/artifacts/.. HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", size, strings.Repeat("x", size))
+		if got := exchangeRaw(t, s.addr, raw+"GET /health HTTP/1.1\r\nHost: h\r\n\r\n"); got != "400 200" {
+			t.Errorf("%d bytes: answered %q", size, got)
 		}
 	}
 }
@@ -384,7 +430,16 @@ func TestUploadEndsWithItsClient(t *testing.T) {
 			c.Close()
 		}
 	}
-	eventually(t, "nothing is left", func() bool { return len(filesBelow(t, s.dir)) == 0 })
+	// Connections are accepted in their order. So once one that was opened later
+	// is answered, and is the only one, all of these have ended.
+	eventually(t, "all of them have ended", func() bool { return scrape(t, s)["pagewright_http_connections"] == 1 })
+	const refused = `pagewright_http_requests_total{route="artifact",method="PUT",status="400"}`
+	if n := scrape(t, s)[refused]; n < 8 { // of those that were reset, some were gone before they were read
+		t.Errorf("%v uploads were read and refused, want 8 at least", n)
+	}
+	if files := filesBelow(t, s.dir); len(files) > 0 {
+		t.Errorf("left behind: %v", files)
+	}
 	s.get(t, 404, "/sites/a/artifacts/b")
 	s.put(t, 201, "/sites/a/artifacts/b", "x")
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -92,11 +93,16 @@ func TestTricklingUploadIsDropped(t *testing.T) {
 }
 
 // TestSlowUploadIsNotDropped: a client that makes progress may take as long as
-// it needs, more than twice the stall timeout here.
+// it needs, twice the stall timeout here, also if it sends less in that time than
+// the kernel collects before it wakes the reader of a large body.
 func TestSlowUploadIsNotDropped(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, "STALL_TIMEOUT=4s", "HEADER_TIMEOUT=4s", "IDLE_TIMEOUT=4s")
-	body := randomBytes(2_000_000)
+	const stall, step, pause = 4 * time.Second, 5_000, 200 * time.Millisecond
+	if step*int(stall/pause) >= lowWater {
+		t.Fatal("the client is too fast for what is tested")
+	}
+	s := startServer(t, "STALL_TIMEOUT="+stall.String(), "HEADER_TIMEOUT=4s", "IDLE_TIMEOUT=4s")
+	body := randomBytes(3_000_000)
 	for _, chunked := range []bool{false, true} {
 		t.Run(fmt.Sprint("chunked ", chunked), func(t *testing.T) {
 			t.Parallel()
@@ -107,12 +113,15 @@ func TestSlowUploadIsNotDropped(t *testing.T) {
 				head, tail, text = "Transfer-Encoding: chunked", "\r\n0\r\n\r\n", append(fmt.Appendf(nil, "%x\r\n", len(body)), body...)
 			}
 			_, _ = io.WriteString(conn, "PUT "+path+" HTTP/1.1\r\nHost: h\r\n"+head+"\r\n\r\n")
-			for rest := text; len(rest) > 0; time.Sleep(200 * time.Millisecond) { // the pace is what is tested
-				n := min(len(rest), 40_000)
-				if _, err := conn.Write(rest[:n]); err != nil {
+			rest := text
+			for start := time.Now(); time.Since(start) < 2*stall+pause; time.Sleep(pause) { // the pace is what is tested
+				if _, err := conn.Write(rest[:step]); err != nil {
 					t.Fatal(err)
 				}
-				rest = rest[n:]
+				rest = rest[step:]
+			}
+			if _, err := conn.Write(rest); err != nil {
+				t.Fatal(err)
 			}
 			_, _ = io.WriteString(conn, tail)
 			if got := readStatus(conn); got != 201 {
@@ -150,8 +159,10 @@ func TestIdleConnectionIsClosed(t *testing.T) {
 }
 
 // TestStalledDownloadIsDropped: a client that takes nothing is cut, one that
-// takes a little at a time gets all of it, also if that is for a while too little
-// for the kernel to take more from the file.
+// takes a little at a time gets all of it: here over several deadlines with next
+// to nothing sent in each. That the kernel takes nothing at all from the file
+// while the client still takes what is on its way does not happen reliably on the
+// loopback: TestSendOnce has that case.
 func TestStalledDownloadIsDropped(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "STALL_TIMEOUT=3s")
@@ -167,7 +178,7 @@ func TestStalledDownloadIsDropped(t *testing.T) {
 	}
 	stalled := ask()
 	var slow sync.WaitGroup
-	for _, pace := range []struct{ atOnce, step, steps int }{{0, 400_000, 100}, {12 << 20, 8_000, 300}} {
+	for _, pace := range []struct{ atOnce, step, steps int }{{0, 400_000, 100}, {12 << 20, 2_000, 250}} {
 		c := ask()
 		slow.Go(func() {
 			resp, err := http.ReadResponse(bufio.NewReaderSize(c, 64<<10), nil)
@@ -364,5 +375,120 @@ func TestClientsErrorIsNotTheStores(t *testing.T) {
 				t.Errorf("counted is %q, want %q", line, want)
 			}
 		})
+	}
+}
+
+// TestRestOfARefusedBody: a client that is refused, and goes on sending a body
+// too small to be worth a new connection, has a bounded time for the rest.
+func TestRestOfARefusedBody(t *testing.T) {
+	t.Parallel()
+	s := startServer(t) // with a stall timeout of 30 s
+	s.put(t, 201, "/sites/a/artifacts/b", "x")
+	conn := dial(t, s.addr)
+	_, _ = io.WriteString(conn, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nIf-None-Match: *\r\nContent-Length: 100000\r\n\r\nx")
+	answer := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(answer, nil)
+	if err != nil || resp.StatusCode != 412 {
+		t.Fatalf("answered %v, %v", resp, err)
+	}
+	_, _ = io.Copy(io.Discard, resp.Body)
+	ended := make(chan struct{})
+	go func() {
+		_, _ = answer.ReadByte()
+		close(ended)
+	}()
+	limit := time.After(15 * time.Second)
+	for {
+		select {
+		case <-ended:
+			return
+		case <-limit:
+			t.Fatal("the connection is still open after 15 s")
+		case <-time.After(100 * time.Millisecond):
+			_, _ = io.WriteString(conn, "x")
+		}
+	}
+}
+
+// TestSendOnce: a write deadline that fires is the client's fault only if hardly
+// a byte was sent since the one before, and the socket's buffer did not empty
+// either.
+func TestSendOnce(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	peer := dial(t, l.Addr().String())
+	_ = peer.SetReadBuffer(4 << 10)
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+	c := &conn{TCPConn: accepted.(*net.TCPConn), l: &listener{stall: time.Minute}}
+	// The peer reads nothing: once its buffer is full, ours stays as it is.
+	_ = c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+	if _, err := c.TCPConn.Write(make([]byte, 16<<20)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("the socket takes all: %v", err)
+	}
+	unsent := int64(0)
+	eventually(t, "the buffer stays as it is", func() bool {
+		before := unsent
+		unsent = c.unsent()
+		time.Sleep(20 * time.Millisecond)
+		return unsent == before && unsent > 2*stallBytes
+	})
+	fired := fmt.Errorf("write: %w", os.ErrDeadlineExceeded)
+	for _, test := range []struct {
+		name    string
+		backlog int64 // when the deadline before fired; 0: none did
+		sent    int64
+		err     error // of the write
+		want    error
+		after   int64 // backlog
+	}{
+		{"all was sent", unsent, 10, nil, nil, 0},
+		{"the client is gone", unsent, 10, io.ErrClosedPipe, io.ErrClosedPipe, 0},
+		{"the first deadline", 0, 0, fired, nil, unsent},
+		{"the second, and nothing moved", unsent, 0, fired, errStalled, unsent},
+		{"the second, and too little moved", unsent + stallBytes - 1, 0, fired, errStalled, unsent},
+		{"the second, and the buffer emptied", unsent + stallBytes, 0, fired, nil, unsent},
+		{"the second, and too little was sent", unsent, stallBytes - 1, fired, errStalled, unsent},
+		{"the second, and enough was sent", unsent, stallBytes, fired, nil, unsent},
+		{"the second, and both together are enough", unsent + 96, stallBytes - 96, fired, nil, unsent},
+		{"the second, and the buffer filled", unsent - stallBytes, stallBytes + 10, fired, nil, unsent},
+	} {
+		c.backlog = test.backlog
+		n, err := c.sendOnce(func() (int64, error) { return test.sent, test.err })
+		if n != test.sent || !errors.Is(err, test.want) || (test.want == nil) != (err == nil) || c.backlog != test.after {
+			t.Errorf("%s: %d, %v, backlog %d; want %d, %v, backlog %d", test.name, n, err, c.backlog, test.sent, test.want, test.after)
+		}
+	}
+}
+
+// TestLastBytesAreNotWaitedFor: the kernel collects bytes before it wakes the
+// reader of a large body, but not those at its end, which may be too few for that.
+func TestLastBytesAreNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	s := startServer(t) // with a stall timeout of 30 s
+	const size, last = 4 << 20, 100 << 10
+	body := randomBytes(size)
+	conn := dial(t, s.addr)
+	_, _ = fmt.Fprintf(conn, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", size)
+	_, _ = conn.Write(body[:size-last])
+	temp := func() (size int64) {
+		for _, file := range filesBelow(t, s.dir) {
+			if st, err := os.Stat(filepath.Join(s.dir, file)); err == nil {
+				size = max(size, st.Size())
+			}
+		}
+		return size
+	}
+	eventually(t, "all but the last bytes are written", func() bool { return temp() == size-last })
+	_, _ = conn.Write(body[size-last:])
+	_ = conn.SetReadDeadline(time.Now().Add(15 * time.Second))
+	if got := readStatus(conn); got != 201 {
+		t.Errorf("answered %d, want 201 (0: nothing within 15 s)", got)
 	}
 }

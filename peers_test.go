@@ -1,0 +1,35 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"net"
+	"testing"
+)
+
+// Past maxRefusing at once a connection is closed without an answer.
+func TestTurnedAwayWithoutAnAnswer(t *testing.T) {
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	told := 0
+	l := &listener{turnedAway: func() { told++ }, refusing: make(chan struct{}, 1)}
+	l.refusing <- struct{}{} // as many as there may be
+	client := dial(t, tcp.Addr().String())
+	accepted, err := tcp.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.turnAway(accepted.(*net.TCPConn))
+	if err := accepted.Close(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the connection was left open: closed again it fails with %v", err)
+	}
+	if got, err := io.ReadAll(client); len(got) > 0 || err != nil {
+		t.Errorf("the client read %q, %v", got, err)
+	}
+	if told != 1 || len(l.refusing) != 1 {
+		t.Errorf("counted %d, and %d are being told", told, len(l.refusing))
+	}
+}
