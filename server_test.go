@@ -170,8 +170,10 @@ func (s *testServer) try(r request) (*response, error) {
 	return &response{resp.StatusCode, resp.Header, b, resp.ContentLength}, nil
 }
 
-// testClient follows no redirects and decodes nothing.
+// testClient follows no redirects and decodes nothing. Its timeout is for answers
+// that never come, or never end: the test that asked fails, and not all of them.
 var testClient = &http.Client{
+	Timeout:       2 * time.Minute,
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	Transport:     &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 128},
 }
@@ -187,6 +189,30 @@ func (s *testServer) do(t testing.TB, status int, r request) *response {
 		t.Fatalf("%s %s: status %d, want %d: %.300s", r.method, r.path, resp.status, status, resp.body)
 	}
 	return resp
+}
+
+// within is do for an answer that must come in time.
+func (s *testServer) within(t testing.TB, limit time.Duration, status int, r request) *response {
+	t.Helper()
+	type answer struct {
+		resp *response
+		err  error
+	}
+	came := make(chan answer, 1)
+	go func() {
+		resp, err := s.try(r)
+		came <- answer{resp, err}
+	}()
+	select {
+	case a := <-came:
+		if a.err != nil || a.resp.status != status {
+			t.Fatalf("%s %s: %v, want %d", r.method, r.path, statusOr(a.resp, a.err), status)
+		}
+		return a.resp
+	case <-time.After(limit):
+		t.Fatalf("%s %s: no answer in %v", r.method, r.path, limit)
+		return nil
+	}
 }
 
 func (s *testServer) get(t testing.TB, status int, path string, h ...string) *response {

@@ -9,7 +9,9 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 )
 
 func TestShutdownLetsRequestsFinish(t *testing.T) {
@@ -205,21 +207,24 @@ func (h hanging) FetchArtifact(string, string) (io.ReadCloser, error) {
 // TestHungStore: /ready answers 503 in bounded time, and calls past the bound
 // are refused instead of blocked.
 func TestHungStore(t *testing.T) {
+	const limit = 30 * time.Second // the service waits for 2 s
 	h := hanging{release: make(chan struct{})}
 	s, svc := startBackend(t, h)
+	release := sync.OnceFunc(func() { close(h.release) })
+	t.Cleanup(release) // or the service cannot stop
 	for range 3 {
-		s.get(t, 503, "/ready")
+		s.within(t, limit, 503, request{"GET", "/ready", nil, nil})
 	}
 	done := make(chan any, maxCalls)
 	for range maxCalls {
 		go func() { done <- statusOr(s.try(request{"GET", "/sites/a/artifacts/b", nil, nil})) }()
 	}
 	eventually(t, "every place is taken", func() bool { return svc.calls.inside() == maxCalls })
-	if r := s.get(t, 503, "/sites/a/artifacts/b"); r.header.Get("Retry-After") == "" {
+	if r := s.within(t, limit, 503, request{"GET", "/sites/a/artifacts/b", nil, nil}); r.header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}
 	s.get(t, 200, "/health")
-	close(h.release)
+	release()
 	for range maxCalls {
 		if got := <-done; got != 404 {
 			t.Fatalf("a call that hung ended with %v", got)
