@@ -246,3 +246,20 @@ func TestReadFromSizes(t *testing.T) {
 		t.Errorf("a body of %s bytes was begun to be read: %v", huge, err)
 	}
 }
+
+// An error of the file is not lost, whatever the reader says.
+func TestCopierTellsOfTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path) // takes no writes
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	n, err := copier{strings.NewReader("abc"), make([]byte, 8)}.MoveTo(f, 8)
+	if n != 0 || !errors.Is(err, unix.EBADF) {
+		t.Errorf("moved %d bytes, %v", n, err)
+	}
+}

@@ -78,10 +78,15 @@ func TestDoctorFails(t *testing.T) {
 		{[]string{"PAGEWRIGHT_NFS_BASE_PATH=/nowhere/at/all"}, "", "PAGEWRIGHT_NFS_BASE_PATH"},
 		{[]string{"PAGEWRIGHT_STORAGE_BACKEND=s3", "PAGEWRIGHT_S3_BUCKET=b", "PAGEWRIGHT_S3_ENDPOINT=ftp://x"}, "", "PAGEWRIGHT_S3_ENDPOINT"},
 	} {
-		out, err := runDoctor(c.env...)
-		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(out, c.out) {
-			t.Errorf("%v: error %v, want %q; printed, want %q:\n%s", c.env, err, c.want, c.out, out)
-		}
+		t.Run(strings.Join(c.env, " "), func(t *testing.T) {
+			out, err := runDoctor(c.env...)
+			if err != nil && strings.HasSuffix(err.Error(), "this binary was built without it") {
+				t.Skip(err) // there is no configuration of that store to check; make test leaves none out
+			}
+			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(out, c.out) {
+				t.Errorf("error %v, want %q; printed, want %q:\n%s", err, c.want, c.out, out)
+			}
+		})
 	}
 }
 

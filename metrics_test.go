@@ -75,6 +75,7 @@ func TestMetricsAfterMixedLoad(t *testing.T) {
 		`pagewright_backend_errors_total{operation="store",kind="precondition"}`:        1,
 		`pagewright_backend_errors_total{operation="store",kind="internal"}`:            0,
 		`pagewright_rename_seconds_count{call="link"}`:                                  1,
+		`pagewright_rename_seconds_count{call="rename"}`:                                2,
 		`pagewright_log_append_batch_entries_count`:                                     1,
 		`pagewright_log_append_batch_entries_sum`:                                       1,
 		`pagewright_list_cache_hits_total`:                                              1,
@@ -93,9 +94,14 @@ func TestMetricsAfterMixedLoad(t *testing.T) {
 			t.Errorf("%s is %v (there: %v), not %v", name, v, ok, want)
 		}
 	}
+	// Of the two uploads, of the entry, and one of each probe, which is counted
+	// when it has ended.
+	eventually(t, "3 files were synced, and one for each probe", func() bool {
+		got := scrape(t, s)
+		return got[`pagewright_fsync_seconds_count{of="file"}`] == 3+got[`pagewright_backend_duration_seconds_count{operation="probe"}`]
+	})
 	for _, name := range []string{
-		`pagewright_fsync_seconds_count{of="file"}`, `pagewright_fsync_seconds_count{of="directory"}`,
-		`pagewright_rename_seconds_count{call="rename"}`, `pagewright_store_free_bytes`, `pagewright_store_size_bytes`,
+		`pagewright_fsync_seconds_count{of="directory"}`, `pagewright_store_free_bytes`, `pagewright_store_size_bytes`,
 		`pagewright_store_free_inodes`, `pagewright_http_connections`, `go_goroutines`, `process_open_fds`,
 		`process_resident_memory_bytes`,
 	} {
@@ -113,18 +119,35 @@ func TestNoLabelComesFromAClient(t *testing.T) {
 	s := startServer(t)
 	mixedLoad(t, s)
 	scrape(t, s)
-	before := len(scrape(t, s))
-	for i := range 200 {
-		site := "site" + strconv.Itoa(i)
-		s.put(t, 201, "/sites/"+site+"/artifacts/b"+site, "x")
+	ask := func(n int) {
+		site := "site" + strconv.Itoa(n)
+		s.put(t, 201, "/sites/"+site+"/artifacts/b"+site, "x", "X-Request-Id", site, "User-Agent", site)
+		s.get(t, 200, "/sites/"+site+"/artifacts/b"+site)
+		s.get(t, 404, "/sites/"+site+"/artifacts/none")
+		s.post(t, 201, "/sites/"+site+"/logs", `{"build_id":"`+site+`","action":"`+site+`","status":"`+site+`"}`)
+		s.get(t, 200, "/sites/"+site+"/versions?limit="+strconv.Itoa(n+1))
 		s.get(t, 404, "/"+site)
-		_, _ = s.try(request{"X" + strings.ToUpper(site), "/" + site, nil, nil})
+		s.do(t, 405, request{"X" + strings.ToUpper(site), "/health", nil, nil})
 	}
-	names := scrape(t, s)
-	if after := len(names); after > before+30 {
-		t.Errorf("%d series have become %d", before, after)
+	ask(0) // one of each kind
+	before := map[string]float64{}
+	eventually(t, "all requests are counted", func() bool {
+		before = scrape(t, s)
+		return before[`pagewright_http_requests_total{route="other",method="other",status="405"}`] == 1
+	})
+	const rounds = 100
+	for i := range rounds {
+		ask(1 + i)
 	}
+	names := map[string]float64{}
+	eventually(t, "all requests are counted", func() bool {
+		names = scrape(t, s)
+		return names[`pagewright_http_requests_total{route="other",method="other",status="405"}`] == 1+rounds
+	})
 	for name := range names {
+		if _, ok := before[name]; !ok {
+			t.Errorf("a new series: %s", name)
+		}
 		if regexp.MustCompile(`(?i)site\d`).MatchString(name) {
 			t.Errorf("%s has a site for a label", name)
 		}
