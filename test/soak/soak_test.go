@@ -258,7 +258,7 @@ func (s *soak) remove(ctx context.Context, client *http.Client, addr, key string
 	return nil
 }
 
-// rangeOf downloads the second half of a build.
+// rangeOf downloads a build without some of its first bytes, 99 at most.
 func (s *soak) rangeOf(ctx context.Context, client *http.Client, addr, key string) error {
 	l := s.model.watch(key)
 	defer s.model.done(l)
