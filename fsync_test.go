@@ -324,6 +324,24 @@ func TestFailedFsyncIsNotAcknowledged(t *testing.T) {
 	}
 }
 
+// Nor is one that had to make the lock file, which is never removed: the file is
+// made durable before it guards anything.
+func TestFailedFsyncOfALockFileIsNotAcknowledged(t *testing.T) {
+	w := watchFsyncs(t, t.TempDir())
+	mustStore(t, w.n, "s", "b", []byte("old"))
+	if err := os.Remove(filepath.Join(w.base, sitesDir, "s", lockName)); err != nil {
+		t.Fatal(err)
+	}
+	w.before = func(path string) error {
+		if path == "sites/s" {
+			return unix.EIO
+		}
+		return nil
+	}
+	wantError(t, w.n.StoreArtifact("s", "b", known([]byte("new"))), unix.EIO)
+	wantBytes(t, w.n, "s", "b", []byte("old"))
+}
+
 // A mount that cannot fsync a directory is reported once.
 func TestMountThatCannotFsyncDirectories(t *testing.T) {
 	w := watchFsyncs(t, t.TempDir())
