@@ -20,7 +20,9 @@ func startVersity(t testing.TB) *realStore {
 	server := startProcess(t, "/health",
 		[]string{"ROOT_ACCESS_KEY=" + testKey, "ROOT_SECRET_KEY=" + testSecret},
 		[]string{versityPath, "--port", "{addr}", "--health", "/health", "--quiet", "posix", t.TempDir()})
-	return s3Store(t, "versitygw", server)
+	s := s3Store(t, "versitygw", server)
+	s.but = []difference{deletesGone}
+	return s
 }
 
 // startMinIO starts MinIO over a directory.
