@@ -2,7 +2,12 @@ package history
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -119,4 +124,38 @@ func TestJudgeCreates(t *testing.T) {
 	if v := play("create:done", "&create:refused").JudgeCreates(); v != nil {
 		t.Fatalf("got %q", v)
 	}
+}
+
+// A replacement stands for the file that is missing, and for nothing beside it.
+func TestScanOfReplacements(t *testing.T) {
+	entry := `[{"id":"i","build_id":"b","action":"deploy","status":"success","timestamp":"2026-01-02T03:04:05Z","metadata":{"op":%d}}]`
+	f := func(name string, files map[string]string, want Inventory) {
+		t.Helper()
+		base := t.TempDir()
+		for path, data := range files {
+			path = filepath.Join(base, "sites/s", path)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(data), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := Scan(base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Builds["s/b"].Op != want.Builds["s/b"].Op || len(got.Builds) != len(want.Builds) ||
+			!slices.Equal(got.Logs["s/b"], want.Logs["s/b"]) || len(got.Logs) != len(want.Logs) ||
+			got.Temps != want.Temps || got.Placed != want.Placed || got.Silly != want.Silly || len(got.Faults) != len(want.Faults) {
+			t.Errorf("%s: got %+v, want %+v", name, got, want)
+		}
+	}
+	body := func(op uint64) string { return string(Body(op, 100)) }
+	log := func(op int) string { return fmt.Sprintf(entry, op) }
+	builds := map[string]Build{"s/b": {Op: 2}}
+	f("build", map[string]string{"artifacts/.new-b.tar.gz": body(2)}, Inventory{Builds: builds, Placed: 1})
+	f("beside the build", map[string]string{"artifacts/.new-b.tar.gz": "torn", "artifacts/b.tar.gz": body(2)}, Inventory{Builds: builds, Temps: 1})
+	f("log", map[string]string{"logs/.new-b.json": log(3)}, Inventory{Logs: map[string][]uint64{"s/b": {3}}, Placed: 1})
+	f("beside the log", map[string]string{"logs/.new-b.json": "[", "logs/b.json": log(3)}, Inventory{Logs: map[string][]uint64{"s/b": {3}}, Temps: 1})
+	f("torn", map[string]string{"artifacts/.new-b.tar.gz": "torn"}, Inventory{Builds: map[string]Build{"s/b": {}}, Placed: 1})
+	f("of no kind", map[string]string{"artifacts/.new-b": "x"}, Inventory{Placed: 1, Faults: []string{"x"}})
+	f("kept by a client", map[string]string{"artifacts/.nfs0000000000000001000000ff": "x"}, Inventory{Silly: 1})
 }

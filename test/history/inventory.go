@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -14,9 +15,18 @@ import (
 type Inventory struct {
 	Builds map[string]Build    // by key, as Op.Key
 	Logs   map[string][]uint64 // the appends in each log, in its order
-	Temps  int
-	Faults []string // what cannot be in any store
+	Temps  int                 // temporary files, and replacements beside the file that they were to replace
+	Placed int                 // builds and logs that stand under the name of their replacement, see newPrefix
+	Silly  int                 // files that an NFS client keeps until it closes them
+	Faults []string            // what cannot be in any store
+
+	waiting [][]string // the paths of the replacements found
 }
+
+// newPrefix begins the name of a replacement on a remote store, before it is
+// renamed over the file. It is that file as long as the name of the file is
+// missing; beside the file it is an upload that did not end.
+const newPrefix = ".new-"
 
 // Build is an artifact that was found.
 type Build struct {
@@ -46,7 +56,29 @@ func Scan(base string) (*Inventory, error) {
 		inv.file(path, strings.Split(rel, "/"))
 		return nil
 	})
+	for _, parts := range inv.waiting {
+		inv.replacement(base, parts)
+	}
 	return inv, err
+}
+
+// replacement notes a file whose name begins with newPrefix: as the file that it
+// stands for, if that one is missing.
+func (inv *Inventory) replacement(base string, parts []string) {
+	path := filepath.Join(base, filepath.Join(parts...))
+	last := len(parts) - 1
+	parts = slices.Clone(parts)
+	parts[last] = strings.TrimPrefix(parts[last], newPrefix)
+	_, err := os.Lstat(filepath.Join(base, filepath.Join(parts...)))
+	switch {
+	case err == nil:
+		inv.Temps++
+	case os.IsNotExist(err):
+		inv.Placed++
+		inv.file(path, parts)
+	default:
+		inv.Faults = append(inv.Faults, err.Error())
+	}
 }
 
 func (inv *Inventory) file(path string, parts []string) {
@@ -54,6 +86,10 @@ func (inv *Inventory) file(path string, parts []string) {
 	switch {
 	case strings.HasPrefix(name, ".tmp-"):
 		inv.Temps++
+	case strings.HasPrefix(name, ".nfs"):
+		inv.Silly++
+	case strings.HasPrefix(name, newPrefix):
+		inv.waiting = append(inv.waiting, parts)
 	case strings.HasPrefix(name, "."): // the files of the locks
 	case len(parts) == 4 && parts[0] == "sites" && parts[2] == "artifacts" && strings.HasSuffix(name, ".tar.gz"):
 		inv.Builds[parts[1]+"/"+strings.TrimSuffix(name, ".tar.gz")] = readBuild(path)

@@ -3,13 +3,9 @@
 package powercut
 
 import (
-	"cmp"
-	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -19,16 +15,6 @@ import (
 	"pagewright/storage/test/vm"
 )
 
-// variant is the service with some texts of its durable write replaced, each of
-// which must be there once.
-type variant struct {
-	name   string
-	broken bool // and so must be caught
-	edits  []edit
-}
-
-type edit struct{ file, old, new string }
-
 // lateSync is the fsync of a file after it got its name.
 const lateSync = `
 	if f, openErr := openAt(dirfd, name, unix.O_RDONLY, name); err == nil && openErr == nil {
@@ -37,19 +23,19 @@ const lateSync = `
 	}`
 
 var (
-	noFileSync = edit{"atomic.go", `err := t.disk.syncs.sync(t.f, t.stat.Dev, t.since)`, `err := error(nil)`}
-	noDirSync  = edit{"atomic.go", `err := t.disk.syncs.syncDir(t.dir, t.stat.Dev, t.since)`, `err := error(nil)`}
-	lateRename = after("atomic.go", `err := uninterrupted(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })`, lateSync)
-	lateLink   = after("atomic.go", `err := uninterrupted(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })`, lateSync)
+	noFileSync = vm.Replace("atomic.go", `err := t.disk.syncs.sync(t.f, t.stat.Dev, t.since)`, `err := error(nil)`)
+	noDirSync  = vm.Replace("atomic.go", `err := t.disk.syncs.syncDir(t.dir, t.stat.Dev, t.since)`, `err := error(nil)`)
+	lateRename = vm.After("atomic.go", `err := uninterrupted(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })`, lateSync)
+	lateLink   = vm.After("atomic.go", `err := uninterrupted(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })`, lateSync)
 
 	// A single writer shares its syncs with itself.
-	shareAlways = edit{"syncs.go", `shareFrom = 24`, `shareFrom = 1`}
-	alsoLarge   = edit{"syncs.go", `|| s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load()`, ``}
-	noSyncfs    = edit{"syncs.go", `err := uninterrupted(func() error { return unix.Syncfs(int(s.root.Fd())) })`, `err := error(nil)`}
+	shareAlways = vm.Replace("syncs.go", `shareFrom = 24`, `shareFrom = 1`)
+	alsoLarge   = vm.Replace("syncs.go", `|| s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load()`, ``)
+	noSyncfs    = vm.Replace("syncs.go", `err := uninterrupted(func() error { return unix.Syncfs(int(s.root.Fd())) })`, `err := error(nil)`)
 
 	// Both answers are promises of their own, with an fsync of their own.
-	noDeleteSync = edit{"nfs.go", `return n.disk.syncDir(dir)`, `return nil`}
-	noRepeatSync = edit{"logfile.go", `return n.disk.syncDir(dir)`, `return nil`}
+	noDeleteSync = vm.Replace("nfs.go", `return n.disk.syncDir(dir)`, `return nil`)
+	noRepeatSync = vm.Replace("logfile.go", `return n.disk.syncDir(dir)`, `return nil`)
 )
 
 // There is no variant of these faults, because no cut of these machines can show
@@ -59,55 +45,25 @@ var (
 //     which an fsync of a file commits all that was made before it.
 //   - An error that a sync told to another write is missed: these disks have none.
 
-func after(file, text, more string) edit { return edit{file, text, text + more} }
-
-var variants = []variant{
-	{"as it is", false, nil},
-	{"every sync shared", false, []edit{shareAlways, alsoLarge}},
-	{"no fsync of the directory", true, []edit{noDirSync}},
-	{"no fsync of the file", true, []edit{noFileSync}},
-	{"rename before fsync", true, []edit{noFileSync, lateRename, lateLink}},
-	{"DELETE is not synced", true, []edit{noDeleteSync}},
-	{"repeated entry is not synced", true, []edit{noRepeatSync}},
-	{"shared sync without syncfs", true, []edit{shareAlways, alsoLarge, noSyncfs}},
+var variants = []vm.Variant{
+	{Name: "as it is"},
+	{Name: "every sync shared", Edits: []vm.Edit{shareAlways, alsoLarge}},
+	{Name: "no fsync of the directory", Broken: true, Edits: []vm.Edit{noDirSync}},
+	{Name: "no fsync of the file", Broken: true, Edits: []vm.Edit{noFileSync}},
+	{Name: "rename before fsync", Broken: true, Edits: []vm.Edit{noFileSync, lateRename, lateLink}},
+	{Name: "DELETE is not synced", Broken: true, Edits: []vm.Edit{noDeleteSync}},
+	{Name: "repeated entry is not synced", Broken: true, Edits: []vm.Edit{noRepeatSync}},
+	{Name: "shared sync without syncfs", Broken: true, Edits: []vm.Edit{shareAlways, alsoLarge, noSyncfs}},
 }
 
 // sharing is the service on a faster machine: one without KVM never has as many
 // syncs at once as it takes, nor are they as quick.
-var sharing = variant{"shares from 4", false, []edit{{"syncs.go", `shareFrom = 24`, `shareFrom = 4`}, alsoLarge}}
+var sharing = vm.Variant{Name: "shares from 4", Edits: []vm.Edit{vm.Replace("syncs.go", `shareFrom = 24`, `shareFrom = 4`), alsoLarge}}
 
-// build makes the program of the variant in dir; no file of the product changes.
-func (v variant) build(t *testing.T, dir string) string {
+func build(t *testing.T, v vm.Variant) string {
 	t.Helper()
-	root, err := filepath.Abs("../..")
+	program, err := v.Build(t.TempDir())
 	if err != nil {
-		t.Fatal(err)
-	}
-	replace := map[string]string{}
-	for _, e := range v.edits {
-		source := filepath.Join(root, e.file)
-		from := cmp.Or(replace[source], source)
-		text, err := os.ReadFile(from)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if n := strings.Count(string(text), e.old); n != 1 {
-			t.Fatalf("%q: %d times in %s, want 1: %s\nThe durable write was changed: change the variants with it.", v.name, n, e.file, e.old)
-		}
-		replace[source] = filepath.Join(dir, e.file)
-		if err := os.WriteFile(replace[source], []byte(strings.Replace(string(text), e.old, e.new, 1)), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	overlay, err := json.Marshal(map[string]any{"Replace": replace})
-	if err != nil {
-		t.Fatal(err)
-	}
-	path, program := filepath.Join(dir, "overlay.json"), filepath.Join(dir, "service")
-	if err := os.WriteFile(path, overlay, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := vm.BuildService(program, "-overlay", path); err != nil {
 		t.Fatal(err)
 	}
 	return program
@@ -121,9 +77,9 @@ func (v variant) build(t *testing.T, dir string) string {
 // all the time, so that a rename can become durable before the bytes.
 func TestMutantsAreCaught(t *testing.T) {
 	for _, v := range variants {
-		t.Run(strings.ReplaceAll(v.name, " ", "_"), func(t *testing.T) {
+		t.Run(strings.ReplaceAll(v.Name, " ", "_"), func(t *testing.T) {
 			began := time.Now()
-			r := systems[0].record(t, v.build(t, t.TempDir()))
+			r := systems[0].record(t, build(t, v))
 			acknowledged := r.write(t, "alone", 28, 20_000)
 			run(t, r.machine, "guest commit %s/lost+found/x >/dev/null 2>&1 </dev/null & echo $! >/run/commit", base)
 			beside := r.write(t, "beside", 56, 600_000)
@@ -142,11 +98,11 @@ func TestMutantsAreCaught(t *testing.T) {
 			}
 			t.Logf("%s to write, %s to replay to %d moments", written, time.Since(began)-written, len(points))
 			all, done, _, unknown := r.driver.History.Count()
-			table.Add("variant: "+v.name, "ext4", len(points), all, done, unknown, r.temps, len(violations), time.Since(began).Round(time.Second))
-			if !v.broken && len(violations) > 0 {
+			table.Add("variant: "+v.Name, "ext4", len(points), all, done, unknown, r.temps, len(violations), time.Since(began).Round(time.Second))
+			if !v.Broken && len(violations) > 0 {
 				t.Error("the promise is broken")
 			}
-			if v.broken && len(violations) == 0 {
+			if v.Broken && len(violations) == 0 {
 				t.Error("not caught: the proof proves nothing")
 			}
 		})
