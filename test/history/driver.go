@@ -26,6 +26,7 @@ type Driver struct {
 	URL     string // of the service, without a slash at the end
 	History *History
 	Mark    func() int64 // see Op; nil: none
+	Linger  bool         // Mix waits for the answers to its last requests
 	client  *http.Client
 	creates atomic.Int64
 }
@@ -111,23 +112,27 @@ func (d *Driver) send(ctx context.Context, op *Op) int {
 // got no answer, or one of 500 and above.
 func (d *Driver) Mix(ctx context.Context, prefix string, worker, limit int, seed uint64) (failed int) {
 	rng := rand.New(rand.NewPCG(seed, uint64(worker)))
+	begun := ctx
+	if d.Linger {
+		begun = context.WithoutCancel(ctx)
+	}
 	for i := 0; ctx.Err() == nil && (limit == 0 || i < limit); i++ {
 		own := fmt.Sprintf("%s-%d/build-%d", prefix, worker, rng.IntN(8))
 		shared := fmt.Sprintf("%s-shared/build-%d", prefix, rng.IntN(4))
 		status := 0
 		switch n := rng.IntN(100); {
 		case n < 35:
-			status = d.Do(ctx, Put, own, someSize(rng))
+			status = d.Do(begun, Put, own, someSize(rng))
 		case n < 50:
-			status = d.Do(ctx, Put, shared, someSize(rng))
+			status = d.Do(begun, Put, shared, someSize(rng))
 		case n < 65: // two workers for each number, at about the same time
-			status = d.Do(ctx, Create, fmt.Sprintf("%s-created/build-%d", prefix, d.creates.Add(1)/2), someSize(rng))
+			status = d.Do(begun, Create, fmt.Sprintf("%s-created/build-%d", prefix, d.creates.Add(1)/2), someSize(rng))
 		case n < 80:
-			status = d.Do(ctx, Append, fmt.Sprintf("%s-shared/log-%d", prefix, rng.IntN(3)), 0)
+			status = d.Do(begun, Append, fmt.Sprintf("%s-shared/log-%d", prefix, rng.IntN(3)), 0)
 		case n < 90:
-			status = d.Do(ctx, Append, own, 0)
+			status = d.Do(begun, Append, own, 0)
 		default:
-			status = d.Do(ctx, Delete, own, 0)
+			status = d.Do(begun, Delete, own, 0)
 		}
 		if status == 0 || status >= 500 {
 			failed++

@@ -65,8 +65,11 @@ func eachProtocol(t *testing.T, test func(t *testing.T, p protocol)) {
 // network is a server and its clients, each on a cable of its own.
 type network struct {
 	protocol
+	files      map[string]string // of the clients
 	disk       string
+	states     []string // of the clients: the disks for what NFSv3 must know after a boot
 	serverEnds []*vm.Wire
+	clientEnds []*vm.Wire
 	server     *vm.Machine
 	clients    []*vm.Machine
 }
@@ -74,38 +77,63 @@ type network struct {
 // connect boots a server and some clients, who mount what it exports.
 func (p protocol) connect(t *testing.T, clients int, files map[string]string) *network {
 	t.Helper()
-	n := &network{protocol: p, disk: filepath.Join(t.TempDir(), "disk.img")}
-	if err := os.WriteFile(n.disk, nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(n.disk, 1<<30); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("mkfs.ext4", "-q", "-F", n.disk).CombinedOutput(); err != nil {
-		t.Fatalf("mkfs.ext4: %v: %s", err, out)
-	}
-	var clientEnds []*vm.Wire
+	n := &network{protocol: p, files: files, disk: newDisk(t, 1<<30)}
 	for i := range clients {
 		s, c, err := vm.NewWire(i)
 		if err != nil {
 			t.Fatal(err)
 		}
-		n.serverEnds, clientEnds = append(n.serverEnds, s), append(clientEnds, c)
+		n.serverEnds, n.clientEnds = append(n.serverEnds, s), append(n.clientEnds, c)
+		n.states = append(n.states, newDisk(t, 16<<20))
 	}
+	n.clients = make([]*vm.Machine, clients)
 	n.startServer(t)
-	for i, end := range clientEnds {
-		c, err := kit.Start(t.Context(), vm.Config{Name: fmt.Sprintf("client%d", i), Memory: 1536,
-			Ports: []int{port}, Files: files, Wires: []*vm.Wire{end}})
-		if err != nil {
+	for i := range clients {
+		if err := n.startClient(t, i); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(c.Cut)
-		n.clients = append(n.clients, c)
-		there, here := fmt.Sprintf("10.9.%d.1", i), fmt.Sprintf("10.9.%d.2", i)
-		run(t, c, "guest load nfs && rpcbind && rpc.statd")
-		run(t, c, "guest mount %s %s %s %s", p.kind, fmt.Sprintf(p.source, there), mount, fmt.Sprintf(p.options+"%[3]s", there, here, ""))
 	}
 	return n
+}
+
+// newDisk makes an image with an empty file system.
+func newDisk(t *testing.T, size int64) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "disk.img")
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", path).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v: %s", err, out)
+	}
+	return path
+}
+
+// startClient boots a client and mounts the export.
+func (n *network) startClient(t *testing.T, i int) error {
+	c, err := kit.Start(t.Context(), vm.Config{Name: fmt.Sprintf("client%d", i), Memory: 1536, Ports: []int{port},
+		Files: n.files, Wires: n.clientEnds[i : i+1], Drives: []string{vm.RawDrive(n.states[i], false)}})
+	if err != nil {
+		return err
+	}
+	t.Cleanup(c.Cut)
+	n.clients[i] = c
+	there, here := fmt.Sprintf("10.9.%d.1", i), fmt.Sprintf("10.9.%d.2", i)
+	out, err := c.Run(t.Context(), `set -e
+guest load nfs
+guest mount ext4 /dev/vda /srv/state ''
+[ -e /srv/state/nfs ] || cp -a /var/lib/nfs /srv/state/nfs
+mount -o bind /srv/state/nfs /var/lib/nfs
+rpcbind
+rpc.statd
+`+fmt.Sprintf("guest mount %s %s %s %s", n.kind, fmt.Sprintf(n.source, there), mount, fmt.Sprintf(n.options+"%[3]s", there, here, "")))
+	if err != nil {
+		return fmt.Errorf("client %d: %w\n%s\n%s", i, err, out, c.Console())
+	}
+	return nil
 }
 
 const exportLine = `/srv/disk/export *(rw,fsid=0,no_root_squash,no_subtree_check,sync,insecure)`
@@ -146,13 +174,19 @@ func (n *network) serve(t *testing.T, env ...string) []*history.Driver {
 	h := &history.History{}
 	var drivers []*history.Driver
 	for _, c := range n.clients {
-		url, err := c.Serve(t.Context(), port, mount, append(env, "NFS_REQUIRE_MOUNT=true")...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		drivers = append(drivers, history.NewDriver(url, h, patience))
+		drivers = append(drivers, history.NewDriver(startService(t, c, env...), h, patience))
 	}
 	return drivers
+}
+
+// startService starts a service on a client and gives its URL.
+func startService(t *testing.T, c *vm.Machine, env ...string) string {
+	t.Helper()
+	url, err := c.Serve(t.Context(), port, mount, append(env, "NFS_REQUIRE_MOUNT=true")...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return url
 }
 
 // load has workers write through every service until ctx ends or each has done
@@ -169,13 +203,10 @@ func load(ctx context.Context, drivers []*history.Driver, workers, limit int) {
 // with what was acknowledged.
 func (n *network) judge(t *testing.T, drivers []*history.Driver) (violations int) {
 	t.Helper()
-	var inv history.Inventory
-	if err := json.Unmarshal([]byte(run(t, n.server, "guest scan /srv/disk/export")), &inv); err != nil {
-		t.Fatal(err)
-	}
-	found := append(drivers[0].History.Judge(&inv, history.Latest), drivers[0].History.JudgeCreates()...)
+	inv := n.scan(t)
+	found := append(drivers[0].History.Judge(inv, history.Latest), drivers[0].History.JudgeCreates()...)
 	for i, d := range drivers {
-		front, err := d.JudgeFront(t.Context(), &inv)
+		front, err := d.JudgeFront(t.Context(), inv)
 		if err != nil {
 			t.Fatalf("%v\n%s", err, n.clients[i].ServiceLog(t.Context(), port))
 		}
@@ -185,6 +216,16 @@ func (n *network) judge(t *testing.T, drivers []*history.Driver) (violations int
 		t.Error(v)
 	}
 	return len(found)
+}
+
+// scan takes the inventory of the files as the server has them.
+func (n *network) scan(t *testing.T) *history.Inventory {
+	t.Helper()
+	var inv history.Inventory
+	if err := json.Unmarshal([]byte(run(t, n.server, "guest scan /srv/disk/export")), &inv); err != nil {
+		t.Fatal(err)
+	}
+	return &inv
 }
 
 func run(t *testing.T, m *vm.Machine, format string, args ...any) string {

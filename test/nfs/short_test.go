@@ -8,3 +8,9 @@ const (
 	visibilityRounds = 10
 	appends          = "^TestProcessesAppend$/^10_at_once$" // one at a time takes a minute more
 )
+
+// The cuts under each protocol.
+var cutsPerProtocol = [][]cut{{bothAtGap, oneAtLogGap, serverAtGap, bothServerFirst, oneAlone, bothAtLogGap}, nil}
+
+// The cuts for the variant without the protocol.
+var plainRenameCuts = []cut{bothAtGap}

@@ -284,6 +284,12 @@ func (m *Machine) Cut() {
 	<-m.exited
 }
 
+// Pause stops the machine until Resume, as a host does that swaps or is moved.
+func (m *Machine) Pause() error { return m.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// Resume lets a paused machine go on.
+func (m *Machine) Resume() error { return m.cmd.Process.Signal(syscall.SIGCONT) }
+
 // Run runs a shell script in the machine and gives what it printed. Its error
 // tells the exit status.
 func (m *Machine) Run(ctx context.Context, script string) (string, error) {

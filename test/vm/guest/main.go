@@ -28,9 +28,18 @@ func main() {
 		err = replay(os.Args[2], os.Args[3], os.Args[4], os.Args[5], os.Args[6], os.Args[7:])
 	case len(os.Args) == 3 && os.Args[1] == "commit":
 		err = commit(os.Args[2])
+	case len(os.Args) > 2 && os.Args[1] == "watch":
+		err = watch(os.Args[2:])
+	case len(os.Args) > 3 && os.Args[1] == "gap":
+		err = gap(os.Args[2], os.Args[3:])
+	case len(os.Args) == 4 && os.Args[1] == "hold":
+		err = hold(os.Args[2], os.Args[3])
+	case len(os.Args) == 4 && os.Args[1] == "links":
+		err = setLinks(os.Args[2], os.Args[3] == "up")
 	default:
 		err = fmt.Errorf("usage: guest mount TYPE SOURCE TARGET OPTIONS | load GROUP | scan BASE |" +
-			" replay TYPE OPTIONS SIZE BASE LOG POINT... | commit FILE")
+			" replay TYPE OPTIONS SIZE BASE LOG POINT... | commit FILE |" +
+			" watch FILE... | gap LINKS FILE... | hold FILE BYTE | links LINKS up|down")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "guest:", err)

@@ -1,0 +1,9 @@
+//go:build integration || torture
+
+package nfs
+
+import "pagewright/storage/test/vm"
+
+// plainRename is the service that renames a replacement over the file, as it
+// does on a local file system.
+var plainRename = vm.Variant{Name: "plain rename", Broken: true}
