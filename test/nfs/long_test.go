@@ -8,6 +8,7 @@ import "slices"
 const (
 	loadPerWorker    = 600
 	visibilityRounds = 200
+	absentWrites     = 500
 	appends          = "^TestProcessesAppend$"
 )
 

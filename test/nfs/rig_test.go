@@ -88,12 +88,27 @@ func (p protocol) connect(t *testing.T, clients int, files map[string]string) *n
 	}
 	n.clients = make([]*vm.Machine, clients)
 	n.startServer(t)
-	for i := range clients {
-		if err := n.startClient(t, i); err != nil {
-			t.Fatal(err)
+	n.startClients(t)
+	return n
+}
+
+// startClients boots the clients whose numbers are given, or all, at once.
+func (n *network) startClients(t *testing.T, which ...int) {
+	t.Helper()
+	if len(which) == 0 {
+		for i := range n.clients {
+			which = append(which, i)
 		}
 	}
-	return n
+	errs := make([]error, len(which))
+	var g sync.WaitGroup
+	for k, i := range which {
+		g.Go(func() { errs[k] = n.startClient(t, i) })
+	}
+	g.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // newDisk makes an image with an empty file system.

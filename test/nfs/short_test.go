@@ -6,6 +6,7 @@ package nfs
 const (
 	loadPerWorker    = 40 // requests
 	visibilityRounds = 10
+	absentWrites     = 60
 	appends          = "^TestProcessesAppend$/^10_at_once$" // one at a time takes a minute more
 )
 
