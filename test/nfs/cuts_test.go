@@ -139,9 +139,12 @@ func newCutter(t *testing.T, p protocol, program string) *cutter {
 func (c *cutter) prepare(t *testing.T, i int) {
 	t.Helper()
 	c.drivers[i].Linger = true
-	// So that a slow download keeps its file open, and not all of it in buffers.
-	run(t, c.clients[i], "echo 4096 65536 262144 >/proc/sys/net/ipv4/tcp_wmem")
+	run(t, c.clients[i], "%s", smallBuffers)
 }
+
+// smallBuffers makes a slow download keep its file open, by keeping it from
+// being in buffers as a whole.
+const smallBuffers = "echo 4096 65536 262144 >/proc/sys/net/ipv4/tcp_wmem"
 
 func (c *cutter) fault(format string, args ...any) {
 	c.mu.Lock()
@@ -377,11 +380,7 @@ func sip(ctx context.Context, url, path string, lasts time.Duration) {
 func TestPlainRenameOnNFSIsCaught(t *testing.T) {
 	for _, how := range plainRenameCuts {
 		t.Run(strings.ReplaceAll(how.name, " ", "_"), func(t *testing.T) {
-			program, err := plainRename.Build(t.TempDir())
-			if err != nil {
-				t.Fatal(err)
-			}
-			c := newCutter(t, protocols[0], program)
+			c := newCutter(t, protocols[0], build(t, plainRename))
 			c.cut(t, how)
 			c.report(t, "NFSv4.2, variant: "+plainRename.Name)
 			lost := slices.ContainsFunc(c.violations, func(v string) bool { return strings.Contains(v, hotKey) })

@@ -9,6 +9,7 @@ const (
 	loadPerWorker    = 600
 	visibilityRounds = 200
 	absentWrites     = 500
+	costRounds       = 50
 	appends          = "^TestProcessesAppend$"
 )
 

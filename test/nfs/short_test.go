@@ -6,7 +6,8 @@ package nfs
 const (
 	loadPerWorker    = 40 // requests
 	visibilityRounds = 10
-	absentWrites     = 60
+	absentWrites     = 30
+	costRounds       = 5
 	appends          = "^TestProcessesAppend$/^10_at_once$" // one at a time takes a minute more
 )
 

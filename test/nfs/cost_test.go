@@ -1,0 +1,200 @@
+//go:build integration || torture
+
+package nfs
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"pagewright/storage/test/vm"
+)
+
+// What each operation costs on the mount: in requests to the server, by their
+// kinds, and in time. The time is that of an emulated machine and only good for
+// a comparison.
+func TestCostOnNFS(t *testing.T) {
+	spent := map[string]map[string]int{} // requests by variant and operation
+	for _, v := range []vm.Variant{plainRename, {Name: "as it is"}} {
+		t.Run(strings.ReplaceAll(v.Name, " ", "_"), func(t *testing.T) {
+			program := service
+			if v.Broken {
+				program = build(t, v)
+			}
+			n := protocols[0].connect(t, 1, map[string]string{vm.ServicePath: program})
+			spent[v.Name] = n.costs(t, v.Name)
+		})
+	}
+	if t.Failed() {
+		return
+	}
+	// What is not changed by the protocol costs no more than before.
+	for _, op := range []string{"GET", "GET of an absent site"} {
+		before, now := spent[plainRename.Name][op], spent["as it is"][op]
+		if now > before {
+			t.Errorf("%s: %d requests, before %d", op, now, before)
+		}
+	}
+	op := "replace, while it is downloaded"
+	if before, now := spent[plainRename.Name][op], spent["as it is"][op]; now <= before {
+		t.Errorf("%s: %d requests, without the second rename %d: what was measured?", op, now, before)
+	}
+}
+
+func build(t *testing.T, v vm.Variant) string {
+	t.Helper()
+	program, err := v.Build(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
+
+// costs measures every operation and gives the number of requests of each.
+func (n *network) costs(t *testing.T, variant string) map[string]int {
+	t.Helper()
+	c := n.clients[0]
+	run(t, c, "%s", smallBuffers)
+	host := startService(t, c)
+	base := host + "/sites/cost"
+	small, large := strings.Repeat("x", 1000), strings.Repeat("x", hotSize)
+	put := func(name, body string) func(i int) {
+		return func(i int) {
+			if r := ask(t, "PUT", fmt.Sprintf(base+"/artifacts/"+name, i), body); r.status != 201 {
+				t.Fatalf("PUT: %d %s", r.status, r.body)
+			}
+		}
+	}
+	want := func(status int, method, path, body string) func(i int) {
+		return func(i int) {
+			if strings.Contains(path, "%d") {
+				path := fmt.Sprintf(path, i)
+				if r := ask(t, method, host+path, body); r.status != status {
+					t.Fatalf("%s %s: %d %s", method, path, r.status, r.body)
+				}
+			} else if r := ask(t, method, host+path, body); r.status != status {
+				t.Fatalf("%s %s: %d %s", method, path, r.status, r.body)
+			}
+		}
+	}
+	var hangUp context.CancelFunc = func() {}
+	download := func(int) {
+		hangUp()
+		ctx, cancel := context.WithCancel(t.Context())
+		began := make(chan struct{})
+		gone := make(chan struct{})
+		go func() {
+			defer close(gone)
+			hold(ctx, t, host, "/sites/cost/artifacts/large", began)
+		}()
+		<-began
+		hangUp = func() { cancel(); <-gone }
+	}
+	none := func(int) {}
+	entry := `{"build_id":"b","action":"deploy","status":"ok"}`
+	put("b", small)(0)
+	put("large", large)(0)
+	want(201, "POST", "/sites/cost/logs", entry)(0)
+	spent := map[string]int{}
+	for _, op := range []struct {
+		name        string
+		prepare, do func(i int)
+	}{
+		{"create", none, put("new-%d", small)},
+		{"replace", none, put("b", small)},
+		{"replace, 1 MiB", none, put("large", large)},
+		{"replace, while it is downloaded", download, put("large", large)},
+		{"delete", none, want(204, "DELETE", "/sites/cost/artifacts/new-%d", "")},
+		{"append", none, want(201, "POST", "/sites/cost/logs", entry)},
+		{"GET", none, want(200, "GET", "/sites/cost/artifacts/b", "")},
+		{"GET of an absent build", none, want(404, "GET", "/sites/cost/artifacts/absent-%d", "")},
+		{"GET of an absent site", none, want(404, "GET", "/sites/absent-%d/artifacts/b", "")},
+	} {
+		kinds, took := map[string]int{}, []time.Duration{}
+		for i := range costRounds {
+			op.prepare(i)
+			before := n.requests(t)
+			began := time.Now()
+			op.do(i)
+			took = append(took, time.Since(began))
+			for kind, count := range n.requests(t) {
+				kinds[kind] += count - before[kind]
+			}
+		}
+		hangUp()
+		all, text := 0, ""
+		for _, kind := range slices.Sorted(maps.Keys(kinds)) {
+			if count := kinds[kind]; count > 0 {
+				all += count
+				text += fmt.Sprintf(", %s %.1f", kind, float64(count)/costRounds)
+			}
+		}
+		slices.Sort(took)
+		spent[op.name] = all
+		table.Add("cost: "+op.name, variant, fmt.Sprintf("%.1f requests%s", float64(all)/costRounds, text), "",
+			fmt.Sprintf("median %s", took[len(took)/2].Round(100*time.Microsecond)))
+	}
+	return spent
+}
+
+// requests is how many requests of each kind the client has sent to the server
+// about the mount (mountstats of nfs-utils reads the same).
+func (n *network) requests(t *testing.T) map[string]int {
+	t.Helper()
+	counts, ours := map[string]int{}, false
+	for s := bufio.NewScanner(strings.NewReader(run(t, n.clients[0], "cat /proc/self/mountstats"))); s.Scan(); {
+		line := s.Text()
+		if strings.HasPrefix(line, "device ") {
+			ours = strings.Contains(line, " mounted on "+mount+" ")
+		}
+		kind, rest, ok := strings.Cut(strings.TrimSpace(line), ": ")
+		fields := strings.Fields(rest)
+		if !ours || !ok || len(fields) < 8 || strings.ToUpper(kind) != kind {
+			continue
+		}
+		if count, err := strconv.Atoi(fields[0]); err == nil {
+			counts[kind] = count
+		}
+	}
+	if len(counts) == 0 {
+		t.Fatal("no counts of requests")
+	}
+	return counts
+}
+
+// hold begins a download and takes nothing of its body until ctx ends.
+func hold(ctx context.Context, t *testing.T, url, path string, began chan<- struct{}) {
+	dialer := &net.Dialer{}
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dialer.DialContext(ctx, network, addr)
+			if err == nil {
+				conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+			}
+			return conn, err
+		},
+	}}
+	defer close(began)
+	req, err := http.NewRequestWithContext(ctx, "GET", url+path, nil)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	began <- struct{}{}
+	<-ctx.Done()
+	resp.Body.Close()
+}
