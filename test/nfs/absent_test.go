@@ -73,12 +73,8 @@ func (n *network) absences(t *testing.T, drivers []*history.Driver) (seen []look
 		}
 	}
 	write(0)
-	// Somebody on the writer's host has each file open at most moments, as many
-	// readers do: few can be afforded here.
-	for _, file := range []string{hotFile, hotLog} {
-		run(t, n.clients[0], "rm -f /tmp/stop; (while [ ! -e /tmp/stop ]; do sleep 0.2 <%s%s || sleep 0.1; done) >/dev/null 2>&1 </dev/null &",
-			mount, strings.TrimPrefix(file, "/srv/disk/export"))
-	}
+	keepOpen(t, n.clients[0], hotFile)
+	keepOpen(t, n.clients[0], hotLog)
 	out := make(chan string)
 	go func() {
 		text, err := n.server.Run(t.Context(), "guest watch "+hotFile+" "+hotLog)

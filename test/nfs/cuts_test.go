@@ -140,6 +140,15 @@ func (c *cutter) prepare(t *testing.T, i int) {
 	t.Helper()
 	c.drivers[i].Linger = true
 	run(t, c.clients[i], "%s", smallBuffers)
+	keepOpen(t, c.clients[i], hotLog)
+}
+
+// keepOpen has somebody on a client hold a file open at most moments until
+// /tmp/stop is made there, as many lists would: few can be afforded here.
+func keepOpen(t *testing.T, m *vm.Machine, file string) {
+	t.Helper()
+	run(t, m, "rm -f /tmp/stop; (while [ ! -e /tmp/stop ]; do sleep 0.2 <%s%s || sleep 0.1; done) >/dev/null 2>&1 </dev/null &",
+		mount, strings.TrimPrefix(file, "/srv/disk/export"))
 }
 
 // smallBuffers makes a slow download keep its file open, by keeping it from
