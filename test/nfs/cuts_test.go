@@ -4,6 +4,7 @@ package nfs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -151,9 +153,19 @@ func keepOpen(t *testing.T, m *vm.Machine, file string) {
 		mount, strings.TrimPrefix(file, "/srv/disk/export"))
 }
 
+// slowDialer connects a client that downloads slowly. The kernel here sizes the
+// buffers of qemu by the length of a segment, which is long on loopback.
+var slowDialer = net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
+	c.Control(func(fd uintptr) {
+		err = errors.Join(syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4<<10),
+			syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_MAXSEG, 536))
+	})
+	return err
+}}
+
 // smallBuffers makes a slow download keep its file open, by keeping it from
 // being in buffers as a whole.
-const smallBuffers = "echo 4096 65536 262144 >/proc/sys/net/ipv4/tcp_wmem"
+const smallBuffers = "echo 4096 65536 65536 >/proc/sys/net/ipv4/tcp_wmem"
 
 func (c *cutter) fault(format string, args ...any) {
 	c.mu.Lock()
@@ -368,13 +380,12 @@ func pause(ctx context.Context) {
 func sip(ctx context.Context, url, path string, lasts time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, lasts)
 	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", strings.TrimPrefix(url, "http://"))
+	conn, err := slowDialer.DialContext(ctx, "tcp", strings.TrimPrefix(url, "http://"))
 	if err != nil {
 		pause(ctx)
 		return
 	}
 	defer conn.Close()
-	conn.(*net.TCPConn).SetReadBuffer(4 << 10)
 	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: test\r\n\r\n", path)
 	conn.SetReadDeadline(time.Now().Add(lasts))
 	for b := make([]byte, 512); ctx.Err() == nil; pause(ctx) {
