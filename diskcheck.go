@@ -33,7 +33,7 @@ func (n *nfs) examine(tell func(finding)) {
 		{"compare the clocks", c.clock},
 	} {
 		note, err := step.do()
-		tell(finding{what: step.what, err: err, note: note, weak: errors.Is(err, ErrUnsupported)})
+		tell(finding{what: step.what, err: err, note: note, weak: isWeak(err)})
 		if c.dir == nil && c.names != nil && err != nil {
 			break // nothing can be written
 		}
@@ -121,8 +121,8 @@ func (c *diskCheck) write() (string, error) {
 
 func (c *diskCheck) times() (string, error) {
 	if c.coarse {
-		return "", fmt.Errorf("%w: they are kept in steps of %s or more: small builds are not kept in memory, "+
-			"and a build that replaces another within a step is dated later", ErrUnsupported, fineTime)
+		return "", warning{fmt.Errorf("the file system keeps them in steps of %s or more: small builds are not kept in memory, "+
+			"and a build that replaces another within a step is dated later", fineTime)}
 	}
 	return "finer than " + fineTime.String(), nil
 }
@@ -205,7 +205,26 @@ func (c *diskCheck) clock() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return clockFinding(time.Since(at), "the order of versions is wrong")
+	return directoryClock(time.Since(at))
+}
+
+// directoryClock is the clockFinding of a directory, where the service dates
+// files by the store's clock.
+func directoryClock(skew time.Duration) (note string, err error) {
+	note, err = clockFinding(skew, "builds and log entries get the store's time; set this host's clock right")
+	if err != nil {
+		err = warning{err}
+	}
+	return note, err
+}
+
+// warning is what a check found that the service can work with.
+type warning struct{ error }
+
+// isWeak reports whether the service works in spite of err.
+func isWeak(err error) bool {
+	var w warning
+	return errors.Is(err, ErrUnsupported) || errors.As(err, &w)
 }
 
 // clockFinding judges the difference between the clock of this host and that of

@@ -261,6 +261,12 @@ func TestDoctorOfTheClocks(t *testing.T) {
 			t.Errorf("%s: %v", skew, err)
 		}
 	}
+	if _, err := directoryClock(time.Hour); !isWeak(err) || strings.Contains(err.Error(), "signatures") {
+		t.Errorf("a directory whose clock is behind: %v", err)
+	}
+	if _, err := directoryClock(0); err != nil {
+		t.Error(err)
+	}
 	out, err := checkBucket(lateBucket{newMemBucket()})
 	if err == nil || !strings.Contains(out, "FAIL compare the clocks: they are 1h0m0s apart: signatures are refused") {
 		t.Errorf("an object store whose clock is behind: %v\n%s", err, out)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"strings"
@@ -132,7 +131,7 @@ func (n *nfs) place(temp *tempFile, siteID, buildID string, cond Precondition) e
 	c.cond = Precondition{} // link(2) fails if the name exists, so no check is needed
 	err := n.changeIf(c, n.createFile)
 	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%w: the build exists", ErrPrecondition)
+		return errExists
 	}
 	return err
 }
