@@ -248,7 +248,11 @@ func TestReplacementWithoutItsName(t *testing.T) {
 			expect(t, ask(t, "GET", base+"swept/artifacts/b", ""), 200, "the build")
 			expect(t, ask(t, "GET", base+deleted+"/artifacts/b", ""), 404, "") // it does not come back
 		})
-		table.Add("what a cut leaves, put there by hand", p.name, fmt.Sprintf("%d cases", cases), 0, time.Since(began).Round(time.Second))
+		failed := 0
+		if t.Failed() {
+			failed = 1
+		}
+		table.Add("what a cut leaves, put there by hand", p.name, fmt.Sprintf("%d cases", cases), failed, time.Since(began).Round(time.Second))
 	})
 }
 

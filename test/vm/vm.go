@@ -198,7 +198,9 @@ func (k *Kit) start(ctx context.Context, c Config, ramDisk string) (*Machine, er
 		user += fmt.Sprintf(",hostfwd=tcp:%s-:%d", m.addrs[p], p)
 	}
 	m.agent = "http://" + m.addrs[agentPort]
-	boot := "console=ttyS0 panic=-1 quiet random.trust_cpu=on mitigations=off nokaslr pw.name=" + c.Name
+	// no_timer_check: where this host is busy, the emulated timer can come too late
+	// for the kernel's check of it, which panics then.
+	boot := "console=ttyS0 panic=-1 quiet no_timer_check random.trust_cpu=on mitigations=off nokaslr pw.name=" + c.Name
 	// Without ERMS the kernel copies by words, which the emulation does many times
 	// faster than by bytes.
 	args := []string{"-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm", "-nodefaults", "-no-user-config", "-display", "none",
