@@ -78,13 +78,13 @@ func TestPowerCutsOnNFS(t *testing.T) {
 		}
 		t.Run(p.name, func(t *testing.T) {
 			c := newCutter(t, p, service)
+			defer c.report(t, p.name) // also of a run that cannot go on
 			for _, how := range cuts {
 				c.cut(t, how)
 				if len(c.violations) > 0 { // each later cut would find the same again
 					break
 				}
 			}
-			c.report(t, p.name)
 			failAll(t, c.violations)
 		})
 	}

@@ -93,14 +93,19 @@ func gone(path string) bool {
 	return true
 }
 
-// gap waits until one of the files is missing and then cuts the links, so that
-// the client cannot go on. It returns with the links down when what the server
-// did until then is durable, and the file is still missing.
+// gap waits until one of the files is missing (with a + before its path: is
+// there) and then cuts the links, so that the client cannot go on. It returns with
+// the links down when what the server did until then is durable, and that is
+// still so.
 func gap(links string, paths []string) error {
 	stop := stopped()
+	so := func(path string) bool {
+		path, there := strings.CutPrefix(path, "+")
+		return exists(path) == there
+	}
 	for !stop.Load() {
 		for _, path := range paths {
-			if exists(path) {
+			if !so(path) {
 				continue
 			}
 			if err := setLinks(links, false); err != nil {
@@ -108,7 +113,7 @@ func gap(links string, paths []string) error {
 			}
 			time.Sleep(50 * time.Millisecond) // what the server has received, it does
 			unix.Sync()
-			if !exists(path) {
+			if so(path) {
 				fmt.Println(path)
 				return nil
 			}
@@ -118,7 +123,7 @@ func gap(links string, paths []string) error {
 		}
 		time.Sleep(50 * time.Microsecond)
 	}
-	return errors.New("no file was ever missing")
+	return errors.New("stopped before that was so")
 }
 
 // setLinks takes network links, separated by commas, up or down.
