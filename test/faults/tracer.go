@@ -250,7 +250,7 @@ var watched = map[uint64]struct {
 	unix.SYS_SPLICE: {"splice", 2, -1}, unix.SYS_FALLOCATE: {"fallocate", 0, -1}, unix.SYS_SYNC_FILE_RANGE: {"sync_file_range", 0, -1},
 	unix.SYS_FSTATFS: {"fstatfs", 0, -1}, unix.SYS_FSTAT: {"fstat", 0, -1}, unix.SYS_FSYNC: {"fsync", 0, -1}, unix.SYS_CLOSE: {"close", 0, -1},
 	unix.SYS_FCNTL: {"fcntl", 0, -1}, unix.SYS_OPENAT: {"openat", 0, 1}, unix.SYS_MKDIRAT: {"mkdirat", 0, 1},
-	unix.SYS_NEWFSTATAT: {"newfstatat", 0, 1}, unix.SYS_UTIMENSAT: {"utimensat", 0, 1}, unix.SYS_UNLINKAT: {"unlinkat", 0, 1},
+	unix.SYS_OPENAT2: {"openat2", 0, 1}, unix.SYS_NEWFSTATAT: {"newfstatat", 0, 1}, unix.SYS_UTIMENSAT: {"utimensat", 0, 1}, unix.SYS_UNLINKAT: {"unlinkat", 0, 1},
 	unix.SYS_RENAMEAT: {"renameat", 2, 3}, unix.SYS_RENAMEAT2: {"renameat2", 2, 3}, unix.SYS_LINKAT: {"linkat", 2, 3},
 }
 
