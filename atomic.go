@@ -68,6 +68,7 @@ type disk struct {
 	noDirSync   atomic.Bool
 	warnClock   sync.Once
 	clockDiff   atomic.Pointer[clockDiff]
+	renamed     func() // for tests: called after each rename; nil: not
 	copyBuffers sync.Pool
 	lastStamp   atomic.Pointer[timeStamp]
 	syncs       syncs
@@ -185,9 +186,14 @@ func (d *disk) remove(dir *os.File, name string) error { return unlessGone(d.unl
 // renameTo renames from to a name in dir that is free, as far as the caller
 // knows. It is durable after syncDir.
 func (d *disk) renameTo(dir *os.File, from, to string) error {
+	start := time.Now()
 	err := uninterrupted(func() error { return unix.Renameat(int(dir.Fd()), from, int(dir.Fd()), to) })
 	if err != nil {
 		return diskError("rename", dir.Name()+"/"+from, err)
+	}
+	d.metrics.rename.UpdateDuration(start)
+	if d.renamed != nil {
+		d.renamed()
 	}
 	return nil
 }
@@ -370,6 +376,9 @@ func (t *tempFile) rename(name string) error {
 	start := time.Now()
 	err := uninterrupted(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })
 	t.disk.metrics.rename.UpdateDuration(start)
+	if t.disk.renamed != nil {
+		t.disk.renamed()
+	}
 	// An NFS server whose reply was lost is asked again and finds no source: the
 	// rename was done if our file is there. Otherwise the temp was swept.
 	if err == unix.ENOENT && t.isAt(name) {

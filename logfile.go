@@ -118,7 +118,7 @@ func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, head, tail 
 	if err := lock.alive(); err != nil {
 		return nil, err
 	}
-	return temp, n.putInPlace(temp, name, true)
+	return temp, n.putInPlace(temp, name, lock)
 }
 
 // readLog reads a whole log file and describes exactly what it read. An absent

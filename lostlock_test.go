@@ -73,7 +73,7 @@ func TestLostLockEndsAReplacementInSteps(t *testing.T) {
 	}
 	defer dir.Close()
 	c := change{dir: dir, siteID: "s", buildID: "b", temp: &tempFile{coarse: true}}
-	err = n.changeIf(c, func(change, bool) error { t.Error("it is made"); return nil })
+	err = n.changeIf(c, func(change, *buildLock) error { t.Error("it is made"); return nil })
 	wantError(t, err, ErrUnavailable)
 }
 

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"crypto/rand"
 	"errors"
 	"io/fs"
 	"os"
@@ -16,35 +18,58 @@ import (
 // step there. The client first renames the old file to .nfsXXXX and then the new
 // one into place (nfs_rename and nfs_sillyrename in the kernel's fs/nfs): two
 // calls, each of which the server makes durable. In between the name does not
-// exist, and if the power fails then, it never will. So on NFS a replacement
+// exist, and if the power fails then, it never will. Nor has a rename a state
+// that the server could check: a client that was cut off, and lost its lock to
+// another one, sends what it had begun when it is back, and so moves away what
+// the other one put there. So on NFS a replacement is
 //
-//	lock        the build, exclusively, against every other change of it
-//	rename      the sealed temp to .new-{name}: replaces nothing that counts
-//	rename      .new-{name} to the name
+//	lock      the build, exclusively, against every other change of it
+//	rename    the sealed temp to .new-{name}
+//	rename    the old file from its name to .old-{name}
+//	rename    .new-{name} to the name
+//	rename    .old-{name} to a temporary name, and remove that
 //
-// and at each moment the old file or the new one is under a name that everybody
-// can compute:
+// None of these replaces a file, so each is one step, and at each moment the
+// file is where everybody can compute it:
 //
-//	the name is there     it is the file. A .new- beside it is an upload that was
-//	                      never finished: the next one replaces it, the sweep
-//	                      removes it when it is old
-//	only .new- is there   it is the file. Who reads serves it; who changes the
-//	                      file first renames it into place, under the lock, and
-//	                      so does the sweep
+//	the name           is the file if it is there. A .new- or .old- beside it is
+//	                   left of a replacement that was cut: the next one takes its
+//	                   place, the sweep removes it when it is old
+//	else .new-{name}   is the file: a replacement was cut
+//	else .old-{name}   is the file: a rename of the old file came late, after
+//	                   another client had replaced it
 //
-// That neither is there is only known under the shared lock: without it, a
-// replacement may have renamed one while the other was looked for. A delete
-// removes .new- first, or the deleted file would come back. A rename that
-// arrives late, from a host that lost its lock, finds no .new-.
+// Who reads serves it from there; who changes the file first renames it to its
+// name, under the lock, and so does the sweep. That it is nowhere is only known
+// under the shared lock: without it, a replacement may have renamed one while
+// another was looked for. A delete removes .old-, then .new-, then the name, or
+// the deleted file would come back. What was taken from .old- is looked at
+// before it is removed: after a late rename it is our own file. No step begins
+// long after the lock was last seen to be ours, so at most one comes late.
 //
 // A local file system replaces a name in one step. There nothing is renamed
-// twice, and .new- is only found where a store was copied from NFS.
+// twice, and .new- and .old- are only found where a store was copied from NFS.
 
-const interimPrefix = ".new-"
+const (
+	interimPrefix = ".new-"
+	formerPrefix  = ".old-"
+)
 
 // interimName is the name beside name under which its replacement stands for a
 // moment. No id begins with a dot, so it is never taken for a build.
 func interimName(name string) string { return interimPrefix + name }
+
+// formerName is the same of the file that is replaced.
+func formerName(name string) string { return formerPrefix + name }
+
+// isInterimName reports whether name is one that interimName or formerName
+// gives, and for which file.
+func isInterimName(name string) (of string, ok bool) {
+	if of, ok = strings.CutPrefix(name, interimPrefix); ok {
+		return of, true
+	}
+	return strings.CutPrefix(name, formerPrefix)
+}
 
 // change is a change of one artifact on a condition.
 type change struct {
@@ -57,14 +82,15 @@ type change struct {
 // changeIf calls do if the condition of c holds. It takes the lock of the
 // build: exclusively to look and then change, shared where there is nothing to
 // look at and the change is one step, so that a change never falls between the
-// look and the change of another. do is called with whether there is a lock.
-func (n *nfs) changeIf(c change, do func(c change, locked bool) error) error {
+// look and the change of another. do is called with the lock; nil: this mount has
+// none.
+func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error {
 	look := !c.cond.IsZero()
 	coarse := c.temp != nil && c.temp.coarse
 	exclusive := look || n.remote || coarse
 	lock, err := n.lockBuild(c.siteID, artifactsDir, c.buildID, exclusive)
 	if errors.Is(err, ErrUnsupported) && !look {
-		return do(c, false) // nobody can look here, so nobody is misled
+		return do(c, nil) // nobody can look here, so nobody is misled
 	}
 	if err != nil {
 		return err
@@ -86,7 +112,7 @@ func (n *nfs) changeIf(c change, do func(c change, locked bool) error) error {
 			return err
 		}
 	}
-	return do(c, true)
+	return do(c, lock)
 }
 
 // settle puts the file of a replacement that was cut under its name. The caller
@@ -101,21 +127,15 @@ func (n *nfs) settle(dir *os.File, name string) error {
 	}
 	var st unix.Stat_t
 	err := statAt(dir, name, &st)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return err
+	for _, at := range []string{interimName(name), formerName(name)} {
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err = n.disk.renameTo(dir, at, name); err == nil {
+			n.log.Info("finished a replacement that was cut", "file", dir.Name()+"/"+name)
+		}
 	}
-	err = statAt(dir, interimName(name), &st)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := n.disk.renameTo(dir, interimName(name), name); err != nil {
-		return err
-	}
-	n.log.Info("finished a replacement that was cut", "file", dir.Name()+"/"+name)
-	return nil
+	return unlessGone(err)
 }
 
 // place puts the sealed temp in the place of the build if cond holds.
@@ -136,23 +156,25 @@ func (n *nfs) place(temp *tempFile, siteID, buildID string, cond Precondition) e
 	return err
 }
 
-func (n *nfs) createFile(c change, locked bool) error {
+func (n *nfs) createFile(c change, _ *buildLock) error {
 	name := fileName(artifactsDir, c.buildID)
 	if !n.remote {
-		var st unix.Stat_t
-		if err := statAt(c.dir, interimName(name), &st); !errors.Is(err, fs.ErrNotExist) {
-			if err == nil {
-				err = fs.ErrExist // with or without its name
+		for _, at := range []string{interimName(name), formerName(name)} {
+			var st unix.Stat_t
+			if err := statAt(c.dir, at, &st); !errors.Is(err, fs.ErrNotExist) {
+				if err == nil {
+					err = fs.ErrExist // with or without its name
+				}
+				return err
 			}
-			return err
 		}
 	}
 	return c.temp.create(name)
 }
 
-func (n *nfs) replaceFile(c change, locked bool) error {
+func (n *nfs) replaceFile(c change, lock *buildLock) error {
 	name := fileName(artifactsDir, c.buildID)
-	if c.temp.coarse && locked {
+	if c.temp.coarse && lock != nil {
 		var st unix.Stat_t
 		err := statAt(c.dir, name, &st)
 		if err == nil {
@@ -162,31 +184,106 @@ func (n *nfs) replaceFile(c change, locked bool) error {
 			return err
 		}
 	}
-	return n.putInPlace(c.temp, name, locked)
+	return n.putInPlace(c.temp, name, lock)
 }
 
-// putInPlace puts the sealed temp under name, over what is there. locked: the
-// caller holds the lock of the file, on NFS exclusively, and has settled it.
-func (n *nfs) putInPlace(temp *tempFile, name string, locked bool) error {
-	if n.remote && locked {
-		var st unix.Stat_t
-		err := statAt(temp.dir, name, &st)
-		if err == nil {
-			return temp.replaceByInterim(name)
-		}
-		if unlessGone(err) != nil {
+// putInPlace puts the sealed temp under name, over what is there. lock is that of
+// the file, on NFS exclusive and with the file settled; nil: this mount has none.
+func (n *nfs) putInPlace(temp *tempFile, name string, lock *buildLock) error {
+	if !n.remote || lock == nil {
+		return temp.replace(name)
+	}
+	var st unix.Stat_t
+	err := statAt(temp.dir, name, &st)
+	if errors.Is(err, fs.ErrNotExist) {
+		return temp.replace(name)
+	}
+	if err != nil {
+		return err
+	}
+	return n.replaceInSteps(temp, name, lock)
+}
+
+// replaceInSteps is tempFile.replace where a rename over a file is two steps. name
+// is there, and the caller holds its exclusive lock.
+func (n *nfs) replaceInSteps(temp *tempFile, name string, lock *buildLock) error {
+	dir, interim, former := temp.dir, interimName(name), formerName(name)
+	if err := temp.rename(interim); err != nil {
+		return err
+	}
+	temp.name, temp.placed = interim, true // no temp any more: discard leaves it alone
+	err := lock.stillAlive()
+	if err == nil {
+		// Absent: a late rename of another client took it.
+		err = unlessGone(n.disk.renameTo(dir, name, former))
+	}
+	if err != nil {
+		n.giveUp(temp, name, lock)
+		return err
+	}
+	if err := lock.stillAlive(); err != nil {
+		return err
+	}
+	if err := temp.rename(name); err != nil {
+		// A late rename may have put it in its place and another one have taken
+		// it away again.
+		if !errors.Is(err, fs.ErrNotExist) || lock.alive() != nil || n.settle(dir, name) != nil || !temp.isAt(name) {
 			return err
 		}
 	}
-	return temp.replace(name)
-}
-
-func (n *nfs) deleteFile(c change, _ bool) error {
-	name := fileName(artifactsDir, c.buildID)
-	if err := n.disk.remove(c.dir, interimName(name)); err != nil {
+	if err := lock.stillAlive(); err != nil {
 		return err
 	}
-	return n.disk.remove(c.dir, name)
+	if err := n.removeAside(dir, name, former); unlessGone(err) != nil {
+		n.log.Warn("a replaced file stays until it is swept", "error", err)
+	}
+	return nil
+}
+
+// giveUp removes the interim file of a replacement that goes no further, unless
+// it is the build, or may be another's.
+func (n *nfs) giveUp(temp *tempFile, name string, lock *buildLock) {
+	var st unix.Stat_t
+	if lock.alive() != nil || !temp.isAt(temp.name) || statAt(temp.dir, name, &st) != nil {
+		return
+	}
+	if err := n.disk.remove(temp.dir, temp.name); err != nil {
+		n.log.Warn("an unfinished replacement stays until it is swept", "error", err)
+	}
+}
+
+// removeAside removes the file at an interim or former name beside name, which
+// is there. The caller holds the exclusive lock. A late rename of another host
+// may move the file from its name to the former one meanwhile, before or after
+// the former file was taken from there: whichever of the two it is goes back.
+func (n *nfs) removeAside(dir *os.File, name, at string) error {
+	taken := tempPrefix + rand.Text()
+	if err := n.disk.renameTo(dir, at, taken); err != nil {
+		return err
+	}
+	if err := n.settle(dir, name); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	err := statAt(dir, name, &st)
+	if errors.Is(err, fs.ErrNotExist) {
+		n.log.Warn("a late request of another host moved a file away; it is back", "file", dir.Name()+"/"+name)
+		return n.disk.renameTo(dir, taken, name)
+	}
+	if err != nil {
+		return err
+	}
+	return n.disk.remove(dir, taken)
+}
+
+func (n *nfs) deleteFile(c change, _ *buildLock) error {
+	name := fileName(artifactsDir, c.buildID)
+	for _, at := range []string{formerName(name), interimName(name), name} {
+		if err := n.disk.remove(c.dir, at); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // find calls open with the path of the artifact or the log of a build, by its
@@ -195,17 +292,15 @@ func (n *nfs) deleteFile(c change, _ bool) error {
 // nowhere. Where another process may be replacing it, find waits for the shared
 // lock, at most lockReadWait (ErrUnavailable). It makes nothing.
 func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) error {
-	name := fileName(dir, buildID)
-	site := n.sitePath(siteID, dir)
-	path, interim := site+"/"+name, site+"/"+interimName(name)
-	err := open(path)
+	name, site := fileName(dir, buildID), n.sitePath(siteID, dir)+"/"
+	err := open(site + name)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	elsewhere := []string{site + interimName(name), site + formerName(name)}
 	if !n.remote {
-		var st unix.Stat_t
-		if n.disk.statPath(interim, &st) != nil {
-			return err
+		if there, failed := n.anyThere(elsewhere); failed != nil || !there {
+			return cmp.Or(failed, err)
 		}
 	}
 	// An NFS client may remember that the file was missing. Opening the
@@ -213,7 +308,7 @@ func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) er
 	if err := n.refresh(siteID, dir); err != nil {
 		return err // without the directory there is no file
 	}
-	if err := open(path); !errors.Is(err, fs.ErrNotExist) {
+	if err := open(site + name); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	lock, err := n.lockToRead(siteID, dir, buildID)
@@ -228,16 +323,28 @@ func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) er
 	if err := n.refresh(siteID, dir); err != nil {
 		return err
 	}
-	if err := open(path); !errors.Is(err, fs.ErrNotExist) {
-		return err
+	for _, path := range append([]string{site + name}, elsewhere...) {
+		if err = open(path); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
-	err = open(interim)
-	if errors.Is(err, fs.ErrNotExist) && lock != nil {
+	if lock != nil {
 		if lost := lock.alive(); lost != nil {
 			return lost
 		}
 	}
 	return err
+}
+
+// anyThere reports whether there is a file at one of the paths.
+func (n *nfs) anyThere(paths []string) (bool, error) {
+	for _, path := range paths {
+		var st unix.Stat_t
+		if err := n.disk.statPath(path, &st); !errors.Is(err, fs.ErrNotExist) {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 // refresh brings an NFS client up to date about what is in a directory of a site.
@@ -248,28 +355,3 @@ func (n *nfs) refresh(siteID, dir string) error {
 	}
 	return d.Close()
 }
-
-// replaceByInterim is replace where a rename over a file is two steps. The
-// caller holds the exclusive lock of name, and name is there.
-func (t *tempFile) replaceByInterim(name string) error {
-	interim := interimName(name)
-	if err := t.rename(interim); err != nil {
-		return err
-	}
-	t.name, t.placed = interim, true // no temp any more: discard leaves it alone
-	err := t.rename(name)
-	if err != nil && t.isAt(interim) {
-		// It is still ours. Without its name the interim file is the build:
-		// then it must stay.
-		var st unix.Stat_t
-		if statAt(t.dir, name, &st) == nil {
-			if err := t.disk.remove(t.dir, interim); err != nil {
-				t.disk.log.Warn("an unfinished replacement stays until it is swept", "error", err)
-			}
-		}
-	}
-	return err
-}
-
-// isInterimName reports whether name is an interim one, and of which file.
-func isInterimName(name string) (of string, ok bool) { return strings.CutPrefix(name, interimPrefix) }

@@ -31,70 +31,120 @@ func TestReplacementForNFS(t *testing.T) {
 	testBackend(t, func(t *testing.T) Backend { return openRemote(t, base) })
 }
 
-// cutStore is a store with a build whose replacement was cut, and a log
-// likewise. unfinished: the old file is there, else it is not.
-func cutStore(t *testing.T, remote, unfinished bool) (n *nfs, artifacts, logs string) {
+// The files that a replacement leaves where it is cut: under the name, the
+// interim and the former name. The build is the one that find would find.
+type leftovers struct {
+	what                  string
+	name, interim, former string // their content; empty: there is no such file
+}
+
+var allLeftovers = []leftovers{
+	{"only the interim file", "", "build", ""},
+	{"interim and former file", "", "build", "left"},
+	{"only the former file", "", "", "build"},
+	{"an interim file beside the name", "build", "left", ""},
+	{"a former file beside the name", "build", "", "left"},
+	{"all three", "build", "left", "left"},
+	{"nothing", "build", "", ""},
+}
+
+// settled is what is left after a change that settles the file.
+func (l leftovers) settled() leftovers {
+	switch {
+	case l.name == "" && l.interim != "":
+		l.name, l.interim = l.interim, ""
+	case l.name == "":
+		l.name, l.former = l.former, ""
+	}
+	return l
+}
+
+// files are the names of the leftovers of name, sorted.
+func (l leftovers) files(name string) (names []string) {
+	for _, f := range []struct{ content, name string }{{l.interim, interimName(name)}, {l.former, formerName(name)}, {l.name, name}} {
+		if f.content != "" {
+			names = append(names, f.name)
+		}
+	}
+	return names
+}
+
+// leaveCut makes a store with leftovers of the build and of its log, and opens it
+// as another process would.
+func leaveCut(t *testing.T, remote bool, l leftovers) (n *nfs, artifacts, logs string) {
 	t.Helper()
 	base := t.TempDir()
 	n = openTestNFS(t, base)
-	mustStore(t, n, "s", "b", []byte("old"))
+	mustStore(t, n, "s", "b", []byte("build"))
 	mustLog(t, n, "s", entry("1", "b", testTime))
 	artifacts, logs = filepath.Join(base, sitesDir, "s", artifactsDir), filepath.Join(base, sitesDir, "s", logsDir)
-	move := os.Rename
-	if unfinished {
-		move = func(from, to string) error {
-			data, err := os.ReadFile(from)
-			if err != nil {
-				return err
-			}
-			return os.WriteFile(to, append([]byte("new "), data...), 0o644)
-		}
-	}
 	for _, path := range []string{filepath.Join(artifacts, "b"+artifactSuffix), filepath.Join(logs, "b"+logSuffix)} {
-		if err := move(path, filepath.Join(filepath.Dir(path), interimName(filepath.Base(path)))); err != nil {
+		dir, name := filepath.Dir(path), filepath.Base(path)
+		data, err := os.ReadFile(path)
+		if err == nil {
+			err = os.Remove(path)
+		}
+		for at, content := range map[string]string{name: l.name, interimName(name): l.interim, formerName(name): l.former} {
+			if content == "left" {
+				err = errors.Join(err, os.WriteFile(filepath.Join(dir, at), append([]byte("left "), data...), 0o644))
+			} else if content != "" {
+				err = errors.Join(err, os.WriteFile(filepath.Join(dir, at), data, 0o644))
+			}
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	n = openTestNFS(t, base) // another process
+	n = openTestNFS(t, base)
 	n.remote = remote
 	return n, artifacts, logs
 }
 
-// Whatever is done first to a build whose replacement was cut finds the build,
-// and afterwards nothing is left of the cut.
+// Whatever is done first to a build whose replacement was cut finds the build
+// and its log, and leaves what it should.
 func TestReplacementThatWasCut(t *testing.T) {
-	const build, interim, log, interimLog = "b.tar.gz", ".new-b.tar.gz", "b.json", ".new-b.json"
-	wantOld := func(t *testing.T, n *nfs) {
+	wantBuild := func(t *testing.T, n *nfs) {
 		t.Helper()
-		wantBytes(t, n, "s", "b", []byte("old"))
+		wantBytes(t, n, "s", "b", []byte("build"))
 	}
+	same := func(l leftovers, _ bool) leftovers { return l }
+	settled := func(l leftovers, _ bool) leftovers { return l.settled() }
+	none := func(leftovers, bool) leftovers { return leftovers{} }
+	// On NFS a replacement takes the places of what was left; in one step it does not.
+	replaced := func(l leftovers, remote bool) leftovers {
+		if remote {
+			return leftovers{name: "new"}
+		}
+		l.name = "new"
+		return l
+	}
+	settledAndReplaced := func(l leftovers, remote bool) leftovers { return replaced(l.settled(), remote) }
 	for _, c := range []struct {
-		name            string
-		do              func(t *testing.T, n *nfs)
-		cut, unfinished [2][]string // the files of artifacts and logs afterwards
+		what           string
+		do             func(t *testing.T, n *nfs)
+		artifact, logs func(l leftovers, remote bool) leftovers // what is left
 	}{
-		{"fetch", wantOld,
-			[2][]string{{interim}, {interimLog}}, [2][]string{{interim, build}, {interimLog, log}}},
+		{"fetch", wantBuild, same, same},
 		{"stat", func(t *testing.T, n *nfs) {
-			if info, err := n.StatArtifact("s", "b"); err != nil || info.Size != 3 {
+			if info, err := n.StatArtifact("s", "b"); err != nil || info.Size != 5 {
 				t.Errorf("%+v, %v", info, err)
 			}
-		}, [2][]string{{interim}, {interimLog}}, [2][]string{{interim, build}, {interimLog, log}}},
+		}, same, same},
 		{"list", func(t *testing.T, n *nfs) {
 			versions, err := n.ListVersions("s")
-			if err != nil || len(versions) != 1 || versions[0].SizeBytes != 3 || !slices.Equal(idsOf(versions[0].Logs), []string{"1"}) {
+			if err != nil || len(versions) != 1 || versions[0].SizeBytes != 5 || !slices.Equal(idsOf(versions[0].Logs), []string{"1"}) {
 				t.Errorf("%+v, %v", versions, err)
 			}
-		}, [2][]string{{interim}, {interimLog}}, [2][]string{{interim, build}, {interimLog, log}}},
+		}, same, same},
 		{"create", func(t *testing.T, n *nfs) {
 			_, err := n.StoreArtifactIf("s", "b", strings.NewReader("rival"), createOnly)
 			wantError(t, err, ErrPrecondition)
-			wantOld(t, n)
-		}, [2][]string{{interim}, {interimLog}}, [2][]string{{interim, build}, {interimLog, log}}},
+			wantBuild(t, n)
+		}, same, same},
 		{"replace", func(t *testing.T, n *nfs) {
 			mustStore(t, n, "s", "b", []byte("newest"))
 			wantBytes(t, n, "s", "b", []byte("newest"))
-		}, [2][]string{{build}, {interimLog}}, [2][]string{{build}, {interimLog, log}}},
+		}, replaced, same},
 		{"replace if it matches", func(t *testing.T, n *nfs) {
 			info, err := n.StatArtifact("s", "b")
 			if err != nil {
@@ -106,71 +156,112 @@ func TestReplacementThatWasCut(t *testing.T) {
 				t.Error(err)
 			}
 			wantBytes(t, n, "s", "b", []byte("newest"))
-		}, [2][]string{{build}, {interimLog}}, [2][]string{{build}, {interimLog, log}}},
+		}, settledAndReplaced, same},
 		{"delete", func(t *testing.T, n *nfs) {
 			if err := n.DeleteArtifact("s", "b", Precondition{}); err != nil {
 				t.Error(err)
 			}
-			if _, err := n.sweepOnce(context.Background(), time.Hour); err != nil {
-				t.Error(err)
-			}
 			_, err := n.FetchArtifact("s", "b")
 			wantError(t, err, ErrNotFound)
-		}, [2][]string{nil, {log}}, [2][]string{nil, {interimLog, log}}},
+			if _, err := n.StoreArtifactIf("s", "b", strings.NewReader("again"), createOnly); err != nil {
+				t.Error(err)
+			}
+			if err := n.DeleteArtifact("s", "b", Precondition{}); err != nil {
+				t.Error(err)
+			}
+		}, none, same},
 		{"delete if it matches", func(t *testing.T, n *nfs) {
 			wantError(t, n.DeleteArtifact("s", "b", ifMatch(`"x"`)), ErrPrecondition)
-			wantOld(t, n)
+			wantBuild(t, n)
 			if err := n.DeleteArtifact("s", "b", Precondition{IfMatch: &ETagList{Any: true}}); err != nil {
 				t.Error(err)
 			}
-		}, [2][]string{nil, {interimLog}}, [2][]string{nil, {interimLog, log}}},
+		}, none, same},
 		{"append", func(t *testing.T, n *nfs) {
 			mustLog(t, n, "s", entry("2", "b", testTime))
 			if got := idsOf(versionOf(t, n, "s", "b").Logs); !slices.Equal(got, []string{"1", "2"}) {
 				t.Errorf("the log has %v", got)
 			}
-		}, [2][]string{{interim}, {log}}, [2][]string{{interim, build}, {log}}},
+		}, same, settledAndReplaced},
 		{"repeated append", func(t *testing.T, n *nfs) {
 			mustLog(t, n, "s", entry("1", "b", testTime))
 			if got := idsOf(versionOf(t, n, "s", "b").Logs); !slices.Equal(got, []string{"1"}) {
 				t.Errorf("the log has %v", got)
 			}
-		}, [2][]string{{interim}, {log}}, [2][]string{{interim, build}, {interimLog, log}}},
-		{"sweep", func(t *testing.T, n *nfs) {
+		}, same, settled},
+		{"sweep", func(t *testing.T, n *nfs) { // what is left beside a name is too young
 			if _, err := n.sweepOnce(context.Background(), time.Hour); err != nil {
 				t.Error(err)
 			}
-			wantOld(t, n)
-		}, [2][]string{{build}, {log}}, [2][]string{{interim, build}, {interimLog, log}}}, // too young to be swept
+			wantBuild(t, n)
+		}, settled, settled},
+		{"sweep of old files", func(t *testing.T, n *nfs) {
+			if _, err := n.sweepOnce(context.Background(), -time.Hour); err != nil {
+				t.Error(err)
+			}
+			wantBuild(t, n)
+		}, func(leftovers, bool) leftovers { return leftovers{name: "build"} }, func(leftovers, bool) leftovers { return leftovers{name: "build"} }},
 	} {
-		for _, remote := range []bool{true, false} {
-			for _, unfinished := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%s/remote=%v/unfinished=%v", c.name, remote, unfinished), func(t *testing.T) {
-					n, artifacts, logs := cutStore(t, remote, unfinished)
+		for _, l := range allLeftovers {
+			for _, remote := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%s/%s/remote=%v", c.what, l.what, remote), func(t *testing.T) {
+					n, artifacts, logs := leaveCut(t, remote, l)
 					c.do(t, n)
-					want := c.cut
-					if unfinished {
-						want = c.unfinished
-					}
-					if !remote { // a local rename is one step: what is unfinished is left to the sweep
-						for i, name := range []string{interim, interimLog} {
-							if unfinished && !slices.Contains(want[i], name) && !strings.HasPrefix(c.name, "delete") {
-								want[i] = append([]string{name}, want[i]...)
-							}
-						}
-						if !unfinished && c.name == "replace" {
-							want[0] = []string{interim, build}
-						}
-					}
-					wantFiles(t, artifacts, want[0]...)
-					wantFiles(t, logs, want[1]...)
+					wantFiles(t, artifacts, c.artifact(l, remote).files("b"+artifactSuffix)...)
+					wantFiles(t, logs, c.logs(l, remote).files("b"+logSuffix)...)
 				})
 			}
 		}
 	}
 }
 
-// On NFS a replacement is two renames, the first upload of a build is one.
+// A request of a client that lost its lock arrives between two steps of a
+// replacement, or after the last one: the build stays, and is the one that was
+// acknowledged last.
+func TestLateRequests(t *testing.T) {
+	const name = "b" + artifactSuffix
+	late := map[string][2]string{
+		"the old file away from its name": {name, formerName(name)},
+		"the new file to the name":        {interimName(name), name},
+		"the former file away":            {formerName(name), aTempName()},
+	}
+	for what, r := range late {
+		for at := range 6 { // after so many renames
+			n := openRemote(t, t.TempDir())
+			mustStore(t, n, "s", "b", []byte("old"))
+			artifacts := n.sitePath("s", artifactsDir)
+			count := 0
+			arrive := func() { _ = os.Rename(filepath.Join(artifacts, r[0]), filepath.Join(artifacts, r[1])) }
+			n.disk.renamed = func() {
+				if count++; count == at+1 {
+					arrive()
+				}
+			}
+			err := n.StoreArtifact("s", "b", strings.NewReader("acknowledged"))
+			n.disk.renamed = nil
+			if count <= at {
+				arrive() // after the answer
+			}
+			if err != nil {
+				t.Errorf("%s after rename %d: %v", what, at, err)
+			}
+			if got, err := fetch(n, "s", "b"); string(got) != "acknowledged" {
+				t.Errorf("%s after rename %d: the build is %q, %v", what, at, got, err)
+			}
+			_, err = n.StoreArtifactIf("s", "b", strings.NewReader("rival"), createOnly)
+			wantError(t, err, ErrPrecondition)
+			mustStore(t, n, "s", "b", []byte("next"))
+			wantBytes(t, n, "s", "b", []byte("next"))
+			if _, err := n.sweepOnce(t.Context(), -time.Hour); err != nil {
+				t.Error(err)
+			}
+			wantFiles(t, artifacts, name)
+			wantBytes(t, n, "s", "b", []byte("next"))
+		}
+	}
+}
+
+// On NFS a replacement is several renames, the first upload of a build is one.
 func TestRenamesOfAReplacement(t *testing.T) {
 	renames := func(n *nfs) string {
 		var b bytes.Buffer
@@ -182,7 +273,7 @@ func TestRenamesOfAReplacement(t *testing.T) {
 	for _, c := range []struct {
 		remote bool
 		want   []string
-	}{{true, []string{"1", "3", "4", "6"}}, {false, []string{"1", "2", "3", "4"}}} {
+	}{{true, []string{"1", "5", "6", "10"}}, {false, []string{"1", "2", "3", "4"}}} {
 		n := openTestNFS(t, t.TempDir())
 		n.remote = c.remote
 		for i, write := range []func(){
@@ -198,20 +289,21 @@ func TestRenamesOfAReplacement(t *testing.T) {
 	}
 }
 
-// A replacement that cannot be finished takes its interim file away where the
-// build is there.
+// A replacement that cannot go on takes its interim file away, and the old build
+// stays.
 func TestReplacementThatGivesUp(t *testing.T) {
-	d, dir := openTestDir(t)
-	target := filepath.Join(dir.Name(), "b.tar.gz")
-	if err := os.Mkdir(target, 0o755); err != nil { // rename(2) does not replace it
+	n := openRemote(t, t.TempDir())
+	mustStore(t, n, "s", "b", []byte("old"))
+	artifacts := n.sitePath("s", artifactsDir)
+	former := filepath.Join(artifacts, formerName("b"+artifactSuffix))
+	if err := os.Mkdir(former, 0o755); err != nil { // a file cannot be renamed over it
 		t.Fatal(err)
 	}
-	temp := sealed(t, d, dir, "new")
-	if err := temp.replaceByInterim("b.tar.gz"); err == nil {
+	if err := n.StoreArtifact("s", "b", strings.NewReader("new")); err == nil {
 		t.Error("a directory was replaced")
 	}
-	temp.discard()
-	wantFiles(t, dir.Name(), "b.tar.gz")
+	wantFiles(t, artifacts, filepath.Base(former), "b"+artifactSuffix)
+	wantBytes(t, n, "s", "b", []byte("old"))
 }
 
 // While somebody may be replacing a build that is not under its name, a reader

@@ -118,7 +118,7 @@ func (n *nfs) sweepDir(dir *os.File, sweep func(name string) (bool, error)) (rem
 func (n *nfs) sweepFile(dir *os.File, siteID, kind, name string, before time.Time) (removed bool, err error) {
 	if of, ok := isInterimName(name); ok {
 		if buildID, ok := buildOfFile(of, fileName(kind, "")); ok {
-			return n.sweepInterim(dir, siteID, kind, buildID, before)
+			return n.sweepInterim(dir, siteID, kind, buildID, name, before)
 		}
 		return false, nil
 	}
@@ -193,10 +193,10 @@ func (n *nfs) sweepSilly(dir *os.File, name string, before time.Time) (removed b
 	return err == nil, err
 }
 
-// sweepInterim puts an interim file in its place if its name is missing, and
-// removes it if it is beside its name and was written before a time. A build
-// that is being changed now waits for the next sweep.
-func (n *nfs) sweepInterim(dir *os.File, siteID, kind, buildID string, before time.Time) (removed bool, err error) {
+// sweepInterim puts the file at an interim name in its place if its own name is
+// missing, and removes it if it is beside its name and was written before a time.
+// A build that is being changed now waits for the next sweep.
+func (n *nfs) sweepInterim(dir *os.File, siteID, kind, buildID, interim string, before time.Time) (removed bool, err error) {
 	lock, err := n.tryLock(siteID, kind, buildID)
 	if lock == nil {
 		return false, err
@@ -207,10 +207,10 @@ func (n *nfs) sweepInterim(dir *os.File, siteID, kind, buildID string, before ti
 		return false, err
 	}
 	var st unix.Stat_t
-	err = statAt(dir, interimName(name), &st)
+	err = statAt(dir, interim, &st)
 	if err == nil && time.Unix(st.Mtim.Unix()).Before(before) {
 		if err = lock.alive(); err == nil {
-			err = n.disk.unlink(dir, interimName(name))
+			err = n.removeAside(dir, name, interim)
 			removed = err == nil
 		}
 	}
