@@ -23,10 +23,13 @@ type Inventory struct {
 	waiting [][]string // the paths of the replacements found
 }
 
-// newPrefix begins the name of a replacement on a remote store, before it is
-// renamed over the file. It is that file as long as the name of the file is
-// missing; beside the file it is an upload that did not end.
-const newPrefix = ".new-"
+// These begin the names of the new and of the old file while a file is replaced
+// on a remote store. As long as the name of the file is missing, the new one is
+// that file, or if that is missing too, the old one.
+const (
+	newPrefix = ".new-"
+	oldPrefix = ".old-"
+)
 
 // Build is an artifact that was found.
 type Build struct {
@@ -62,23 +65,32 @@ func Scan(base string) (*Inventory, error) {
 	return inv, err
 }
 
-// replacement notes a file whose name begins with newPrefix: as the file that it
-// stands for, if that one is missing.
+// replacement notes a file whose name begins with newPrefix or oldPrefix: as the
+// file that it stands for, if that one is missing.
 func (inv *Inventory) replacement(base string, parts []string) {
 	path := filepath.Join(base, filepath.Join(parts...))
 	last := len(parts) - 1
 	parts = slices.Clone(parts)
-	parts[last] = strings.TrimPrefix(parts[last], newPrefix)
-	_, err := os.Lstat(filepath.Join(base, filepath.Join(parts...)))
-	switch {
-	case err == nil:
-		inv.Temps++
-	case os.IsNotExist(err):
-		inv.Placed++
-		inv.file(path, parts)
-	default:
-		inv.Faults = append(inv.Faults, err.Error())
+	name, isNew := strings.CutPrefix(parts[last], newPrefix)
+	name = strings.TrimPrefix(name, oldPrefix)
+	parts[last] = name
+	first := []string{name}
+	if !isNew {
+		first = append(first, newPrefix+name)
 	}
+	for _, before := range first {
+		_, err := os.Lstat(filepath.Join(filepath.Dir(path), before))
+		if err == nil {
+			inv.Temps++
+			return
+		}
+		if !os.IsNotExist(err) {
+			inv.Faults = append(inv.Faults, err.Error())
+			return
+		}
+	}
+	inv.Placed++
+	inv.file(path, parts)
 }
 
 func (inv *Inventory) file(path string, parts []string) {
@@ -88,7 +100,7 @@ func (inv *Inventory) file(path string, parts []string) {
 		inv.Temps++
 	case strings.HasPrefix(name, ".nfs"):
 		inv.Silly++
-	case strings.HasPrefix(name, newPrefix):
+	case strings.HasPrefix(name, newPrefix), strings.HasPrefix(name, oldPrefix):
 		inv.waiting = append(inv.waiting, parts)
 	case strings.HasPrefix(name, "."): // the files of the locks
 	case len(parts) == 4 && parts[0] == "sites" && parts[2] == "artifacts" && strings.HasSuffix(name, ".tar.gz"):

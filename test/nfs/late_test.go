@@ -10,11 +10,17 @@ import (
 	"pagewright/storage/test/history"
 )
 
-// A client is cut off in the middle of a replacement, between the two renames,
-// for longer than its lease: the server gives its lock to the other client, which
-// replaces the build. Then the first one's requests arrive late. The build that
-// the other was told of must stay.
-func TestLateRenameOnNFS(t *testing.T) {
+// A client is cut off in the middle of a replacement for longer than its lease:
+// the server gives its lock to the other client, which replaces the build. Then
+// the first one's requests arrive late. The build that the other was told of must
+// stay.
+func TestLateRequestsOnNFS(t *testing.T) {
+	for _, at := range []string{".new-", ".old-"} { // that is there when the client is cut off
+		t.Run(at, func(t *testing.T) { lateRequests(t, "+/srv/disk/export/sites/hot/artifacts/"+at+"build.tar.gz") })
+	}
+}
+
+func lateRequests(t *testing.T, moment string) {
 	began := time.Now()
 	c := newCutter(t, protocols[0], service)
 	keepOpen(t, c.clients[0], hotFile)
@@ -26,8 +32,7 @@ func TestLateRenameOnNFS(t *testing.T) {
 			c.drivers[0].Do(context.WithoutCancel(ctx), history.Put, hotKey, 1000)
 		}
 	}()
-	interim := "+/srv/disk/export/sites/hot/artifacts/.new-build.tar.gz"
-	if out, err := c.server.Run(t.Context(), "guest gap eth1 "+interim); err != nil {
+	if out, err := c.server.Run(t.Context(), "guest gap eth1 "+moment); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	stop()

@@ -176,6 +176,21 @@ func TestReplacementWithoutItsName(t *testing.T) {
 			expect(t, ask(t, "GET", url, ""), 404, "")
 			only(t, site, "./logs/.new-b.json")
 		})
+		f("under the former name", func(t *testing.T, site, url string) {
+			run(t, n.server, "cd %s/%s; mv artifacts/.new-b.tar.gz artifacts/.old-b.tar.gz; mv logs/.new-b.json logs/.old-b.json", sites, site)
+			expect(t, ask(t, "GET", url, ""), 200, "the build")
+			if l := list(t, base+site); len(l.Versions) != 1 || l.Versions[0].SizeBytes != 9 || len(l.Versions[0].Logs) != 1 {
+				t.Errorf("got %+v", l)
+			}
+			expect(t, ask(t, "PUT", url, "another", "If-None-Match", "*"), 412, "")
+			expect(t, ask(t, "PUT", url, "another"), 201, "")
+			expect(t, ask(t, "GET", url, ""), 200, "another")
+			expect(t, ask(t, "POST", base+site+"/logs", `{"build_id":"b","action":"second","status":"ok"}`), 201, "")
+			if l := list(t, base+site); len(l.Versions) != 1 || len(l.Versions[0].Logs) != 2 {
+				t.Errorf("got %+v", l)
+			}
+			only(t, site, "./artifacts/b.tar.gz", "./logs/b.json")
+		})
 		f("beside its name", func(t *testing.T, site, url string) {
 			n.leave(t, site, map[string]string{"artifacts/b.tar.gz": "the old one", "logs/b.json": "[\n" + logEntry("1") + ",\n" + logEntry("2") + "\n]\n"})
 			expect(t, ask(t, "GET", url, ""), 200, "the old one")

@@ -41,16 +41,18 @@ func exists(path string) bool {
 	}
 }
 
-// replacement is the name of what is about to replace the file at path.
-func replacement(path string) string {
-	return filepath.Join(filepath.Dir(path), ".new-"+filepath.Base(path))
+// replacements are the names of the new and of the old file while the file at
+// path is replaced.
+func replacements(path string) [2]string {
+	dir, name := filepath.Split(path)
+	return [2]string{dir + ".new-" + name, dir + ".old-" + name}
 }
 
 // Looks is what watch saw.
 type Looks struct {
 	Looks  int
 	Absent int // looks at which the name was missing
-	Gone   int // and its replacement too
+	Gone   int // and its replacements too
 	Left   int // times that the name went away
 }
 
@@ -80,13 +82,13 @@ func watch(paths []string) error {
 	return json.NewEncoder(os.Stdout).Encode(seen)
 }
 
-// gone reports whether neither the file nor its replacement is there. The two
+// gone reports whether neither the file nor one of its replacements is there. They
 // cannot be looked at in one moment, and a file may be replaced several times
-// between the looks. So several looks in a row must find neither.
+// between the looks. So several looks in a row must find none.
 func gone(path string) bool {
-	next := replacement(path)
+	others := replacements(path)
 	for range 4 {
-		if exists(next) || exists(path) {
+		if exists(others[0]) || exists(others[1]) || exists(path) {
 			return false
 		}
 	}
