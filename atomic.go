@@ -68,11 +68,17 @@ type disk struct {
 	noDirSync   atomic.Bool
 	warnClock   sync.Once
 	clockDiff   atomic.Pointer[clockDiff]
-	renamed     func() // for tests: called after each rename; nil: not
+	hooks
 	copyBuffers sync.Pool
 	lastStamp   atomic.Pointer[timeStamp]
 	syncs       syncs
 	metrics     *storeMetrics
+}
+
+// hooks let tests do what another host does in between; nil: nothing.
+type hooks struct {
+	renamed           func() // after a rename
+	linking, removing func() // before a link, or a removal
 }
 
 func newDisk(log *slog.Logger) *disk {
@@ -173,6 +179,9 @@ func (d *disk) dirSynced(dir *os.File, err error) error {
 // unlink removes name in dir; an absent one is fs.ErrNotExist. It is durable
 // after syncDir.
 func (d *disk) unlink(dir *os.File, name string) error {
+	if d.removing != nil {
+		d.removing()
+	}
 	err := uninterrupted(func() error { return unix.Unlinkat(int(dir.Fd()), name, 0) })
 	if err != nil {
 		return diskError("remove", dir.Name()+"/"+name, err)
@@ -196,6 +205,24 @@ func (d *disk) renameTo(dir *os.File, from, to string) error {
 		d.renamed()
 	}
 	return nil
+}
+
+// linkTo gives the file at from a second name in dir. If that name exists it
+// fails with fs.ErrExist, where there are no links with ErrUnsupported.
+func (d *disk) linkTo(dir *os.File, from, to string) error {
+	if d.linking != nil {
+		d.linking()
+	}
+	start := time.Now()
+	err := uninterrupted(func() error { return unix.Linkat(int(dir.Fd()), from, int(dir.Fd()), to, 0) })
+	d.metrics.link.UpdateDuration(start)
+	switch err {
+	case nil:
+		return nil
+	case unix.EPERM, unix.EOPNOTSUPP, unix.ENOSYS:
+		return fmt.Errorf("%w: %w", ErrUnsupported, diskError("link", dir.Name()+"/"+from, err))
+	}
+	return diskError("link", dir.Name()+"/"+from, err)
 }
 
 // removeDir removes the empty directory name in parent.
@@ -396,13 +423,13 @@ func (t *tempFile) isAt(name string) bool {
 	if dir, err := t.disk.openDir(t.dir.Name()); err == nil { // brings an NFS client up to date
 		dir.Close()
 	}
-	f, err := openAt(int(t.dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW, name)
+	fd, err := openRead(int(t.dir.Fd()), name)
 	if err != nil {
 		return false
 	}
-	defer f.Close()
+	defer unix.Close(fd)
 	var st unix.Stat_t
-	return unix.Fstat(int(f.Fd()), &st) == nil && st.Dev == t.stat.Dev && st.Ino == t.stat.Ino &&
+	return unix.Fstat(fd, &st) == nil && st.Dev == t.stat.Dev && st.Ino == t.stat.Ino &&
 		st.Size == t.stat.Size && st.Mtim == t.stat.Mtim
 }
 
@@ -410,6 +437,9 @@ func (t *tempFile) isAt(name string) bool {
 // (fs.ErrExist). It is durable after t.syncDir.
 func (t *tempFile) create(name string) error {
 	dirfd := int(t.dir.Fd())
+	if t.disk.linking != nil {
+		t.disk.linking()
+	}
 	start := time.Now()
 	err := uninterrupted(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })
 	t.disk.metrics.link.UpdateDuration(start)

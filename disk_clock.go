@@ -27,6 +27,10 @@ func (c *clockDiff) value() time.Duration {
 	return c.diff
 }
 
+// coarseClockDiff is maxClockDiff where the store keeps times in steps of up to
+// two seconds, cut off.
+const coarseClockDiff = 3 * time.Second
+
 // clockDiffKept is how long a measured difference serves where no file is made
 // anyway.
 const clockDiffKept = time.Minute
@@ -40,7 +44,14 @@ func (d *disk) compareClocks(f *os.File, before, after time.Time) {
 	if unix.Fstat(int(f.Fd()), &st) != nil {
 		return
 	}
-	c := &clockDiff{diff: clockDifference(time.Unix(st.Ctim.Unix()), before, after), at: after}
+	limit := maxClockDiff
+	switch {
+	case isCoarse(st.Ctim):
+		limit = coarseClockDiff
+	case d.clockDiff.Load().value() != 0:
+		limit /= 2 // or files made one after the other would be dated to and fro
+	}
+	c := &clockDiff{diff: clockDifference(time.Unix(st.Ctim.Unix()), before, after, limit), at: after}
 	d.clockDiff.Store(c)
 	d.metrics.clockDiff.Set(c.diff.Seconds())
 	if c.diff != 0 {
@@ -52,12 +63,12 @@ func (d *disk) compareClocks(f *os.File, before, after time.Time) {
 }
 
 // clockDifference is how far the store's clock is ahead of ours, if it showed
-// the time store at a moment between before and after; 0 within maxClockDiff.
-func clockDifference(store, before, after time.Time) time.Duration {
+// the time store at a moment between before and after; 0 within limit.
+func clockDifference(store, before, after time.Time, limit time.Duration) time.Duration {
 	switch {
-	case store.Before(before.Add(-maxClockDiff)):
+	case store.Before(before.Add(-limit)):
 		return store.Sub(before)
-	case store.After(after.Add(maxClockDiff)):
+	case store.After(after.Add(limit)):
 		return store.Sub(after)
 	}
 	return 0

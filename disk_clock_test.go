@@ -15,7 +15,7 @@ func TestClockDifference(t *testing.T) {
 	after := before.Add(300 * time.Millisecond)
 	f := func(store time.Duration, want time.Duration) {
 		t.Helper()
-		if got := clockDifference(before.Add(store), before, after); got != want {
+		if got := clockDifference(before.Add(store), before, after, maxClockDiff); got != want {
 			t.Errorf("a store at %s: %s, want %s", store, got, want)
 		}
 	}

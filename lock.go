@@ -23,15 +23,13 @@ const lockWaiters = 64
 const (
 	lockReadWait = 5 * time.Second        // how long a reader waits for a lock
 	lockReadPoll = 100 * time.Millisecond // and how often it asks at least
-	lockSeen     = time.Second            // how long a lock is trusted that was seen to be held
 )
 
 // buildLock is a lock on one build of a site, held against every process on
 // every host that shares the store: an open file description lock (fcntl(2)),
 // which NFSv4 carries to the server. It ends with the process.
 type buildLock struct {
-	f    *os.File
-	seen time.Time // when the lock was known to be held
+	f *os.File
 }
 
 // lockBuild locks the artifact or the log of a build (dir tells which), and
@@ -62,7 +60,7 @@ func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock
 		turn.Unlock()
 	}
 	if err == nil {
-		return &buildLock{f: f}, nil
+		return &buildLock{f}, nil
 	}
 	f.Close()
 	return nil, lockError(f.Name(), err)
@@ -87,7 +85,7 @@ func (n *nfs) lockToRead(siteID, dir, buildID string) (*buildLock, error) {
 	for wait := time.Millisecond; ; wait = min(2*wait, lockReadPoll) {
 		err = lockFile(f, unix.F_OFD_SETLK, kind, region)
 		if err == nil {
-			return &buildLock{f: f}, nil
+			return &buildLock{f}, nil
 		}
 		if !isLocked(err) {
 			break
@@ -112,7 +110,7 @@ func (n *nfs) tryLock(siteID, dir, buildID string) (*buildLock, error) {
 	}
 	err = lockFile(f, unix.F_OFD_SETLK, kind, lockRegion(dir, buildID))
 	if err == nil {
-		return &buildLock{f: f}, nil
+		return &buildLock{f}, nil
 	}
 	f.Close()
 	if isLocked(err) {
@@ -162,23 +160,11 @@ func (l *buildLock) release() { l.f.Close() }
 // before the change that the lock guards, and abandons the change on an error.
 func (l *buildLock) alive() error {
 	var b [1]byte // the file is empty, and the answer is its end
-	asked := time.Now()
 	_, err := l.f.ReadAt(b[:], 0)
 	if err == nil || err == io.EOF {
-		l.seen = asked
 		return nil
 	}
 	return fmt.Errorf("%w: lost the lock: %w", ErrUnavailable, diskError("read", l.f.Name(), errors.Unwrap(err)))
-}
-
-// stillAlive is alive, unless the lock was seen to be held a moment ago: a server
-// leaves it to a client that it does not hear of for its lease, which is several
-// seconds at least.
-func (l *buildLock) stillAlive() error {
-	if time.Since(l.seen) < lockSeen {
-		return nil
-	}
-	return l.alive()
 }
 
 // lockRegion is the byte of the lock file that stands for a build. Two builds

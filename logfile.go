@@ -62,6 +62,9 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 		return err
 	}
 	defer dir.Close()
+	if err := n.here(); err != nil { // the directory may be one below a mount that went away
+		return err
+	}
 	name := buildID + logSuffix
 	path := dir.Name() + "/" + name
 	old, _, err := n.readLog(dir, name)

@@ -102,16 +102,31 @@ func (n *nfs) here() error {
 	return nil
 }
 
-// remounted judges another device at the base: it serves if it is of the kind
-// that the service was started on.
+// isOurs fails with ErrUnavailable if a file that was found is not of the store,
+// but lies below a mount that went away, or on one that came. It costs nothing
+// for a file on the device of the base; others may be on a mount below it.
+func (n *nfs) isOurs(st *unix.Stat_t) error {
+	if st.Dev == n.dev.Load() {
+		return nil
+	}
+	return n.here()
+}
+
+// remounted judges another device at the base. It serves if it is of the kind that
+// the service was started on, and a local file system only if it is the same one.
 func (n *nfs) remounted(dev uint64) error {
 	var st unix.Statfs_t
 	if err := uninterrupted(func() error { return unix.Statfs(n.base, &st) }); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, diskError("statfs", n.base, err))
 	}
-	if kind := kindOfFS(int64(st.Type)); kind != n.kind {
-		return fmt.Errorf("%w: %q is now on %s, and was on %s when the service started; restart the service",
+	kind := kindOfFS(int64(st.Type))
+	if kind != n.kind {
+		return fmt.Errorf("%w: %q is now on %s, and was on %s when the service started; unmount it, or restart the service",
 			ErrUnavailable, n.base, kind, n.kind)
+	}
+	if kind == fsLocal && st.Fsid != n.fsid {
+		return fmt.Errorf("%w: %q is now on another file system than when the service started; unmount it, or restart the service",
+			ErrUnavailable, n.base)
 	}
 	n.disk.durable.Purge()
 	n.dev.Store(dev)
@@ -169,6 +184,7 @@ func nfsOptionWarnings(options string) []mountWarning {
 		{"nolock", local, true},
 		{"local_lock=all", local, true},
 		{"local_lock=posix", local, true},
+		{"nocto", "what other hosts have changed is not seen for a while", false},
 		{"soft", soft, false},
 		{"softerr", soft, false},
 	} {

@@ -23,6 +23,7 @@ func TestMountOptions(t *testing.T) {
 	}
 	f("rw,vers=4.2,hard,proto=tcp,local_lock=none", "", false)
 	f("rw,vers=4.2,soft", "soft", false)
+	f("rw,nocto", "nocto", false)
 	f("rw,softerr,local_lock=flock", "softerr", false)
 	f("rw,vers=3,nolock,local_lock=all", "nolock local_lock=all", true)
 	f("rw,local_lock=posix", "local_lock=posix", true)

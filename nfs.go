@@ -43,6 +43,7 @@ type nfs struct {
 	mountPoint bool          // base was one at the start, and must stay one
 	kind       fsKind        // of file system at the start, and it must stay of this kind
 	dev        atomic.Uint64 // device of base when kind was last seen
+	fsid       unix.Fsid     // of its file system at the start (statfs(2))
 	lookAt     func(path string) (baseState, error)
 
 	lockTurns [lockWaiters]sync.Mutex
@@ -82,7 +83,7 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 		dir.Close()
 		return nil, diskError("statfs", base, err)
 	}
-	n.kind = kindOfFS(int64(st.Type))
+	n.kind, n.fsid = kindOfFS(int64(st.Type)), st.Fsid
 	n.remote, n.disk.ownClock = n.kind == fsNFS, n.kind == fsLocal
 	if at, err := lookAtBase(base); err == nil {
 		n.mountPoint = at.mountPoint
@@ -161,6 +162,10 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 		return err
 	}
 	defer dir.Close()
+	if err := n.here(); err != nil { // the directory may be one below a mount that went away
+		return err
+	}
+	n.outliveTag(dir, fileName(artifactsDir, buildID))
 	c := change{dir: dir, siteID: siteID, buildID: buildID, cond: cond}
 	if err := n.changeIf(c, n.deleteFile); err != nil {
 		return err
@@ -168,6 +173,19 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 	// Also if it was gone already: another process may have removed it and not
 	// have synced that yet, and this answer is a promise of its own.
 	return n.disk.syncDir(dir)
+}
+
+// outliveTag waits, where times are coarse, until a build that is about to be
+// deleted is older than a step of them: the next build of that name could have its
+// inode, and would have its time and so its ETag.
+func (n *nfs) outliveTag(dir *os.File, name string) {
+	var st unix.Stat_t
+	if statAt(dir, name, &st) != nil || !isCoarse(st.Mtim) {
+		return
+	}
+	if left := coarseClockDiff - n.disk.now().Sub(time.Unix(st.Mtim.Unix())); left > 0 {
+		time.Sleep(min(left, coarseClockDiff))
+	}
 }
 
 // StatArtifact implements ArtifactStater.
@@ -252,7 +270,7 @@ func (a *artifactFile) File() *os.File                            { return a.f }
 // openArtifact opens and describes one file. A small one is read, and closed again.
 // What is no file is not found: it is not listed either.
 func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
-	if f := n.small.get(path); f != nil && f.data != nil {
+	if f := n.small.get(path); f != nil {
 		return f.open(), nil
 	}
 	fd, err := n.disk.openPathRead(path)
@@ -266,6 +284,10 @@ func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd)
 		return nil, diskError("stat", path, err)
+	}
+	if err := n.isOurs(&st); err != nil {
+		unix.Close(fd)
+		return nil, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		unix.Close(fd)

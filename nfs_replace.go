@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"strings"
@@ -24,28 +25,31 @@ import (
 // the other one put there. So on NFS a replacement is
 //
 //	lock      the build, exclusively, against every other change of it
-//	rename    the sealed temp to .new-{name}
+//	link      the sealed temp to .new-{name}
+//	alive     the lock is still ours
 //	rename    the old file from its name to .old-{name}
 //	rename    .new-{name} to the name
+//	alive
 //	rename    .old-{name} to a temporary name, and remove that
 //
-// None of these replaces a file, so each is one step, and at each moment the
-// file is where everybody can compute it:
+// None of these replaces a file that counts, so each is one step, and at each
+// moment the file is where everybody can compute it:
 //
-//	the name           is the file if it is there. A .new- or .old- beside it is
-//	                   left of a replacement that was cut: the next one takes its
-//	                   place, the sweep removes it when it is old
+//	the name           is the file if it is there. A .new- or .old- beside it was
+//	                   left by a replacement that was cut. The next replacement
+//	                   takes its place, or the sweep removes it when it is old
 //	else .new-{name}   is the file: a replacement was cut
 //	else .old-{name}   is the file: a rename of the old file came late, after
 //	                   another client had replaced it
 //
-// Who reads serves it from there; who changes the file first renames it to its
-// name, under the lock, and so does the sweep. That it is nowhere is only known
-// under the shared lock: without it, a replacement may have renamed one while
-// another was looked for. A delete removes .old-, then .new-, then the name, or
-// the deleted file would come back. What was taken from .old- is looked at
-// before it is removed: after a late rename it is our own file. No step begins
-// long after the lock was last seen to be ours, so at most one comes late.
+// Readers serve the file from there. A change first renames it to its name, under
+// the lock, and so does the sweep. Only under the shared lock is it known that the
+// file is in none of the three places: without it, a replacement may have renamed
+// one while another was looked for. A delete removes .old-, then .new-, then the
+// name, or the deleted file would come back.
+//
+// A file that is new gets its name by link(2), which fails if the name exists, so
+// that a late one replaces nothing. Where a mount has no links, rename(2) is used.
 //
 // A local file system replaces a name in one step. There nothing is renamed
 // twice, and .new- and .old- are only found where a store was copied from NFS.
@@ -126,16 +130,23 @@ func (n *nfs) settle(dir *os.File, name string) error {
 		fresh.Close()
 	}
 	var st unix.Stat_t
-	err := statAt(dir, name, &st)
+	if err := statAt(dir, name, &st); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	for _, at := range []string{interimName(name), formerName(name)} {
-		if !errors.Is(err, fs.ErrNotExist) {
-			return err
+		err := statAt(dir, at, &st)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+			continue
 		}
-		if err = n.disk.renameTo(dir, at, name); err == nil {
+		if err == nil {
+			err = n.disk.renameTo(dir, at, name)
+		}
+		if err == nil {
 			n.log.Info("finished a replacement that was cut", "file", dir.Name()+"/"+name)
 		}
+		return err
 	}
-	return unlessGone(err)
+	return nil
 }
 
 // place puts the sealed temp in the place of the build if cond holds.
@@ -156,7 +167,7 @@ func (n *nfs) place(temp *tempFile, siteID, buildID string, cond Precondition) e
 	return err
 }
 
-func (n *nfs) createFile(c change, _ *buildLock) error {
+func (n *nfs) createFile(c change, lock *buildLock) error {
 	name := fileName(artifactsDir, c.buildID)
 	if !n.remote {
 		for _, at := range []string{interimName(name), formerName(name)} {
@@ -169,7 +180,10 @@ func (n *nfs) createFile(c change, _ *buildLock) error {
 			}
 		}
 	}
-	return c.temp.create(name)
+	if err := c.temp.create(name); err != nil || lock == nil || !n.remote {
+		return err
+	}
+	return lock.alive() // lost: a late link may have come between two steps of another client
 }
 
 func (n *nfs) replaceFile(c change, lock *buildLock) error {
@@ -195,24 +209,31 @@ func (n *nfs) putInPlace(temp *tempFile, name string, lock *buildLock) error {
 	}
 	var st unix.Stat_t
 	err := statAt(temp.dir, name, &st)
-	if errors.Is(err, fs.ErrNotExist) {
-		return temp.replace(name)
-	}
-	if err != nil {
+	switch {
+	case err == nil:
+		return n.replaceInSteps(temp, name, lock)
+	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	return n.replaceInSteps(temp, name, lock)
+	err = temp.create(name)
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return fmt.Errorf("%w: %q was made by another host meanwhile", ErrUnavailable, name)
+	case errors.Is(err, ErrUnsupported):
+		return temp.replace(name)
+	}
+	return err
 }
 
 // replaceInSteps is tempFile.replace where a rename over a file is two steps. name
-// is there, and the caller holds its exclusive lock.
+// is there, and the caller holds its exclusive lock. Whatever happens, discard
+// removes the temporary name.
 func (n *nfs) replaceInSteps(temp *tempFile, name string, lock *buildLock) error {
 	dir, interim, former := temp.dir, interimName(name), formerName(name)
-	if err := temp.rename(interim); err != nil {
+	if err := n.linkInterim(temp, name, lock); err != nil {
 		return err
 	}
-	temp.name, temp.placed = interim, true // no temp any more: discard leaves it alone
-	err := lock.stillAlive()
+	err := lock.alive()
 	if err == nil {
 		// Absent: a late rename of another client took it.
 		err = unlessGone(n.disk.renameTo(dir, name, former))
@@ -221,33 +242,60 @@ func (n *nfs) replaceInSteps(temp *tempFile, name string, lock *buildLock) error
 		n.giveUp(temp, name, lock)
 		return err
 	}
-	if err := lock.stillAlive(); err != nil {
-		return err
-	}
-	if err := temp.rename(name); err != nil {
-		// A late rename may have put it in its place and another one have taken
-		// it away again.
+	if err := n.disk.renameTo(dir, interim, name); err != nil && !temp.isAt(name) {
+		// A late rename may have put it in its place, and another one may have
+		// taken it away again.
 		if !errors.Is(err, fs.ErrNotExist) || lock.alive() != nil || n.settle(dir, name) != nil || !temp.isAt(name) {
 			return err
 		}
 	}
-	if err := lock.stillAlive(); err != nil {
+	if err := lock.alive(); err != nil {
 		return err
 	}
 	if err := n.removeAside(dir, name, former); unlessGone(err) != nil {
+		var st unix.Stat_t
+		if statAt(dir, name, &st) != nil {
+			return err
+		}
 		n.log.Warn("a replaced file stays until it is swept", "error", err)
 	}
 	return nil
+}
+
+// linkInterim gives the sealed temp the interim name of name as well. What a
+// replacement that was cut left there is removed first: name is there.
+func (n *nfs) linkInterim(temp *tempFile, name string, lock *buildLock) error {
+	interim := interimName(name)
+	err := n.disk.linkTo(temp.dir, temp.name, interim)
+	if errors.Is(err, fs.ErrExist) && !temp.isAt(interim) {
+		if err := lock.alive(); err != nil { // it may be another's
+			return err
+		}
+		if err := n.disk.remove(temp.dir, interim); err != nil {
+			return err
+		}
+		err = n.disk.linkTo(temp.dir, temp.name, interim)
+	}
+	if errors.Is(err, fs.ErrExist) && temp.isAt(interim) { // the reply was lost
+		return nil
+	}
+	if errors.Is(err, ErrUnsupported) {
+		if err = temp.rename(interim); err == nil {
+			temp.placed = true // it has no temporary name any more
+		}
+	}
+	return err
 }
 
 // giveUp removes the interim file of a replacement that goes no further, unless
 // it is the build, or may be another's.
 func (n *nfs) giveUp(temp *tempFile, name string, lock *buildLock) {
 	var st unix.Stat_t
-	if lock.alive() != nil || !temp.isAt(temp.name) || statAt(temp.dir, name, &st) != nil {
+	interim := interimName(name)
+	if lock.alive() != nil || !temp.isAt(interim) || statAt(temp.dir, name, &st) != nil {
 		return
 	}
-	if err := n.disk.remove(temp.dir, temp.name); err != nil {
+	if err := n.disk.remove(temp.dir, interim); err != nil {
 		n.log.Warn("an unfinished replacement stays until it is swept", "error", err)
 	}
 }
@@ -276,14 +324,20 @@ func (n *nfs) removeAside(dir *os.File, name, at string) error {
 	return n.disk.remove(dir, taken)
 }
 
+// deleteFile removes the file from all its names, its own last. A late rename of
+// another host may move it from there to the former name meanwhile.
 func (n *nfs) deleteFile(c change, _ *buildLock) error {
 	name := fileName(artifactsDir, c.buildID)
-	for _, at := range []string{formerName(name), interimName(name), name} {
+	for _, at := range []string{formerName(name), interimName(name)} {
 		if err := n.disk.remove(c.dir, at); err != nil {
 			return err
 		}
 	}
-	return nil
+	err := n.disk.unlink(c.dir, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return n.disk.remove(c.dir, formerName(name))
+	}
+	return err
 }
 
 // find calls open with the path of the artifact or the log of a build, by its
@@ -323,7 +377,8 @@ func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) er
 	if err := n.refresh(siteID, dir); err != nil {
 		return err
 	}
-	for _, path := range append([]string{site + name}, elsewhere...) {
+	// The name last again: a late rename of another host needs no lock.
+	for _, path := range []string{site + name, elsewhere[0], elsewhere[1], site + name} {
 		if err = open(path); !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

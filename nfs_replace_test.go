@@ -261,7 +261,86 @@ func TestLateRequests(t *testing.T) {
 	}
 }
 
-// On NFS a replacement is several renames, the first upload of a build is one.
+// What is new on NFS never replaces what another host made after it had got the
+// lock.
+func TestNewFileThatComesLate(t *testing.T) {
+	n := openRemote(t, t.TempDir())
+	mustStore(t, n, "s", "other", []byte("x"))
+	dir, err := n.openBuilds("s", artifactsDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	lock, err := n.lockBuild("s", artifactsDir, "b", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.release()
+	temp := sealed(t, n.disk, dir, "late")
+	defer temp.discard()
+	n.disk.linking = func() {
+		n.disk.linking = nil
+		if err := os.WriteFile(filepath.Join(dir.Name(), "b.tar.gz"), []byte("acknowledged"), 0o644); err != nil {
+			t.Error(err)
+		}
+	}
+	wantError(t, n.putInPlace(temp, "b.tar.gz", lock), ErrUnavailable)
+	wantBytes(t, n, "s", "b", []byte("acknowledged"))
+}
+
+// A late rename moves a build away while it is deleted: it does not come back.
+func TestDeleteBesideALateRename(t *testing.T) {
+	const name = "b" + artifactSuffix
+	for at := range 4 { // after so many removals
+		n := openRemote(t, t.TempDir())
+		mustStore(t, n, "s", "b", []byte("x"))
+		artifacts := n.sitePath("s", artifactsDir)
+		count := 0
+		n.disk.removing = func() {
+			if count++; count == at+1 {
+				_ = os.Rename(filepath.Join(artifacts, name), filepath.Join(artifacts, formerName(name)))
+			}
+		}
+		if err := n.DeleteArtifact("s", "b", Precondition{}); err != nil {
+			t.Errorf("after removal %d: %v", at, err)
+		}
+		_, err := n.FetchArtifact("s", "b")
+		wantError(t, err, ErrNotFound)
+		wantFiles(t, artifacts)
+	}
+}
+
+// A FIFO in the place of a build holds no create up.
+func TestCreateBesideAFIFO(t *testing.T) {
+	d, dir := openTestDir(t)
+	if err := unix.Mkfifo(filepath.Join(dir.Name(), "target"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	temp := sealed(t, d, dir, "ours")
+	wantError(t, temp.create("target"), fs.ErrExist)
+	temp.discard()
+}
+
+// What is no file, and has an interim name, is not put in the place of a build.
+func TestInterimNameThatIsNoFile(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	mustStore(t, n, "s", "b", []byte("x"))
+	artifacts := n.sitePath("s", artifactsDir)
+	if err := errors.Join(os.Mkdir(filepath.Join(artifacts, ".new-dir.tar.gz"), 0o755),
+		os.Symlink("b.tar.gz", filepath.Join(artifacts, ".old-link.tar.gz"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.sweepOnce(t.Context(), time.Hour); err != nil {
+		t.Error(err)
+	}
+	for _, build := range []string{"dir", "link"} {
+		_, err := n.FetchArtifact("s", build)
+		wantError(t, err, ErrNotFound)
+	}
+	wantFiles(t, artifacts, ".new-dir.tar.gz", ".old-link.tar.gz", "b.tar.gz")
+}
+
+// On NFS a replacement is three renames, and what is new gets its name by a link.
 func TestRenamesOfAReplacement(t *testing.T) {
 	renames := func(n *nfs) string {
 		var b bytes.Buffer
@@ -273,7 +352,7 @@ func TestRenamesOfAReplacement(t *testing.T) {
 	for _, c := range []struct {
 		remote bool
 		want   []string
-	}{{true, []string{"1", "5", "6", "10"}}, {false, []string{"1", "2", "3", "4"}}} {
+	}{{true, []string{"0", "3", "3", "6"}}, {false, []string{"1", "2", "3", "4"}}} {
 		n := openTestNFS(t, t.TempDir())
 		n.remote = c.remote
 		for i, write := range []func(){

@@ -175,24 +175,84 @@ func TestAnotherKindOfStore(t *testing.T) {
 	if n.kind != fsLocal {
 		t.Skipf("the directory for tests is on %s", n.kind)
 	}
-	mustStore(t, n, "s", "b", []byte("below"))
-	mustMount(t, "none", n.base, "tmpfs", "")
+	small, large := []byte("below"), bytes.Repeat([]byte("below"), smallSize)
+	mustStore(t, n, "s", "b", small)
+	mustStore(t, n, "s", "large", large)
+	wantBytes(t, n, "s", "b", small) // is kept in memory now
+	above := t.TempDir()
+	other := openTestNFS(t, above)
+	mustStore(t, other, "s", "b", []byte("above"))
+	mustStore(t, other, "s", "large", bytes.Repeat([]byte("above"), smallSize))
+	mustLog(t, other, "s", entry("1", "b", testTime))
+	sites := filepath.Join(above, sitesDir)
+	for _, fsType := range []string{"tmpfs", "ramfs"} { // another local one; of a kind of its own, as NFS is
+		if err := unix.Mount("none", n.base, fsType, 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("cp", "-a", sites, n.base).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		for op, err := range map[string]error{
+			"store": n.StoreArtifact("s", "b", strings.NewReader("x")),
+			"store if": func() error {
+				_, err := n.StoreArtifactIf("s", "b", strings.NewReader("x"), ifMatch(`"x"`))
+				return err
+			}(),
+			"delete":      n.DeleteArtifact("s", "b", Precondition{}),
+			"log":         n.WriteLog("s", entry("1", "b", testTime)),
+			"fetch":       func() error { _, err := n.FetchArtifact("s", "b"); return err }(),
+			"fetch large": func() error { _, err := n.FetchArtifact("s", "large"); return err }(),
+			"stat":        func() error { _, err := n.StatArtifact("s", "b"); return err }(),
+			"list":        func() error { _, err := n.ListVersions("s"); return err }(),
+			"probe":       func() error { _, err := n.Probe(); return err }(),
+		} {
+			if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "restart the service") {
+				t.Errorf("%s: %s: %v", fsType, op, err)
+			}
+		}
+		if got, err := os.ReadFile(filepath.Join(n.sitePath("s", artifactsDir), "b.tar.gz")); err != nil || string(got) != "above" {
+			t.Errorf("%s: changed to %q, %v", fsType, got, err)
+		}
+		if err := unix.Unmount(n.base, 0); err != nil {
+			t.Fatal(err)
+		}
+		wantBytes(t, n, "s", "b", small) // without a restart
+		wantBytes(t, n, "s", "large", large)
+	}
+	// What is mounted below the base is part of the store.
+	below := n.sitePath("mounted", "")
+	if err := os.MkdirAll(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	mustMount(t, "none", filepath.Clean(below), "tmpfs", "")
+	mustStore(t, n, "mounted", "b", large)
+	wantBytes(t, n, "mounted", "b", large)
+}
+
+// TestMountIsLost: a build that is in the directory below the mount point, too, is
+// not served in the place of that of the store.
+func TestMountIsLost(t *testing.T) {
+	onlyRoot(t)
+	base := t.TempDir()
+	mustStore(t, openTestNFS(t, base), "s", "b", []byte("below"))
+	mustLog(t, openTestNFS(t, base), "s", entry("1", "b", testTime))
+	mustMount(t, "none", base, "tmpfs", "")
+	n := openTestNFS(t, base)
 	mustStore(t, n, "s", "b", []byte("above"))
-	wantBytes(t, n, "s", "b", []byte("above"))
-	mustMount(t, "none", n.base, "ramfs", "") // stands for NFS: of a kind of its own
-	for op, err := range map[string]error{
-		"store":  n.StoreArtifact("s", "b", strings.NewReader("x")),
-		"delete": n.DeleteArtifact("s", "b", Precondition{}),
-		"log":    n.WriteLog("s", entry("1", "b", testTime)),
-		"fetch":  func() error { _, err := n.FetchArtifact("s", "b"); return err }(),
-		"list":   func() error { _, err := n.ListVersions("s"); return err }(),
-		"probe":  func() error { _, err := n.Probe(); return err }(),
-	} {
-		if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "restart the service") {
-			t.Errorf("%s: %v", op, err)
+	if err := unix.Unmount(base, 0); err != nil {
+		t.Fatal(err)
+	}
+	_, fetched := n.FetchArtifact("s", "b")
+	_, stat := n.StatArtifact("s", "b")
+	_, listed := n.ListVersions("s")
+	for op, err := range map[string]error{"fetch": fetched, "stat": stat, "list": listed,
+		"delete": n.DeleteArtifact("s", "b", Precondition{}), "log": n.WriteLog("s", entry("2", "b", testTime))} {
+		wantError(t, err, ErrUnavailable)
+		if err == nil {
+			t.Error(op)
 		}
 	}
-	wantFiles(t, n.base)
+	wantContent(t, filepath.Join(n.sitePath("s", artifactsDir), "b.tar.gz"), "below")
 }
 
 // TestMountLostInBetween: a mount that goes away between the look at the base
@@ -265,6 +325,16 @@ func TestCoarseTimes(t *testing.T) {
 		if now, err := n.StatArtifact("s", "b"); err != nil || now != info {
 			t.Errorf("stat says %+v, the upload %+v: %v", now, info, err)
 		}
+	}
+	before, err := n.StoreArtifactIf("s", "deleted", strings.NewReader("same"), Precondition{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.DeleteArtifact("s", "deleted", Precondition{}); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := n.StoreArtifactIf("s", "deleted", strings.NewReader("size"), Precondition{}); err != nil || after.ETag == before.ETag {
+		t.Errorf("a build after a deleted one has its tag %s: %v", after.ETag, err)
 	}
 	if n.small.files.Len() > 0 {
 		t.Errorf("%d files are kept in memory", n.small.files.Len())

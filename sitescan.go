@@ -40,11 +40,9 @@ func (n *nfs) scanSite(siteID string, ix *siteIndex) (*siteScan, error) {
 		return nil, err
 	}
 	s.logs = logs
-	if artifacts == nil || logs == nil { // absent, or the mount is
-		if err := n.here(); err != nil {
-			s.close()
-			return nil, err
-		}
+	if err := n.here(); err != nil { // what is absent, or is here, may be so below a mount that went away
+		s.close()
+		return nil, err
 	}
 	s.then, s.seen = max(s.then, artifactsID.ctime, logsID.ctime), time.Now()
 

@@ -13,6 +13,9 @@ const (
 	// its header it leaves in one write (writeBuffer).
 	smallSize = 15 << 10
 	smallKept = 1024 // small artifacts kept in memory: 15 MiB at the most
+	// lookedKept is how many artifacts are kept that were looked at: a few hundred
+	// bytes each.
+	lookedKept = 4096
 )
 
 // smallArtifact is an artifact that was read whole: a MemoryReader and an io.Seeker.
@@ -52,7 +55,8 @@ func (f *smallFile) open() smallArtifact { return smallArtifact{bytes.NewReader(
 // look at what is there now. On a local file system that look is one stat(2); on
 // NFS it would have to be an open(2), and nothing is kept. Safe for concurrent use.
 type smallFiles struct {
-	files *lru.Cache[string, *smallFile] // nil: nothing is kept
+	files  *lru.Cache[string, *smallFile] // nil: nothing is kept
+	looked *lru.Cache[string, *smallFile] // of any size, without their bytes
 }
 
 func newSmallFiles(local bool) smallFiles {
@@ -63,21 +67,37 @@ func newSmallFiles(local bool) smallFiles {
 	if err != nil {
 		panic(err) // the size is a positive constant
 	}
-	return smallFiles{files}
+	looked, err := lru.New[string, *smallFile](lookedKept)
+	if err != nil {
+		panic(err) // likewise
+	}
+	return smallFiles{files, looked}
 }
 
 // get is what is kept of path, if that is what path still is.
-func (s smallFiles) get(path string) *smallFile {
-	if s.files == nil {
+func (s smallFiles) get(path string) *smallFile { return unchanged(s.files, path) }
+
+// info is get of what was only looked at, too.
+func (s smallFiles) info(path string) *smallFile {
+	if f := unchanged(s.files, path); f != nil {
+		return f
+	}
+	return unchanged(s.looked, path)
+}
+
+// unchanged is what files, which may be nil, has of path, if that is what path
+// still is.
+func unchanged(files *lru.Cache[string, *smallFile], path string) *smallFile {
+	if files == nil {
 		return nil
 	}
-	f, ok := s.files.Get(path)
+	f, ok := files.Get(path)
 	if !ok {
 		return nil
 	}
 	var st unix.Stat_t
 	if unix.Fstatat(unix.AT_FDCWD, path, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || !f.is(&st) {
-		s.files.Remove(path)
+		files.Remove(path)
 		return nil
 	}
 	return f
@@ -90,21 +110,21 @@ func (s smallFiles) read(fd int, path string, st *unix.Stat_t) (*smallFile, erro
 	if f.data, err = readAll(fd, path, st.Size); err != nil {
 		return nil, err
 	}
-	s.keep(path, f)
+	s.keep(s.files, path, f)
 	return f, nil
 }
 
 // keep remembers f, unless the file system may keep times so coarse that
 // another file could have the same ones.
-func (s smallFiles) keep(path string, f *smallFile) {
-	if s.files != nil && !isCoarse(f.mtim) {
-		s.files.Add(path, f)
+func (smallFiles) keep(files *lru.Cache[string, *smallFile], path string, f *smallFile) {
+	if files != nil && !isCoarse(f.mtim) {
+		files.Add(path, f)
 	}
 }
 
 // describe describes the artifact at path without reading it.
 func (n *nfs) describe(path string) (ArtifactInfo, error) {
-	if f := n.small.get(path); f != nil {
+	if f := n.small.info(path); f != nil {
 		return f.info, nil
 	}
 	var st unix.Stat_t
@@ -112,10 +132,13 @@ func (n *nfs) describe(path string) (ArtifactInfo, error) {
 	if err != nil {
 		return ArtifactInfo{}, err
 	}
+	if err := n.isOurs(&st); err != nil {
+		return ArtifactInfo{}, err
+	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return ArtifactInfo{}, fmt.Errorf("%w: %q is not a file", ErrNotFound, path)
 	}
-	n.small.keep(path, smallFileOf(&st))
+	n.small.keep(n.small.looked, path, smallFileOf(&st))
 	return infoOf(&st), nil
 }
 

@@ -46,9 +46,9 @@ func TestCostOnNFS(t *testing.T) {
 			t.Errorf("%s: %d requests in %d rounds, before %d", op, now, costRounds, before)
 		}
 	}
-	f("replace", "RENAME", func(before, now int) bool { return before == costRounds && now == 4*costRounds })
+	f("replace", "RENAME", func(before, now int) bool { return before == costRounds && now == 3*costRounds })
 	// With the one of the client's own: of the name, and then of the file that is removed.
-	f("replace, while it is downloaded", "RENAME", func(before, now int) bool { return before == 2*costRounds && now == 5*costRounds })
+	f("replace, while it is downloaded", "RENAME", func(before, now int) bool { return before == 2*costRounds && now == 4*costRounds })
 }
 
 // total leaves out what the probe of the store sends, at any time.
