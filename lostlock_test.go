@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -100,4 +103,43 @@ func TestLockFileOfARemoteStoreIsReadDirectly(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A reader that lost the shared lock does not know that there is no build.
+func TestLostLockEndsALook(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	mustStore(t, n, "s", "b", []byte("old"))
+	mustLog(t, n, "s", entry("1", "b", testTime)) // makes the lock file
+	loseLocks(t, n)
+	held, err := n.lockBuild("s", logsDir, "other", true) // an open for reading alone would wait for this one
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.release()
+	if err := os.WriteFile(filepath.Join(n.sitePath("s", artifactsDir), ".new-b"+artifactSuffix), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	err = n.find("s", artifactsDir, "b", func(string) error { return fs.ErrNotExist })
+	wantError(t, err, ErrUnavailable)
+}
+
+// A sweep that lost the lock leaves the interim file, which may be in use.
+func TestLostLockEndsASweep(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	mustStore(t, n, "s", "b", []byte("old"))
+	mustLog(t, n, "s", entry("1", "b", testTime)) // makes the lock file
+	loseLocks(t, n)
+	held, err := n.lockBuild("s", logsDir, "other", true) // an open for reading alone would wait for this one
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.release()
+	dir := n.sitePath("s", artifactsDir)
+	leave(t, 2*time.Hour, dir, ".new-b"+artifactSuffix)
+	removed, err := n.sweepOnce(context.Background(), time.Hour)
+	if removed != 0 {
+		t.Errorf("%d files are removed", removed)
+	}
+	wantError(t, err, ErrUnavailable)
+	wantFiles(t, dir, ".new-b"+artifactSuffix, "b"+artifactSuffix)
 }

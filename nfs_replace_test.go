@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -394,6 +395,13 @@ func TestMissingNameUnderALock(t *testing.T) {
 	}{
 		{artifactsDir, func(n *nfs) error { _, err := fetch(n, "s", "b"); return err }},
 		{artifactsDir, func(n *nfs) error { _, err := n.StatArtifact("s", "b"); return err }},
+		{artifactsDir, func(n *nfs) error {
+			page, err := n.ListVersionsPage("s", VersionQuery{})
+			if err == nil && (len(page.Versions) != 1 || page.Versions[0].SizeBytes != 1) {
+				err = fmt.Errorf("listed as %+v", page.Versions)
+			}
+			return err
+		}},
 		{logsDir, func(n *nfs) error {
 			page, err := n.ListVersionsPage("s", VersionQuery{})
 			if err == nil && (len(page.Versions) != 1 || len(page.Versions[0].Logs) != 1) {
@@ -609,5 +617,102 @@ func TestListWhileNamesVanish(t *testing.T) {
 	close(stop)
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// A replacement that gives up leaves its interim file where that is the build,
+// because there is no other, or where it is that of another host.
+func TestReplacementThatGivesUpRemovesNoBuild(t *testing.T) {
+	d, dir := openTestDir(t)
+	gone := "gone/b.tar.gz" // the interim name has a directory, this one has none
+	if err := os.Mkdir(filepath.Join(dir.Name(), ".new-gone"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	temp := sealed(t, d, dir, "new")
+	wantError(t, temp.replaceByInterim(gone), fs.ErrNotExist)
+	temp.discard()
+	wantContent(t, filepath.Join(dir.Name(), ".new-gone", "b.tar.gz"), "new")
+
+	if err := os.Mkdir(filepath.Join(dir.Name(), "b.tar.gz"), 0o755); err != nil { // rename(2) does not replace it
+		t.Fatal(err)
+	}
+	temp = sealed(t, d, dir, "theirs")
+	temp.stat.Ino++ // the file under the interim name is not the one that was sealed
+	if err := temp.replaceByInterim("b.tar.gz"); err == nil {
+		t.Error("a directory was replaced")
+	}
+	temp.discard()
+	wantContent(t, filepath.Join(dir.Name(), ".new-b.tar.gz"), "theirs")
+}
+
+// A build whose interim file cannot be removed is not removed either: without
+// its name, the interim file would be the build.
+func TestDeleteBesideAnInterimFileThatStays(t *testing.T) {
+	for _, remote := range []bool{true, false} {
+		n := openTestNFS(t, t.TempDir())
+		n.remote = remote
+		mustStore(t, n, "s", "b", []byte("old"))
+		stuck := filepath.Join(n.sitePath("s", artifactsDir), ".new-b"+artifactSuffix)
+		if err := os.Mkdir(stuck, 0o755); err != nil { // unlink(2) does not remove it
+			t.Fatal(err)
+		}
+		if err := n.DeleteArtifact("s", "b", Precondition{}); err == nil {
+			t.Errorf("remote %v: the delete succeeded", remote)
+		}
+		wantBytes(t, n, "s", "b", []byte("old"))
+	}
+}
+
+// A reader gives the lock back when it has found that there is no build.
+func TestLookAtAMissingBuildGivesTheLockBack(t *testing.T) {
+	n := openRemote(t, t.TempDir())
+	mustStore(t, n, "s", "b", []byte("x"))
+	for _, missing := range []string{"other", "b"} {
+		if missing == "b" {
+			path := filepath.Join(n.sitePath("s", artifactsDir), fileName(artifactsDir, "b"))
+			if err := os.Rename(path, filepath.Join(filepath.Dir(path), interimName(filepath.Base(path)))); err != nil {
+				t.Fatal(err)
+			}
+			wantBytes(t, n, "s", "b", []byte("x"))
+		} else {
+			_, err := n.StatArtifact("s", missing)
+			wantError(t, err, ErrNotFound)
+		}
+		lock, err := n.tryLock("s", artifactsDir, missing)
+		if err != nil || lock == nil {
+			t.Fatalf("after a look at %s its lock is not free: %v", missing, err)
+		}
+		lock.release()
+	}
+}
+
+// copying is a body in the middle of which the store gets an interim file, as
+// when it is being copied from NFS.
+type copying struct {
+	t    *testing.T
+	path string
+	read bool
+}
+
+func (c *copying) Read(p []byte) (int, error) {
+	if c.read {
+		return 0, io.EOF
+	}
+	c.read = true
+	if err := os.WriteFile(c.path, []byte("copied"), 0o644); err != nil {
+		c.t.Error(err)
+	}
+	return copy(p, "new"), nil
+}
+
+// A create looks for an interim file at its end, too, and on a local file system.
+func TestCreateBesideAnInterimFile(t *testing.T) {
+	for _, remote := range []bool{true, false} {
+		n := openTestNFS(t, t.TempDir())
+		n.remote = remote
+		path := filepath.Join(n.sitePath("s", artifactsDir), ".new-b"+artifactSuffix)
+		_, err := n.StoreArtifactIf("s", "b", &copying{t: t, path: path}, createOnly)
+		wantError(t, err, ErrPrecondition)
+		wantBytes(t, n, "s", "b", []byte("copied"))
 	}
 }

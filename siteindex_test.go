@@ -1,6 +1,9 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 )
@@ -82,5 +85,52 @@ func TestLogSettles(t *testing.T) {
 	b.logSince = time.Now().Add(-settleTime)
 	if !load(b, 0) {
 		t.Error("a log that has long been the same is not settled")
+	}
+}
+
+// On NFS a directory that has changed since it was opened is read again, and
+// what only one of the readings has is not forgotten.
+func TestChangedDirectoryIsReadAgain(t *testing.T) {
+	n := openRemote(t, t.TempDir())
+	for _, id := range []string{"a", "b", "c"} {
+		mustStore(t, n, "s", id, []byte("x"))
+	}
+	s := &siteScan{n: n, site: "s", ix: newSiteIndex()}
+	read := func(before func(dir *os.File)) (ids []string, unsure map[string]bool) {
+		t.Helper()
+		dir, opened, err := n.openWatched("s", artifactsDir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		before(dir)
+		opened.ctime-- // it was opened before the last change
+		ids, unsure, err = s.readBuilds(artifactsDir, dir, opened)
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(ids)
+		return ids, unsure
+	}
+	ids, unsure := read(func(dir *os.File) { _, _ = dir.Readdirnames(-1) }) // the first reading is at its end
+	if !slices.Equal(ids, []string{"a", "b", "c"}) || len(unsure) != 0 {
+		t.Errorf("found %v, unsure %v", ids, unsure)
+	}
+	var gone string
+	ids, unsure = read(func(dir *os.File) { // the first reading still has what goes now
+		names, err := dir.Readdirnames(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone = "a"
+		if names[0] == "a"+artifactSuffix {
+			gone = "b"
+		}
+		if err := os.Remove(filepath.Join(dir.Name(), gone+artifactSuffix)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if len(ids) != 2 || slices.Contains(ids, gone) || !unsure[gone] || len(unsure) != 1 {
+		t.Errorf("found %v, unsure %v; %s went", ids, unsure, gone)
 	}
 }

@@ -230,3 +230,55 @@ func TestSweepGoesOnUntilTheEnd(t *testing.T) {
 	cancel()
 	<-done
 }
+
+// On a local store .nfs files are those of clients to which this host exports
+// it, which may have them open: they stay, however old.
+func TestSweepLeavesTheSillyNamesOfALocalStore(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	dir := n.sitePath("s", artifactsDir)
+	leave(t, 100*24*time.Hour, dir, ".nfs00000000000a00000000000f")
+	if removed, err := n.sweepOnce(context.Background(), -time.Hour); err != nil || removed != 0 {
+		t.Errorf("removed %d, %v", removed, err)
+	}
+	wantFiles(t, dir, ".nfs00000000000a00000000000f")
+}
+
+// An interim file is left alone while a reader looks for the build, and where it
+// cannot be put in its place it is not removed: it is the build.
+func TestSweepOfAnInterimFileWithoutItsName(t *testing.T) {
+	n := openRemote(t, t.TempDir())
+	mustStore(t, n, "s", "other", []byte("x")) // makes the site
+	artifacts := n.sitePath("s", artifactsDir)
+	leave(t, 2*time.Hour, artifacts, ".new-b"+artifactSuffix)
+	reader, err := n.lockBuild("s", artifactsDir, "b", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sweep := func(want ...string) {
+		t.Helper()
+		if _, err := n.sweepOnce(context.Background(), time.Hour); err != nil {
+			t.Error(err)
+		}
+		wantFiles(t, artifacts, append(want, "other"+artifactSuffix)...)
+	}
+	sweep(".new-b" + artifactSuffix)
+	reader.release()
+
+	dir, err := n.openBuilds("s", artifactsDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := os.Rename(artifacts, artifacts+".moved"); err != nil { // settle looks at the directory again
+		t.Fatal(err)
+	}
+	removed, err := n.sweepInterim(dir, "s", artifactsDir, "b", time.Now().Add(-time.Hour))
+	if removed {
+		t.Error("the build is removed")
+	}
+	wantError(t, err, fs.ErrNotExist)
+	if err := os.Rename(artifacts+".moved", artifacts); err != nil {
+		t.Fatal(err)
+	}
+	sweep("b" + artifactSuffix)
+}
