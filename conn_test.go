@@ -492,3 +492,35 @@ func TestLastBytesAreNotWaitedFor(t *testing.T) {
 		t.Errorf("answered %d, want 201 (0: nothing within 15 s)", got)
 	}
 }
+
+// fullFile is a store that moves every body into a file on a full disk, from its
+// first byte on.
+type fullFile struct {
+	Backend
+	file *os.File
+}
+
+func (b fullFile) StoreArtifactIf(_, _ string, reader io.Reader, _ Precondition) (ArtifactInfo, error) {
+	_, err := reader.(FileMover).MoveTo(b.file, moveSize)
+	return ArtifactInfo{}, diskError("write", "the file", err)
+}
+
+func (fullFile) DeleteArtifact(string, string, Precondition) error { return ErrUnsupported }
+
+// The bytes of a body that come with the header are written before any is
+// spliced: an error of that write is the file's, too.
+func TestFullFileIsNotTheClientsFault(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	s, _ := startBackend(t, fullFile{file: full})
+	for _, size := range []int{1000, 3 << 20} { // copied, and spliced
+		conn := dial(t, s.addr)
+		fmt.Fprintf(conn, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\nx", size)
+		if got := readStatus(conn); got != 507 {
+			t.Errorf("%d bytes: answered %d, want 507", size, got)
+		}
+	}
+}
