@@ -50,3 +50,25 @@ func TestBuildReplacedBetweenLookAndRead(t *testing.T) {
 	f("a range", 1, 206, rival[1000:2000], "Range", "bytes=1000-2999")
 	f("a range that only the old one has", 1, 416, nil, "Range", "bytes=2500-")
 }
+
+// A build that was opened and is not sent after all is closed.
+func TestRefusedDownloadIsClosed(t *testing.T) {
+	p := &panicky{nfs: openTestNFS(t, t.TempDir())}
+	s, _ := startBackend(t, p)
+	s.put(t, 201, "/sites/a/artifacts/b", randomBytes(1<<20))
+	s.get(t, 412, "/sites/a/artifacts/b", "If-Match", `"x"`)
+	if n := p.opened.Load(); n != 0 {
+		t.Errorf("%d files are left open", n)
+	}
+}
+
+// A build that is answered out of memory has ranges like any other.
+func TestRangesOfASmallBuild(t *testing.T) {
+	s := startServer(t)
+	s.put(t, 201, "/sites/a/artifacts/b", "0123456789")
+	for value, want := range map[string]string{"bytes=0-0": "0", "bytes=3-5": "345", "bytes=7-": "789", "bytes=-2": "89"} {
+		if r := s.get(t, 206, "/sites/a/artifacts/b", "Range", value); string(r.body) != want {
+			t.Errorf("%s: %q, want %q", value, r.body, want)
+		}
+	}
+}

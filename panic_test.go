@@ -168,3 +168,45 @@ func TestAQuestionThatPanicsIsAnError(t *testing.T) {
 	s.ready(t)
 	s.put(t, 201, "/sites/a/artifacts/b", "x")
 }
+
+// unreachable is a directory that fails every call.
+type unreachable struct{ *nfs }
+
+func (unreachable) StoreArtifactIf(string, string, io.Reader, Precondition) (ArtifactInfo, error) {
+	return ArtifactInfo{}, ErrUnavailable
+}
+func (unreachable) DeleteArtifact(string, string, Precondition) error   { return ErrUnavailable }
+func (unreachable) FetchArtifact(string, string) (io.ReadCloser, error) { return nil, ErrUnavailable }
+func (unreachable) StatArtifact(string, string) (ArtifactInfo, error) {
+	return ArtifactInfo{}, ErrUnavailable
+}
+func (unreachable) WriteLog(string, LogEntry) error { return ErrUnavailable }
+func (unreachable) ListVersionsPage(string, VersionQuery) (*VersionPage, error) {
+	return nil, ErrUnavailable
+}
+
+// A request that fails gives back what it took of a bounded number, too.
+func TestAFailureGivesEverythingBack(t *testing.T) {
+	const path, entry = "/sites/a/artifacts/b", `{"build_id":"b","action":"a","status":"s"}`
+	s, svc := startBackend(t, unreachable{openTestNFS(t, t.TempDir())})
+	for _, r := range []request{
+		{"PUT", path, "x", nil},
+		{"PUT", path, "x", header("Expect", "100-continue", "If-Match", "*")},
+		{"HEAD", path, nil, nil},
+		{"GET", path, nil, nil},
+		{"GET", path, nil, header("If-None-Match", `"x"`)},
+		{"DELETE", path, nil, nil},
+		{"POST", "/sites/a/logs", entry, nil},
+		{"GET", "/sites/a/versions", nil, nil},
+	} {
+		s.do(t, 503, r)
+		if calls, uploads := svc.calls.inside(), svc.uploads.inside(); calls != 0 || uploads != 0 {
+			t.Errorf("%s: %d places among the calls and %d among the uploads are lost", r.method, calls, uploads)
+		}
+		svc.reserve.mu.Lock()
+		if svc.reserve.claimed != 0 {
+			t.Errorf("%s: %d bytes are claimed by nobody", r.method, svc.reserve.claimed)
+		}
+		svc.reserve.mu.Unlock()
+	}
+}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -82,5 +83,31 @@ func TestReserveCountsWhatIsWrittenMeanwhile(t *testing.T) {
 		if got, want := left(), int64(free-meanwhile); got != want {
 			t.Errorf("%d bytes are left after the upload, not %d", got, want)
 		}
+	}
+}
+
+// What was allocated and then arrives is counted once: the rest of the upload
+// keeps its claim.
+func TestReserveCountsWhatWasPlacedOnce(t *testing.T) {
+	free := uint64(100)
+	r := &reserve{min: 1}
+	r.space = &lookup[Space]{ask: r.watch(func() (Space, error) { return Space{FreeBytes: free, TotalBytes: 200}, nil })}
+	c, err := r.admit(60)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.placed(20)
+	free -= 20 // as the store counts
+	if _, err := r.space.look(0); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.took(20); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.admit(40); !errors.Is(err, ErrNoSpace) { // 80 are free, and 40 are still to come
+		t.Errorf("the space of an upload under way was given away: %v", err)
+	}
+	if _, err := r.admit(39); err != nil {
+		t.Errorf("space that is free was refused: %v", err)
 	}
 }
