@@ -47,7 +47,7 @@ func TestByteSize(t *testing.T) {
 			t.Errorf("%q is %d, %v; want %d", text, b, err, want)
 		}
 	}
-	for _, text := range []string{"", "big", "-1", "1XB", "99999999999GiB", "1e400"} {
+	for _, text := range []string{"", "big", "-1", "1XB", "99999999999GiB", "1e400", "5EiB", "10EiB"} {
 		if err := new(byteSize).UnmarshalText([]byte(text)); err == nil {
 			t.Errorf("%q was taken", text)
 		}

@@ -110,3 +110,33 @@ func startLimited(t *testing.T, descriptors int) (s *limited, waitFor func(text 
 	s.addr = waitFor(`"serving"`)
 	return s, waitFor
 }
+
+// Of the descriptors, requests have those of their files, and each connection
+// one more, for what it downloads.
+func TestDescriptorsOfConnections(t *testing.T) {
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, c := range []struct{ descriptors, requests, want int }{
+		{1000, 50, 350},  // 300 for the files of requests
+		{1000, 500, 250}, // at most half for these
+		{100_000, 1, maxConnections},
+	} {
+		limit := unix.Rlimit{Cur: min(uint64(c.descriptors), before.Max), Max: before.Max}
+		if limit.Cur < uint64(c.descriptors) {
+			continue // no more are to be had here
+		}
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		if l := newListener(nil, c.requests, 0, quiet(), nil); l.max != c.want {
+			t.Errorf("%d descriptors, %d requests: %d connections, want %d", c.descriptors, c.requests, l.max, c.want)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -40,6 +41,40 @@ func TestSumOfAVersion(t *testing.T) {
 		seen[sum] = c.name
 		if again := made(c.change); again != sum {
 			t.Errorf("with %s there are two sums", c.name)
+		}
+	}
+}
+
+// A page begins behind the place of its cursor, also when the build that was
+// there has gone, or others have come.
+func TestPageBehindABuildThatWent(t *testing.T) {
+	at := func(id string, age time.Duration) *Version {
+		return &Version{BuildID: id, CreatedAt: testTime.Add(-age)}
+	}
+	a, b, c, d := at("a", 1), at("b", 2), at("c", 3), at("d", 4)
+	for _, test := range []struct {
+		name string
+		all  []*Version
+		want []string
+	}{
+		{"it is there", []*Version{a, b, c, d}, []string{"c", "d"}},
+		{"it went", []*Version{a, c, d}, []string{"c", "d"}},
+		{"it and the one before went", []*Version{c, d}, []string{"c", "d"}},
+		{"it was replaced", []*Version{at("b", 0), a, c, d}, []string{"c", "d"}},
+		{"another came behind it", []*Version{a, b, at("x", 2), c, d}, []string{"x", "c", "d"}},
+		{"all behind it went", []*Version{a, b}, nil},
+		{"all went", nil, nil},
+	} {
+		page, err := pageVersions(test.all, VersionQuery{Cursor: formatCursor(b)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, v := range page.Versions {
+			got = append(got, v.BuildID)
+		}
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%s: the page has %v, want %v", test.name, got, test.want)
 		}
 	}
 }
