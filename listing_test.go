@@ -607,3 +607,16 @@ func limitWith(t *testing.T, pid, free int) uint64 {
 	}
 	return uint64(limit)
 }
+
+// A build whose artifact is deleted stays listed with its log, also when the
+// list has long known that log and does not read it again.
+func TestDeletedBuildKeepsItsLogInASettledList(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	mustStore(t, n, "s", "b", []byte("x"))
+	mustLog(t, n, "s", entry("1", "b", testTime))
+	settle(t, n)
+	if err := n.DeleteArtifact("s", "b", Precondition{}); err != nil {
+		t.Fatal(err)
+	}
+	wantList(t, n, "b:0:1")
+}
