@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -341,5 +342,30 @@ func TestCoarseTimes(t *testing.T) {
 	}
 	if out, err := runDoctor("PAGEWRIGHT_NFS_BASE_PATH=" + base); err != nil || !strings.Contains(out, "warn times of files") {
 		t.Errorf("doctor does not warn: %v\n%s", err, out)
+	}
+}
+
+// TestMountLostOverAnotherStore: where a mount was lost, what lies below its
+// place is another store, and is left alone, also where it has the same builds.
+func TestMountLostOverAnotherStore(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	mustStore(t, n, "s", "b", []byte("below"))
+	mustLog(t, n, "s", entry("1", "b", testTime))
+	n.mountPoint = true // and now it is not
+	for op, err := range map[string]error{
+		"store":       n.StoreArtifact("s", "b", strings.NewReader("x")),
+		"delete":      n.DeleteArtifact("s", "b", Precondition{}),
+		"delete if *": n.DeleteArtifact("s", "b", Precondition{IfMatch: &ETagList{Any: true}}),
+		"log":         n.WriteLog("s", entry("2", "b", testTime)),
+		"probe":       func() error { _, err := n.Probe(); return err }(),
+	} {
+		if !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v", op, err)
+		}
+	}
+	n.mountPoint = false
+	wantBytes(t, n, "s", "b", []byte("below"))
+	if got := idsOf(versionOf(t, n, "s", "b").Logs); !slices.Equal(got, []string{"1"}) {
+		t.Errorf("the log has %v", got)
 	}
 }
