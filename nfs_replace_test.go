@@ -621,28 +621,48 @@ func TestListWhileNamesVanish(t *testing.T) {
 }
 
 // A replacement that gives up leaves its interim file where that is the build,
-// because there is no other, or where it is that of another host.
+// because there is no other, where it is that of another host, and where the lock
+// is lost.
 func TestReplacementThatGivesUpRemovesNoBuild(t *testing.T) {
-	d, dir := openTestDir(t)
-	gone := "gone/b.tar.gz" // the interim name has a directory, this one has none
-	if err := os.Mkdir(filepath.Join(dir.Name(), ".new-gone"), 0o755); err != nil {
-		t.Fatal(err)
+	const name = "b" + artifactSuffix
+	for _, c := range []struct {
+		what    string
+		change  func(t *testing.T, n *nfs, temp *tempFile, lock *buildLock)
+		removed bool
+	}{
+		{"as it is", func(*testing.T, *nfs, *tempFile, *buildLock) {}, true},
+		{"no name", func(t *testing.T, n *nfs, temp *tempFile, _ *buildLock) {
+			if err := n.disk.remove(temp.dir, name); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+		{"another's", func(_ *testing.T, _ *nfs, temp *tempFile, _ *buildLock) { temp.stat.Ino++ }, false},
+		{"lock lost", func(_ *testing.T, _ *nfs, _ *tempFile, lock *buildLock) { lock.release() }, false},
+	} {
+		n := openRemote(t, t.TempDir())
+		mustStore(t, n, "s", "b", []byte("old"))
+		dir, err := n.openBuilds("s", artifactsDir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		lock, err := n.lockBuild("s", artifactsDir, "b", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer lock.release()
+		temp := sealed(t, n.disk, dir, "new")
+		if err := n.linkInterim(temp, name, lock); err != nil {
+			t.Fatal(err)
+		}
+		c.change(t, n, temp, lock)
+		n.giveUp(temp, name, lock)
+		_, err = os.Lstat(filepath.Join(dir.Name(), interimName(name)))
+		if removed := errors.Is(err, fs.ErrNotExist); removed != c.removed {
+			t.Errorf("%s: the interim file was removed: %v, want %v", c.what, removed, c.removed)
+		}
+		temp.discard()
 	}
-	temp := sealed(t, d, dir, "new")
-	wantError(t, temp.replaceByInterim(gone), fs.ErrNotExist)
-	temp.discard()
-	wantContent(t, filepath.Join(dir.Name(), ".new-gone", "b.tar.gz"), "new")
-
-	if err := os.Mkdir(filepath.Join(dir.Name(), "b.tar.gz"), 0o755); err != nil { // rename(2) does not replace it
-		t.Fatal(err)
-	}
-	temp = sealed(t, d, dir, "theirs")
-	temp.stat.Ino++ // the file under the interim name is not the one that was sealed
-	if err := temp.replaceByInterim("b.tar.gz"); err == nil {
-		t.Error("a directory was replaced")
-	}
-	temp.discard()
-	wantContent(t, filepath.Join(dir.Name(), ".new-b.tar.gz"), "theirs")
 }
 
 // A build whose interim file cannot be removed is not removed either: without

@@ -272,7 +272,7 @@ func TestSweepOfAnInterimFileWithoutItsName(t *testing.T) {
 	if err := os.Rename(artifacts, artifacts+".moved"); err != nil { // settle looks at the directory again
 		t.Fatal(err)
 	}
-	removed, err := n.sweepInterim(dir, "s", artifactsDir, "b", time.Now().Add(-time.Hour))
+	removed, err := n.sweepInterim(dir, "s", artifactsDir, "b", interimName(fileName(artifactsDir, "b")), time.Now().Add(-time.Hour))
 	if removed {
 		t.Error("the build is removed")
 	}
