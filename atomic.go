@@ -300,18 +300,6 @@ func (d *disk) createTemp(dir *os.File) (*tempFile, error) {
 	return &tempFile{disk: d, dir: dir, f: f, name: name, path: path, since: since}, nil
 }
 
-// stamp gives the sealed-to-be file a modification time and notes what came of it.
-func (t *tempFile) stamp(at time.Time) error {
-	ts := unix.NsecToTimespec(at.UnixNano() | 1) // the last digit shows whether the file system keeps it
-	err := uninterrupted(func() error {
-		return unix.UtimesNanoAt(int(t.dir.Fd()), t.name, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
-	})
-	if err != nil {
-		return diskError("set the time of", t.path, err)
-	}
-	return nil
-}
-
 // seal ends the writing: what was written is durable under the temporary name.
 // It returns what was written.
 func (t *tempFile) seal() (unix.Stat_t, error) {
@@ -322,11 +310,8 @@ func (t *tempFile) seal() (unix.Stat_t, error) {
 		return t.stat, diskError("stat", t.path, err)
 	}
 	t.coarse = isCoarse(t.stat.Mtim)
-	start := time.Now()
-	err := t.disk.syncs.sync(t.f, t.stat.Dev, t.since)
-	t.disk.metrics.fsync.UpdateDuration(start)
-	if err != nil {
-		return t.stat, diskError("fsync", t.path, err)
+	if err := t.sync(t.f); err != nil {
+		return t.stat, err
 	}
 	t.setLarge(false)
 	t.disk.lastStamp.Store(&timeStamp{t.stat.Ctim.Nano(), time.Now()})
@@ -336,6 +321,17 @@ func (t *tempFile) seal() (unix.Stat_t, error) {
 		return t.stat, diskError("close", t.path, err)
 	}
 	return t.stat, nil
+}
+
+// sync makes what is in the file durable; f is open on it.
+func (t *tempFile) sync(f *os.File) error {
+	start := time.Now()
+	err := t.disk.syncs.sync(f, t.stat.Dev, t.since)
+	t.disk.metrics.fsync.UpdateDuration(start)
+	if err != nil {
+		return diskError("fsync", t.path, err)
+	}
+	return nil
 }
 
 // syncDir makes the new name of the file durable: the syncDir of its directory.
@@ -358,33 +354,6 @@ func (t *tempFile) setLarge(large bool) {
 	} else {
 		t.disk.syncs.large.Add(-1)
 	}
-}
-
-// stampAfter gives the sealed file a time later than that of the build it is to
-// replace, so that no two builds of one name have one ETag: where times are
-// coarse, both may have been sealed within one step. The caller holds the lock
-// of the build. It is durable when stampAfter returns.
-func (t *tempFile) stampAfter(old unix.Timespec) error {
-	if t.stat.Mtim.Nano() > old.Nano() {
-		return nil
-	}
-	f, err := openAt(int(t.dir.Fd()), t.name, unix.O_WRONLY|unix.O_NOFOLLOW, t.path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	for _, step := range []time.Duration{fineTime, time.Second, 2 * time.Second} { // FAT has steps of 2 s
-		if err := t.stamp(time.Unix(old.Unix()).Add(step)); err != nil {
-			return err
-		}
-		if err := unix.Fstat(int(f.Fd()), &t.stat); err != nil {
-			return diskError("stat", t.path, err)
-		}
-		if t.stat.Mtim.Nano() > old.Nano() {
-			return t.disk.syncs.sync(f, t.stat.Dev, t.since)
-		}
-	}
-	return fmt.Errorf("%w: the times of %q do not advance", ErrUnsupported, t.path)
 }
 
 // replace puts the sealed file in its place, over what is there. It is durable

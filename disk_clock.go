@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"time"
 
@@ -107,3 +108,42 @@ func (d *disk) clock(dir *os.File) (time.Time, error) {
 // below fineTime: the file system keeps larger steps (ext4 with inodes of 128
 // bytes keeps whole seconds, FAT two of them).
 func isCoarse(t unix.Timespec) bool { return t.Nsec%int64(fineTime) == 0 }
+
+// stamp gives the file a modification time, before it is sealed.
+func (t *tempFile) stamp(at time.Time) error {
+	ts := unix.NsecToTimespec(at.UnixNano() | 1) // the last digit shows whether the file system keeps it
+	err := uninterrupted(func() error {
+		return unix.UtimesNanoAt(int(t.dir.Fd()), t.name, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
+	})
+	if err != nil {
+		return diskError("set the time of", t.path, err)
+	}
+	return nil
+}
+
+// stampAfter gives the sealed file a time later than that of the build it is to
+// replace, so that no two builds of one name have one ETag: where times are
+// coarse, both may have been sealed within one step. The caller holds the lock
+// of the build. It is durable when stampAfter returns.
+func (t *tempFile) stampAfter(old unix.Timespec) error {
+	if t.stat.Mtim.Nano() > old.Nano() {
+		return nil
+	}
+	f, err := openAt(int(t.dir.Fd()), t.name, unix.O_WRONLY|unix.O_NOFOLLOW, t.path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for _, step := range []time.Duration{fineTime, time.Second, 2 * time.Second} { // FAT has steps of 2 s
+		if err := t.stamp(time.Unix(old.Unix()).Add(step)); err != nil {
+			return err
+		}
+		if err := unix.Fstat(int(f.Fd()), &t.stat); err != nil {
+			return diskError("stat", t.path, err)
+		}
+		if t.stat.Mtim.Nano() > old.Nano() {
+			return t.sync(f)
+		}
+	}
+	return fmt.Errorf("%w: the times of %q do not advance", ErrUnsupported, t.path)
+}

@@ -141,6 +141,11 @@ func (d *disk) statPath(path string, st *unix.Stat_t) error {
 	if err != nil {
 		return openError(path, err)
 	}
+	return statAndClose(fd, path, st)
+}
+
+// statAndClose describes the open file fd, and closes it.
+func statAndClose(fd int, path string, st *unix.Stat_t) error {
 	defer unix.Close(fd)
 	if err := unix.Fstat(fd, st); err != nil {
 		return diskError("stat", path, err)

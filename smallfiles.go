@@ -155,9 +155,5 @@ func (n *nfs) stat(path string, st *unix.Stat_t) error {
 	if err != nil {
 		return openError(path, err)
 	}
-	defer unix.Close(fd)
-	if err := unix.Fstat(fd, st); err != nil {
-		return diskError("stat", path, err)
-	}
-	return nil
+	return statAndClose(fd, path, st)
 }

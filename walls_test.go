@@ -22,7 +22,7 @@ var walls = []struct {
 	{"github.com/goccy/", "answers history listingjson", "only the HTTP side writes its answers"},
 	{"github.com/caarlos0/", "config", "only the configuration reads variables"},
 	{"github.com/dustin/", "config", "only the configuration reads sizes"},
-	{"golang.org/x/sys/", "atomic disk diskcheck disk_clock disk_open nfs_replace tempfill sweep lock nfs logfile siteindex sitescan mount conn listener splicers smallfiles syncs", "system calls stay where they are explained"},
+	{"golang.org/x/sys/", "atomic disk diskcheck disk_clock disk_open nfs_names nfs_replace tempfill sweep lock nfs logfile siteindex sitescan mount conn listener splicers smallfiles syncs", "system calls stay where they are explained"},
 	{"github.com/VictoriaMetrics/", "metrics", "one file knows how metrics are kept"},
 	{"github.com/KimMachineGun/", "main", "limits of the container are the program's business"},
 	{"net", "main server conn listener config objectnet peers profile", "sockets are the HTTP side's"},

@@ -25,7 +25,7 @@ const lateSync = `
 	}`
 
 var (
-	noFileSync = vm.Replace("atomic.go", `err := t.disk.syncs.sync(t.f, t.stat.Dev, t.since)`, `err := error(nil)`)
+	noFileSync = vm.Replace("atomic.go", `err := t.disk.syncs.sync(f, t.stat.Dev, t.since)`, `err := error(nil)`)
 	noDirSync  = vm.Replace("atomic.go", `err := t.disk.syncs.syncDir(t.dir, t.stat.Dev, t.since)`, `err := error(nil)`)
 	lateRename = vm.After("atomic.go", `err := uninterrupted(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })`, lateSync)
 	lateLink   = vm.After("atomic.go", `err := uninterrupted(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })`, lateSync)
