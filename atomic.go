@@ -190,7 +190,16 @@ func (d *disk) unlink(dir *os.File, name string) error {
 }
 
 // remove is unlink, to which an absent file is a success.
-func (d *disk) remove(dir *os.File, name string) error { return unlessGone(d.unlink(dir, name)) }
+func (d *disk) remove(dir *os.File, name string) error {
+	if d.removing != nil {
+		d.removing()
+	}
+	err := uninterrupted(func() error { return unix.Unlinkat(int(dir.Fd()), name, 0) })
+	if err != nil && err != unix.ENOENT {
+		return diskError("remove", dir.Name()+"/"+name, err)
+	}
+	return nil
+}
 
 // renameTo renames from to a name in dir that is free, as far as the caller
 // knows. It is durable after syncDir.

@@ -21,8 +21,8 @@ const lockName = ".lock"
 const lockWaiters = 64
 
 const (
-	lockReadWait = 5 * time.Second        // how long a reader waits for a lock
-	lockReadPoll = 100 * time.Millisecond // and how often it asks at least
+	lockReadWait = 5 * time.Second       // how long a reader waits for a lock
+	lockPoll     = 50 * time.Millisecond // how often who waits asks at least, where it has to
 )
 
 // buildLock is a lock on one build of a site, held against every process on
@@ -56,7 +56,7 @@ func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock
 		}
 		turn := &n.lockTurns[(region^lockRegion(siteID, ""))%lockWaiters]
 		turn.Lock()
-		err = lockFile(f, unix.F_OFD_SETLKW, kind, region)
+		err = n.waitForLock(f, kind, region)
 		turn.Unlock()
 	}
 	if err == nil {
@@ -64,6 +64,22 @@ func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock
 	}
 	f.Close()
 	return nil, lockError(f.Name(), err)
+}
+
+// waitForLock waits for a lock that somebody else holds. An NFS client that waits
+// asks again after a second or more, unless the server calls it back, which NFSv4.0
+// and many firewalls do not let it (nfs4_retry_setlk, and statd of NFSv3): so there
+// we ask ourselves.
+func (n *nfs) waitForLock(f *os.File, kind int16, region int64) error {
+	if !n.remote {
+		return lockFile(f, unix.F_OFD_SETLKW, kind, region)
+	}
+	for wait := time.Millisecond; ; wait = min(2*wait, lockPoll) {
+		if err := lockFile(f, unix.F_OFD_SETLK, kind, region); !isLocked(err) {
+			return err
+		}
+		time.Sleep(wait)
+	}
 }
 
 // lockToRead takes the shared lock of a build in order to look for its file. It
@@ -82,7 +98,7 @@ func (n *nfs) lockToRead(siteID, dir, buildID string) (*buildLock, error) {
 	}
 	region := lockRegion(dir, buildID)
 	end := time.Now().Add(lockReadWait)
-	for wait := time.Millisecond; ; wait = min(2*wait, lockReadPoll) {
+	for wait := time.Millisecond; ; wait = min(2*wait, lockPoll) {
 		err = lockFile(f, unix.F_OFD_SETLK, kind, region)
 		if err == nil {
 			return &buildLock{f}, nil

@@ -333,6 +333,9 @@ func (n *nfs) deleteFile(c change, _ *buildLock) error {
 			return err
 		}
 	}
+	if !n.remote {
+		return n.disk.remove(c.dir, name)
+	}
 	err := n.disk.unlink(c.dir, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return n.disk.remove(c.dir, formerName(name))
@@ -391,12 +394,17 @@ func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) er
 	return err
 }
 
-// anyThere reports whether there is a file at one of the paths.
+// anyThere reports whether there is a file at one of the paths. What is there is
+// opened safely afterwards.
 func (n *nfs) anyThere(paths []string) (bool, error) {
 	for _, path := range paths {
 		var st unix.Stat_t
-		if err := n.disk.statPath(path, &st); !errors.Is(err, fs.ErrNotExist) {
-			return err == nil, err
+		err := uninterrupted(func() error { return unix.Fstatat(unix.AT_FDCWD, path, &st, unix.AT_SYMLINK_NOFOLLOW) })
+		if err == nil {
+			return true, nil
+		}
+		if err != unix.ENOENT {
+			return false, diskError("stat", path, err)
 		}
 	}
 	return false, nil
