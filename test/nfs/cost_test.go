@@ -41,11 +41,12 @@ func TestCostOnNFS(t *testing.T) {
 			t.Errorf("%s: %d times %s, before %d", op, now, kind, before)
 		}
 	}
-	for _, op := range []string{"GET", "GET of an absent site", "GET of an absent build", "create", "delete"} {
+	for _, op := range []string{"GET", "GET of an absent site", "GET of an absent build", "delete"} {
 		if before, now := total(spent[plainRename.Name][op]), total(spent["as it is"][op]); now >= before+costRounds {
 			t.Errorf("%s: %d requests in %d rounds, before %d", op, now, costRounds, before)
 		}
 	}
+	f("create", "LINK", func(before, now int) bool { return before == 0 && now == costRounds })
 	f("replace", "RENAME", func(before, now int) bool { return before == costRounds && now == 3*costRounds })
 	// With the one of the client's own: of the name, and then of the file that is removed.
 	f("replace, while it is downloaded", "RENAME", func(before, now int) bool { return before == 2*costRounds && now == 4*costRounds })
