@@ -501,8 +501,10 @@ type fullFile struct {
 }
 
 func (b fullFile) StoreArtifactIf(_, _ string, reader io.Reader, _ Precondition) (ArtifactInfo, error) {
-	_, err := reader.(FileMover).MoveTo(b.file, moveSize)
-	return ArtifactInfo{}, diskError("write", "the file", err)
+	if _, err := reader.(FileMover).MoveTo(b.file, moveSize); err != nil {
+		return ArtifactInfo{}, diskError("write", "the file", err)
+	}
+	return ArtifactInfo{}, nil
 }
 
 func (fullFile) DeleteArtifact(string, string, Precondition) error { return ErrUnsupported }

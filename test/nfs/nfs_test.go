@@ -5,6 +5,7 @@ package nfs
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -90,9 +91,22 @@ func (n *network) visibility(t *testing.T, drivers []*history.Driver) {
 				t.Fatalf("status %d\n%s", status, n.clients[0].ServiceLog(ctx, port))
 			}
 		}
+		headIs := func(size int64) { // at once, since it is what conditions are judged by
+			t.Helper()
+			r, err := http.Head(b.URL + "/sites/seen/artifacts/" + build)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Body.Close()
+			if r.StatusCode != 200 || r.ContentLength != size {
+				t.Errorf("round %d: HEAD says %d, %d bytes, want %d", i, r.StatusCode, r.ContentLength, size)
+			}
+		}
 		do(history.Put, 1000)
 		created = append(created, eventually(t, "a new build is seen", is(1000)))
+		headIs(1000)
 		do(history.Put, 2000)
+		headIs(2000)
 		replaced = append(replaced, eventually(t, "a replacement is seen", is(2000)))
 		do(history.Append, 0)
 		listed = append(listed, eventually(t, "a log entry is listed", func() bool {
