@@ -489,3 +489,20 @@ func sitesOf(t *testing.T, n *nfs) *os.File {
 	t.Cleanup(func() { dir.Close() })
 	return dir
 }
+
+// A probe writes a file as an upload does, with its fsync: a store that fails
+// there is not ready, or takes no writes.
+func TestProbeSyncs(t *testing.T) {
+	w := watchFsyncs(t, t.TempDir())
+	if found, err := w.n.Probe(); err != nil || found.WriteError != "" || w.files != 1 {
+		t.Errorf("%d files were synced: %+v, %v", w.files, found, err)
+	}
+	w.before = func(string) error { return unix.EIO }
+	_, err := w.n.Probe()
+	wantError(t, err, unix.EIO)
+	w.before = func(string) error { return unix.ENOSPC }
+	if found, err := w.n.Probe(); err != nil || found.WriteError != ErrNoSpace.Error() {
+		t.Errorf("no space for the probe: %+v, %v", found, err)
+	}
+	wantFiles(t, w.base)
+}
