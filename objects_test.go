@@ -283,11 +283,17 @@ func TestConflictWithARival(t *testing.T) {
 		}
 		_, err := b.StoreArtifactIf("s", "b", known(body(10, 2)), cond)
 		wantError(t, err, want)
+		if etag := m.objects[b.artifactKey("s", "b")].etag; etag != `"rival"` {
+			t.Errorf("the rival's build was replaced: the tag is %s", etag)
+		}
 	}
 	gone := fmt.Errorf("%w: no answer", ErrUnavailable)
 	f(createOnly, errConflict, ErrPrecondition) // it exists now
 	f(exists, errConflict, ErrUnavailable)      // the condition holds of the rival's too: try again
 	f(Precondition{}, errConflict, ErrUnavailable)
+	// The store itself sees that it is not the build that was looked at.
+	f(createOnly, nil, ErrPrecondition)
+	f(exists, nil, ErrUnavailable)
 	// Without an answer ours may have been stored, and then replaced by the rival's.
 	f(createOnly, gone, ErrUnavailable)
 	f(Precondition{}, gone, ErrUnavailable)
