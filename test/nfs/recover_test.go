@@ -225,6 +225,24 @@ func TestReplacementWithoutItsName(t *testing.T) {
 			expect(t, ask(t, "GET", url, ""), 404, "")
 		})
 
+		// The client remembers that there was no build, and waits for the lock of
+		// the host that makes it.
+		f("DELETE behind another host's create", func(t *testing.T, site, url string) {
+			run(t, n.server, "rm %s/%s/artifacts/.new-b.tar.gz", sites, site)
+			expect(t, ask(t, "GET", url, ""), 404, "")
+			free := n.hold(t, site, "artifacts", "b")
+			deleted := make(chan reply)
+			go func() { deleted <- ask(t, "DELETE", url, "") }()
+			metrics := strings.TrimSuffix(base, "/sites/") + "/metrics"
+			waitFor(t, func() bool {
+				return strings.Contains(ask(t, "GET", metrics, "").body, "pagewright_store_calls_in_flight 1\n")
+			}, func() string { return "the DELETE does not wait for the lock" })
+			n.leave(t, site, map[string]string{"artifacts/b.tar.gz": "made meanwhile"})
+			free()
+			expect(t, <-deleted, 204, "")
+			only(t, site, "./logs/.new-b.json")
+		})
+
 		// The sweep of a service that starts.
 		if err := c.Kill(t.Context(), port); err != nil {
 			t.Fatal(err)
