@@ -107,7 +107,7 @@ func TestAPanicGivesEverythingBack(t *testing.T) {
 		r      request
 	}{
 		{"store", 500, request{"PUT", path, large, nil}},
-		{"store", 500, request{"PUT", path, unsized(large), nil}},
+		{"store", 500, request{"PUT", path, nil, nil}},
 		{"stored", 500, request{"PUT", path, large, nil}},
 		{"stored", 500, request{"PUT", path, "x", nil}},
 		{"stat", 500, request{"PUT", path, "x", header("Expect", "100-continue", "If-Match", "*")}},
@@ -122,7 +122,11 @@ func TestAPanicGivesEverythingBack(t *testing.T) {
 			p.at.Store(&c.at)
 			defer p.at.Store(nil)
 			for range 3 {
-				s.do(t, c.status, c.r)
+				r := c.r
+				if r.method == "PUT" && r.body == nil { // a reader of its own: the one before may still be sent
+					r.body, r.header = unsized(large), nil
+				}
+				s.do(t, c.status, r)
 			}
 			if n := svc.calls.inside(); n != 0 {
 				t.Errorf("%d places among the calls are lost", n)
