@@ -107,3 +107,40 @@ func TestKeptSmallArtifactIsNotServedForOtherContent(t *testing.T) {
 	})
 	wantBytes(t, n, "s", "b", []byte("two"))
 }
+
+// On NFS a look is not kept either: a stat(2) does not show that another host has
+// replaced or deleted the build.
+func TestLooksAreKeptOnLocalFileSystemsOnly(t *testing.T) {
+	for _, local := range []bool{true, false} {
+		n := openTestNFS(t, t.TempDir())
+		n.remote, n.small = !local, newSmallFiles(local)
+		mustStore(t, n, "s", "b", []byte("x"))
+		if _, err := n.StatArtifact("s", "b"); err != nil {
+			t.Fatal(err)
+		}
+		if kept := n.small.info(n.sitePath("s", artifactsDir)+"/"+fileName(artifactsDir, "b")) != nil; kept != local {
+			t.Errorf("local %v: a look is kept: %v", local, kept)
+		}
+	}
+}
+
+// What one process keeps of a look is looked at again, too: it is right when
+// another process replaces or deletes the build.
+func TestKeptLooksFollowOtherProcesses(t *testing.T) {
+	base := t.TempDir()
+	ours, theirs := openTestNFS(t, base), openTestNFS(t, base)
+	ours.small = newSmallFiles(true)
+	for _, content := range []string{"first", "other", strings.Repeat("x", smallSize+1), strings.Repeat("y", smallSize+1)} {
+		want := mustStoreIf(t, theirs, "s", "b", []byte(content), Precondition{})
+		for range 2 {
+			if info, err := ours.StatArtifact("s", "b"); err != nil || info != want {
+				t.Errorf("stat says %+v, the upload %+v: %v", info, want, err)
+			}
+		}
+	}
+	if err := theirs.DeleteArtifact("s", "b", Precondition{}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := ours.StatArtifact("s", "b")
+	wantError(t, err, ErrNotFound)
+}
