@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestClockDifference(t *testing.T) {
@@ -84,5 +86,33 @@ func TestLogEntryMeasuresTheClock(t *testing.T) {
 	}
 	if at := versionOf(t, n, "s", "b").Logs[0].Timestamp; time.Until(at).Abs() > time.Hour {
 		t.Errorf("stamped %s", at)
+	}
+}
+
+// Files that are made one after the other near the limit are not dated to and fro:
+// a difference ends below half of the limit at which it begins.
+func TestClockDifferenceIsSteady(t *testing.T) {
+	d := newDisk(quiet())
+	f, err := os.Create(t.TempDir() + "/f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range []struct{ ahead, want time.Duration }{
+		{7 * maxClockDiff / 10, 0},
+		{11 * maxClockDiff / 10, 11 * maxClockDiff / 10},
+		{7 * maxClockDiff / 10, 7 * maxClockDiff / 10},
+		{4 * maxClockDiff / 10, 0},
+		{7 * maxClockDiff / 10, 0},
+	} {
+		at := time.Unix(st.Ctim.Unix()).Add(-c.ahead)
+		d.compareClocks(f, at, at)
+		if got := d.clockDiff.Load().value(); got != c.want {
+			t.Errorf("measurement %d of %s: the difference is %s, want %s", i, c.ahead, got, c.want)
+		}
 	}
 }

@@ -340,6 +340,21 @@ func TestCoarseTimes(t *testing.T) {
 	if n.small.files.Len() > 0 {
 		t.Errorf("%d files are kept in memory", n.small.files.Len())
 	}
+	// Times are cut off by up to two seconds: that is no difference of the clocks.
+	f, err := os.Create(filepath.Join(base, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	at := time.Unix(st.Ctim.Unix()).Add(2 * time.Second)
+	n.disk.compareClocks(f, at, at)
+	if diff := n.disk.clockDiff.Load().value(); diff != 0 {
+		t.Errorf("the difference of the clocks is %s", diff)
+	}
 	if out, err := runDoctor("PAGEWRIGHT_NFS_BASE_PATH=" + base); err != nil || !strings.Contains(out, "warn times of files") {
 		t.Errorf("doctor does not warn: %v\n%s", err, out)
 	}
