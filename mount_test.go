@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -77,4 +79,18 @@ func TestAnotherDeviceIsSyncedAgain(t *testing.T) {
 			t.Errorf("device +%d: %d fsyncs, want %d: %q", c.other, len(seen), c.fsyncs, seen)
 		}
 	}
+}
+
+// A file system that cannot say what it is is not taken for the store: what is not
+// found there is not known to be absent.
+func TestUnknownFileSystemIsNotTheStore(t *testing.T) {
+	n := openTestNFS(t, filepath.Join(t.TempDir(), "."))
+	mustStore(t, n, "s", "b", []byte("x"))
+	at := baseState{n.mountPoint, n.dev.Load() + 1}
+	n.lookAt = func(string) (baseState, error) { return at, nil }
+	if err := os.Rename(n.base, n.base+".away"); err != nil { // so that statfs(2) fails
+		t.Fatal(err)
+	}
+	_, err := n.FetchArtifact("s", "b")
+	wantError(t, err, ErrUnavailable)
 }
