@@ -668,18 +668,20 @@ func TestReplacementThatGivesUpRemovesNoBuild(t *testing.T) {
 // A build whose interim file cannot be removed is not removed either: without
 // its name, the interim file would be the build.
 func TestDeleteBesideAnInterimFileThatStays(t *testing.T) {
-	for _, remote := range []bool{true, false} {
-		n := openTestNFS(t, t.TempDir())
-		n.remote = remote
-		mustStore(t, n, "s", "b", []byte("old"))
-		stuck := filepath.Join(n.sitePath("s", artifactsDir), ".new-b"+artifactSuffix)
-		if err := os.Mkdir(stuck, 0o755); err != nil { // unlink(2) does not remove it
-			t.Fatal(err)
+	for _, prefix := range []string{".new-", ".old-"} {
+		for _, remote := range []bool{true, false} {
+			n := openTestNFS(t, t.TempDir())
+			n.remote = remote
+			mustStore(t, n, "s", "b", []byte("old"))
+			stuck := filepath.Join(n.sitePath("s", artifactsDir), prefix+"b"+artifactSuffix)
+			if err := os.Mkdir(stuck, 0o755); err != nil { // unlink(2) does not remove it
+				t.Fatal(err)
+			}
+			if err := n.DeleteArtifact("s", "b", Precondition{}); err == nil {
+				t.Errorf("%s, remote %v: the delete succeeded", prefix, remote)
+			}
+			wantBytes(t, n, "s", "b", []byte("old"))
 		}
-		if err := n.DeleteArtifact("s", "b", Precondition{}); err == nil {
-			t.Errorf("remote %v: the delete succeeded", remote)
-		}
-		wantBytes(t, n, "s", "b", []byte("old"))
 	}
 }
 
@@ -727,12 +729,168 @@ func (c *copying) Read(p []byte) (int, error) {
 
 // A create looks for an interim file at its end, too, and on a local file system.
 func TestCreateBesideAnInterimFile(t *testing.T) {
-	for _, remote := range []bool{true, false} {
-		n := openTestNFS(t, t.TempDir())
-		n.remote = remote
-		path := filepath.Join(n.sitePath("s", artifactsDir), ".new-b"+artifactSuffix)
-		_, err := n.StoreArtifactIf("s", "b", &copying{t: t, path: path}, createOnly)
-		wantError(t, err, ErrPrecondition)
-		wantBytes(t, n, "s", "b", []byte("copied"))
+	for _, prefix := range []string{".new-", ".old-"} {
+		for _, remote := range []bool{true, false} {
+			n := openTestNFS(t, t.TempDir())
+			n.remote = remote
+			path := filepath.Join(n.sitePath("s", artifactsDir), prefix+"b"+artifactSuffix)
+			_, err := n.StoreArtifactIf("s", "b", &copying{t: t, path: path}, createOnly)
+			wantError(t, err, ErrPrecondition)
+			wantBytes(t, n, "s", "b", []byte("copied"))
+		}
+	}
+}
+
+// A lock that is lost between two steps of a replacement ends it: what is another
+// host's stays, and nothing is acknowledged.
+func TestLostLockEndsAReplacementBetweenItsSteps(t *testing.T) {
+	const name = "b" + artifactSuffix
+	for _, c := range []struct {
+		what    string
+		theirs  bool // another host's interim file is there
+		renames int  // the lock is lost after so many; 0: before the link
+		want    leftovers
+	}{
+		{"before the old file is moved", false, 0, leftovers{name: "old", interim: "new"}},
+		{"before another's interim file is removed", true, 0, leftovers{name: "old", interim: "theirs"}},
+		{"before the former file is removed", false, 2, leftovers{name: "new", former: "old"}},
+	} {
+		n := openRemote(t, t.TempDir())
+		mustStore(t, n, "s", "b", []byte("old"))
+		dir := mustOpenBuilds(t, n)
+		if c.theirs {
+			if err := os.WriteFile(filepath.Join(dir.Name(), interimName(name)), []byte("theirs"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		lock, err := n.lockBuild("s", artifactsDir, "b", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		temp := sealed(t, n.disk, dir, "new")
+		renames := 0
+		n.disk.renamed = func() {
+			if renames++; renames == c.renames {
+				lock.release()
+			}
+		}
+		if c.renames == 0 {
+			n.disk.linking = lock.release
+		}
+		err = n.putInPlace(temp, name, lock)
+		temp.discard()
+		if !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v", c.what, err)
+		}
+		wantFiles(t, dir.Name(), c.want.files(name)...)
+		for at, want := range map[string]string{name: c.want.name, interimName(name): c.want.interim, formerName(name): c.want.former} {
+			if want != "" {
+				wantContent(t, filepath.Join(dir.Name(), at), want)
+			}
+		}
+	}
+}
+
+// A create whose lock is lost is not acknowledged: its link may have come between
+// two steps of another host.
+func TestLostLockEndsACreate(t *testing.T) {
+	n := openRemote(t, t.TempDir())
+	mustStore(t, n, "s", "other", []byte("x"))
+	dir := mustOpenBuilds(t, n)
+	lock, err := n.lockBuild("s", artifactsDir, "b", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	temp := sealed(t, n.disk, dir, "new")
+	defer temp.discard()
+	n.disk.linking = lock.release
+	wantError(t, n.createFile(change{dir: dir, siteID: "s", buildID: "b", temp: temp}, lock), ErrUnavailable)
+}
+
+// A late rename that moves the old file away before a replacement does so does not
+// fail the replacement.
+func TestLateRenameBeforeAReplacement(t *testing.T) {
+	const name = "b" + artifactSuffix
+	n := openRemote(t, t.TempDir())
+	mustStore(t, n, "s", "b", []byte("old"))
+	artifacts := n.sitePath("s", artifactsDir)
+	n.disk.linking = func() {
+		if err := os.Rename(filepath.Join(artifacts, name), filepath.Join(artifacts, formerName(name))); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := n.StoreArtifact("s", "b", strings.NewReader("new")); err != nil {
+		t.Error(err)
+	}
+	wantBytes(t, n, "s", "b", []byte("new"))
+	wantFiles(t, artifacts, name)
+}
+
+// A replacement whose new file went is not acknowledged, and the old build stays.
+func TestReplacementWhoseInterimFileWent(t *testing.T) {
+	const name = "b" + artifactSuffix
+	n := openRemote(t, t.TempDir())
+	mustStore(t, n, "s", "b", []byte("old"))
+	artifacts := n.sitePath("s", artifactsDir)
+	n.disk.renamed = func() {
+		n.disk.renamed = nil
+		if err := os.Remove(filepath.Join(artifacts, interimName(name))); err != nil {
+			t.Error(err)
+		}
+	}
+	wantError(t, n.StoreArtifact("s", "b", strings.NewReader("new")), fs.ErrNotExist)
+	wantBytes(t, n, "s", "b", []byte("old"))
+	wantFiles(t, artifacts, name)
+}
+
+// A replacement is not acknowledged if a late rename took its file, and it cannot
+// be put back.
+func TestReplacementThatCannotPutItsFileBack(t *testing.T) {
+	const name = "b" + artifactSuffix
+	n := openRemote(t, t.TempDir())
+	mustStore(t, n, "s", "b", []byte("old"))
+	artifacts := n.sitePath("s", artifactsDir)
+	renames := 0
+	n.disk.renamed = func() {
+		var err error
+		switch renames++; renames {
+		case 2:
+			err = os.Rename(filepath.Join(artifacts, name), filepath.Join(artifacts, formerName(name)))
+		case 3: // the look at the directory fails
+			err = errors.Join(os.Rename(artifacts, artifacts+".moved"), os.WriteFile(artifacts, nil, 0o644))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if err := n.StoreArtifact("s", "b", strings.NewReader("new")); err == nil {
+		t.Error("it is acknowledged")
+	}
+	if renames < 3 {
+		t.Errorf("%d renames", renames)
+	}
+}
+
+// A late rename of another host that puts a file under its name while a reader
+// looks elsewhere for it does not make it absent.
+func TestLookBesideALateRename(t *testing.T) {
+	n := openRemote(t, t.TempDir())
+	mustStore(t, n, "s", "b", []byte("x"))
+	name := n.sitePath("s", artifactsDir) + "/b" + artifactSuffix
+	interim := filepath.Join(filepath.Dir(name), interimName(filepath.Base(name)))
+	if err := os.Rename(name, interim); err != nil {
+		t.Fatal(err)
+	}
+	err := n.find("s", artifactsDir, "b", func(path string) error {
+		if path == interim {
+			if err := os.Rename(interim, name); err != nil {
+				t.Error(err)
+			}
+		}
+		_, err := os.Stat(path)
+		return err
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }

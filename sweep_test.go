@@ -282,3 +282,39 @@ func TestSweepOfAnInterimFileWithoutItsName(t *testing.T) {
 	}
 	sweep("b" + artifactSuffix)
 }
+
+// A late rename that moves a build to its former name while the sweep removes what
+// was left there does not lose the build.
+func TestSweepBesideALateRename(t *testing.T) {
+	const name = "b" + artifactSuffix
+	n := openRemote(t, t.TempDir())
+	mustStore(t, n, "s", "b", []byte("build"))
+	artifacts := n.sitePath("s", artifactsDir)
+	leave(t, 2*time.Hour, artifacts, formerName(name))
+	late := false
+	n.disk.removing = func() {
+		if _, err := os.Lstat(filepath.Join(artifacts, name)); err == nil {
+			late = os.Rename(filepath.Join(artifacts, name), filepath.Join(artifacts, formerName(name))) == nil
+		}
+	}
+	dir := mustOpenBuilds(t, n)
+	if _, err := n.sweepInterim(dir, "s", artifactsDir, "b", formerName(name), time.Now().Add(-time.Hour)); err != nil {
+		t.Error(err)
+	}
+	n.disk.removing = nil
+	if !late {
+		t.Error("nothing was removed")
+	}
+	wantBytes(t, n, "s", "b", []byte("build"))
+}
+
+// mustOpenBuilds opens the directory of the artifacts of site s until the test ends.
+func mustOpenBuilds(t *testing.T, n *nfs) *os.File {
+	t.Helper()
+	dir, err := n.openBuilds("s", artifactsDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dir.Close() })
+	return dir
+}
