@@ -2,11 +2,11 @@ package main
 
 import (
 	"cmp"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -30,33 +30,36 @@ import (
 //	rename    the old file from its name to .old-{name}
 //	rename    .new-{name} to the name
 //	alive
-//	rename    .old-{name} to a temporary name, and remove that
+//	rename    .old-{name} to .out-{name}
+//	remove    .out-{name}, when the file is seen to be under its name
 //
 // None of these replaces a file that counts, so each is one step, and at each
 // moment the file is where everybody can compute it:
 //
-//	the name           is the file if it is there. A .new- or .old- beside it was
-//	                   left by a replacement that was cut. The next replacement
-//	                   takes its place, or the sweep removes it when it is old
+//	the name           is the file if it is there. What is beside it was left by
+//	                   a replacement that was cut. The next replacement takes its
+//	                   place, or the sweep removes it when it is old
 //	else .new-{name}   is the file: a replacement was cut
 //	else .old-{name}   is the file: a rename of the old file came late, after
 //	                   another client had replaced it
+//	else .out-{name}   is the file: the same, and that client was cut before it saw
 //
 // Readers serve the file from there. A change first renames it to its name, under
 // the lock, and so does the sweep. Only under the shared lock is it known that the
-// file is in none of the three places: without it, a replacement may have renamed
-// one while another was looked for. A delete removes .old-, then .new-, then the
-// name, or the deleted file would come back.
+// file is in none of these places: without it, a replacement may have renamed one
+// while another was looked for. A delete removes the name last, or the deleted
+// file would come back.
 //
 // A file that is new gets its name by link(2), which fails if the name exists, so
 // that a late one replaces nothing. Where a mount has no links, rename(2) is used.
 //
 // A local file system replaces a name in one step. There nothing is renamed
-// twice, and .new- and .old- are only found where a store was copied from NFS.
+// twice, and these names are only found where a store was copied from NFS.
 
 const (
 	interimPrefix = ".new-"
 	formerPrefix  = ".old-"
+	removedPrefix = ".out-"
 )
 
 // interimName is the name beside name under which its replacement stands for a
@@ -66,13 +69,23 @@ func interimName(name string) string { return interimPrefix + name }
 // formerName is the same of the file that is replaced.
 func formerName(name string) string { return formerPrefix + name }
 
-// isInterimName reports whether name is one that interimName or formerName
-// gives, and for which file.
+// removedName is the same of the file that was replaced, before it is removed.
+func removedName(name string) string { return removedPrefix + name }
+
+// otherNames are where the file of name is if it is not under its name, in the
+// order in which they count.
+func otherNames(name string) [3]string {
+	return [...]string{interimName(name), formerName(name), removedName(name)}
+}
+
+// isInterimName reports whether name is one of otherNames, and of which file.
 func isInterimName(name string) (of string, ok bool) {
-	if of, ok = strings.CutPrefix(name, interimPrefix); ok {
-		return of, true
+	for _, prefix := range [...]string{interimPrefix, formerPrefix, removedPrefix} {
+		if of, ok := strings.CutPrefix(name, prefix); ok {
+			return of, true
+		}
 	}
-	return strings.CutPrefix(name, formerPrefix)
+	return "", false
 }
 
 // change is a change of one artifact on a condition.
@@ -133,7 +146,7 @@ func (n *nfs) settle(dir *os.File, name string) error {
 	if err := statAt(dir, name, &st); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	for _, at := range []string{interimName(name), formerName(name)} {
+	for _, at := range otherNames(name) {
 		err := statAt(dir, at, &st)
 		if errors.Is(err, fs.ErrNotExist) || err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
 			continue
@@ -170,7 +183,7 @@ func (n *nfs) place(temp *tempFile, siteID, buildID string, cond Precondition) e
 func (n *nfs) createFile(c change, lock *buildLock) error {
 	name := fileName(artifactsDir, c.buildID)
 	if !n.remote {
-		for _, at := range []string{interimName(name), formerName(name)} {
+		for _, at := range otherNames(name) {
 			var st unix.Stat_t
 			if err := statAt(c.dir, at, &st); !errors.Is(err, fs.ErrNotExist) {
 				if err == nil {
@@ -252,14 +265,7 @@ func (n *nfs) replaceInSteps(temp *tempFile, name string, lock *buildLock) error
 	if err := lock.alive(); err != nil {
 		return err
 	}
-	if err := n.removeAside(dir, name, former); unlessGone(err) != nil {
-		var st unix.Stat_t
-		if statAt(dir, name, &st) != nil {
-			return err
-		}
-		n.log.Warn("a replaced file stays until it is swept", "error", err)
-	}
-	return nil
+	return n.removeAside(dir, name, former)
 }
 
 // linkInterim gives the sealed temp the interim name of name as well. What a
@@ -300,35 +306,41 @@ func (n *nfs) giveUp(temp *tempFile, name string, lock *buildLock) {
 	}
 }
 
-// removeAside removes the file at an interim or former name beside name, which
-// is there. The caller holds the exclusive lock. A late rename of another host
-// may move the file from its name to the former one meanwhile, before or after
-// the former file was taken from there: whichever of the two it is goes back.
+// removeAside removes the file at one of otherNames beside name. The caller holds
+// the exclusive lock. A late rename of another host may move the file from its name
+// to the former one meanwhile, before or after the former file is taken from there:
+// whichever of the two it is goes back. It fails if the file is not under its name
+// in the end; what cannot be removed is only logged, and left to the sweep.
 func (n *nfs) removeAside(dir *os.File, name, at string) error {
-	taken := tempPrefix + rand.Text()
-	if err := n.disk.renameTo(dir, at, taken); err != nil {
-		return err
+	removed := removedName(name)
+	if at != removed {
+		err := n.disk.renameTo(dir, at, removed)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			n.log.Warn("a replaced file stays until it is swept", "error", err)
+			removed = ""
+		}
 	}
 	if err := n.settle(dir, name); err != nil {
 		return err
 	}
 	var st unix.Stat_t
-	err := statAt(dir, name, &st)
-	if errors.Is(err, fs.ErrNotExist) {
-		n.log.Warn("a late request of another host moved a file away; it is back", "file", dir.Name()+"/"+name)
-		return n.disk.renameTo(dir, taken, name)
+	if err := statAt(dir, name, &st); err != nil {
+		return fmt.Errorf("%w: a late request of another host took the file away: %v", ErrUnavailable, err)
 	}
-	if err != nil {
-		return err
+	if removed != "" {
+		if err := n.disk.remove(dir, removed); err != nil {
+			n.log.Warn("a replaced file stays until it is swept", "error", err)
+		}
 	}
-	return n.disk.remove(dir, taken)
+	return nil
 }
 
 // deleteFile removes the file from all its names, its own last. A late rename of
 // another host may move it from there to the former name meanwhile.
 func (n *nfs) deleteFile(c change, _ *buildLock) error {
 	name := fileName(artifactsDir, c.buildID)
-	for _, at := range []string{formerName(name), interimName(name)} {
+	others := otherNames(name)
+	for _, at := range slices.Backward(others[:]) { // else one that counts less would be the file
 		if err := n.disk.remove(c.dir, at); err != nil {
 			return err
 		}
@@ -354,9 +366,9 @@ func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) er
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	elsewhere := []string{site + interimName(name), site + formerName(name)}
+	elsewhere := otherNames(name)
 	if !n.remote {
-		if there, failed := n.anyThere(elsewhere); failed != nil || !there {
+		if there, failed := n.anyThere(site, elsewhere); failed != nil || !there {
 			return cmp.Or(failed, err)
 		}
 	}
@@ -381,8 +393,8 @@ func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) er
 		return err
 	}
 	// The name last again: a late rename of another host needs no lock.
-	for _, path := range []string{site + name, elsewhere[0], elsewhere[1], site + name} {
-		if err = open(path); !errors.Is(err, fs.ErrNotExist) {
+	for _, at := range []string{name, elsewhere[0], elsewhere[1], elsewhere[2], name} {
+		if err = open(site + at); !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -394,10 +406,11 @@ func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) er
 	return err
 }
 
-// anyThere reports whether there is a file at one of the paths. What is there is
-// opened safely afterwards.
-func (n *nfs) anyThere(paths []string) (bool, error) {
-	for _, path := range paths {
+// anyThere reports whether there is a file of one of the names in a directory.
+// What is there is opened safely afterwards.
+func (n *nfs) anyThere(dir string, names [3]string) (bool, error) {
+	for _, name := range names {
+		path := dir + name
 		var st unix.Stat_t
 		err := uninterrupted(func() error { return unix.Fstatat(unix.AT_FDCWD, path, &st, unix.AT_SYMLINK_NOFOLLOW) })
 		if err == nil {

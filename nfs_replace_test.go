@@ -35,18 +35,21 @@ func TestReplacementForNFS(t *testing.T) {
 // The files that a replacement leaves where it is cut: under the name, the
 // interim and the former name. The build is the one that find would find.
 type leftovers struct {
-	what                  string
-	name, interim, former string // their content; empty: there is no such file
+	what                           string
+	name, interim, former, removed string // their content; empty: there is no such file
 }
 
 var allLeftovers = []leftovers{
-	{"only the interim file", "", "build", ""},
-	{"interim and former file", "", "build", "left"},
-	{"only the former file", "", "", "build"},
-	{"an interim file beside the name", "build", "left", ""},
-	{"a former file beside the name", "build", "", "left"},
-	{"all three", "build", "left", "left"},
-	{"nothing", "build", "", ""},
+	{"only the interim file", "", "build", "", ""},
+	{"interim and former file", "", "build", "left", ""},
+	{"only the former file", "", "", "build", ""},
+	{"former and removed file", "", "", "build", "left"},
+	{"only the removed file", "", "", "", "build"},
+	{"an interim file beside the name", "build", "left", "", ""},
+	{"a former file beside the name", "build", "", "left", ""},
+	{"a removed file beside the name", "build", "", "", "left"},
+	{"all four", "build", "left", "left", "left"},
+	{"nothing", "build", "", "", ""},
 }
 
 // settled is what is left after a change that settles the file.
@@ -54,15 +57,17 @@ func (l leftovers) settled() leftovers {
 	switch {
 	case l.name == "" && l.interim != "":
 		l.name, l.interim = l.interim, ""
-	case l.name == "":
+	case l.name == "" && l.former != "":
 		l.name, l.former = l.former, ""
+	case l.name == "":
+		l.name, l.removed = l.removed, ""
 	}
 	return l
 }
 
 // files are the names of the leftovers of name, sorted.
 func (l leftovers) files(name string) (names []string) {
-	for _, f := range []struct{ content, name string }{{l.interim, interimName(name)}, {l.former, formerName(name)}, {l.name, name}} {
+	for _, f := range []struct{ content, name string }{{l.interim, interimName(name)}, {l.former, formerName(name)}, {l.removed, removedName(name)}, {l.name, name}} {
 		if f.content != "" {
 			names = append(names, f.name)
 		}
@@ -85,7 +90,7 @@ func leaveCut(t *testing.T, remote bool, l leftovers) (n *nfs, artifacts, logs s
 		if err == nil {
 			err = os.Remove(path)
 		}
-		for at, content := range map[string]string{name: l.name, interimName(name): l.interim, formerName(name): l.former} {
+		for at, content := range map[string]string{name: l.name, interimName(name): l.interim, formerName(name): l.former, removedName(name): l.removed} {
 			if content == "left" {
 				err = errors.Join(err, os.WriteFile(filepath.Join(dir, at), append([]byte("left "), data...), 0o644))
 			} else if content != "" {
@@ -224,7 +229,7 @@ func TestLateRequests(t *testing.T) {
 	late := map[string][2]string{
 		"the old file away from its name": {name, formerName(name)},
 		"the new file to the name":        {interimName(name), name},
-		"the former file away":            {formerName(name), aTempName()},
+		"the former file away":            {formerName(name), removedName(name)},
 	}
 	for what, r := range late {
 		for at := range 6 { // after so many renames
