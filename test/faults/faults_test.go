@@ -233,7 +233,14 @@ func (b *bench) wants(f fault) map[int]bool {
 		return success
 	case f.name == "unlinkat" && temp && b.op.name != "delete": // the build is there
 		return success
-	case f.name == "newfstatat" && f.n == 2: // whether what is kept of the build is still right: it is described anew
+	case f.name == "newfstatat" && strings.HasSuffix(f.target, "/build.tar.gz"):
+		// Whether what is kept of the build is still right: it is described anew. Or
+		// whether a delete must wait. The look under the lock counts.
+		for _, e := range errnos {
+			if e.errno == f.errno {
+				success[e.status] = true
+			}
+		}
 		return success
 	case f.name == "fstat" && !temp:
 		// Of a directory: what is known of it does not count, all is done anew.
