@@ -155,6 +155,8 @@ func TestScanOfReplacements(t *testing.T) {
 	f("beside the build", map[string]string{"artifacts/.new-b.tar.gz": "torn", "artifacts/b.tar.gz": body(2)}, Inventory{Builds: builds, Temps: 1})
 	f("old build", map[string]string{"artifacts/.old-b.tar.gz": body(2)}, Inventory{Builds: builds, Placed: 1})
 	f("new and old build", map[string]string{"artifacts/.new-b.tar.gz": body(2), "artifacts/.old-b.tar.gz": "torn"}, Inventory{Builds: builds, Placed: 1, Temps: 1})
+	f("removed build", map[string]string{"artifacts/.out-b.tar.gz": body(2)}, Inventory{Builds: builds, Placed: 1})
+	f("old and removed build", map[string]string{"artifacts/.old-b.tar.gz": body(2), "artifacts/.out-b.tar.gz": "torn"}, Inventory{Builds: builds, Placed: 1, Temps: 1})
 	f("old beside the build", map[string]string{"artifacts/.old-b.tar.gz": "torn", "artifacts/b.tar.gz": body(2)}, Inventory{Builds: builds, Temps: 1})
 	f("log", map[string]string{"logs/.new-b.json": log(3)}, Inventory{Logs: map[string][]uint64{"s/b": {3}}, Placed: 1})
 	f("beside the log", map[string]string{"logs/.new-b.json": "[", "logs/b.json": log(3)}, Inventory{Logs: map[string][]uint64{"s/b": {3}}, Temps: 1})

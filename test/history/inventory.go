@@ -23,13 +23,10 @@ type Inventory struct {
 	waiting [][]string // the paths of the replacements found
 }
 
-// These begin the names of the new and of the old file while a file is replaced
-// on a remote store. As long as the name of the file is missing, the new one is
-// that file, or if that is missing too, the old one.
-const (
-	newPrefix = ".new-"
-	oldPrefix = ".old-"
-)
+// prefixes begin the names of the new file, of the old one, and of the one to be
+// removed, while a file is replaced on a remote store. As long as the name of the
+// file is missing, the first of them that is there is that file.
+var prefixes = []string{".new-", ".old-", ".out-"}
 
 // Build is an artifact that was found.
 type Build struct {
@@ -65,19 +62,21 @@ func Scan(base string) (*Inventory, error) {
 	return inv, err
 }
 
-// replacement notes a file whose name begins with newPrefix or oldPrefix: as the
-// file that it stands for, if that one is missing.
+// replacement notes a file whose name begins with one of prefixes: as the file that
+// it stands for, if that one is missing.
 func (inv *Inventory) replacement(base string, parts []string) {
 	path := filepath.Join(base, filepath.Join(parts...))
 	last := len(parts) - 1
 	parts = slices.Clone(parts)
-	name, isNew := strings.CutPrefix(parts[last], newPrefix)
-	name = strings.TrimPrefix(name, oldPrefix)
-	parts[last] = name
+	name := parts[last][len(prefixes[0]):]
 	first := []string{name}
-	if !isNew {
-		first = append(first, newPrefix+name)
+	for _, p := range prefixes {
+		if p+name == parts[last] {
+			break
+		}
+		first = append(first, p+name)
 	}
+	parts[last] = name
 	for _, before := range first {
 		_, err := os.Lstat(filepath.Join(filepath.Dir(path), before))
 		if err == nil {
@@ -100,7 +99,7 @@ func (inv *Inventory) file(path string, parts []string) {
 		inv.Temps++
 	case strings.HasPrefix(name, ".nfs"):
 		inv.Silly++
-	case strings.HasPrefix(name, newPrefix), strings.HasPrefix(name, oldPrefix):
+	case slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) }):
 		inv.waiting = append(inv.waiting, parts)
 	case strings.HasPrefix(name, "."): // the files of the locks
 	case len(parts) == 4 && parts[0] == "sites" && parts[2] == "artifacts" && strings.HasSuffix(name, ".tar.gz"):

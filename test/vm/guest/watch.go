@@ -41,11 +41,11 @@ func exists(path string) bool {
 	}
 }
 
-// replacements are the names of the new and of the old file while the file at
-// path is replaced.
-func replacements(path string) [2]string {
+// replacements are the names of the new file, of the old one, and of the one to be
+// removed, while the file at path is replaced.
+func replacements(path string) [3]string {
 	dir, name := filepath.Split(path)
-	return [2]string{dir + ".new-" + name, dir + ".old-" + name}
+	return [...]string{dir + ".new-" + name, dir + ".old-" + name, dir + ".out-" + name}
 }
 
 // Looks is what watch saw.
@@ -88,7 +88,7 @@ func watch(paths []string) error {
 func gone(path string) bool {
 	others := replacements(path)
 	for range 4 {
-		if exists(others[0]) || exists(others[1]) || exists(path) {
+		if exists(others[0]) || exists(others[1]) || exists(others[2]) || exists(path) {
 			return false
 		}
 	}
