@@ -70,13 +70,9 @@ func TestLostLockEndsAReplacementInSteps(t *testing.T) {
 	n := openTestNFS(t, t.TempDir())
 	mustStore(t, n, "s", "b", []byte("old"))
 	loseLocks(t, n)
-	dir, err := n.openBuilds("s", artifactsDir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
+	dir := mustOpenBuilds(t, n)
 	c := change{dir: dir, siteID: "s", buildID: "b", temp: &tempFile{coarse: true}}
-	err = n.changeIf(c, func(change, *buildLock) error { t.Error("it is made"); return nil })
+	err := n.changeIf(c, func(change, *buildLock) error { t.Error("it is made"); return nil })
 	wantError(t, err, ErrUnavailable)
 }
 

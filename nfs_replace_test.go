@@ -272,16 +272,8 @@ func TestLateRequests(t *testing.T) {
 func TestNewFileThatComesLate(t *testing.T) {
 	n := openRemote(t, t.TempDir())
 	mustStore(t, n, "s", "other", []byte("x"))
-	dir, err := n.openBuilds("s", artifactsDir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
-	lock, err := n.lockBuild("s", artifactsDir, "b", true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.release()
+	dir := mustOpenBuilds(t, n)
+	lock := mustLock(t, n)
 	temp := sealed(t, n.disk, dir, "late")
 	defer temp.discard()
 	n.disk.linking = func() {
@@ -646,23 +638,15 @@ func TestReplacementThatGivesUpRemovesNoBuild(t *testing.T) {
 	} {
 		n := openRemote(t, t.TempDir())
 		mustStore(t, n, "s", "b", []byte("old"))
-		dir, err := n.openBuilds("s", artifactsDir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer dir.Close()
-		lock, err := n.lockBuild("s", artifactsDir, "b", true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer lock.release()
+		dir := mustOpenBuilds(t, n)
+		lock := mustLock(t, n)
 		temp := sealed(t, n.disk, dir, "new")
 		if err := n.linkInterim(temp, name, lock); err != nil {
 			t.Fatal(err)
 		}
 		c.change(t, n, temp, lock)
 		n.giveUp(temp, name, lock)
-		_, err = os.Lstat(filepath.Join(dir.Name(), interimName(name)))
+		_, err := os.Lstat(filepath.Join(dir.Name(), interimName(name)))
 		if removed := errors.Is(err, fs.ErrNotExist); removed != c.removed {
 			t.Errorf("%s: the interim file was removed: %v, want %v", c.what, removed, c.removed)
 		}

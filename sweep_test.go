@@ -264,11 +264,7 @@ func TestSweepOfAnInterimFileWithoutItsName(t *testing.T) {
 	sweep(".new-b" + artifactSuffix)
 	reader.release()
 
-	dir, err := n.openBuilds("s", artifactsDir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
+	dir := mustOpenBuilds(t, n)
 	if err := os.Rename(artifacts, artifacts+".moved"); err != nil { // settle looks at the directory again
 		t.Fatal(err)
 	}
@@ -317,4 +313,15 @@ func mustOpenBuilds(t *testing.T, n *nfs) *os.File {
 	}
 	t.Cleanup(func() { dir.Close() })
 	return dir
+}
+
+// mustLock locks the artifact of build b of site s exclusively until the test ends.
+func mustLock(t *testing.T, n *nfs) *buildLock {
+	t.Helper()
+	lock, err := n.lockBuild("s", artifactsDir, "b", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(lock.release)
+	return lock
 }
