@@ -234,6 +234,27 @@ func (d *disk) linkTo(dir *os.File, from, to string) error {
 	return diskError("link", dir.Name()+"/"+from, err)
 }
 
+// setSameMode sets the mode of a file in the directory at path to what it is.
+func (d *disk) setSameMode(path, name string) error {
+	dir, err := d.openDir(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	var st unix.Stat_t
+	if err := statAt(dir, name, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return &linkError{path + name}
+	}
+	err = uninterrupted(func() error { return unix.Fchmodat(int(dir.Fd()), name, st.Mode&0o7777, 0) })
+	if err != nil {
+		return diskError("set the mode of", path+name, err)
+	}
+	return nil
+}
+
 // removeDir removes the empty directory name in parent.
 func (d *disk) removeDir(parent *os.File, name string) error {
 	err := uninterrupted(func() error { return unix.Unlinkat(int(parent.Fd()), name, unix.AT_REMOVEDIR) })

@@ -42,7 +42,7 @@ type buildLock struct {
 // no round trip.
 func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock, error) {
 	flags, kind := n.lockFlags(exclusive)
-	f, err := n.disk.openLockFile(n.base, flags, sitesDir, siteID)
+	f, err := n.openLock(siteID, flags)
 	if err != nil {
 		return nil, err
 	}
@@ -64,6 +64,24 @@ func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock
 	}
 	f.Close()
 	return nil, lockError(f.Name(), err)
+}
+
+// openLock opens the lock file of a site, and makes it if it is absent. An NFSv3
+// client remembers that writing was denied while the export was read-only, for as
+// long as the file does not change. So a denial is asked about again: to set the
+// mode to what it is has the client forget that, or fails with the true cause.
+func (n *nfs) openLock(siteID string, flags int) (*os.File, error) {
+	f, err := n.disk.openLockFile(n.base, flags, sitesDir, siteID)
+	if !n.remote || !errors.Is(err, unix.EACCES) {
+		return f, err
+	}
+	switch cause := n.disk.setSameMode(n.sitePath(siteID, ""), lockName); {
+	case errors.Is(cause, ErrDenied): // it is another user's
+		return nil, err
+	case cause != nil:
+		return nil, cause
+	}
+	return n.disk.openLockFile(n.base, flags, sitesDir, siteID)
 }
 
 // waitForLock waits for a lock that somebody else holds. An NFS client that waits
@@ -120,7 +138,7 @@ func (n *nfs) lockToRead(siteID, dir, buildID string) (*buildLock, error) {
 // it is not, or if this mount has no locks.
 func (n *nfs) tryLock(siteID, dir, buildID string) (*buildLock, error) {
 	flags, kind := n.lockFlags(true)
-	f, err := n.disk.openLockFile(n.base, flags, sitesDir, siteID)
+	f, err := n.openLock(siteID, flags)
 	if err != nil {
 		return nil, err
 	}
