@@ -242,6 +242,16 @@ func fileName(dir, buildID string) string {
 	return buildID + artifactSuffix
 }
 
+// filePath is the path of the artifact or the log of a build, made at once: it is
+// on the way of every download.
+func (n *nfs) filePath(siteID, dir, buildID string) string {
+	suffix := artifactSuffix
+	if dir == logsDir {
+		suffix = logSuffix
+	}
+	return n.base + "/" + sitesDir + "/" + siteID + "/" + dir + "/" + buildID + suffix
+}
+
 // notFound turns an absent file or directory into ErrNotFound, if the store is here.
 func (n *nfs) notFound(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {

@@ -361,11 +361,11 @@ func (n *nfs) deleteFile(c change, _ *buildLock) error {
 // nowhere. Where another process may be replacing it, find waits for the shared
 // lock, at most lockReadWait (ErrUnavailable). It makes nothing.
 func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) error {
-	name, site := fileName(dir, buildID), n.sitePath(siteID, dir)+"/"
-	err := open(site + name)
+	err := open(n.filePath(siteID, dir, buildID))
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	name, site := fileName(dir, buildID), n.sitePath(siteID, dir)+"/"
 	elsewhere := otherNames(name)
 	if !n.remote {
 		if there, failed := n.anyThere(site, elsewhere); failed != nil || !there {
