@@ -131,8 +131,10 @@ func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
 		return nil, diskError("make directory", path, err)
 	}
 	fd, err := openFd(int(parent.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
-	if err == unix.ENOTDIR && d.linkIn(path) != "" {
-		return nil, &linkError{d.linkIn(path)}
+	if err == unix.ENOTDIR {
+		if link := d.linkIn(path); link != "" {
+			return nil, &linkError{link}
+		}
 	}
 	if err != nil {
 		return nil, diskError("open", path, err)
@@ -179,23 +181,23 @@ func (d *disk) dirSynced(dir *os.File, err error) error {
 // unlink removes name in dir; an absent one is fs.ErrNotExist. It is durable
 // after syncDir.
 func (d *disk) unlink(dir *os.File, name string) error {
-	if d.removing != nil {
-		d.removing()
-	}
-	err := uninterrupted(func() error { return unix.Unlinkat(int(dir.Fd()), name, 0) })
-	if err != nil {
+	if err := d.unlinkAt(dir, name); err != nil {
 		return diskError("remove", dir.Name()+"/"+name, err)
 	}
 	return nil
 }
 
-// remove is unlink, to which an absent file is a success.
-func (d *disk) remove(dir *os.File, name string) error {
+// unlinkAt is unlinkat(2), with its error as it is.
+func (d *disk) unlinkAt(dir *os.File, name string) error {
 	if d.removing != nil {
 		d.removing()
 	}
-	err := uninterrupted(func() error { return unix.Unlinkat(int(dir.Fd()), name, 0) })
-	if err != nil && err != unix.ENOENT {
+	return uninterrupted(func() error { return unix.Unlinkat(int(dir.Fd()), name, 0) })
+}
+
+// remove is unlink, to which an absent file is a success.
+func (d *disk) remove(dir *os.File, name string) error {
+	if err := d.unlinkAt(dir, name); err != nil && err != unix.ENOENT {
 		return diskError("remove", dir.Name()+"/"+name, err)
 	}
 	return nil

@@ -234,22 +234,21 @@ func (n *nfs) sitePath(siteID, dir string) string {
 	return n.base + "/" + sitesDir + "/" + siteID + "/" + dir
 }
 
-// fileName is the name of the artifact or the log of a build, by its directory.
-func fileName(dir, buildID string) string {
+// suffixOf is how the names of files in a directory of a site end.
+func suffixOf(dir string) string {
 	if dir == logsDir {
-		return buildID + logSuffix
+		return logSuffix
 	}
-	return buildID + artifactSuffix
+	return artifactSuffix
 }
+
+// fileName is the name of the artifact or the log of a build, by its directory.
+func fileName(dir, buildID string) string { return buildID + suffixOf(dir) }
 
 // filePath is the path of the artifact or the log of a build, made at once: it is
 // on the way of every download.
 func (n *nfs) filePath(siteID, dir, buildID string) string {
-	suffix := artifactSuffix
-	if dir == logsDir {
-		suffix = logSuffix
-	}
-	return n.base + "/" + sitesDir + "/" + siteID + "/" + dir + "/" + buildID + suffix
+	return n.base + "/" + sitesDir + "/" + siteID + "/" + dir + "/" + buildID + suffixOf(dir)
 }
 
 // notFound turns an absent file or directory into ErrNotFound, if the store is here.

@@ -22,7 +22,7 @@ const readAgain = 3
 // when it was opened.
 func (s *siteScan) readBuilds(kind string, dir *os.File, opened fileID) (ids []string, unsure map[string]bool, err error) {
 	unsure = make(map[string]bool)
-	suffix := fileName(kind, "")
+	suffix := suffixOf(kind)
 	for try := 1; ; try++ {
 		names, err := readNames(dir)
 		if err != nil {

@@ -117,7 +117,7 @@ func (n *nfs) sweepDir(dir *os.File, sweep func(name string) (bool, error)) (rem
 // sweepFile sweeps one file of the artifacts or the logs of a site.
 func (n *nfs) sweepFile(dir *os.File, siteID, kind, name string, before time.Time) (removed bool, err error) {
 	if of, ok := isInterimName(name); ok {
-		if buildID, ok := buildOfFile(of, fileName(kind, "")); ok {
+		if buildID, ok := buildOfFile(of, suffixOf(kind)); ok {
 			return n.sweepInterim(dir, siteID, kind, buildID, name, before)
 		}
 		return false, nil
