@@ -66,6 +66,7 @@ func statusOf(err error) (int, string) {
 		{ErrDamaged, fasthttp.StatusInternalServerError},
 		{ErrNoSpace, fasthttp.StatusInsufficientStorage},
 		{ErrReadOnly, fasthttp.StatusServiceUnavailable},
+		{ErrBusy, fasthttp.StatusServiceUnavailable},
 		{ErrUnavailable, fasthttp.StatusServiceUnavailable},
 		{ErrDenied, fasthttp.StatusBadGateway},
 		{ErrUnsupported, fasthttp.StatusNotImplemented},

@@ -280,6 +280,7 @@ var (
 	ErrLogFull      = errors.New("the log is full")
 	ErrDamaged      = errors.New("the log is damaged")
 	ErrUnavailable  = errors.New("the store cannot be reached")
+	ErrBusy         = errors.New("too many requests at once")
 	ErrDenied       = errors.New("the store denied access")
 	ErrUnsupported  = errors.New("not supported by this store")
 	ErrBadCursor    = errors.New("bad cursor")

@@ -36,11 +36,20 @@ func parseLog(data []byte) ([]LogEntry, error) {
 		return nil, fmt.Errorf("%w: it holds no entries", ErrDamaged)
 	}
 	for i := range entries {
-		if y := entries[i].Timestamp.Year(); y < 1700 || y > 2200 { // what fits into nanoseconds
-			return nil, fmt.Errorf("%w: entry %d has no timestamp, or an impossible one", ErrDamaged, i)
+		if err := checkTimestamp(i, entries[i]); err != nil {
+			return nil, err
 		}
 	}
 	return entries, nil
+}
+
+// checkTimestamp fails with ErrDamaged if entry i of a log has no time that fits
+// into nanoseconds.
+func checkTimestamp(i int, e LogEntry) error {
+	if y := e.Timestamp.Year(); y < 1700 || y > 2200 {
+		return fmt.Errorf("%w: entry %d has no timestamp, or an impossible one", ErrDamaged, i)
+	}
+	return nil
 }
 
 // appendLog returns the log that has entries behind those of old, which is a

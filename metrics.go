@@ -154,7 +154,7 @@ func errorKind(err error) string {
 		{errTooLarge, "client"}, {errEmptyBody, "client"}, {errStalled, "client"}, {errBodyCut, "client"},
 		{ErrPrecondition, "precondition"}, {ErrNotFound, "not_found"}, {ErrBadCursor, "client"},
 		{ErrLogFull, "log_full"}, {ErrDamaged, "damaged"}, {ErrNoSpace, "no_space"}, {ErrReadOnly, "read_only"},
-		{ErrUnavailable, "unavailable"}, {ErrDenied, "denied"}, {ErrUnsupported, "unsupported"},
+		{ErrBusy, "busy"}, {ErrUnavailable, "unavailable"}, {ErrDenied, "denied"}, {ErrUnsupported, "unsupported"},
 	} {
 		if errors.Is(err, e.err) {
 			return e.kind

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"slices"
+	"sync"
+	"time"
+)
+
+// revokeAfter is how long a caller waits for a budget before holdings of a client
+// that has more than half of it are ended.
+const revokeAfter = time.Second
+
+// budget is an amount that requests take parts of and give back: bytes of memory,
+// or places. Who finds too little left waits for a bounded time, first come, first
+// served. It is shared fairly: while others wait, a client that holds more than
+// half gets no more, and its newest holdings are ended, as far as they can be. A
+// client that is alone may hold all of it. It is safe for concurrent use.
+type budget struct {
+	limit int64
+	wait  time.Duration // how long take waits
+
+	mu       sync.Mutex
+	used     int64
+	held     map[string]int64    // by client, and by the keys of caps
+	holdings map[string][]*grant // of each client, the oldest first
+	queue    []*waiter
+}
+
+// ask is what a caller wants of a budget.
+type ask struct {
+	client string // "": shares with nobody, and is never ended
+	n      int64  // more than the limit is taken as the limit
+	caps   []keyCap
+	end    func() // makes the holder give up soon; must not block; nil: it cannot
+}
+
+// keyCap bounds what all holders with a key have together, whoever waits.
+type keyCap struct {
+	key string // must differ from every client
+	max int64
+}
+
+// grant is a part of a budget. A nil grant is of no budget.
+type grant struct {
+	b *budget
+	ask
+	ending bool // end was called
+	done   bool
+}
+
+type waiter struct {
+	grant *grant
+	ready chan struct{} // closed when it is granted
+}
+
+func newBudget(limit int64, wait time.Duration) *budget {
+	return &budget{limit: limit, wait: wait, held: map[string]int64{}, holdings: map[string][]*grant{}}
+}
+
+// take takes a part, to be given back with release. It fails with ErrBusy if none
+// is free in time.
+func (b *budget) take(a ask) (*grant, error) {
+	a.n = min(a.n, b.limit)
+	g := &grant{b: b, ask: a}
+	b.mu.Lock()
+	if len(b.queue) == 0 && b.fits(g) {
+		b.add(g)
+		b.mu.Unlock()
+		return g, nil
+	}
+	w := &waiter{grant: g, ready: make(chan struct{})}
+	b.queue = append(b.queue, w)
+	b.serve() // those before it may have to let it through
+	b.mu.Unlock()
+
+	patience := time.NewTimer(min(revokeAfter, b.wait))
+	defer patience.Stop()
+	end := time.NewTimer(b.wait)
+	defer end.Stop()
+	for {
+		select {
+		case <-w.ready:
+			return g, nil
+		case <-patience.C:
+			b.endUnfair(g)
+		case <-end.C:
+			return b.giveUp(w)
+		}
+	}
+}
+
+// giveUp takes w out of the queue, unless it was granted just now.
+func (b *budget) giveUp(w *waiter) (*grant, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	i := slices.Index(b.queue, w)
+	if i < 0 {
+		return w.grant, nil
+	}
+	b.queue = slices.Delete(b.queue, i, i+1)
+	b.serve() // those behind it may fit
+	return nil, ErrBusy
+}
+
+// release gives the part back. A second call does nothing.
+func (g *grant) release() {
+	if g == nil {
+		return
+	}
+	b := g.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if g.done {
+		return
+	}
+	g.done = true
+	b.used -= g.n
+	b.sub(g.client, g.n)
+	for _, c := range g.caps {
+		b.sub(c.key, g.n)
+	}
+	if list := b.holdings[g.client]; len(list) > 1 {
+		i := slices.Index(list, g)
+		b.holdings[g.client] = slices.Delete(list, i, i+1)
+	} else {
+		delete(b.holdings, g.client)
+	}
+	b.serve()
+}
+
+func (b *budget) sub(key string, n int64) {
+	if b.held[key] -= n; b.held[key] == 0 {
+		delete(b.held, key)
+	}
+}
+
+// add makes g a holding.
+func (b *budget) add(g *grant) {
+	b.used += g.n
+	b.held[g.client] += g.n
+	for _, c := range g.caps {
+		b.held[c.key] += g.n
+	}
+	b.holdings[g.client] = append(b.holdings[g.client], g)
+}
+
+// fits reports whether there is room for g, and below its caps.
+func (b *budget) fits(g *grant) bool {
+	return b.used+g.n <= b.limit && b.belowCaps(g)
+}
+
+func (b *budget) belowCaps(g *grant) bool {
+	for _, c := range g.caps {
+		if held := b.held[c.key]; held > 0 && held+g.n > c.max {
+			return false
+		}
+	}
+	return true
+}
+
+// fair reports whether g leaves its client with half at the most, if others wait.
+// Who holds nothing may take what it needs.
+func (b *budget) fair(g *grant) bool {
+	held := b.held[g.client]
+	return g.client == "" || held == 0 || held+g.n <= b.limit/2 || !b.othersWait(g.client)
+}
+
+// othersWait reports whether somebody else waits whom this client could let through.
+func (b *budget) othersWait(client string) bool {
+	return slices.ContainsFunc(b.queue, func(w *waiter) bool {
+		return w.grant.client != client && b.belowCaps(w.grant)
+	})
+}
+
+// serve grants what can be granted, in the order of the queue. Who may not have
+// more now, by its caps or in fairness, is passed over; who does not fit is not, or
+// large parts would never be granted.
+func (b *budget) serve() {
+	for i := 0; i < len(b.queue); {
+		w := b.queue[i]
+		switch {
+		case !b.belowCaps(w.grant) || !b.fair(w.grant):
+			i++
+		case b.used+w.grant.n > b.limit:
+			return
+		default:
+			b.queue = slices.Delete(b.queue, i, i+1)
+			b.add(w.grant)
+			close(w.ready)
+		}
+	}
+}
+
+// endUnfair ends holdings of whoever else has more than half, the newest first,
+// until it has half or there is room for g.
+func (b *budget) endUnfair(g *grant) {
+	b.mu.Lock()
+	var ends []func()
+	if b.belowCaps(g) {
+		room := b.limit - b.used
+		for client, list := range b.holdings {
+			held := b.held[client]
+			if client == "" || client == g.client || held <= b.limit/2 {
+				continue
+			}
+			for _, h := range slices.Backward(list) {
+				if room >= g.n || held <= b.limit/2 {
+					break
+				}
+				if h.end == nil && !h.ending {
+					continue
+				}
+				if !h.ending {
+					h.ending = true
+					ends = append(ends, h.end)
+				}
+				held -= h.n
+				room += h.n
+			}
+		}
+	}
+	b.mu.Unlock()
+	for _, end := range ends {
+		end()
+	}
+}
+
+// inUse is how much is taken.
+func (b *budget) inUse() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.used
+}

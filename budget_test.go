@@ -1,0 +1,211 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// mustTake takes n of b for client, or fails the test.
+func mustTake(t *testing.T, b *budget, client string, n int64) *grant {
+	t.Helper()
+	g, err := b.take(ask{client: client, n: n})
+	if err != nil {
+		t.Fatalf("%s wants %d of %d, %d are taken: %v", client, n, b.limit, b.inUse(), err)
+	}
+	return g
+}
+
+// takeLater takes in the background and returns when it waits.
+func takeLater(t *testing.T, b *budget, a ask) <-chan error {
+	t.Helper()
+	b.mu.Lock()
+	before := len(b.queue)
+	b.mu.Unlock()
+	result := make(chan error, 1)
+	go func() {
+		_, err := b.take(a)
+		result <- err
+	}()
+	for {
+		b.mu.Lock()
+		waits := len(b.queue) > before
+		b.mu.Unlock()
+		if waits {
+			return result
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func granted(result <-chan error) bool {
+	select {
+	case err := <-result:
+		return err == nil
+	default:
+		return false
+	}
+}
+
+func TestBudgetAlone(t *testing.T) {
+	b := newBudget(10, time.Minute)
+	all := mustTake(t, b, "a", 99) // as much as there is
+	all.release()
+	all.release()
+	if b.inUse() != 0 || len(b.held) != 0 || len(b.holdings) != 0 {
+		t.Errorf("after the end: %d taken, %v, %v", b.inUse(), b.held, b.holdings)
+	}
+	var none *grant
+	none.release()
+}
+
+func TestBudgetIsBounded(t *testing.T) {
+	b := newBudget(10, 20*time.Millisecond)
+	mustTake(t, b, "a", 5)
+	mustTake(t, b, "b", 5)
+	if _, err := b.take(ask{client: "c", n: 1}); !errors.Is(err, ErrBusy) {
+		t.Errorf("past the limit: %v", err)
+	}
+	if len(b.queue) != 0 {
+		t.Error("who gave up is still in the queue")
+	}
+}
+
+// While others wait, a client with half gets no more, however long it has waited.
+func TestBudgetIsShared(t *testing.T) {
+	b := newBudget(10, time.Minute)
+	var held []*grant
+	for range 10 {
+		held = append(held, mustTake(t, b, "hog", 1))
+	}
+	more := takeLater(t, b, ask{client: "hog", n: 1})
+	other := takeLater(t, b, ask{client: "other", n: 1})
+	held[0].release()
+	if err := <-other; err != nil {
+		t.Fatal(err)
+	}
+	if granted(more) {
+		t.Error("the hog got more than half while another one waited")
+	}
+	held[1].release()
+	if err := <-more; err != nil { // nobody else waits any more
+		t.Error(err)
+	}
+}
+
+// What a client has beyond half is ended for others, the newest first, and no more
+// than they need.
+func TestBudgetIsTakenBack(t *testing.T) {
+	for _, c := range []struct {
+		hog   string
+		n     int64
+		ended []int
+	}{
+		{"hog", 1, []int{9}},
+		{"hog", 3, []int{9, 8, 7}},
+		{"hog", 7, []int{9, 8, 7, 6, 5}}, // half stays
+		{"", 1, nil},                     // exempt
+		{"other", 1, nil},                // its own
+	} {
+		t.Run(fmt.Sprint(c.hog, c.n), func(t *testing.T) {
+			b := newBudget(10, 1500*time.Millisecond)
+			var mu sync.Mutex
+			var ended []int
+			grants := make([]*grant, 10)
+			for i := range grants {
+				g, err := b.take(ask{client: c.hog, n: 1, end: func() {
+					mu.Lock()
+					defer mu.Unlock()
+					ended = append(ended, i)
+					go grants[i].release()
+				}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				grants[i] = g
+			}
+			_, err := b.take(ask{client: "other", n: c.n})
+			mu.Lock()
+			defer mu.Unlock()
+			if !slices.Equal(ended, c.ended) {
+				t.Errorf("ended %v, not %v", ended, c.ended)
+			}
+			if enough := int64(len(c.ended)) >= c.n; enough != (err == nil) {
+				t.Errorf("the other one: %v", err)
+			}
+		})
+	}
+}
+
+// A key is capped for all clients together, and who waits for its key lets others
+// through.
+func TestBudgetCaps(t *testing.T) {
+	b := newBudget(10, time.Minute)
+	site := func(name string) []keyCap { return []keyCap{{"site " + name, 2}} }
+	first, _ := b.take(ask{client: "a", n: 1, caps: site("x")})
+	if _, err := b.take(ask{client: "b", n: 1, caps: site("x")}); err != nil {
+		t.Fatal(err)
+	}
+	third := takeLater(t, b, ask{client: "c", n: 1, caps: site("x")})
+	if _, err := b.take(ask{client: "a", n: 1, caps: site("y")}); err != nil {
+		t.Fatal(err)
+	}
+	if granted(third) {
+		t.Fatal("three of a site where two are allowed")
+	}
+	first.release()
+	if err := <-third; err != nil {
+		t.Error(err)
+	}
+}
+
+// A large part is not passed by small ones for ever.
+func TestBudgetKeepsTheOrder(t *testing.T) {
+	b := newBudget(10, time.Minute)
+	held := mustTake(t, b, "a", 5)
+	large := takeLater(t, b, ask{client: "b", n: 8})
+	small := takeLater(t, b, ask{client: "c", n: 1})
+	if granted(small) {
+		t.Error("the small part was granted before the large one")
+	}
+	held.release()
+	if err := <-large; err != nil {
+		t.Error(err)
+	}
+	if err := <-small; err != nil {
+		t.Error(err)
+	}
+}
+
+// Whatever many do at once, the limit holds, and all is given back.
+func TestBudgetTogether(t *testing.T) {
+	b := newBudget(64, 5*time.Millisecond)
+	var inside, failed atomic.Int64
+	var done sync.WaitGroup
+	for i := range 64 {
+		done.Go(func() {
+			for k := range 200 {
+				n := int64(1 + (i+k)%20)
+				g, err := b.take(ask{client: fmt.Sprint(i % 5), n: n, caps: []keyCap{{fmt.Sprint("k", i%7), 30}}})
+				if err != nil {
+					failed.Add(1)
+					continue
+				}
+				if inside.Add(n) > 64 {
+					t.Error("past the limit")
+				}
+				inside.Add(-n)
+				g.release()
+			}
+		})
+	}
+	done.Wait()
+	if b.inUse() != 0 || len(b.queue) != 0 || len(b.held) != 0 || len(b.holdings) != 0 {
+		t.Errorf("left: %d, %d waiting, %v", b.inUse(), len(b.queue), b.held)
+	}
+	t.Logf("%d were refused", failed.Load())
+}

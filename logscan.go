@@ -1,0 +1,128 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"unicode/utf8"
+)
+
+// maxScanned is the size in bytes of the largest entry of a log that is read. Those
+// that are accepted are smaller: 1 MiB, with at most twice that in escapes.
+const maxScanned = 4 << 20
+
+// scanEntries reads a log from r and calls each with its entries, in their order. It
+// takes what parseLog takes and fails with ErrDamaged where that does, but holds one
+// entry at a time in memory. An error of r or of each is returned as it is. each
+// may keep the entry.
+func scanEntries(r io.Reader, each func(e LogEntry) error) error {
+	in := &logReader{r: r}
+	dec := json.NewDecoder(in)
+	damaged := func(err error) error {
+		if in.err != nil {
+			return in.err
+		}
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return fmt.Errorf("%w: %v", ErrDamaged, err)
+	}
+	if t, err := dec.Token(); err != nil || t != json.Delim('[') {
+		if err == nil {
+			err = errors.New("it is not an array")
+		}
+		return damaged(err)
+	}
+	n := 0
+	for ; dec.More(); n++ {
+		in.limit = dec.InputOffset() + maxScanned
+		var e LogEntry
+		if err := dec.Decode(&e); err != nil {
+			return damaged(err)
+		}
+		if err := checkTimestamp(n, e); err != nil {
+			return err
+		}
+		if err := each(e); err != nil {
+			return err
+		}
+	}
+	in.limit = dec.InputOffset() + maxScanned
+	if _, err := dec.Token(); err != nil { // the ]
+		return damaged(err)
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		if err == nil {
+			err = errors.New("something follows its end")
+		}
+		return damaged(err)
+	}
+	if err := in.end(); err != nil {
+		return err
+	}
+	if n == 0 {
+		return fmt.Errorf("%w: it holds no entries", ErrDamaged)
+	}
+	return nil
+}
+
+// logReader hands on what r has as long as it is UTF-8, and up to limit.
+type logReader struct {
+	r     io.Reader
+	read  int64
+	limit int64 // where the entry that is being read must have ended; 0: not begun
+	tail  []byte
+	err   error // why the log cannot be read, io.EOF apart
+}
+
+func (l *logReader) Read(p []byte) (int, error) {
+	if l.err != nil {
+		return 0, l.err
+	}
+	if l.limit > 0 && l.read > l.limit {
+		l.err = fmt.Errorf("%w: an entry has more than %d bytes", ErrDamaged, maxScanned)
+		return 0, l.err
+	}
+	n, err := l.r.Read(p)
+	l.read += int64(n)
+	if !l.valid(p[:n]) {
+		err = fmt.Errorf("%w: not UTF-8", ErrDamaged)
+	}
+	if err != nil && err != io.EOF {
+		l.err = err
+	}
+	return n, err
+}
+
+// valid reports whether b continues valid UTF-8. A character that b cuts is kept in
+// tail until the rest of it is there.
+func (l *logReader) valid(b []byte) bool {
+	for len(l.tail) > 0 && len(b) > 0 {
+		l.tail, b = append(l.tail, b[0]), b[1:]
+		if utf8.FullRune(l.tail) {
+			if !utf8.Valid(l.tail) {
+				return false
+			}
+			l.tail = l.tail[:0]
+		}
+	}
+	for i := 1; i <= min(utf8.UTFMax-1, len(b)); i++ {
+		if rest := b[len(b)-i:]; utf8.RuneStart(rest[0]) {
+			if !utf8.FullRune(rest) {
+				l.tail = append(l.tail, rest...)
+				b = b[:len(b)-i]
+			}
+			break
+		}
+	}
+	return utf8.Valid(b)
+}
+
+// end fails if the log ends within a character.
+func (l *logReader) end() error {
+	if len(l.tail) > 0 {
+		return fmt.Errorf("%w: not UTF-8", ErrDamaged)
+	}
+	return nil
+}
