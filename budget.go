@@ -19,11 +19,21 @@ type budget struct {
 	limit int64
 	wait  time.Duration // how long take waits
 
-	mu       sync.Mutex
-	used     int64
-	held     map[string]int64    // by client, and by the keys of caps
-	holdings map[string][]*grant // of each client, the oldest first
-	queue    []*waiter
+	// Called for each request that was refused, and for each holding that was
+	// ended; nil: nobody counts.
+	refused, ended func()
+
+	mu      sync.Mutex
+	used    int64
+	clients map[string]*holder // those that hold something
+	keys    map[string]int64   // what is held with each key of caps
+	queue   []*waiter
+}
+
+// holder is what a client holds.
+type holder struct {
+	n    int64
+	ends []*grant // those that can be ended, the oldest first
 }
 
 // ask is what a caller wants of a budget.
@@ -54,7 +64,7 @@ type waiter struct {
 }
 
 func newBudget(limit int64, wait time.Duration) *budget {
-	return &budget{limit: limit, wait: wait, held: map[string]int64{}, holdings: map[string][]*grant{}}
+	return &budget{limit: limit, wait: wait, clients: map[string]*holder{}, keys: map[string]int64{}}
 }
 
 // take takes a part, to be given back with release. It fails with ErrBusy if none
@@ -99,6 +109,9 @@ func (b *budget) giveUp(w *waiter) (*grant, error) {
 	}
 	b.queue = slices.Delete(b.queue, i, i+1)
 	b.serve() // those behind it may fit
+	if b.refused != nil {
+		b.refused()
+	}
 	return nil, ErrBusy
 }
 
@@ -115,33 +128,45 @@ func (g *grant) release() {
 	}
 	g.done = true
 	b.used -= g.n
-	b.sub(g.client, g.n)
-	for _, c := range g.caps {
-		b.sub(c.key, g.n)
+	h := b.clients[g.client]
+	h.n -= g.n
+	if i := slices.Index(h.ends, g); i >= 0 {
+		h.ends = slices.Delete(h.ends, i, i+1)
 	}
-	if list := b.holdings[g.client]; len(list) > 1 {
-		i := slices.Index(list, g)
-		b.holdings[g.client] = slices.Delete(list, i, i+1)
-	} else {
-		delete(b.holdings, g.client)
+	if h.n == 0 {
+		delete(b.clients, g.client)
+	}
+	for _, c := range g.caps {
+		if b.keys[c.key] -= g.n; b.keys[c.key] == 0 {
+			delete(b.keys, c.key)
+		}
 	}
 	b.serve()
-}
-
-func (b *budget) sub(key string, n int64) {
-	if b.held[key] -= n; b.held[key] == 0 {
-		delete(b.held, key)
-	}
 }
 
 // add makes g a holding.
 func (b *budget) add(g *grant) {
 	b.used += g.n
-	b.held[g.client] += g.n
-	for _, c := range g.caps {
-		b.held[c.key] += g.n
+	h := b.clients[g.client]
+	if h == nil {
+		h = &holder{}
+		b.clients[g.client] = h
 	}
-	b.holdings[g.client] = append(b.holdings[g.client], g)
+	h.n += g.n
+	if g.end != nil {
+		h.ends = append(h.ends, g)
+	}
+	for _, c := range g.caps {
+		b.keys[c.key] += g.n
+	}
+}
+
+// heldBy is what a client holds.
+func (b *budget) heldBy(client string) int64 {
+	if h := b.clients[client]; h != nil {
+		return h.n
+	}
+	return 0
 }
 
 // fits reports whether there is room for g, and below its caps.
@@ -151,7 +176,7 @@ func (b *budget) fits(g *grant) bool {
 
 func (b *budget) belowCaps(g *grant) bool {
 	for _, c := range g.caps {
-		if held := b.held[c.key]; held > 0 && held+g.n > c.max {
+		if held := b.keys[c.key]; held > 0 && held+g.n > c.max {
 			return false
 		}
 	}
@@ -161,7 +186,7 @@ func (b *budget) belowCaps(g *grant) bool {
 // fair reports whether g leaves its client with half at the most, if others wait.
 // Who holds nothing may take what it needs.
 func (b *budget) fair(g *grant) bool {
-	held := b.held[g.client]
+	held := b.heldBy(g.client)
 	return g.client == "" || held == 0 || held+g.n <= b.limit/2 || !b.othersWait(g.client)
 }
 
@@ -195,33 +220,33 @@ func (b *budget) serve() {
 // until it has half or there is room for g.
 func (b *budget) endUnfair(g *grant) {
 	b.mu.Lock()
-	var ends []func()
+	var ends []*grant
 	if b.belowCaps(g) {
 		room := b.limit - b.used
-		for client, list := range b.holdings {
-			held := b.held[client]
-			if client == "" || client == g.client || held <= b.limit/2 {
+		for client, h := range b.clients {
+			if client == "" || client == g.client {
 				continue
 			}
-			for _, h := range slices.Backward(list) {
+			held := h.n
+			for _, e := range slices.Backward(h.ends) {
 				if room >= g.n || held <= b.limit/2 {
 					break
 				}
-				if h.end == nil && !h.ending {
-					continue
+				if !e.ending {
+					e.ending = true
+					ends = append(ends, e)
 				}
-				if !h.ending {
-					h.ending = true
-					ends = append(ends, h.end)
-				}
-				held -= h.n
-				room += h.n
+				held -= e.n
+				room += e.n
 			}
 		}
 	}
 	b.mu.Unlock()
-	for _, end := range ends {
-		end()
+	for _, e := range ends {
+		e.end()
+		if b.ended != nil {
+			b.ended()
+		}
 	}
 }
 

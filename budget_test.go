@@ -56,8 +56,8 @@ func TestBudgetAlone(t *testing.T) {
 	all := mustTake(t, b, "a", 99) // as much as there is
 	all.release()
 	all.release()
-	if b.inUse() != 0 || len(b.held) != 0 || len(b.holdings) != 0 {
-		t.Errorf("after the end: %d taken, %v, %v", b.inUse(), b.held, b.holdings)
+	if b.inUse() != 0 || len(b.clients) != 0 || len(b.keys) != 0 {
+		t.Errorf("after the end: %d taken, %v, %v", b.inUse(), b.clients, b.keys)
 	}
 	var none *grant
 	none.release()
@@ -204,8 +204,8 @@ func TestBudgetTogether(t *testing.T) {
 		})
 	}
 	done.Wait()
-	if b.inUse() != 0 || len(b.queue) != 0 || len(b.held) != 0 || len(b.holdings) != 0 {
-		t.Errorf("left: %d, %d waiting, %v", b.inUse(), len(b.queue), b.held)
+	if b.inUse() != 0 || len(b.queue) != 0 || len(b.clients) != 0 || len(b.keys) != 0 {
+		t.Errorf("left: %d, %d waiting, %v", b.inUse(), len(b.queue), b.clients)
 	}
 	t.Logf("%d were refused", failed.Load())
 }
