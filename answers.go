@@ -59,6 +59,7 @@ func statusOf(err error) (int, string) {
 		{errEmptyBody, fasthttp.StatusBadRequest},
 		{errStalled, fasthttp.StatusRequestTimeout},
 		{errBodyCut, fasthttp.StatusBadRequest},
+		{errRevoked, fasthttp.StatusServiceUnavailable},
 		{ErrPrecondition, fasthttp.StatusPreconditionFailed},
 		{ErrNotFound, fasthttp.StatusNotFound},
 		{ErrBadCursor, fasthttp.StatusBadRequest},

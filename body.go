@@ -14,9 +14,9 @@ var (
 )
 
 // requestBody is the body of one request as a Backend reads it. It yields
-// exactly the body or fails: with errBodyCut, errStalled, errTooLarge,
-// errEmptyBody or the error of took, never with one that could be taken for its
-// end. It is a FileMover, Sized and Placed.
+// exactly the body or fails: with errBodyCut, errStalled, errRevoked,
+// errTooLarge, errEmptyBody or the error of took, never with one that could be
+// taken for its end. It is a FileMover, Sized and Placed.
 type requestBody struct {
 	conn   *conn
 	stream io.Reader // fasthttp's, which knows about chunks and what it has buffered
@@ -102,10 +102,10 @@ func (b *requestBody) account(n int, err error) error {
 			return io.EOF
 		}
 		b.err = errEmptyBody
+	case err != nil && b.conn.ended != nil:
+		b.err = b.conn.ended
 	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errBodyCut):
 		b.err = errBodyCut
-	case errors.Is(err, errStalled):
-		b.err = errStalled
 	case err != nil:
 		// A reset, or a chunk that is none. Not %w: it must not look like an end.
 		b.err = fmt.Errorf("%w: %v", errBodyCut, err)

@@ -2,9 +2,11 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,6 +26,8 @@ var (
 	// errBodyCut: the connection ended inside a body. It is an error of our own
 	// and no io.EOF of any kind, which some libraries take for a normal end.
 	errBodyCut = errors.New("the body was cut short")
+	// errRevoked: a budget took back what this request holds.
+	errRevoked = fmt.Errorf("%w: others wait for what your address holds", ErrBusy)
 )
 
 // conn is a connection of fasthttp's that adds what its streams do not have:
@@ -31,7 +35,7 @@ var (
 // instead of the whole transfer, and answers that survive a body still being
 // sent. It embeds *net.TCPConn, not net.Conn, because sendfile(2) and splice(2)
 // need the type. Only the goroutine that serves the connection uses it, but for
-// Close.
+// Close, revokeBody and revokeAnswer.
 type conn struct {
 	*net.TCPConn
 	l       *listener
@@ -44,8 +48,17 @@ type conn struct {
 	exOpen   atomic.Bool // its answer has not left yet
 	bodyRead bool        // the handler has read all of its body
 
+	// Other goroutines take mu to end a request (revokeBody, revokeAnswer), the
+	// serving one to change what they look at, and to set a deadline that must
+	// not undo theirs.
+	mu            sync.Mutex
+	token         uint64 // of the request being served
+	bodyRevoked   atomic.Bool
+	answerRevoked atomic.Bool
+
 	// Set while the body of a request is being read.
 	inBody  bool
+	ended   error    // why Read gives no more of it, if that is not the client or the network
 	window  int64    // bytes since the stall deadline was set
 	armed   bool     // a stall deadline is set
 	lowMark bool     // SO_RCVLOWAT is lowWater
@@ -56,21 +69,94 @@ type conn struct {
 	dstErr  error // why dst took no more
 }
 
+// nextRequest begins a request: no token of the one before is valid any more.
+func (c *conn) nextRequest() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.token++
+	c.bodyRevoked.Store(false)
+	if c.answerRevoked.Swap(false) {
+		c.sendUntil = time.Time{} // the write deadline has passed: set a new one
+	}
+}
+
+// hold returns the token of the request being served. It is valid until that
+// request is over: with it other goroutines can end the request, and never hit
+// the next one on the connection.
+func (c *conn) hold() uint64 { return c.token }
+
+// revokeBody makes the reading of the body, under way or to come, fail soon with
+// errRevoked. Once the body is read whole it has no effect. Any goroutine may
+// call it; it does not block.
+func (c *conn) revokeBody(token uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if token != c.token {
+		return
+	}
+	c.bodyRevoked.Store(true)
+	if c.inBody { // otherwise the read deadline is that of a header, or of what is drained
+		_ = c.SetReadDeadline(past)
+	}
+}
+
+// revokeAnswer makes the sending of the answer, under way or to come, fail soon
+// with errRevoked. Once the answer is sent it has no effect. Any goroutine may
+// call it; it does not block.
+func (c *conn) revokeAnswer(token uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if token != c.token {
+		return
+	}
+	c.answerRevoked.Store(true)
+	_ = c.SetWriteDeadline(past) // until nextRequest nothing else is written
+}
+
+// past is a deadline that fires at once.
+var past = time.Unix(1, 0)
+
+// awaitBody sets the read deadline of a body, unless that was revoked.
+func (c *conn) awaitBody(d time.Duration) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.bodyRevoked.Load() {
+		return c.end(errRevoked)
+	}
+	return c.SetReadDeadline(time.Now().Add(d))
+}
+
+// awaitAnswer sets the write deadline of an answer, unless that was revoked.
+func (c *conn) awaitAnswer(until time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.answerRevoked.Load() {
+		return errRevoked
+	}
+	c.sendUntil = until
+	return c.SetWriteDeadline(until)
+}
+
 // beginBody makes Read watch for stalls, in place of the header's deadline.
 func (c *conn) beginBody() {
-	c.inBody, c.armed, c.window = true, false, 0
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inBody, c.ended, c.armed, c.window = true, nil, false, 0
 }
 
 // endBody ends what beginBody began. What is left unread may still come for a
 // bounded time, since fasthttp drains it before the next request.
 func (c *conn) endBody() {
 	c.setLowMark(false)
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.inBody, c.slow, c.dst, c.slab, c.dstErr = false, false, nil, nil, nil
 	_ = c.SetReadDeadline(time.Now().Add(lingerQuiet))
 }
 
 // Read reads as net.Conn does, and in a body: fails with errStalled when the
-// client moves too little, with errBodyCut when it leaves, and moves the bytes
+// client moves too little, with errBodyCut when it leaves, with errRevoked when
+// others need what it holds, and moves the bytes
 // to dst by splice(2), leaving p as it is, when p is the slab. fasthttp's
 // stream passes the slab on, cut to what is left of the body or of the chunk,
 // only when nothing is buffered in front of it: so what is moved is exactly
@@ -82,8 +168,11 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	splice := c.dst != nil && len(p) > 0 && &p[0] == &c.slab[0]
 	for {
+		if c.bodyRevoked.Load() {
+			return 0, c.end(errRevoked)
+		}
 		if !c.armed {
-			if err := c.SetReadDeadline(time.Now().Add(c.l.stall)); err != nil {
+			if err := c.awaitBody(c.l.stall); err != nil {
 				return 0, err
 			}
 			c.armed, c.window = true, 0
@@ -95,8 +184,11 @@ func (c *conn) Read(p []byte) (int, error) {
 		}
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
+			if c.bodyRevoked.Load() {
+				return n, c.end(errRevoked)
+			}
 			if c.armed && !c.drainBelowMark() {
-				return n, errStalled
+				return n, c.end(errStalled)
 			}
 			if n > 0 {
 				return n, nil
@@ -107,6 +199,13 @@ func (c *conn) Read(p []byte) (int, error) {
 			return n, err
 		}
 	}
+}
+
+// end notes why a body ends. fasthttp wraps an error between two chunks in one
+// that does not unwrap.
+func (c *conn) end(err error) error {
+	c.ended = err
+	return err
 }
 
 // readOnce does one Read, or one splice into dst, whose own errors go to dstErr.
@@ -158,7 +257,7 @@ func (c *conn) drainBelowMark() bool {
 	if raw, err := c.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) { queued, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ) })
 	}
-	return queued > 0 && c.SetReadDeadline(time.Now().Add(lingerQuiet)) == nil
+	return queued > 0 && c.awaitBody(lingerQuiet) == nil
 }
 
 // setLowMark sets SO_RCVLOWAT to lowWater, or back to 1: the fewer times a large
@@ -250,8 +349,7 @@ func (c *conn) endExchange() {
 // one for each answer costs more than it is worth.
 func (c *conn) sendOnce(send func() (int64, error)) (int64, error) {
 	if now := time.Now(); c.sendUntil.Sub(now) < c.l.stall {
-		c.sendUntil = now.Add(c.l.stall * 3 / 2)
-		if err := c.SetWriteDeadline(c.sendUntil); err != nil {
+		if err := c.awaitAnswer(now.Add(c.l.stall * 3 / 2)); err != nil {
 			return 0, err
 		}
 	}
@@ -259,6 +357,9 @@ func (c *conn) sendOnce(send func() (int64, error)) (int64, error) {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		c.backlog = 0
 		return n, err
+	}
+	if c.answerRevoked.Load() {
+		return n, errRevoked
 	}
 	before, now := c.backlog, c.unsent()
 	c.backlog = now

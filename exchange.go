@@ -29,6 +29,7 @@ type exchange struct {
 // come without a read between them.
 func (s *service) begin(ctx *fasthttp.RequestCtx, c *conn) {
 	c.endExchange()
+	c.nextRequest()
 	c.ex = exchange{start: time.Now(), id: requestID(ctx), method: methodOf(ctx)}
 	ctx.Response.Header.Set(headerRequestID, c.ex.id)
 }
