@@ -256,3 +256,7 @@ func (b *budget) inUse() int64 {
 	defer b.mu.Unlock()
 	return b.used
 }
+
+// budgeted is a store that has budgets of its own, by the names that the metrics have
+// for them.
+type budgeted interface{ budgets() map[string]*budget }

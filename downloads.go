@@ -17,10 +17,14 @@ func (s *service) getArtifact(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	cond, ok := precondition(ctx)
-	if !ok || expecting(ctx) || !s.enterStore(ctx) {
+	if !ok || expecting(ctx) {
 		return
 	}
-	defer s.calls.leave()
+	place, ok := s.toRead(ctx)
+	if !ok {
+		return
+	}
+	defer place.release()
 	d := download{ctx: ctx, siteID: siteID, buildID: buildID, cond: cond}
 	if s.redirect(&d) {
 		return

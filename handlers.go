@@ -191,14 +191,29 @@ func artifactIDs(ctx *fasthttp.RequestCtx) (siteID, buildID string, ok bool) {
 	return siteID, buildID, ok
 }
 
-// enterStore takes a place among the calls of the store, to be given back with
-// s.calls.leave, or answers 503.
-func (s *service) enterStore(ctx *fasthttp.RequestCtx) bool {
-	if s.calls.enter() {
-		return true
+// toRead takes a place among the requests that read the store, or answers 503.
+func (s *service) toRead(ctx *fasthttp.RequestCtx) (place *grant, ok bool) {
+	return s.take(ctx, s.reads, ask{n: 1})
+}
+
+// toWrite takes a place among the requests that change the store, or answers 503.
+// They may wait for the lock of their build, so that few of one build, or one site,
+// get a place at once.
+func (s *service) toWrite(ctx *fasthttp.RequestCtx, siteID, buildID string) (place *grant, ok bool) {
+	return s.take(ctx, s.writes, ask{n: 1, caps: []keyCap{
+		{"site " + siteID, maxSiteWrites}, {"build " + siteID + "/" + buildID, maxBuildWrites},
+	}})
+}
+
+// take takes what a request needs for its client, or answers 503.
+func (s *service) take(ctx *fasthttp.RequestCtx, b *budget, a ask) (*grant, bool) {
+	a.client = ctx.Conn().(*conn).client()
+	g, err := b.take(a)
+	if err != nil {
+		refuse(ctx, fasthttp.StatusServiceUnavailable, "too many requests at once: there was no room for %v", placeWait)
+		return nil, false
 	}
-	refuse(ctx, fasthttp.StatusServiceUnavailable, "the store does not answer")
-	return false
+	return g, true
 }
 
 // headerValue is the value of a header, several lines of it joined by commas

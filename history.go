@@ -6,7 +6,6 @@ import (
 	stdjson "encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 	"time"
@@ -42,6 +41,11 @@ func (s *service) postLog(ctx *fasthttp.RequestCtx) {
 	if expecting(ctx) {
 		return
 	}
+	memory, ok := s.entryMemory(ctx)
+	if !ok {
+		return
+	}
+	defer memory.release()
 	body, err := s.readEntry(ctx)
 	if errors.Is(err, errTooLarge) {
 		refuseEntrySize(ctx)
@@ -61,10 +65,11 @@ func (s *service) postLog(ctx *fasthttp.RequestCtx) {
 		refuse(ctx, fasthttp.StatusBadRequest, "%v", err)
 		return
 	}
-	if !s.enterStore(ctx) {
+	place, ok := s.toWrite(ctx, siteID, entry.BuildID)
+	if !ok {
 		return
 	}
-	defer s.calls.leave()
+	defer place.release()
 	start := time.Now()
 	err = s.backend.WriteLog(siteID, entry)
 	s.metrics.call(callAppend, start, err)
@@ -85,9 +90,25 @@ func (s *service) readEntry(ctx *fasthttp.RequestCtx) ([]byte, error) {
 	if stream == nil {
 		return nil, errEmptyBody
 	}
-	body := openBody(ctx.Conn().(*conn), stream, int64(ctx.Request.Header.ContentLength()), maxEntrySize, false)
+	size := int64(ctx.Request.Header.ContentLength())
+	body := openBody(ctx.Conn().(*conn), stream, size, maxEntrySize, false)
 	defer body.close()
-	return io.ReadAll(body)
+	var data bytes.Buffer
+	data.Grow(int(max(size, 0)) + bytes.MinRead) // the body as a whole, at once
+	_, err := data.ReadFrom(body)
+	return data.Bytes(), err
+}
+
+// entryMemory takes what a log entry takes of memory, about, until it is stored: its
+// body, and what is made of it.
+func (s *service) entryMemory(ctx *fasthttp.RequestCtx) (*grant, bool) {
+	size := int64(ctx.Request.Header.ContentLength())
+	if size < 0 {
+		size = maxEntrySize // in chunks: as much as it may be
+	}
+	c := ctx.Conn().(*conn)
+	token := c.hold()
+	return s.take(ctx, s.entries, ask{n: 2*size + 4<<10, end: func() { c.revokeBody(token) }})
 }
 
 // entryID is the client's Idempotency-Key, which makes a POST safe to repeat,
@@ -221,10 +242,14 @@ func (s *service) getVersions(ctx *fasthttp.RequestCtx) {
 		refuse(ctx, fasthttp.StatusBadRequest, "If-None-Match: %v", err)
 		return
 	}
-	if expecting(ctx) || !s.enterStore(ctx) {
+	if expecting(ctx) {
 		return
 	}
-	page, err := s.timedList(siteID, query)
+	place, ok := s.toRead(ctx)
+	if !ok {
+		return
+	}
+	page, err := s.timedList(place, siteID, query)
 	if err != nil {
 		s.fail(ctx, "list the versions", siteID, "", err)
 		return
@@ -261,10 +286,10 @@ func pageETag(page *VersionPage, q VersionQuery) string {
 	return tag + `"`
 }
 
-// timedList is listVersions for who has entered the store. It leaves the store
+// timedList is listVersions for who has a place in the store, which it gives back
 // before the answer is made of what was listed.
-func (s *service) timedList(siteID string, q VersionQuery) (*VersionPage, error) {
-	defer s.calls.leave()
+func (s *service) timedList(place *grant, siteID string, q VersionQuery) (*VersionPage, error) {
+	defer place.release()
 	start := time.Now()
 	page, err := s.listVersions(siteID, q)
 	s.metrics.call(callList, start, err)

@@ -31,10 +31,17 @@ func (s *service) getMetrics(ctx *fasthttp.RequestCtx) {
 // addGauges adds the metrics that are read at the time of a scrape.
 func (s *service) addGauges() {
 	gauges := map[string]func() float64{
-		"pagewright_uploads_in_flight":     func() float64 { return float64(s.uploads.inside()) },
+		"pagewright_uploads_in_flight":     func() float64 { return float64(s.uploads.inUse()) },
 		"pagewright_uploads_limit":         func() float64 { return float64(s.cfg.MaxUploads) },
-		"pagewright_store_calls_in_flight": func() float64 { return float64(s.calls.inside()) },
+		"pagewright_store_calls_in_flight": func() float64 { return float64(s.reads.inUse() + s.writes.inUse()) },
 		"pagewright_stopping":              func() float64 { return truth(s.stopping.Load()) },
+	}
+	for name, b := range s.budgets() {
+		label := `{budget="` + name + `"}`
+		gauges["pagewright_budget_in_use"+label] = func() float64 { return float64(b.inUse()) }
+		gauges["pagewright_budget_limit"+label] = func() float64 { return float64(b.limit) }
+		b.refused = s.metrics.set.NewCounter("pagewright_budget_refused_total" + label).Inc
+		b.ended = s.metrics.set.NewCounter("pagewright_budget_ended_total" + label).Inc
 	}
 	if s.ready != nil {
 		gauges["pagewright_store_readable"] = func() float64 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"strconv"
 	"sync/atomic"
@@ -17,8 +18,12 @@ const (
 	// maxConnections bounds the connections, and with them the threads that a
 	// hung mount can block: Go ends a process at 10,000 of them.
 	maxConnections = 8192
-	maxCalls       = 256             // calls of the store at once, uploads apart
-	callWait       = 5 * time.Second // how long one waits for a place before it is refused
+	maxReads       = 256             // GETs, HEADs and lists that are in the store at once
+	maxWrites      = 256             // appends and deletes that are
+	maxSiteWrites  = 128             // of one site: they may wait for its lock
+	maxBuildWrites = 64              // of one build
+	placeWait      = 5 * time.Second // how long a request waits for its place, or for memory
+	entryMemory    = 64 << 20        // bytes for the log entries that are received and stored
 	readBuffer     = 8 << 10         // bytes of the longest request header
 	writeBuffer    = 16 << 10        // bytes that leave in one write: a small artifact with its header
 	cutWait        = 5 * time.Second // how long requests that were cut have to clean up
@@ -30,8 +35,10 @@ type service struct {
 	backend  Backend
 	log      *slog.Logger
 	handler  fasthttp.RequestHandler
-	uploads  *gate              // the bodies that are being received
-	calls    *gate              // the other calls of the store
+	uploads  *budget            // places of the builds that are being received
+	reads    *budget            // places of other requests that read the store
+	writes   *budget            // places of other requests that change it
+	entries  *budget            // bytes of log entries
 	ready    *lookup[Readiness] // nil: the backend cannot be probed
 	space    *lookup[Space]     // nil: the backend has no size
 	reserve  *reserve           // nil: none is kept
@@ -43,8 +50,10 @@ type service struct {
 func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 	s := &service{
 		cfg: cfg, backend: backend, log: log,
-		uploads: newGate(cfg.MaxUploads, 0),
-		calls:   newGate(maxCalls, callWait),
+		uploads: newBudget(int64(cfg.MaxUploads), placeWait),
+		reads:   newBudget(maxReads, placeWait),
+		writes:  newBudget(maxWrites, placeWait),
+		entries: newBudget(entryMemory, placeWait),
 		metrics: newServiceMetrics(),
 	}
 	if p, ok := backend.(Prober); ok {
@@ -62,6 +71,16 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 	return s
 }
 
+// budgets are those of the service and of its store, by the names that the metrics
+// have for them.
+func (s *service) budgets() map[string]*budget {
+	all := map[string]*budget{"uploads": s.uploads, "reads": s.reads, "writes": s.writes, "entries": s.entries}
+	if b, ok := s.backend.(budgeted); ok {
+		maps.Copy(all, b.budgets())
+	}
+	return all
+}
+
 // listen opens the listener of the service.
 func (s *service) listen() (*listener, error) {
 	addr := net.JoinHostPort(s.cfg.Listen, strconv.Itoa(int(s.cfg.Port)))
@@ -69,7 +88,7 @@ func (s *service) listen() (*listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("PAGEWRIGHT_LISTEN=%s, PAGEWRIGHT_PORT=%d: %w", s.cfg.Listen, s.cfg.Port, err)
 	}
-	listener := newListener(l.(*net.TCPListener), s.cfg.MaxUploads+maxCalls, s.cfg.StallTimeout, s.log, s.ended)
+	listener := newListener(l.(*net.TCPListener), s.cfg.MaxUploads+maxReads+maxWrites, s.cfg.StallTimeout, s.log, s.ended)
 	listener.perIP, listener.turnedAway = s.cfg.MaxConnsPerIP, s.metrics.turnedAway.Inc
 	s.metrics.gauges(map[string]func() float64{
 		"pagewright_http_connections":       func() float64 { return float64(listener.connections()) },

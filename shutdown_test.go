@@ -215,17 +215,17 @@ func TestHungStore(t *testing.T) {
 	for range 3 {
 		s.within(t, limit, 503, request{"GET", "/ready", nil, nil})
 	}
-	done := make(chan any, maxCalls)
-	for range maxCalls {
+	done := make(chan any, maxReads)
+	for range maxReads {
 		go func() { done <- statusOr(s.try(request{"GET", "/sites/a/artifacts/b", nil, nil})) }()
 	}
-	eventually(t, "every place is taken", func() bool { return svc.calls.inside() == maxCalls })
+	eventually(t, "every place is taken", func() bool { return svc.reads.inUse() == maxReads })
 	if r := s.within(t, limit, 503, request{"GET", "/sites/a/artifacts/b", nil, nil}); r.header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}
 	s.get(t, 200, "/health")
 	release()
-	for range maxCalls {
+	for range maxReads {
 		if got := <-done; got != 404 {
 			t.Fatalf("a call that hung ended with %v", got)
 		}

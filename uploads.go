@@ -28,12 +28,15 @@ func (s *service) putArtifact(ctx *fasthttp.RequestCtx) {
 	if !ok {
 		return
 	}
-	if !s.uploads.enter() {
+	c := ctx.Conn().(*conn)
+	token := c.hold()
+	place, err := s.uploads.take(ask{client: c.client(), n: 1, end: func() { c.revokeBody(token) }})
+	if err != nil {
 		s.metrics.tooMany.Inc()
 		refuse(ctx, fasthttp.StatusServiceUnavailable, "too many uploads at once")
 		return
 	}
-	defer s.uploads.leave()
+	defer place.release()
 	if expecting(ctx) {
 		s.admitCondition(ctx, up)
 		return
@@ -44,7 +47,6 @@ func (s *service) putArtifact(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	defer room.release()
-	c := ctx.Conn().(*conn)
 	body := openBody(c, ctx.RequestBodyStream(), up.size, int64(s.cfg.MaxArtifactSize), true)
 	defer body.close()
 	body.took, body.placed = room.took, room.placed
@@ -116,10 +118,14 @@ func (s *service) admitCondition(ctx *fasthttp.RequestCtx, up upload) {
 		return
 	}
 	room.release() // it is claimed when the body comes
-	if up.cond.IsZero() || !s.enterStore(ctx) {
+	if up.cond.IsZero() {
 		return
 	}
-	defer s.calls.leave()
+	place, ok := s.toRead(ctx)
+	if !ok {
+		return
+	}
+	defer place.release()
 	start := time.Now()
 	info, err := s.describe(up.siteID, up.buildID)
 	s.metrics.call(callStat, start, err)
@@ -167,10 +173,14 @@ func (s *service) deleteArtifact(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	cond, ok := precondition(ctx)
-	if !ok || expecting(ctx) || !s.enterStore(ctx) {
+	if !ok || expecting(ctx) {
 		return
 	}
-	defer s.calls.leave()
+	place, ok := s.toWrite(ctx, siteID, buildID)
+	if !ok {
+		return
+	}
+	defer place.release()
 	err := ErrUnsupported
 	start := time.Now()
 	if b, ok := s.backend.(ConditionalStorer); ok {
