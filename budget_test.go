@@ -1,9 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -208,4 +212,126 @@ func TestBudgetTogether(t *testing.T) {
 		t.Errorf("left: %d, %d waiting, %v", b.inUse(), len(b.queue), b.clients)
 	}
 	t.Logf("%d were refused", failed.Load())
+}
+
+// unfinished is a request of another client, of whose body all but the last byte
+// was sent.
+type unfinished struct{ net.Conn }
+
+func sendUnfinished(t *testing.T, s *testServer, method, path string, size int) unfinished {
+	t.Helper()
+	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	c, err := from.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	fmt.Fprintf(c, "%s %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", method, path, size, entryOf(size)[:size-1])
+	return unfinished{c}
+}
+
+// entryOf is a log entry of that many bytes.
+func entryOf(size int) string {
+	const begin, end = `{"build_id":"b","action":"a","status":"s","metadata":{"x":"`, `"}}`
+	return begin + strings.Repeat("x", size-len(begin)-len(end)) + end
+}
+
+// answer reads the answer.
+func (u unfinished) answer(t *testing.T) *http.Response {
+	t.Helper()
+	u.SetReadDeadline(time.Now().Add(time.Minute))
+	r, err := http.ReadResponse(bufio.NewReader(u), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Body.Close()
+	return r
+}
+
+// A client may hold all of a budget. When another one comes, what it began last is
+// ended, and nothing else.
+func TestClientsShareWhatTheyHold(t *testing.T) {
+	const size, all = 2000, 4
+	for _, c := range []struct {
+		name, method, path string
+		of                 func(*service) *budget
+		other              request
+	}{
+		{"uploads", "PUT", "/sites/hog/artifacts/%d", func(s *service) *budget { return s.uploads },
+			request{"PUT", "/sites/other/artifacts/b", "x", nil}},
+		{"log entries", "POST", "/sites/hog/logs?%d", func(s *service) *budget { return s.entries },
+			request{"POST", "/sites/other/logs", entryOf(size), nil}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, svc := startBackend(t, openTestNFS(t, t.TempDir()), "MAX_UPLOADS=4")
+			svc.entries.limit = all * (2*size + 4<<10)
+			b := c.of(svc)
+			var held []unfinished
+			for i := range all {
+				held = append(held, sendUnfinished(t, s, c.method, fmt.Sprintf(c.path, i), size))
+				eventually(t, "it is taken", func() bool { return b.inUse() == b.limit/all*int64(i+1) })
+			}
+			s.do(t, 201, c.other)
+			newest := held[all-1].answer(t)
+			if newest.StatusCode != 503 || newest.Header.Get("Retry-After") == "" {
+				t.Errorf("the newest of who held all: %s, %v", newest.Status, newest.Header)
+			}
+			for _, h := range held[:all-1] {
+				h.Write([]byte("}"))
+				if r := h.answer(t); r.StatusCode != 201 {
+					t.Errorf("an older one: %s", r.Status)
+				}
+			}
+			nothingIsHeld(t, svc)
+		})
+	}
+}
+
+// stuck is a store in which the writes of one site wait.
+type stuck struct {
+	*nfs
+	release chan struct{}
+}
+
+func (s stuck) WriteLog(siteID string, e LogEntry) error {
+	if siteID == "stuck" {
+		<-s.release
+	}
+	return s.nfs.WriteLog(siteID, e)
+}
+
+// Writes that wait hold back neither those of other builds and sites, nor reads.
+func TestWritesThatWait(t *testing.T) {
+	store := stuck{openTestNFS(t, t.TempDir()), make(chan struct{})}
+	s, svc := startBackend(t, store)
+	release := sync.OnceFunc(func() { close(store.release) })
+	t.Cleanup(release)
+	entry := func(build string) string { return `{"build_id":"` + build + `","action":"a","status":"s"}` }
+	statuses := make(chan any, 2*maxSiteWrites)
+	for _, c := range []struct {
+		build string
+		more  int // than get a place
+		want  int // places taken
+	}{
+		{"one", 10, maxBuildWrites},
+		{"two", 0, 2 * maxBuildWrites},
+		{"three", 10, maxSiteWrites},
+	} {
+		for range maxBuildWrites + c.more {
+			go func() { statuses <- statusOr(s.try(request{"POST", "/sites/stuck/logs", entry(c.build), nil})) }()
+		}
+		eventually(t, "the places are taken", func() bool { return svc.writes.inUse() == int64(c.want) })
+	}
+	s.post(t, 503, "/sites/stuck/logs", entry("four"))
+	s.post(t, 201, "/sites/other/logs", entry("b"))
+	s.put(t, 201, "/sites/stuck/artifacts/b", "x")
+	s.get(t, 200, "/sites/stuck/versions")
+	s.do(t, 204, request{"DELETE", "/sites/other/artifacts/b", nil, nil})
+	release()
+	for range 3*maxBuildWrites + 20 {
+		if got := <-statuses; got != 201 && got != 503 {
+			t.Errorf("a write that waited: %v", got)
+		}
+	}
+	nothingIsHeld(t, svc)
 }
