@@ -83,7 +83,7 @@ func (b *budget) take(a ask) (*grant, error) {
 	b.serve() // those before it may have to let it through
 	b.mu.Unlock()
 
-	patience := time.NewTimer(min(revokeAfter, b.wait))
+	patience := time.NewTicker(min(revokeAfter, b.wait))
 	defer patience.Stop()
 	end := time.NewTimer(b.wait)
 	defer end.Stop()
@@ -216,29 +216,27 @@ func (b *budget) serve() {
 	}
 }
 
-// endUnfair ends holdings of whoever else has more than half, the newest first,
-// until it has half or there is room for g.
+// endUnfair ends holdings of clients that have more than half, the newest first,
+// until they have half or there is room for g and those before it.
 func (b *budget) endUnfair(g *grant) {
 	b.mu.Lock()
 	var ends []*grant
-	if b.belowCaps(g) {
-		room := b.limit - b.used
-		for client, h := range b.clients {
-			if client == "" || client == g.client {
-				continue
+	room := b.limit - b.used - b.neededUpTo(g)
+	for client, h := range b.clients {
+		if client == "" || client == g.client {
+			continue
+		}
+		held := h.n
+		for _, e := range slices.Backward(h.ends) {
+			if room >= 0 || held <= b.limit/2 {
+				break
 			}
-			held := h.n
-			for _, e := range slices.Backward(h.ends) {
-				if room >= g.n || held <= b.limit/2 {
-					break
-				}
-				if !e.ending {
-					e.ending = true
-					ends = append(ends, e)
-				}
-				held -= e.n
-				room += e.n
+			if !e.ending {
+				e.ending = true
+				ends = append(ends, e)
 			}
+			held -= e.n
+			room += e.n
 		}
 	}
 	b.mu.Unlock()
@@ -248,6 +246,21 @@ func (b *budget) endUnfair(g *grant) {
 			b.ended()
 		}
 	}
+}
+
+// neededUpTo is what the waiters up to g would take if there were room, 0 if g would
+// not.
+func (b *budget) neededUpTo(g *grant) (n int64) {
+	for _, w := range b.queue {
+		takes := b.belowCaps(w.grant) && b.fair(w.grant)
+		if takes {
+			n += w.grant.n
+		}
+		if w.grant == g && takes {
+			return n
+		}
+	}
+	return 0
 }
 
 // inUse is how much is taken.

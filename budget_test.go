@@ -145,6 +145,24 @@ func TestBudgetIsTakenBack(t *testing.T) {
 	}
 }
 
+// What one waiter is given is not counted for the next one as well.
+func TestBudgetIsTakenBackForEach(t *testing.T) {
+	b := newBudget(10, time.Minute)
+	var ended atomic.Int64
+	grants := make([]*grant, 10)
+	for i := range grants {
+		grants[i], _ = b.take(ask{client: "hog", n: 1, end: func() { ended.Add(1) }})
+	}
+	for i := range 3 {
+		takeLater(t, b, ask{client: fmt.Sprint("other", i), n: 1})
+	}
+	eventually(t, "three are ended", func() bool { return ended.Load() == 3 })
+	time.Sleep(revokeAfter + revokeAfter/2)
+	if n := ended.Load(); n != 3 {
+		t.Errorf("%d were ended for three", n)
+	}
+}
+
 // A key is capped for all clients together, and who waits for its key lets others
 // through.
 func TestBudgetCaps(t *testing.T) {
