@@ -40,8 +40,9 @@ type Backend interface {
 	// WriteLog appends entry to the log of entry.BuildID, which need not have
 	// an artifact. Entries appended at once by any number of processes are all
 	// kept. An entry whose ID is in the log already is not appended again, and
-	// that is a success. A damaged log is left alone (ErrDamaged), a log of
-	// maxLogSize bytes takes no more entries (ErrLogFull).
+	// that is a success; where Fresh says that it is not, the log need not be
+	// searched for it. A damaged log is left alone (ErrDamaged), a log of
+	// maxLogSize bytes takes no more entries (ErrLogFull), damaged or not.
 	WriteLog(siteID string, entry LogEntry) error
 
 	// ListVersions lists every build of the site that has an artifact or a
@@ -175,6 +176,7 @@ type LogEntry struct {
 	Status    string          `json:"status"`
 	Timestamp time.Time       `json:"timestamp"`          // UTC; set by the caller of WriteLog
 	Metadata  json.RawMessage `json:"metadata,omitempty"` // a JSON object as the client sent it, or nil
+	Fresh     bool            `json:"-"`                  // ID is random and was never used: no log has it yet
 }
 
 // Version is one build of a site. A build that has only a log has SizeBytes 0

@@ -6,6 +6,10 @@ import "sync"
 // runs share the next one: the call that serves an item always begins after the
 // item was handed in. The zero value is ready for use.
 type group[T, R any] struct {
+	// enter, if it is set, is called for an item that has to wait. It returns what
+	// gives its place back, or nil and the result of an item that is not taken.
+	enter func(key string) (leave func(), refused R)
+
 	mu     sync.Mutex
 	queues map[string]*queue[T, R]
 }
@@ -36,6 +40,18 @@ func (g *group[T, R]) do(key string, item T, run func(items []T) R) (R, int) {
 		g.queues[key] = q
 	}
 	q.users++
+	waits := q.users > 1
+	g.mu.Unlock()
+	defer g.leave(key, q)
+
+	if waits && g.enter != nil {
+		leave, refused := g.enter(key)
+		if leave == nil {
+			return refused, 0
+		}
+		defer leave()
+	}
+	g.mu.Lock()
 	leads := q.next == nil
 	if leads {
 		q.next = &batch[T, R]{done: make(chan struct{})}
@@ -44,7 +60,6 @@ func (g *group[T, R]) do(key string, item T, run func(items []T) R) (R, int) {
 	place := len(b.items)
 	b.items = append(b.items, item)
 	g.mu.Unlock()
-	defer g.leave(key, q)
 
 	if !leads {
 		<-b.done

@@ -29,7 +29,7 @@ func (s *service) postLog(ctx *fasthttp.RequestCtx) {
 	if !ok {
 		return
 	}
-	id, err := entryID(ctx)
+	id, fresh, err := entryID(ctx)
 	if err != nil {
 		refuse(ctx, fasthttp.StatusBadRequest, "%v", err)
 		return
@@ -60,7 +60,7 @@ func (s *service) postLog(ctx *fasthttp.RequestCtx) {
 		refuse(ctx, fasthttp.StatusBadRequest, "%v", err)
 		return
 	}
-	entry.ID, entry.Timestamp = id, time.Now().UTC()
+	entry.ID, entry.Fresh, entry.Timestamp = id, fresh, time.Now().UTC()
 	if _, err := encodeEntry(entry); err != nil { // as deep as no log can be read again
 		refuse(ctx, fasthttp.StatusBadRequest, "%v", err)
 		return
@@ -112,21 +112,21 @@ func (s *service) entryMemory(ctx *fasthttp.RequestCtx) (*grant, bool) {
 }
 
 // entryID is the client's Idempotency-Key, which makes a POST safe to repeat,
-// or a new id.
-func entryID(ctx *fasthttp.RequestCtx) (string, error) {
+// or a fresh id, which no log has.
+func entryID(ctx *fasthttp.RequestCtx) (id string, fresh bool, err error) {
 	key := ctx.Request.Header.Peek("Idempotency-Key")
 	if len(key) == 0 {
-		return rand.Text(), nil
+		return rand.Text(), true, nil
 	}
 	if len(key) > maxKeyLen {
-		return "", fmt.Errorf("Idempotency-Key is longer than %d characters", maxKeyLen)
+		return "", false, fmt.Errorf("Idempotency-Key is longer than %d characters", maxKeyLen)
 	}
 	for _, c := range key {
 		if c < ' ' || c > '~' {
-			return "", errors.New("Idempotency-Key has a character outside printable ASCII")
+			return "", false, errors.New("Idempotency-Key has a character outside printable ASCII")
 		}
 	}
-	return string(key), nil
+	return string(key), false, nil
 }
 
 // parseEntry reads the body of a POST: an object with the strings build_id,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"math/rand/v2"
 	"os"
 	"time"
 
@@ -15,14 +16,17 @@ import (
 // never replaced nor removed: a lock on a file that lost its name guards nothing.
 const lockName = ".lock"
 
-// lockWaiters is how many threads of this process may wait for locks. No
-// goroutine takes a second lock while it holds one, so a queue of strangers in
-// front of a waiter moves on.
-const lockWaiters = 64
-
 const (
-	lockReadWait = 5 * time.Second       // how long a reader waits for a lock
-	lockPoll     = 50 * time.Millisecond // how often who waits asks at least, where it has to
+	lockWait       = 5 * time.Second       // how long a lock is waited for
+	lockPollFirst  = time.Millisecond      // who waits asks again after so long, and then less often
+	lockPollLocal  = 10 * time.Millisecond // but at least so often
+	lockPollRemote = 50 * time.Millisecond // or so often, where that is a request to a server
+
+	// Callers that wait in this process. Readers, changes, and entries of a log are
+	// counted apart, so that none of them keeps out the others.
+	maxBuildWaiters = 64      // for one build
+	maxSiteWaiters  = 128     // for the builds of one site
+	maxWaiters      = 1 << 20 // for all: no limit, requests are limited elsewhere
 )
 
 // buildLock is a lock on one build of a site, held against every process on
@@ -33,8 +37,8 @@ type buildLock struct {
 }
 
 // lockBuild locks the artifact or the log of a build (dir tells which), and
-// waits for it. A shared lock excludes exclusive ones only. Where the mount has
-// no locks it fails with ErrUnsupported.
+// waits for it as waitForLock does. A shared lock excludes exclusive ones only.
+// Where the mount has no locks it fails with ErrUnsupported.
 //
 // Each call opens the lock file for itself, because the lock belongs to the
 // open file: so it also excludes other goroutines. A shared lock opens it for
@@ -49,21 +53,12 @@ func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock
 	region := lockRegion(dir, buildID)
 	err = lockFile(f, unix.F_OFD_SETLK, kind, region)
 	if isLocked(err) {
-		// Waiting takes a thread of the process. A few wait in the kernel, all
-		// others wait for them here.
 		if dir == logsDir {
 			n.disk.metrics.conflicts.Inc()
 		}
-		turn := &n.lockTurns[(region^lockRegion(siteID, ""))%lockWaiters]
-		turn.Lock()
-		err = n.waitForLock(f, kind, region)
-		turn.Unlock()
+		return n.waitForLock(f, kind, region, "changes", siteID, buildID)
 	}
-	if err == nil {
-		return &buildLock{f}, nil
-	}
-	f.Close()
-	return nil, lockError(f.Name(), err)
+	return gotLock(f, err)
 }
 
 // openLock opens the lock file of a site, and makes it if it is absent. An NFSv3
@@ -84,25 +79,9 @@ func (n *nfs) openLock(siteID string, flags int) (*os.File, error) {
 	return n.disk.openLockFile(n.base, flags, sitesDir, siteID)
 }
 
-// waitForLock waits for a lock that somebody else holds. An NFS client that waits
-// asks again after a second or more, unless the server calls it back, which NFSv4.0
-// and many firewalls do not let it (nfs4_retry_setlk, and statd of NFSv3): so there
-// we ask ourselves.
-func (n *nfs) waitForLock(f *os.File, kind int16, region int64) error {
-	if !n.remote {
-		return lockFile(f, unix.F_OFD_SETLKW, kind, region)
-	}
-	for wait := time.Millisecond; ; wait = min(2*wait, lockPoll) {
-		if err := lockFile(f, unix.F_OFD_SETLK, kind, region); !isLocked(err) {
-			return err
-		}
-		time.Sleep(wait)
-	}
-}
-
-// lockToRead takes the shared lock of a build in order to look for its file. It
-// waits for lockReadWait at most, and makes nothing: where there is no lock
-// file, nobody has ever locked, and that is fs.ErrNotExist.
+// lockToRead takes the shared lock of a build in order to look for its file, and
+// waits for it as waitForLock does. It makes nothing: where there is no lock file,
+// nobody has ever locked, and that is fs.ErrNotExist.
 func (n *nfs) lockToRead(siteID, dir, buildID string) (*buildLock, error) {
 	flags, kind := n.lockFlags(false)
 	site, err := n.openBuilds(siteID, "") // brings an NFS client up to date
@@ -115,23 +94,62 @@ func (n *nfs) lockToRead(siteID, dir, buildID string) (*buildLock, error) {
 		return nil, err
 	}
 	region := lockRegion(dir, buildID)
-	end := time.Now().Add(lockReadWait)
-	for wait := time.Millisecond; ; wait = min(2*wait, lockPoll) {
-		err = lockFile(f, unix.F_OFD_SETLK, kind, region)
-		if err == nil {
-			return &buildLock{f}, nil
-		}
-		if !isLocked(err) {
-			break
-		}
-		if time.Now().After(end) {
-			f.Close()
-			return nil, fmt.Errorf("%w: %q is being replaced, and its lock was not free for %s", ErrUnavailable, buildID, lockReadWait)
-		}
-		time.Sleep(wait)
+	err = lockFile(f, unix.F_OFD_SETLK, kind, region)
+	if isLocked(err) {
+		return n.waitForLock(f, kind, region, "reads", siteID, buildID)
 	}
-	f.Close()
-	return nil, lockError(f.Name(), err)
+	return gotLock(f, err)
+}
+
+// waitForLock waits for a lock that somebody else holds, at most lockWait
+// (ErrUnavailable). If too many wait already it fails at once (ErrBusy). It asks
+// again and again instead of waiting in the kernel, which would hold a thread and
+// has no bound; an NFS client does no better, and only once a second or less
+// (nfs4_retry_setlk, and statd of NFSv3).
+func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, buildID string) (*buildLock, error) {
+	place, err := n.waitPlace(what, siteID, buildID)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	defer place.release()
+	longest := lockPollLocal
+	if n.remote {
+		longest = lockPollRemote
+	}
+	end := time.Now().Add(lockWait)
+	for wait := lockPollFirst; ; wait = min(2*wait, longest) {
+		left := time.Until(end)
+		if left <= 0 {
+			f.Close()
+			return nil, fmt.Errorf("%w: build %q of site %q was locked for %s: another process holds its lock",
+				ErrUnavailable, buildID, siteID, lockWait)
+		}
+		time.Sleep(min(wait/2+rand.N(wait), left)) // by chance, so that no process always comes too late
+		if err := lockFile(f, unix.F_OFD_SETLK, kind, region); !isLocked(err) {
+			return gotLock(f, err)
+		}
+	}
+}
+
+// waitPlace takes a place among the callers that wait for a lock of a build in
+// order to do what, or fails with ErrBusy.
+func (n *nfs) waitPlace(what, siteID, buildID string) (*grant, error) {
+	key := what + " " + siteID
+	place, err := n.waiting.take(ask{n: 1, caps: []keyCap{{key, maxSiteWaiters}, {key + "/" + buildID, maxBuildWaiters}}})
+	if err != nil {
+		return nil, fmt.Errorf("%w: too many wait for the lock of build %q of site %q, or for others of this site", err, buildID, siteID)
+	}
+	return place, nil
+}
+
+// gotLock is the lock on f, or closes f if err says that there is none.
+func gotLock(f *os.File, err error) (*buildLock, error) {
+	if err != nil {
+		f.Close()
+		return nil, lockError(f.Name(), err)
+	}
+	return &buildLock{f}, nil
 }
 
 // tryLock takes the exclusive lock of a build if it is free. The lock is nil if

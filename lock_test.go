@@ -74,7 +74,7 @@ func TestLostLockIsNotAlive(t *testing.T) {
 func TestLockWaiters(t *testing.T) {
 	base := t.TempDir()
 	stores := []*nfs{openTestNFS(t, base), openTestNFS(t, base)}
-	const waiters = 200
+	const waiters = 2 * maxBuildWaiters
 	done := make(chan error, waiters)
 	var inside atomic.Int64
 	for i := range waiters {

@@ -1,13 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"hash/maphash"
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sys/unix"
@@ -16,12 +16,24 @@ import (
 const knownLogs = 4096 // logs remembered as sound: about a megabyte
 
 // WriteLog implements Backend. Entries of one build that arrive while its log
-// is being written go into it together, by the next write.
+// is being written go into it together, by the next write: so an entry waits for
+// two writes at most.
 func (n *nfs) WriteLog(siteID string, entry LogEntry) error {
 	errs, i := n.appends.do(siteID+"/"+entry.BuildID, entry, func(entries []LogEntry) []error {
 		return n.appendLog(siteID, entry.BuildID, entries)
 	})
 	return errs[i]
+}
+
+// enterAppends takes a place for an entry that has to wait for the write before
+// its own. key is that of WriteLog.
+func (n *nfs) enterAppends(key string) (leave func(), refused []error) {
+	siteID, buildID, _ := strings.Cut(key, "/")
+	place, err := n.waitPlace("entries", siteID, buildID)
+	if err != nil {
+		return nil, []error{err}
+	}
+	return place.release, nil
 }
 
 // appendLog appends entries to the log of a build, and tells of each whether it
@@ -44,7 +56,8 @@ func (n *nfs) appendLog(siteID, buildID string, entries []LogEntry) []error {
 }
 
 // appendAll does the work of appendLog. Its result is the error of the entries
-// that have none of their own in errs.
+// that have none of their own in errs. The memory that it takes does not grow with
+// the log.
 func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error) error {
 	if err := n.here(); err != nil {
 		return err
@@ -67,56 +80,62 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 	}
 	name := buildID + logSuffix
 	path := dir.Name() + "/" + name
-	old, _, err := n.readLog(dir, name)
+	old, err := n.openLog(dir, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := n.settle(dir, name); err != nil {
 			return err
 		}
-		old, _, err = n.readLog(dir, name)
+		old, err = n.openLog(dir, name)
 	}
-	if unlessGone(err) != nil {
+	if errors.Is(err, fs.ErrNotExist) {
+		old, err = &oldLog{}, nil
+	}
+	if err != nil {
 		return err
 	}
+	defer old.close()
 	if diff := n.disk.clockDiffOf(dir); diff != 0 {
 		entries = slices.Clone(entries)
 		for i := range entries {
 			entries[i].Timestamp = entries[i].Timestamp.Add(diff)
 		}
 	}
-	head, tail, err := growLog(old, entries, errs, n.sound.has(path, old))
-	if err != nil {
+	if err := old.scan(idsToFind(entries), n.sound.seed, func(sum uint64) bool { return n.sound.has(path, sum) }); err != nil {
 		return fmt.Errorf("cannot append to %q: %w", path, err)
 	}
+	tail := old.grow(entries, errs)
 	if len(tail) == 0 {
 		lock.release()
 		// Who wrote the entry before may not have come as far as this.
 		return n.disk.syncDir(dir)
 	}
-	temp, err := n.replaceLog(dir, name, lock, head, tail)
+	temp, err := n.replaceLog(dir, name, lock, old, tail)
 	if err != nil {
 		return err
 	}
 	lock.release()
-	n.sound.add(path, head, tail)
+	old.sum.Write(tail)
+	n.sound.add(path, old.sum.Sum64())
 	return temp.syncDir()
 }
 
-// replaceLog puts a log file of head and tail in the place of name, unless the
-// lock was lost meanwhile. It is durable after syncDir of what it returns.
-func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, head, tail []byte) (*tempFile, error) {
+// replaceLog puts a log file of the head of old and tail in the place of name,
+// unless the lock was lost meanwhile. It is durable after syncDir of what it returns.
+func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, old *oldLog, tail []byte) (*tempFile, error) {
 	temp, err := n.disk.createTemp(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer temp.discard()
-	if _, err := temp.Write(head); err != nil {
+	if err := old.copyTo(temp, tail); err != nil {
 		return nil, err
 	}
-	if _, err := temp.Write(tail); err != nil {
+	st, err := temp.seal()
+	if err != nil {
 		return nil, err
 	}
-	if _, err := temp.seal(); err != nil {
-		return nil, err
+	if want := old.head + int64(len(tail)); st.Size != want { // entries would be missing
+		return nil, fmt.Errorf("%w: %q has %d bytes, and not the %d that were written", ErrUnavailable, temp.path, st.Size, want)
 	}
 	if err := lock.alive(); err != nil {
 		return nil, err
@@ -128,89 +147,62 @@ func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, head, tail 
 // one is fs.ErrNotExist, one of a size that WriteLog never makes is ErrLogFull.
 func (n *nfs) readLog(dir *os.File, name string) ([]byte, unix.Stat_t, error) {
 	data, st, err := readFile(dir, name, maxLogRead)
+	return data, st, checkLogFile(dir, name, &st, err)
+}
+
+// openLog opens a log file to add to it. Its errors are those of readLog.
+func (n *nfs) openLog(dir *os.File, name string) (*oldLog, error) {
+	path := dir.Name() + "/" + name
+	var st unix.Stat_t
+	fd, err := openRead(int(dir.Fd()), name)
+	if err != nil {
+		return nil, checkLogFile(dir, name, &st, diskError("open", path, err))
+	}
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return nil, diskError("stat", path, err)
+	}
+	if err := checkLogFile(dir, name, &st, nil); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	if st.Size > logPiece {
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0) // as openAt: the poller is not asked
+		return &oldLog{f: os.NewFile(uintptr(fd), path), size: st.Size}, nil
+	}
+	defer unix.Close(fd)
+	data, err := readAll(fd, path, st.Size)
+	return &oldLog{data: data, size: st.Size}, err
+}
+
+// checkLogFile judges what was found in the place of a log. err is that of opening
+// it, and st then may be empty.
+func checkLogFile(dir *os.File, name string, st *unix.Stat_t, err error) error {
 	switch {
 	case errors.Is(err, unix.ELOOP):
-		_ = statAt(dir, name, &st)
-		err = fmt.Errorf("%w: %q is a symbolic link", ErrDamaged, dir.Name()+"/"+name)
+		_ = statAt(dir, name, st)
+		return fmt.Errorf("%w: %q is a symbolic link", ErrDamaged, dir.Name()+"/"+name)
 	case err != nil:
+		return err
 	case st.Mode&unix.S_IFMT != unix.S_IFREG, st.Size == 0:
-		err = fmt.Errorf("%w: %q is empty, or no file", ErrDamaged, dir.Name()+"/"+name)
+		return fmt.Errorf("%w: %q is empty, or no file", ErrDamaged, dir.Name()+"/"+name)
 	case st.Size > maxLogRead:
-		err = fmt.Errorf("%w: %q has %d bytes", ErrLogFull, dir.Name()+"/"+name, st.Size)
+		return fmt.Errorf("%w: %q has %d bytes", ErrLogFull, dir.Name()+"/"+name, st.Size)
 	}
-	return data, st, err
+	return nil
 }
 
-// growLog adds entries to the log old, which is empty if there is none yet: the
-// new log is head and tail, head being a part of old. An entry that cannot be
-// added has its error put into errs; one whose ID is there already is left out.
-// It fails with ErrDamaged. sound tells that parseLog is known to take old: then
-// it is parsed only if an ID may be in it.
-func growLog(old []byte, entries []LogEntry, errs []error, sound bool) (head, tail []byte, err error) {
-	var have []LogEntry
-	if len(old) > 0 && (!sound || mayHold(old, entries)) {
-		if have, err = parseLog(old); err != nil {
-			return nil, nil, err
-		}
+// copyTo writes into temp what stays of the log, and tail.
+func (l *oldLog) copyTo(temp *tempFile, tail []byte) error {
+	if l.f == nil {
+		_, err := temp.Write(slices.Concat(l.data[:l.head], tail))
+		return err
 	}
-	ids := make(map[string]bool, len(have)+len(entries))
-	for i := range have {
-		ids[have[i].ID] = true
+	if err := temp.copyFile(l.f, l.head); err != nil {
+		return err
 	}
-	for i := range entries {
-		id := entries[i].ID
-		if ids[id] {
-			continue
-		}
-		if size := len(old) + len(tail); size >= maxLogSize {
-			errs[i] = fmt.Errorf("%w: it has %d bytes", ErrLogFull, size)
-			continue
-		}
-		line, err := encodeEntry(entries[i])
-		if err != nil {
-			errs[i] = err
-			continue
-		}
-		if len(old)+len(tail) == 0 {
-			tail = append(tail, "[\n"...)
-		} else {
-			tail = append(tail, ",\n"...)
-		}
-		tail = append(tail, line...)
-		ids[id] = true
-	}
-	if len(tail) > 0 {
-		tail = append(tail, "\n]\n"...)
-	}
-	return openLog(old), tail, nil
-}
-
-// mayHold tells whether an entry with one of the IDs of entries may be in a log
-// that parseLog takes. Where nothing is escaped a JSON string is what stands
-// between two quotes, so that no ID is overlooked.
-func mayHold(log []byte, entries []LogEntry) bool {
-	if bytes.IndexByte(log, '\\') >= 0 {
-		return true
-	}
-	ids := make(map[string]bool, len(entries))
-	for i := range entries {
-		ids[entries[i].ID] = true
-	}
-	if ids[""] { // the ID of an entry that has none
-		return true
-	}
-	quote := []byte{'"'}
-	for {
-		_, rest, more := bytes.Cut(log, quote)
-		if !more {
-			return false
-		}
-		text, rest, _ := bytes.Cut(rest, quote)
-		if ids[string(text)] {
-			return true
-		}
-		log = rest
-	}
+	_, err := temp.Write(tail)
+	return err
 }
 
 // soundLogs remembers by their paths the logs that this process wrote, each as a
@@ -229,17 +221,11 @@ func newSoundLogs() soundLogs {
 	return soundLogs{maphash.MakeSeed(), sums}
 }
 
-// add remembers that the log at path is head and tail.
-func (s soundLogs) add(path string, head, tail []byte) {
-	var h maphash.Hash
-	h.SetSeed(s.seed)
-	h.Write(head)
-	h.Write(tail)
-	s.sums.Add(path, h.Sum64())
-}
+// add remembers the hash of the log at path.
+func (s soundLogs) add(path string, sum uint64) { s.sums.Add(path, sum) }
 
-// has tells whether log is what was remembered of path.
-func (s soundLogs) has(path string, log []byte) bool {
-	sum, ok := s.sums.Get(path)
-	return ok && sum == maphash.Bytes(s.seed, log)
+// has reports whether sum is what was remembered of path.
+func (s soundLogs) has(path string, sum uint64) bool {
+	known, ok := s.sums.Get(path)
+	return ok && known == sum
 }

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -81,6 +83,11 @@ func TestBadMetadataIsRefused(t *testing.T) {
 			t.Errorf("%.40q was taken", m)
 		}
 	}
+	large := entry("2", "b", testTime)
+	large.Metadata = json.RawMessage(`{"x":"` + strings.Repeat("x", maxScanned) + `"}`)
+	if err := n.WriteLog("s", large); err == nil {
+		t.Error("an entry that is too large to be read was taken")
+	}
 	if err := n.WriteLog("s", entry("3", "b", time.Time{})); err == nil {
 		t.Error("an entry without a time was taken")
 	}
@@ -138,7 +145,7 @@ func TestSoundLogIsDamaged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !n.sound.has(path, sound) {
+		if !n.sound.has(path, maphash.Bytes(n.sound.seed, sound)) {
 			t.Error("what was written is not known")
 		}
 		st, err := os.Stat(path)
@@ -157,6 +164,25 @@ func TestSoundLogIsDamaged(t *testing.T) {
 		}
 		wantContent(t, path, damaged)
 	}
+}
+
+// appendLog is the log that has entries behind those of old, which is a log that
+// parseLog takes, or empty.
+func appendLog(old []byte, entries []LogEntry) ([]byte, error) {
+	log := bytes.Clone(old[:bytes.LastIndexByte(old, '}')+1])
+	for i := range entries {
+		line, err := encodeEntry(entries[i])
+		if err != nil {
+			return nil, err
+		}
+		if len(log) == 0 {
+			log = append(log, "[\n"...)
+		} else {
+			log = append(log, ",\n"...)
+		}
+		log = append(log, line...)
+	}
+	return append(log, "\n]\n"...), nil
 }
 
 // bigLog is a log of about size bytes with entries big-0, big-1 ...
@@ -239,14 +265,22 @@ func TestGrowLog(t *testing.T) {
 	f(true, true)
 }
 
-func TestMayHold(t *testing.T) {
+// No id is overlooked, wherever the log is cut into pieces.
+func TestIDSearch(t *testing.T) {
 	f := func(log, id string, want bool) {
 		t.Helper()
 		if _, err := parseLog([]byte(log)); err != nil {
 			t.Fatal(err)
 		}
-		if got := mayHold([]byte(log), []LogEntry{entry("other", "b", testTime), entry(id, "b", testTime)}); got != want {
-			t.Errorf("%q may hold %q: %v", log, id, got)
+		for size := 1; size <= len(log); size++ {
+			search := newIDSearch(map[string]bool{"other": false, id: false})
+			for p := range slices.Chunk([]byte(log), size) {
+				search.add(p)
+			}
+			if search.may != want {
+				t.Errorf("%q in pieces of %d may hold %q: %v", log, size, id, search.may)
+				return
+			}
 		}
 	}
 	plain := `[{"id":"1-a","build_id":"b","metadata":{"k":"x, y"},"timestamp":"2026-01-02T03:04:05Z"}]`
@@ -255,7 +289,7 @@ func TestMayHold(t *testing.T) {
 		f(plain, id, true)
 		f(spaced, id, true)
 	}
-	for _, id := range []string{"1", "-a", "1-A", ":", ",", `1-a"`, `"1-a`, `\`} {
+	for _, id := range []string{"1", "-a", "1-A", "1-ab", ":", ",", `1-a"`, `"1-a`, `\`} {
 		f(plain, id, false)
 	}
 	f(strings.Replace(plain, "1-a", `1\u002da`, 1), "1-a", true)
@@ -383,8 +417,14 @@ func FuzzLogFile(f *testing.F) {
 			return
 		}
 		for i := range was {
-			if !mayHold(log, was[i:i+1]) {
-				t.Fatalf("entry %d is overlooked: %+v", i, was[i])
+			for size := 1; size < 200; size += size/2 + 1 {
+				search := newIDSearch(map[string]bool{was[i].ID: false})
+				for p := range slices.Chunk(log, size) {
+					search.add(p)
+				}
+				if !search.may {
+					t.Fatalf("entry %d is overlooked in pieces of %d bytes: %+v", i, size, was[i])
+				}
 			}
 		}
 		e := entry("a new one", "b", testTime)

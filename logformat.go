@@ -52,31 +52,6 @@ func checkTimestamp(i int, e LogEntry) error {
 	return nil
 }
 
-// appendLog returns the log that has entries behind those of old, which is a
-// log that parseLog takes, or empty.
-func appendLog(old []byte, entries []LogEntry) ([]byte, error) {
-	log := slices.Clone(openLog(old))
-	for i := range entries {
-		line, err := encodeEntry(entries[i])
-		if err != nil {
-			return nil, err
-		}
-		if len(log) == 0 {
-			log = append(log, "[\n"...)
-		} else {
-			log = append(log, ",\n"...)
-		}
-		log = append(log, line...)
-	}
-	return append(log, "\n]\n"...), nil
-}
-
-// openLog is the log without its end, so that entries can follow.
-func openLog(log []byte) []byte {
-	const space = " \t\r\n" // RFC 8259, section 2
-	return bytes.TrimRight(bytes.TrimSuffix(bytes.TrimRight(log, space), []byte("]")), space)
-}
-
 // encodeEntry is e as it stands in a log. The metadata goes in as it is:
 // encoding it would round no number, but drop its spaces and escape its "<".
 func encodeEntry(e LogEntry) ([]byte, error) {
@@ -93,6 +68,9 @@ func encodeEntry(e LogEntry) ([]byte, error) {
 	if len(metadata) > 0 {
 		line = append(line[:len(line)-1], `,"metadata":`...)
 		line = append(append(line, metadata...), '}')
+	}
+	if len(line) >= maxScanned {
+		return nil, fmt.Errorf("cannot encode the entry: it has %d bytes", len(line))
 	}
 	// What is added must be read again, or one entry would damage the whole log.
 	back, err := parseLog(slices.Concat([]byte("["), line, []byte("]")))

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -17,8 +19,14 @@ const maxScanned = 4 << 20
 // entry at a time in memory. An error of r or of each is returned as it is. each
 // may keep the entry.
 func scanEntries(r io.Reader, each func(e LogEntry) error) error {
-	in := &logReader{r: r}
+	in := &logReader{r: r, limit: maxScanned, skip: true}
 	dec := json.NewDecoder(in)
+	// next bounds what is read next, and lets the space before it be skipped: there
+	// may be any amount of it.
+	next := func() {
+		in.skip = onlySpace(dec.Buffered())
+		in.limit = dec.InputOffset() + maxScanned
+	}
 	damaged := func(err error) error {
 		if in.err != nil {
 			return in.err
@@ -35,8 +43,8 @@ func scanEntries(r io.Reader, each func(e LogEntry) error) error {
 		return damaged(err)
 	}
 	n := 0
-	for ; dec.More(); n++ {
-		in.limit = dec.InputOffset() + maxScanned
+	for next(); dec.More(); next() {
+		next() // behind the comma
 		var e LogEntry
 		if err := dec.Decode(&e); err != nil {
 			return damaged(err)
@@ -47,11 +55,12 @@ func scanEntries(r io.Reader, each func(e LogEntry) error) error {
 		if err := each(e); err != nil {
 			return err
 		}
+		n++
 	}
-	in.limit = dec.InputOffset() + maxScanned
 	if _, err := dec.Token(); err != nil { // the ]
 		return damaged(err)
 	}
+	next()
 	if _, err := dec.Token(); err != io.EOF {
 		if err == nil {
 			err = errors.New("something follows its end")
@@ -67,32 +76,58 @@ func scanEntries(r io.Reader, each func(e LogEntry) error) error {
 	return nil
 }
 
+// onlySpace reports whether r yields nothing but the space that stands between
+// entries, and commas.
+func onlySpace(r io.Reader) bool {
+	var b [1]byte
+	for {
+		if n, _ := r.Read(b[:]); n == 0 {
+			return true
+		}
+		if b[0] != ',' && strings.IndexByte(jsonSpace, b[0]) < 0 {
+			return false
+		}
+	}
+}
+
+const jsonSpace = " \t\r\n" // RFC 8259, section 2
+
 // logReader hands on what r has as long as it is UTF-8, and up to limit.
 type logReader struct {
 	r     io.Reader
-	read  int64
-	limit int64 // where the entry that is being read must have ended; 0: not begun
+	read  int64 // bytes handed on
+	limit int64 // where the entry that is being read must have ended
+	skip  bool  // space is left out, until something else comes
 	tail  []byte
 	err   error // why the log cannot be read, io.EOF apart
 }
 
 func (l *logReader) Read(p []byte) (int, error) {
-	if l.err != nil {
-		return 0, l.err
+	for {
+		if l.err != nil {
+			return 0, l.err
+		}
+		if l.read > l.limit {
+			l.err = fmt.Errorf("%w: an entry has more than %d bytes", ErrDamaged, maxScanned)
+			return 0, l.err
+		}
+		n, err := l.r.Read(p)
+		if !l.valid(p[:n]) {
+			err = fmt.Errorf("%w: not UTF-8", ErrDamaged)
+		}
+		if err != nil && err != io.EOF {
+			l.err = err
+		}
+		if l.skip {
+			rest := bytes.TrimLeft(p[:n], jsonSpace)
+			l.skip = len(rest) == 0
+			n = copy(p, rest)
+		}
+		l.read += int64(n)
+		if n > 0 || err != nil {
+			return n, err
+		}
 	}
-	if l.limit > 0 && l.read > l.limit {
-		l.err = fmt.Errorf("%w: an entry has more than %d bytes", ErrDamaged, maxScanned)
-		return 0, l.err
-	}
-	n, err := l.r.Read(p)
-	l.read += int64(n)
-	if !l.valid(p[:n]) {
-		err = fmt.Errorf("%w: not UTF-8", ErrDamaged)
-	}
-	if err != nil && err != io.EOF {
-		l.err = err
-	}
-	return n, err
 }
 
 // valid reports whether b continues valid UTF-8. A character that b cuts is kept in

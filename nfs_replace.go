@@ -359,7 +359,7 @@ func (n *nfs) deleteFile(c change, _ *buildLock) error {
 // directory. If open returns fs.ErrNotExist it is called again with wherever
 // else the file can be; the error of find is fs.ErrNotExist only if the file is
 // nowhere. Where another process may be replacing it, find waits for the shared
-// lock, at most lockReadWait (ErrUnavailable). It makes nothing.
+// lock, at most lockWait (ErrUnavailable). It makes nothing.
 func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) error {
 	err := open(n.filePath(siteID, dir, buildID))
 	if !errors.Is(err, fs.ErrNotExist) {

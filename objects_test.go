@@ -136,10 +136,12 @@ func TestDamagedObjectIsLeftAlone(t *testing.T) {
 
 func TestFullObjectTakesNoMore(t *testing.T) {
 	b, site := openMem(newMemBucket()), newSite()
-	e := entry("1", "b", time.Now())
-	e.Metadata = json.RawMessage(`{"x":"` + strings.Repeat("x", maxLogSize) + `"}`)
-	mustLog(t, b, site, e)
-	wantError(t, b.WriteLog(site, entry("2", "b", time.Now())), ErrLogFull)
+	for i := range maxLogSize/maxScanned + 1 {
+		e := entry(fmt.Sprint(i), "b", time.Now())
+		e.Metadata = json.RawMessage(`{"x":"` + strings.Repeat("x", maxScanned-300) + `"}`)
+		mustLog(t, b, site, e)
+	}
+	wantError(t, b.WriteLog(site, entry("another", "b", time.Now())), ErrLogFull)
 	mustLog(t, b, site, entry("1", "b", time.Now())) // is there already
 }
 

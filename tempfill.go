@@ -29,6 +29,21 @@ func (t *tempFile) Write(p []byte) (int, error) {
 	return n, nil
 }
 
+// copyFile appends n bytes of f from its offset on. The kernel copies them if it can
+// (copy_file_range(2)), on NFSv4.2 the server. Fewer bytes are an error.
+func (t *tempFile) copyFile(f *os.File, n int64) error {
+	rest := &io.LimitedReader{R: f, N: n}
+	_, err := t.f.ReadFrom(rest) // its result leaves out what was copied before it fell back to read and write
+	t.size += n - rest.N
+	if err == nil && rest.N > 0 {
+		err = fmt.Errorf("%d bytes of %d: %w", n-rest.N, n, io.ErrUnexpectedEOF)
+	}
+	if err != nil {
+		return diskError("copy to", t.path, err)
+	}
+	return nil
+}
+
 // ReadFrom appends what r yields up to io.EOF, by r's own MoveTo if it is a
 // FileMover. If r is Sized, "no space" is known before r is read, and another
 // number of bytes is an error. If it is Placed, it is told of what is allocated.
