@@ -39,7 +39,7 @@ var (
 type conn struct {
 	*net.TCPConn
 	l       *listener
-	linger  atomic.Bool // Close: let the client read the answer first
+	linger  atomic.Bool // the client may still send: let it read the answer first (finish)
 	backlog int64       // bytes unsent when the last write deadline fired
 
 	sendUntil time.Time // the write deadline
@@ -379,11 +379,34 @@ func (c *conn) unsent() int64 {
 	return int64(queued)
 }
 
-// Close closes the connection. After an early answer it first stops sending and
-// reads away what the client still sends, for a bounded time: a close with
-// bytes unread is a reset, which can overtake the answer (RFC 9112, section 9.6).
+// Close closes the connection, and leaves one that lingers to finish: it may be
+// called by the goroutine that shuts down, which must not wait for a client.
 func (c *conn) Close() error {
-	if c.linger.Swap(false) && c.CloseWrite() == nil {
+	if c.linger.Load() {
+		return nil
+	}
+	return c.close()
+}
+
+func (c *conn) close() error {
+	c.endExchange()
+	c.l.forget(c)
+	return c.TCPConn.Close()
+}
+
+// requestOver is called when the answer has left and the body is drained, before
+// the connection waits for its next request.
+func (c *conn) requestOver() { c.linger.Store(false) }
+
+// finish ends a connection, in the goroutine that served it. After an early answer
+// it first stops sending and reads away what the client still sends, for a bounded
+// time: a close with bytes unread is a reset, which can overtake the answer (RFC
+// 9112, section 9.6).
+func (c *conn) finish() {
+	if !c.linger.Swap(false) {
+		return
+	}
+	if c.CloseWrite() == nil {
 		end := time.Now().Add(lingerTime)
 		buf := make([]byte, 64<<10)
 		for {
@@ -396,7 +419,5 @@ func (c *conn) Close() error {
 			}
 		}
 	}
-	c.endExchange()
-	c.l.forget(c)
-	return c.TCPConn.Close()
+	_ = c.close()
 }

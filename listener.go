@@ -96,12 +96,13 @@ func isShortage(err error) bool {
 }
 
 // cut closes every connection at once, whatever it is doing: reads and writes
-// under way fail.
+// under way fail. It does not wait for them, as a close does: a sendfile(2) of a
+// file on a mount that hangs keeps its socket.
 func (l *listener) cut() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for c := range l.open {
-		c.TCPConn.Close()
+		go c.TCPConn.Close()
 	}
 	return len(l.open)
 }

@@ -97,10 +97,11 @@ func (s *service) listen() (*listener, error) {
 	return listener, nil
 }
 
-// serve serves on l until ctx ends, and then shuts down in two phases. For the
-// delay /ready fails and all else is served as before, so that load balancers
-// send no more. Then there are no new connections, the requests in flight have
-// the grace to finish, and the rest is cut.
+// errHangs: a shutdown ended with requests that did not.
+var errHangs = errors.New("requests that were cut did not end: the store does not answer")
+
+// serve serves on l until ctx ends, and then shuts down. That lasts no longer than
+// the delay, the grace and cutWait, whatever hangs.
 func (s *service) serve(ctx context.Context, l *listener) error {
 	defer l.Close() // fasthttp does not, when it is told to shut down before it has begun to serve
 	server := s.httpServer()
@@ -112,6 +113,20 @@ func (s *service) serve(ctx context.Context, l *listener) error {
 	case <-ctx.Done():
 	}
 	s.stopping.Store(true)
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.shutDown(server, l, served) }()
+	select {
+	case err := <-stopped:
+		return err
+	case <-time.After(s.cfg.ShutdownDelay + s.cfg.ShutdownGrace + cutWait):
+		return errHangs
+	}
+}
+
+// shutDown shuts down in two phases. For the delay /ready fails and all else is
+// served as before, so that load balancers send no more. Then there are no new
+// connections, the requests in flight have the grace to finish, and the rest is cut.
+func (s *service) shutDown(server *fasthttp.Server, l *listener, served <-chan error) error {
 	s.log.Info("shutting down", "delay", s.cfg.ShutdownDelay, "grace", s.cfg.ShutdownGrace)
 	select {
 	case err := <-served:
@@ -129,12 +144,24 @@ func (s *service) serve(ctx context.Context, l *listener) error {
 	l.wait(time.Until(end))
 	if n := l.cut(); n > 0 {
 		s.log.Warn("requests were cut at the end of the grace", "connections", n)
-		if !l.wait(cutWait) {
-			return errors.New("requests that were cut did not end: the store does not answer")
+		if !l.wait(time.Until(end.Add(cutWait))) {
+			return errHangs
 		}
 	}
 	s.log.Info("stopped")
 	return nil
+}
+
+// follow tells a connection what only fasthttp knows of it. fasthttp calls it in
+// the goroutine that serves, after the Close of the connection too.
+func follow(nc net.Conn, state fasthttp.ConnState) {
+	c := nc.(*conn)
+	switch state {
+	case fasthttp.StateIdle:
+		c.requestOver()
+	case fasthttp.StateClosed:
+		c.finish()
+	}
 }
 
 func (s *service) httpServer() *fasthttp.Server {
@@ -143,6 +170,7 @@ func (s *service) httpServer() *fasthttp.Server {
 		ExpectHandler:  s.expect,
 		ErrorHandler:   s.malformed,
 		HeaderReceived: s.bodyTimeout,
+		ConnState:      follow,
 		Logger:         httpLog{s.log},
 
 		// More than the listener hands out, a few of which may just be ending:

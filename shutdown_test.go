@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -12,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/valyala/fasthttp"
 )
 
 func TestShutdownLetsRequestsFinish(t *testing.T) {
@@ -234,4 +237,157 @@ func TestHungStore(t *testing.T) {
 		r, err := s.try(request{"GET", "/ready", nil, nil})
 		return err == nil && r.status == 200
 	})
+}
+
+// startTuned serves a directory after tune has changed the service and its
+// listener, for what no variable sets. The test must call stop.
+func startTuned(t *testing.T, tune func(*service, *listener), vars ...string) (s *testServer, stop func() error) {
+	t.Helper()
+	s = &testServer{log: &lockedBuffer{}, dir: t.TempDir()}
+	environ := []string{"PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1"}
+	for _, v := range vars {
+		environ = append(environ, envPrefix+v)
+	}
+	cfg, err := parseConfig(environ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc := newService(cfg, openTestNFS(t, s.dir), newLog(cfg, s.log))
+	l, err := svc.listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tune(svc, l)
+	s.addr = l.Addr().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- svc.serve(ctx, l) }()
+	stop = sync.OnceValue(func() error { cancel(); return <-done })
+	t.Cleanup(func() { _ = stop() })
+	return s, stop
+}
+
+// TestShutdownIsBounded: whatever clients and the store do, a shutdown does not
+// last longer than the delay, the grace and the 5 s in which cut requests end.
+func TestShutdownIsBounded(t *testing.T) {
+	const (
+		most  = cutWait + time.Second // no delay, and the grace
+		slack = 10 * time.Second      // of a busy machine; the faults take longer
+		many  = 20
+	)
+	refused := func(size int) string {
+		return fmt.Sprintf("POST /sites/../logs HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", size)
+	}
+	// endless sends single bytes for as long as the connection lasts.
+	endless := func(c net.Conn) {
+		go func() {
+			for _, err := c.Write([]byte("x")); err == nil; _, err = c.Write([]byte("x")) {
+				time.Sleep(20 * time.Millisecond)
+			}
+		}()
+	}
+	type server struct {
+		*testServer
+		hung    chan struct{} // a handler hangs
+		release chan struct{}
+	}
+	for _, c := range []struct {
+		name  string
+		begin func(t *testing.T, s *server)
+		want  error
+	}{
+		{"idle, with the last body left unread", func(t *testing.T, s *server) {
+			for range many {
+				c := dial(t, s.addr)
+				_, _ = io.WriteString(c, refused(100_000)+strings.Repeat("x", 100_000))
+				if got := readStatus(c); got != 400 {
+					t.Fatalf("answered %d", got)
+				}
+				// It is kept, and waits for a request.
+				_, _ = io.WriteString(c, refused(1000)+strings.Repeat("x", 1000))
+				if got := readStatus(c); got != 400 {
+					t.Fatalf("the connection was not kept: %d", got)
+				}
+			}
+		}, nil},
+		{"refused, and sending on", func(t *testing.T, s *server) {
+			for range many {
+				c := dial(t, s.addr)
+				_, _ = io.WriteString(c, refused(1<<30)+"x")
+				if got := readStatus(c); got != 400 {
+					t.Fatalf("answered %d", got)
+				}
+				endless(c)
+			}
+		}, nil},
+		{"a header that trickles", func(t *testing.T, s *server) {
+			for range many {
+				c := dial(t, s.addr)
+				_, _ = io.WriteString(c, "GET /health HTTP/1.1\r\nX-Long: ")
+				endless(c)
+			}
+		}, nil},
+		{"a body that trickles", func(t *testing.T, s *server) {
+			c := dial(t, s.addr)
+			_, _ = io.WriteString(c, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\nx")
+			waitForTemp(t, s.testServer)
+			endless(c)
+		}, nil},
+		{"an answer that is not read", func(t *testing.T, s *server) {
+			s.put(t, 201, "/sites/a/artifacts/b", make([]byte, 64<<20))
+			c := dial(t, s.addr)
+			_, _ = io.WriteString(c, "GET /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\n\r\n")
+			if _, err := c.Read(make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+		}, nil},
+		{"a store that hangs", func(t *testing.T, s *server) {
+			_, _ = io.WriteString(dial(t, s.addr), "GET /hangs HTTP/1.1\r\nHost: h\r\n\r\n")
+			<-s.hung
+		}, errHangs},
+		{"a store that hangs in a call that has the socket", func(t *testing.T, s *server) {
+			_, _ = io.WriteString(dial(t, s.addr), "GET /hangs-with-the-socket HTTP/1.1\r\nHost: h\r\n\r\n")
+			<-s.hung
+		}, errHangs},
+		{"a log that hangs", func(t *testing.T, s *server) {
+			s.log.mu.Lock()
+			t.Cleanup(s.log.mu.Unlock)
+		}, errHangs},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := &server{hung: make(chan struct{}), release: make(chan struct{})}
+			var stop func() error
+			s.testServer, stop = startTuned(t, func(svc *service, _ *listener) {
+				routes := svc.handler
+				svc.handler = func(ctx *fasthttp.RequestCtx) {
+					switch string(ctx.Path()) {
+					default:
+						routes(ctx)
+					case "/hangs":
+						close(s.hung)
+						<-s.release
+					case "/hangs-with-the-socket": // as sendfile(2) of a file on a mount that hangs
+						raw, err := ctx.Conn().(*conn).SyscallConn()
+						if err != nil {
+							panic(err)
+						}
+						_ = raw.Write(func(uintptr) bool { close(s.hung); <-s.release; return true })
+					}
+				}
+			}, "SHUTDOWN_GRACE=1s")
+			t.Cleanup(func() { close(s.release) })
+			c.begin(t, s)
+			stopped := make(chan error, 1)
+			go func() { stopped <- stop() }()
+			select {
+			case err := <-stopped:
+				if !errors.Is(err, c.want) {
+					t.Errorf("ended with %v, want %v", err, c.want)
+				}
+			case <-time.After(most + slack):
+				t.Errorf("the shutdown lasts longer than %v", most+slack)
+			}
+		})
+	}
 }
