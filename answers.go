@@ -63,6 +63,7 @@ func statusOf(err error) (int, string) {
 		{ErrPrecondition, fasthttp.StatusPreconditionFailed},
 		{ErrNotFound, fasthttp.StatusNotFound},
 		{ErrBadCursor, fasthttp.StatusBadRequest},
+		{ErrTooLarge, fasthttp.StatusRequestEntityTooLarge},
 		{ErrLogFull, fasthttp.StatusRequestEntityTooLarge},
 		{ErrDamaged, fasthttp.StatusInternalServerError},
 		{ErrNoSpace, fasthttp.StatusInsufficientStorage},
@@ -73,6 +74,9 @@ func statusOf(err error) (int, string) {
 		{ErrUnsupported, fasthttp.StatusNotImplemented},
 	} {
 		if errors.Is(err, e.err) {
+			if large := (*tooLargeError)(nil); errors.As(err, &large) {
+				return e.status, large.text
+			}
 			return e.status, e.err.Error()
 		}
 	}

@@ -30,8 +30,7 @@ import (
 
 const (
 	azureMaxBlocks = 50_000
-	azureAhead     = 16 // blocks, over all uploads, that are sent while their uploads read on
-	azureTries     = 4  // attempts of one request
+	azureTries     = 4 // attempts of one request
 	azureDelay     = 200 * time.Millisecond
 	azureMaxDelay  = 5 * time.Second
 	azureMarkName  = "mark" // in the metadata of a blob
@@ -54,16 +53,19 @@ var _ bucket = (*azureBucket)(nil)
 // openAzure opens the store in a container. Credentials are those in
 // AZURE_STORAGE_CONNECTION_STRING, or, with an account URL, those of the default
 // Azure chain: environment, workload identity, managed identity.
-func openAzure(conf azureConfig, log *slog.Logger) (Backend, error) {
-	b, err := newAzureBucket(conf)
+func openAzure(conf azureConfig, memory byteSize, log *slog.Logger) (Backend, error) {
+	b, err := newAzureBucket(conf, memory)
 	if err != nil {
 		return nil, err
 	}
 	return newObjectStore(b, keyPrefix(conf.Prefix), log), nil
 }
 
-func newAzureBucket(conf azureConfig) (*azureBucket, error) {
+func newAzureBucket(conf azureConfig, memory byteSize) (*azureBucket, error) {
 	if err := conf.check(); err != nil {
+		return nil, err
+	}
+	if err := checkUploadMemory(memory, conf.PartSize, "AZURE_PART_SIZE"); err != nil {
 		return nil, err
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
@@ -72,7 +74,7 @@ func newAzureBucket(conf azureConfig) (*azureBucket, error) {
 		Transport: &http.Client{Transport: transport},
 		Retry:     policy.RetryOptions{MaxRetries: azureTries - 1, RetryDelay: azureDelay, MaxRetryDelay: azureMaxDelay},
 	}
-	b := &azureBucket{conf: conf, buffers: newPartBuffers(azureAhead)}
+	b := &azureBucket{conf: conf, buffers: newPartBuffers(int64(memory), int64(conf.PartSize), azureMaxBlocks)}
 	b.made.Store(!conf.Create)
 	options := &azservice.ClientOptions{ClientOptions: core}
 	if conf.AccountURL != "" {
@@ -106,7 +108,6 @@ func (b *azureBucket) put(ctx context.Context, key string, body io.Reader, size 
 		return objectInfo{}, err
 	}
 	return b.buffers.put(body, size, opts,
-		func(n int) int64 { return partSize(int64(b.conf.PartSize), size, n, azureMaxBlocks) },
 		func(body io.ReadSeeker, size int64) (objectInfo, error) { return b.putOne(ctx, key, body, size, opts) },
 		func(r *partReader) (objectInfo, error) { return b.putBlocks(ctx, key, r, opts) })
 }

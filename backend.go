@@ -161,6 +161,16 @@ type Placed interface {
 	Placed(n int64)
 }
 
+// Charged is what a reader passed to StoreArtifact may offer, so that the memory
+// that is held for it is shared fairly among clients.
+type Charged interface {
+	// Client names who sends the bytes. Empty: nobody in particular.
+	Client() string
+	// Revoke makes the reader fail soon, since its client holds too much. It
+	// does not block, and any goroutine may call it.
+	Revoke()
+}
+
 // ArtifactInfo describes a stored artifact.
 type ArtifactInfo struct {
 	Size    int64
@@ -177,6 +187,7 @@ type LogEntry struct {
 	Timestamp time.Time       `json:"timestamp"`          // UTC; set by the caller of WriteLog
 	Metadata  json.RawMessage `json:"metadata,omitempty"` // a JSON object as the client sent it, or nil
 	Fresh     bool            `json:"-"`                  // ID is random and was never used: no log has it yet
+	Client    string          `json:"-"`                  // who sent it, for whom memory is held; not stored
 }
 
 // Version is one build of a site. A build that has only a log has SizeBytes 0
@@ -279,6 +290,7 @@ var (
 	ErrPrecondition = errors.New("precondition failed")
 	ErrNoSpace      = errors.New("no space left in the store")
 	ErrReadOnly     = errors.New("the store is read-only")
+	ErrTooLarge     = errors.New("the artifact is too large for the store")
 	ErrLogFull      = errors.New("the log is full")
 	ErrDamaged      = errors.New("the log is damaged")
 	ErrUnavailable  = errors.New("the store cannot be reached")
@@ -287,6 +299,12 @@ var (
 	ErrUnsupported  = errors.New("not supported by this store")
 	ErrBadCursor    = errors.New("bad cursor")
 )
+
+// tooLargeError is an ErrTooLarge that says which limit it is, for the client too.
+type tooLargeError struct{ text string }
+
+func (e *tooLargeError) Error() string { return e.text }
+func (e *tooLargeError) Unwrap() error { return ErrTooLarge }
 
 // The ErrPrecondition of each part of a Precondition.
 var (

@@ -16,7 +16,7 @@ type s3Config struct {
 	Region      string   `env:"REGION" help:"s3: region; empty: that of the AWS configuration, or us-east-1 with an endpoint"`
 	PathStyle   bool     `env:"PATH_STYLE" envDefault:"false" help:"s3: bucket in the path and not in the host name, as MinIO wants it"`
 	Prefix      string   `env:"PREFIX" help:"s3: put before every key"`
-	PartSize    byteSize `env:"PART_SIZE" envDefault:"8MiB" help:"s3: bytes of a part of a large artifact, at least 5MiB; larger parts are used where 10,000 would not do"`
+	PartSize    byteSize `env:"PART_SIZE" envDefault:"8MiB" help:"s3: bytes of a part of a large artifact, at least 5MiB; larger ones are used where 10,000 would not do, up to an eighth of PAGEWRIGHT_UPLOAD_MEMORY"`
 	Concurrency int      `env:"CONCURRENCY" envDefault:"4" help:"s3: parts of one upload sent at once"`
 }
 
@@ -52,7 +52,7 @@ type azureConfig struct {
 	AccountURL  string   `env:"ACCOUNT_URL" help:"azure: https://ACCOUNT.blob.core.windows.net, used with the default Azure credentials; without it AZURE_STORAGE_CONNECTION_STRING is used"`
 	Prefix      string   `env:"PREFIX" help:"azure: put before every key"`
 	Create      bool     `env:"CREATE" envDefault:"false" help:"azure: make the container if there is none"`
-	PartSize    byteSize `env:"PART_SIZE" envDefault:"8MiB" help:"azure: bytes of a block of a large artifact; larger blocks are used where 50,000 would not do"`
+	PartSize    byteSize `env:"PART_SIZE" envDefault:"8MiB" help:"azure: bytes of a block of a large artifact; larger ones are used where 50,000 would not do, up to an eighth of PAGEWRIGHT_UPLOAD_MEMORY"`
 	Concurrency int      `env:"CONCURRENCY" envDefault:"4" help:"azure: blocks of one upload sent at once"`
 }
 
@@ -90,7 +90,7 @@ func (conf azureConfig) check() error {
 type gcsConfig struct {
 	Bucket    string   `env:"BUCKET" help:"gcs: the bucket; required. Credentials are Google's application default ones"`
 	Prefix    string   `env:"PREFIX" help:"gcs: put before every key"`
-	ChunkSize byteSize `env:"CHUNK_SIZE" envDefault:"8MiB" help:"gcs: bytes sent in one request of an upload, and held in memory for it; a multiple of 256KiB"`
+	ChunkSize byteSize `env:"CHUNK_SIZE" envDefault:"8MiB" help:"gcs: bytes sent in one request of an upload, and held in memory for it; a multiple of 256KiB. Smaller ones are used when PAGEWRIGHT_UPLOAD_MEMORY is short"`
 }
 
 // gcsChunkStep is what every chunk but the last is a multiple of.
@@ -107,6 +107,19 @@ func (conf gcsConfig) check() error {
 	return nil
 }
 
+// maxUploadMemory is more than any upload can use: 10,000 parts of an eighth of it.
+const maxUploadMemory = 1 << 40
+
+// checkUploadMemory fails if the memory of all uploads is too little for parts of the
+// size that the variable called name sets.
+func checkUploadMemory(memory, size byteSize, name string) error {
+	if memory < partsInMemory*size || memory > maxUploadMemory {
+		return fmt.Errorf("PAGEWRIGHT_UPLOAD_MEMORY=%d: must be at least %d times PAGEWRIGHT_%s=%d, since no part takes more than one of so many, and at most 1TiB",
+			memory, partsInMemory, name, size)
+	}
+	return nil
+}
+
 func isURL(s string) bool { return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://") }
 
 // openBackend opens the store that is configured. It fails with a line that
@@ -115,11 +128,11 @@ func isURL(s string) bool { return strings.HasPrefix(s, "http://") || strings.Ha
 func openBackend(ctx context.Context, cfg *Config, log *slog.Logger) (Backend, error) {
 	switch cfg.StorageBackend {
 	case "s3":
-		return openS3(ctx, cfg.S3, log)
+		return openS3(ctx, cfg.S3, cfg.UploadMemory, log)
 	case "azure":
-		return openAzure(cfg.Azure, log)
+		return openAzure(cfg.Azure, cfg.UploadMemory, log)
 	case "gcs":
-		return openGCS(ctx, cfg.GCS, log)
+		return openGCS(ctx, cfg.GCS, cfg.UploadMemory, log)
 	case "nfs":
 		if err := checkMount(cfg.NFSBasePath, cfg.NFSRequireMount, log); err != nil {
 			return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)

@@ -70,6 +70,8 @@ type putOptions struct {
 	ifMatch     string // only if the object there has this etag
 	mark        string // kept in the object's metadata: tells a put that was done but whose reply was lost
 	parts       bool   // in parts, as a large body is, however small this one is
+	client      string // for whom the memory of the upload is held; empty: nobody in particular
+	revoke      func() // makes the body fail soon, as Charged.Revoke does; nil: it cannot
 }
 
 // errConflict: the store gave up a change because of a rival one, and it is not

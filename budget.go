@@ -99,6 +99,19 @@ func (b *budget) take(a ask) (*grant, error) {
 	}
 }
 
+// tryTake takes a part without waiting: nil if none is free, or somebody waits.
+func (b *budget) tryTake(a ask) *grant {
+	a.n = min(a.n, b.limit)
+	g := &grant{b: b, ask: a}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.queue) > 0 || !b.fits(g) {
+		return nil
+	}
+	b.add(g)
+	return g
+}
+
 // giveUp takes w out of the queue, unless it was granted just now.
 func (b *budget) giveUp(w *waiter) (*grant, error) {
 	b.mu.Lock()

@@ -353,3 +353,25 @@ func TestWritesThatWait(t *testing.T) {
 	}
 	nothingIsHeld(t, svc)
 }
+
+// What can be had without waiting is, unless somebody waits for it.
+func TestBudgetTries(t *testing.T) {
+	b := newBudget(10, time.Minute)
+	all := b.tryTake(ask{client: "a", n: 99})
+	if all == nil || b.inUse() != 10 || b.tryTake(ask{client: "a", n: 1}) != nil {
+		t.Fatalf("%d of 10 are taken", b.inUse())
+	}
+	all.release()
+	half := mustTake(t, b, "a", 5)
+	large := takeLater(t, b, ask{client: "b", n: 8})
+	if b.tryTake(ask{client: "c", n: 1}) != nil {
+		t.Error("who does not wait was served before who waits")
+	}
+	half.release()
+	if err := <-large; err != nil {
+		t.Error(err)
+	}
+	if capped := []keyCap{{"k", 1}}; b.tryTake(ask{client: "c", n: 1, caps: capped}) == nil || b.tryTake(ask{client: "c", n: 1, caps: capped}) != nil {
+		t.Error("a cap is not kept")
+	}
+}

@@ -38,6 +38,8 @@ type Config struct {
 	MaxArtifactSize byteSize `env:"MAX_ARTIFACT_SIZE" envDefault:"0" help:"largest artifact, as 500MB or 20GiB; 0: no limit"`
 	MaxUploads      int      `env:"MAX_UPLOADS" envDefault:"512" help:"uploads at once; more are answered 503"`
 
+	UploadMemory byteSize `env:"UPLOAD_MEMORY" envDefault:"256MiB" help:"s3, azure, gcs: memory in which the parts of all uploads are held; uploads wait for it, and are answered 503 after 30s; at least 8 times the size of a part"`
+
 	MaxConnsPerIP int `env:"MAX_CONNS_PER_IP" envDefault:"0" help:"connections of one client address at once; more are answered 429; 0: no limit, as behind a load balancer"`
 
 	StallTimeout  time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"time in which a client must move at least 4 KiB of a body"`

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -41,22 +42,26 @@ type gcsBucket struct {
 	client *storage.Client
 	bucket *storage.BucketHandle
 	conf   gcsConfig
+	memory *budget // for the chunk that the SDK holds of each upload
 }
 
 var _ bucket = (*gcsBucket)(nil)
 
 // openGCS opens the store in a bucket. Credentials are the application default
 // ones: GOOGLE_APPLICATION_CREDENTIALS, workload identity, the metadata server.
-func openGCS(ctx context.Context, conf gcsConfig, log *slog.Logger) (Backend, error) {
-	b, err := newGCSBucket(ctx, conf)
+func openGCS(ctx context.Context, conf gcsConfig, memory byteSize, log *slog.Logger) (Backend, error) {
+	b, err := newGCSBucket(ctx, conf, memory)
 	if err != nil {
 		return nil, err
 	}
 	return newObjectStore(b, keyPrefix(conf.Prefix), log), nil
 }
 
-func newGCSBucket(ctx context.Context, conf gcsConfig) (*gcsBucket, error) {
+func newGCSBucket(ctx context.Context, conf gcsConfig, memory byteSize) (*gcsBucket, error) {
 	if err := conf.check(); err != nil {
+		return nil, err
+	}
+	if err := checkUploadMemory(memory, conf.ChunkSize, "GCS_CHUNK_SIZE"); err != nil {
 		return nil, err
 	}
 	base := http.DefaultTransport.(*http.Transport).Clone()
@@ -78,7 +83,7 @@ func newGCSBucket(ctx context.Context, conf gcsConfig) (*gcsBucket, error) {
 	// is not acknowledged, and then with the same bytes.
 	client.SetRetry(storage.WithPolicy(storage.RetryAlways), storage.WithMaxAttempts(gcsTries),
 		storage.WithBackoff(gax.Backoff{Initial: gcsDelay, Max: gcsMaxDelay, Multiplier: 2}))
-	return &gcsBucket{client: client, bucket: client.Bucket(conf.Bucket), conf: conf}, nil
+	return &gcsBucket{client: client, bucket: client.Bucket(conf.Bucket), conf: conf, memory: newBudget(int64(memory), partWait)}, nil
 }
 
 // put implements bucket by a resumable upload, or by one request where the body
@@ -98,6 +103,11 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	if cond != (storage.Conditions{}) {
 		object = object.If(cond)
 	}
+	chunk, grant, err := b.takeChunk(body, size, opts)
+	if err != nil {
+		return objectInfo{}, err
+	}
+	defer grant.release()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// Of an upload the SDK counts no attempts: a store that is away would hold
@@ -109,7 +119,7 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	w := object.NewWriter(ctx)
 	w.ProgressFunc = func(int64) { tries.Store(0) }
 	w.ContentType = opts.contentType
-	w.ChunkSize = b.chunkSize(size)
+	w.ChunkSize = int(chunk)
 	w.ChunkTransferTimeout = storeStall
 	if opts.mark != "" {
 		w.Metadata = map[string]string{gcsMarkName: opts.mark}
@@ -135,13 +145,32 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	return gcsStat(w.Attrs()), nil
 }
 
-// chunkSize is the configured one, or less for a body that is shorter: the SDK
-// holds a whole chunk in memory.
-func (b *gcsBucket) chunkSize(size int64) int {
-	if size < 0 || size >= int64(b.conf.ChunkSize) {
-		return int(b.conf.ChunkSize)
+// takeChunk takes the memory of one chunk, which the SDK holds for as long as the
+// upload lasts (gensupport.MediaBuffer; it sends again out of the same). The
+// shorter memory is, the smaller are the chunks; only for the smallest an upload
+// waits. A body that is in memory already, as a log is, does not wait for uploads.
+func (b *gcsBucket) takeChunk(body io.Reader, size int64, opts putOptions) (chunk int64, g *grant, err error) {
+	free := b.memory.limit - b.memory.inUse()
+	chunk = min(b.chunkSize(size), max(gcsChunkStep, free/partsInMemory/gcsChunkStep*gcsChunkStep))
+	a := ask{client: opts.client, n: chunk, end: opts.revoke}
+	if g = b.memory.tryTake(a); g != nil {
+		return chunk, g, nil
 	}
-	return int(size/gcsChunkStep+1) * gcsChunkStep
+	if _, held := body.(*bytes.Reader); held {
+		return gcsChunkStep, nil, nil
+	}
+	a.n = gcsChunkStep
+	g, err = b.memory.take(a)
+	return gcsChunkStep, g, err
+}
+
+// chunkSize is the configured one, or less for a body that is shorter: one of at
+// most a chunk is sent in one request.
+func (b *gcsBucket) chunkSize(size int64) int64 {
+	if size < 0 || size >= int64(b.conf.ChunkSize) {
+		return int64(b.conf.ChunkSize)
+	}
+	return (size/gcsChunkStep + 1) * gcsChunkStep
 }
 
 // erringReader keeps the error of a reader, to tell it from one of the writer.

@@ -49,7 +49,7 @@ func TestGCSReadBrokenOff(t *testing.T) {
 			}))
 			defer server.Close()
 			t.Setenv(gcsEmulator, server.URL)
-			b, err := newGCSBucket(context.Background(), gcsConfig{Bucket: "builds", ChunkSize: 8 << 20})
+			b, err := newGCSBucket(context.Background(), gcsConfig{Bucket: "builds", ChunkSize: 8 << 20}, 256<<20)
 			if err != nil {
 				t.Fatal(err)
 			}

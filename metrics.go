@@ -152,7 +152,7 @@ func errorKind(err error) string {
 		kind string
 	}{
 		{errTooLarge, "client"}, {errEmptyBody, "client"}, {errStalled, "client"}, {errBodyCut, "client"}, {errRevoked, "busy"},
-		{ErrPrecondition, "precondition"}, {ErrNotFound, "not_found"}, {ErrBadCursor, "client"},
+		{ErrPrecondition, "precondition"}, {ErrNotFound, "not_found"}, {ErrBadCursor, "client"}, {ErrTooLarge, "client"},
 		{ErrLogFull, "log_full"}, {ErrDamaged, "damaged"}, {ErrNoSpace, "no_space"}, {ErrReadOnly, "read_only"},
 		{ErrBusy, "busy"}, {ErrUnavailable, "unavailable"}, {ErrDenied, "denied"}, {ErrUnsupported, "unsupported"},
 	} {

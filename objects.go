@@ -82,6 +82,9 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 		}
 		opts.absent, opts.ifMatch = current == nil, etagOf(current)
 	}
+	if c, ok := reader.(Charged); ok {
+		opts.client, opts.revoke = c.Client(), c.Revoke
+	}
 	body := newWholeBody(reader)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

@@ -24,8 +24,7 @@ import (
 
 const (
 	s3MaxParts = 10_000
-	s3Ahead    = 16 // parts, over all uploads, that are sent while their uploads read on
-	s3Tries    = 4  // attempts of one request
+	s3Tries    = 4 // attempts of one request
 	s3MaxDelay = 2 * time.Second
 	abortTime  = 30 * time.Second
 	s3MarkName = "mark" // in the metadata of an object
@@ -49,16 +48,19 @@ var (
 
 // openS3 opens the store in a bucket. Credentials are those of the AWS chain:
 // environment, profiles, web identity, container and instance roles.
-func openS3(ctx context.Context, conf s3Config, log *slog.Logger) (Backend, error) {
-	b, err := newS3Bucket(ctx, conf, log)
+func openS3(ctx context.Context, conf s3Config, memory byteSize, log *slog.Logger) (Backend, error) {
+	b, err := newS3Bucket(ctx, conf, memory, log)
 	if err != nil {
 		return nil, err
 	}
 	return newObjectStore(b, keyPrefix(conf.Prefix), log), nil
 }
 
-func newS3Bucket(ctx context.Context, conf s3Config, log *slog.Logger) (*s3Bucket, error) {
+func newS3Bucket(ctx context.Context, conf s3Config, memory byteSize, log *slog.Logger) (*s3Bucket, error) {
 	if err := conf.check(); err != nil {
+		return nil, err
+	}
+	if err := checkUploadMemory(memory, conf.PartSize, "S3_PART_SIZE"); err != nil {
 		return nil, err
 	}
 	cfg, err := config.LoadDefaultConfig(ctx,
@@ -96,7 +98,7 @@ func newS3Bucket(ctx context.Context, conf s3Config, log *slog.Logger) (*s3Bucke
 	})
 	return &s3Bucket{
 		client: client, signer: s3.NewPresignClient(client), name: conf.Bucket,
-		conf: conf, buffers: newPartBuffers(s3Ahead), log: log,
+		conf: conf, buffers: newPartBuffers(int64(memory), int64(conf.PartSize), s3MaxParts), log: log,
 	}, nil
 }
 
@@ -104,7 +106,6 @@ func newS3Bucket(ctx context.Context, conf s3Config, log *slog.Logger) (*s3Bucke
 // sought, is one request; every other is a multipart upload.
 func (b *s3Bucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
 	return b.buffers.put(body, size, opts,
-		func(n int) int64 { return partSize(int64(b.conf.PartSize), size, n, s3MaxParts) },
 		func(body io.ReadSeeker, size int64) (objectInfo, error) { return b.putOne(ctx, key, body, size, opts) },
 		func(r *partReader) (objectInfo, error) { return b.putParts(ctx, key, r, opts) })
 }

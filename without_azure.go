@@ -7,6 +7,6 @@ import (
 	"log/slog"
 )
 
-func openAzure(azureConfig, *slog.Logger) (Backend, error) {
+func openAzure(azureConfig, byteSize, *slog.Logger) (Backend, error) {
 	return nil, errors.New("PAGEWRIGHT_STORAGE_BACKEND=azure: this binary was built without it")
 }

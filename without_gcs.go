@@ -8,6 +8,6 @@ import (
 	"log/slog"
 )
 
-func openGCS(context.Context, gcsConfig, *slog.Logger) (Backend, error) {
+func openGCS(context.Context, gcsConfig, byteSize, *slog.Logger) (Backend, error) {
 	return nil, errors.New("PAGEWRIGHT_STORAGE_BACKEND=gcs: this binary was built without it")
 }

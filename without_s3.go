@@ -8,6 +8,6 @@ import (
 	"log/slog"
 )
 
-func openS3(context.Context, s3Config, *slog.Logger) (Backend, error) {
+func openS3(context.Context, s3Config, byteSize, *slog.Logger) (Backend, error) {
 	return nil, errors.New("PAGEWRIGHT_STORAGE_BACKEND=s3: this binary was built without it")
 }
