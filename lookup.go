@@ -1,21 +1,23 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"runtime/debug"
 	"sync"
 	"time"
 )
 
-// lookupWait is how long who asks waits for the answer.
+// lookupWait is how long who asks waits for the answer, unless a lookup says other.
 const lookupWait = 2 * time.Second
 
 // lookup asks something of the store that can block in the kernel for as long
 // as an NFS mount hangs: so there is one question at a time, nobody waits for it
-// longer than lookupWait, and an answer can serve more than one who asks. It is
+// longer than wait, and an answer can serve more than one who asks. It is
 // safe for concurrent use.
 type lookup[T any] struct {
-	ask func() (T, error)
+	ask  func() (T, error)
+	wait time.Duration // 0: lookupWait
 
 	mu      sync.Mutex
 	found   T
@@ -40,7 +42,7 @@ func (l *lookup[T]) look(age time.Duration) (T, error) {
 	running, since := l.running, l.since
 	l.mu.Unlock()
 
-	timer := time.NewTimer(lookupWait - time.Since(since))
+	timer := time.NewTimer(cmp.Or(l.wait, lookupWait) - time.Since(since))
 	defer timer.Stop()
 	select {
 	case <-running:

@@ -8,7 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,6 +18,7 @@ const (
 	// checkAgain is how long a failed check is remembered, so that a store which
 	// is away is not asked by everybody at once.
 	checkAgain = 2 * time.Second
+	trustWait  = 5 * time.Second // how long one waits for the first check
 	// maxSkew is the difference of the clocks from which signed requests are in
 	// danger (S3 refuses from 15 minutes on) and the order of versions too.
 	maxSkew = 2 * time.Minute
@@ -32,14 +33,12 @@ const (
 	conditionalRemove                  // If-Match of a delete
 )
 
-// trust remembers what check found out about the store. The zero value is
-// ready.
+// trust remembers what check found out about the store: for good, or for checkAgain
+// that it failed. It asks in the background, so that nobody waits longer than
+// trustWait for a slow store.
 type trust struct {
-	mu      sync.Mutex
-	done    bool
-	refused map[condition]error
-	failed  error
-	at      time.Time
+	refused atomic.Pointer[map[condition]error] // nil: not known yet
+	asked   lookup[map[condition]error]
 }
 
 // finding is one thing that a check looked at.
@@ -54,34 +53,30 @@ type finding struct {
 // kind: then nothing that needs them is done, since it would go wrong in
 // silence. The first call asks the store.
 func (s *objectStore) trusted(c condition) error {
-	t := &s.trust
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !t.done {
-		if t.failed == nil || time.Since(t.at) > checkAgain {
-			t.failed = s.learn()
-			t.at = time.Now()
+	refused := s.trust.refused.Load()
+	if refused == nil {
+		found, err := s.trust.asked.look(checkAgain)
+		if err != nil {
+			return err
 		}
-		if !t.done {
-			return t.failed
-		}
+		refused = &found
 	}
-	return t.refused[c]
+	return (*refused)[c]
 }
 
-// learn runs the check for the first time. trust.mu is held.
-func (s *objectStore) learn() error {
+// learn runs the check and remembers what it found.
+func (s *objectStore) learn() (map[condition]error, error) {
 	findings, refused, err := s.check()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, f := range findings {
 		if f.err != nil {
 			s.log.Warn("the store does not do all that is asked of it", "check", f.what, "error", f.err)
 		}
 	}
-	s.trust.done, s.trust.refused = true, refused
-	return nil
+	s.trust.refused.Store(&refused)
+	return refused, nil
 }
 
 // check tries out whether the store does what this package relies on, under a

@@ -48,7 +48,9 @@ var (
 )
 
 func newObjectStore(b bucket, prefix string, log *slog.Logger) *objectStore {
-	return &objectStore{bucket: b, prefix: prefix, log: log, logs: newLogCache(logCacheSize), stats: newStoreMetrics()}
+	s := &objectStore{bucket: b, prefix: prefix, log: log, logs: newLogCache(logCacheSize), stats: newStoreMetrics()}
+	s.trust.asked.ask, s.trust.asked.wait = s.learn, trustWait
+	return s
 }
 
 func (s *objectStore) measures() *storeMetrics { return s.stats }
