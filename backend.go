@@ -122,7 +122,8 @@ type Redirector interface {
 // VersionPager lists a page without reading what is not on it.
 type VersionPager interface {
 	// ListVersionsPage is pageVersions of what ListVersions lists, with the
-	// tag of the page.
+	// tag of the page. The entries of logs may be left in the store, so that a
+	// page takes little memory however long the logs are.
 	ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, error)
 }
 
@@ -195,9 +196,10 @@ type LogEntry struct {
 type Version struct {
 	BuildID   string
 	SizeBytes int64
-	CreatedAt time.Time // of the latest replacement
-	Logs      []LogEntry
-	LogsError string // not empty: the log could not be read, and why
+	CreatedAt time.Time  // of the latest replacement
+	Logs      []LogEntry // in the order of appending
+	LogsError string     // not empty: the log could not be read, and why
+	Stored    *storedLog // not nil: Logs is empty, and VersionPage.OpenLog opens the log
 }
 
 // VersionQuery selects a page of the versions of a site. The zero value
@@ -213,6 +215,10 @@ type VersionPage struct {
 	Versions   []*Version
 	NextCursor string // empty on the last page
 	Tag        string // equal tags: equal versions; not quoted; empty: not known
+
+	// OpenLog opens the log of a version that is Stored, as it is now. It may be
+	// called long after the page was made.
+	OpenLog func(buildID string) (*openedLog, error)
 }
 
 // Readiness is what a probe of the store found.

@@ -378,7 +378,7 @@ func testPages(t *testing.T, open func() store) {
 	for _, limit := range []int{1, 5, 22, 23, 24} {
 		var got []*Version
 		for q := (VersionQuery{Limit: limit, Metadata: true}); ; {
-			page, err := b.ListVersionsPage(site, q)
+			page, err := listPage(b, site, q)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -400,7 +400,7 @@ func testTags(t *testing.T, open func() store) {
 	one, two, site := open(), open(), newSite()
 	tag := func(b store) string {
 		t.Helper()
-		page, err := b.ListVersionsPage(site, VersionQuery{})
+		page, err := listPage(b, site, VersionQuery{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -459,7 +459,7 @@ func createdAt(t *testing.T, b store, site, id string) time.Time {
 }
 
 func testBadCursor(t *testing.T, open func() store) {
-	_, err := open().ListVersionsPage(newSite(), VersionQuery{Cursor: "no cursor"})
+	_, err := listPage(open(), newSite(), VersionQuery{Cursor: "no cursor"})
 	wantError(t, err, ErrBadCursor)
 }
 

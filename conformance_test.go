@@ -435,6 +435,17 @@ func versionOf(t *testing.T, b Backend, site, id string) *Version {
 	return nil
 }
 
+// listPage is ListVersionsPage with the entries of all logs in Logs.
+func listPage(b VersionPager, site string, q VersionQuery) (*VersionPage, error) {
+	page, err := b.ListVersionsPage(site, q)
+	if err != nil {
+		return nil, err
+	}
+	p := *page
+	p.Versions, err = page.withLogs(q.Metadata)
+	return &p, err
+}
+
 func idsOf(entries []LogEntry) []string {
 	var ids []string
 	for _, e := range entries {

@@ -337,6 +337,9 @@ func (c *conn) sent(err error) error {
 // goroutine, but on an idle connection only.
 func (c *conn) endExchange() {
 	if c.exOpen.CompareAndSwap(true, false) {
+		if c.ex.release != nil {
+			c.ex.release()
+		}
 		c.l.ended(&c.ex)
 	}
 }

@@ -20,9 +20,10 @@ type exchange struct {
 	remote  string
 	route   string // of the table of routes; empty if it has none
 	status  int
-	in, out int64 // bytes of the bodies; out as announced, -1 if it was not
-	sent    int64 // bytes that were written to the connection
-	sendErr error // why the answer was not sent whole
+	in, out int64  // bytes of the bodies; out as announced, -1 if it was not
+	sent    int64  // bytes that were written to the connection
+	sendErr error  // why the answer was not sent whole
+	release func() // gives back what the answer held; nil: nothing
 }
 
 // begin notes the request, and ends the exchange before it: pipelined requests

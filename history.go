@@ -6,7 +6,6 @@ import (
 	stdjson "encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -18,7 +17,6 @@ import (
 const (
 	maxEntrySize = 1 << 20 // bytes of the body of a POST of a log entry
 	maxPageLimit = 10_000  // builds on a page at most
-	maxKeptList  = 4 << 20 // bytes of a buffer that is used again
 	maxKeyLen    = 255     // bytes of an Idempotency-Key
 	maxNesting   = 50      // levels of metadata: in a list they are five deeper, and a few parsers take 64
 )
@@ -254,24 +252,18 @@ func (s *service) getVersions(ctx *fasthttp.RequestCtx) {
 		s.fail(ctx, "list the versions", siteID, "", err)
 		return
 	}
+	etag := ""
 	if page.Tag != "" {
-		etag := pageETag(page, query)
-		ctx.Response.Header.Set(fasthttp.HeaderETag, etag)
+		etag = pageETag(page, query)
 		if ifNoneMatch != nil && (ifNoneMatch.Any || ifNoneMatch.matchWeak(etag)) {
+			ctx.Response.Header.Set(fasthttp.HeaderETag, etag)
 			ctx.SetStatusCode(fasthttp.StatusNotModified)
 			return
 		}
 	}
-	ctx.SetContentType("application/json")
-	// Into the buffer of an answer before: one of a megabyte is dear to make, and
-	// one of many is not to be kept.
-	body := slices.Grow(ctx.Response.SwapBody(nil)[:0], sizeOfVersions(page))
-	body = appendVersions(body, siteID, page, query.Metadata)
-	if cap(body) > maxKeptList {
-		ctx.Response.SetBodyRaw(body)
-		return
+	if s.sendList(ctx, siteID, page, query.Metadata) && etag != "" {
+		ctx.Response.Header.Set(fasthttp.HeaderETag, etag)
 	}
-	ctx.Response.SwapBody(body)
 }
 
 // pageETag is the entity tag of a page: of what is listed and how it is shown.
@@ -313,7 +305,7 @@ func (s *service) listVersions(siteID string, q VersionQuery) (*VersionPage, err
 	for i, v := range page.Versions {
 		sums[i] = versionSum(v)
 	}
-	page.Tag = tagOf(sums)
+	page.setTag(sums)
 	return page, nil
 }
 

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -11,13 +13,14 @@ import (
 	"sync/atomic"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
 )
 
 const (
 	listHelpers    = 32       // threads that help at once with lists, of all sites together
 	listParallel   = 16       // and with one
-	listCacheBytes = 64 << 20 // of memory, about, for what is remembered of all sites
-	keepMetadata   = 64 << 10 // bytes of metadata of one build that are worth remembering
+	listCacheBytes = 48 << 20 // of memory, about, for what is remembered of all sites
 )
 
 // listings is what this process remembers of the sites that were listed last.
@@ -27,11 +30,14 @@ type listings struct {
 	group   group[VersionQuery, []listed] // one list of a site at a time
 	helpers chan struct{}
 
+	scans *semaphore.Weighted // logScanBytes
+
 	limit int64 // listCacheBytes
 
 	mu    sync.Mutex
-	sites *simplelru.LRU[string, *siteIndex]
-	bytes int64
+	sites *simplelru.LRU[string, *siteIndex] // that nobody uses now
+	used  int                                // sites that somebody uses
+	bytes int64                              // charged for all
 }
 
 type listed struct {
@@ -44,7 +50,8 @@ func newListings() *listings {
 	if err != nil {
 		panic(err) // the size is a positive constant
 	}
-	return &listings{sites: sites, helpers: make(chan struct{}, listHelpers), limit: listCacheBytes}
+	return &listings{sites: sites, helpers: make(chan struct{}, listHelpers), limit: listCacheBytes,
+		scans: semaphore.NewWeighted(logScanBytes)}
 }
 
 // ListVersions implements Backend, with the metadata of all entries.
@@ -53,7 +60,7 @@ func (n *nfs) ListVersions(siteID string) ([]*Version, error) {
 	if err != nil {
 		return nil, err
 	}
-	return page.Versions, nil
+	return page.withLogs(true)
 }
 
 // ListVersionsPage implements VersionPager. Lists of one site that are asked for
@@ -61,7 +68,8 @@ func (n *nfs) ListVersions(siteID string) ([]*Version, error) {
 // for. Where nothing changed, a list costs a look at two directories; where
 // something did, reading their names and what changed. Of a page, only the logs
 // on it are read, and those of builds without an artifact, whose place in the
-// order is in their log.
+// order is in their log. Of a large log a page has what must be known before it is
+// sent, and not the entries.
 func (n *nfs) ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, error) {
 	answers, i := n.lists.group.do(siteID, q, func(queries []VersionQuery) []listed {
 		return n.list(siteID, queries)
@@ -73,6 +81,14 @@ func (n *nfs) ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, err
 func (n *nfs) list(siteID string, queries []VersionQuery) []listed {
 	answers := make([]listed, len(queries))
 	ix := n.lists.take(siteID)
+	whole := false // what is known of the site can be used again
+	defer func() {
+		if whole {
+			n.lists.keep(siteID, ix)
+		} else {
+			n.lists.drop(ix)
+		}
+	}()
 	n.disk.metrics.list(len(ix.builds) > 0)
 	scan, err := n.scanSite(siteID, ix)
 	if err != nil {
@@ -82,49 +98,102 @@ func (n *nfs) list(siteID string, queries []VersionQuery) []listed {
 		return answers // what ix knew is forgotten: it may be half changed
 	}
 	defer scan.close()
+	n.lists.count(ix) // before the entries, which take only the room that is left
 	for i, q := range queries {
 		answers[i].page, answers[i].err = scan.page(q)
 	}
-	n.lists.keep(siteID, ix)
+	whole = true
 	return answers
 }
 
-// take is what is remembered of a site, which from now on is the caller's alone.
+// take is what is remembered of a site, which from now on is the caller's alone,
+// until keep or drop.
 func (l *listings) take(siteID string) *siteIndex {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.used++
 	ix, ok := l.sites.Peek(siteID)
 	if !ok {
 		return newSiteIndex()
 	}
 	l.sites.Remove(siteID)
-	l.bytes -= ix.bytes
 	return ix
+}
+
+// charge counts bytes that ix takes from now on. It reports whether there is room
+// for them, beside what others use; the sites that were listed longest ago, and are
+// not used now, make room.
+func (l *listings) charge(ix *siteIndex, bytes int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.shrink(l.limit - bytes); l.bytes+bytes > l.limit {
+		return false
+	}
+	l.bytes += bytes
+	ix.charged += bytes
+	return true
+}
+
+// shrink forgets the sites that were listed longest ago until at most limit is
+// charged, or none is left that nobody uses. The caller holds mu.
+func (l *listings) shrink(limit int64) {
+	for l.bytes > limit && l.sites.Len() > 0 {
+		_, old, _ := l.sites.RemoveOldest()
+		l.bytes -= old.charged
+		old.forgetLogs() // lists that are being sent still know them
+		if l.sites.Len() == 0 && l.used == 0 {
+			l.bytes = 0 // whatever was counted
+		}
+	}
 }
 
 // keep remembers ix, and forgets the sites that were listed longest ago until
 // all fit. Of a site that does not fit alone, the logs are forgotten.
 func (l *listings) keep(siteID string, ix *siteIndex) {
-	if ix.measure(); ix.bytes > l.limit {
+	if l.count(ix) > l.limit {
 		ix.forgetLogs()
-		if ix.measure(); ix.bytes > l.limit {
-			return
-		}
+		ix.counted = false
 	}
-	if len(ix.builds) == 0 {
+	if l.count(ix) > l.limit || len(ix.builds) == 0 {
+		l.drop(ix)
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.used--
 	l.sites.Add(siteID, ix)
-	for l.bytes += ix.bytes; l.bytes > l.limit; {
-		if _, old, ok := l.sites.RemoveOldest(); ok {
-			l.bytes -= old.bytes
-		}
-		if l.sites.Len() == 0 {
-			l.bytes = 0 // whatever was counted
-		}
+	l.shrink(l.limit)
+}
+
+// count charges what ix takes now, whether or not there is room, and returns it.
+func (l *listings) count(ix *siteIndex) int64 {
+	if ix.counted {
+		return ix.charged
 	}
+	memory := ix.memory()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.bytes += memory - ix.charged
+	ix.charged, ix.counted = memory, true
+	return memory
+}
+
+// drop forgets ix.
+func (l *listings) drop(ix *siteIndex) {
+	ix.forgetLogs()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.used--
+	l.bytes -= ix.charged
+	ix.charged = 0
+}
+
+// enterScan waits until there is memory to read a log of that size, which release
+// gives back.
+func (l *listings) enterScan(size int64) (release func()) {
+	n := scanMemory(size)
+	_ = l.scans.Acquire(context.Background(), n) // fails only with its context
+	return func() { l.scans.Release(n) }
 }
 
 // parallel calls work with each of 0 to count-1, some at once, and returns one
@@ -183,4 +252,88 @@ func (n *nfs) openBuilds(siteID, dir string) (*os.File, error) {
 		d.Close()
 	}
 	return n.disk.openDir(path)
+}
+
+// logFile is a log that is open for reading. It is no os.File, which is dear to make
+// for each of many small files.
+type logFile struct {
+	fd   int
+	path string
+	st   unix.Stat_t
+	read int64
+}
+
+// openLogAt opens the log name in dir. Its state is told also where it fails, as far
+// as it is known. An absent log is fs.ErrNotExist, one of a size that WriteLog never
+// makes is ErrLogFull.
+func openLogAt(dir *os.File, name string) (*logFile, error) {
+	path := dir.Name() + "/" + name
+	fd, err := openRead(int(dir.Fd()), name)
+	if errors.Is(err, unix.ELOOP) {
+		f := &logFile{path: path}
+		_ = statAt(dir, name, &f.st)
+		return f, fmt.Errorf("%w: %q is a symbolic link", ErrDamaged, path)
+	}
+	if err != nil {
+		return &logFile{path: path}, diskError("open", path, err)
+	}
+	return newLogFile(fd, path)
+}
+
+// newLogFile takes over fd, which it closes where it fails.
+func newLogFile(fd int, path string) (*logFile, error) {
+	f := &logFile{fd: fd, path: path}
+	err := unix.Fstat(fd, &f.st)
+	switch {
+	case err != nil:
+		err = diskError("stat", path, err)
+	case f.st.Mode&unix.S_IFMT != unix.S_IFREG, f.st.Size == 0:
+		err = fmt.Errorf("%w: %q is empty, or no file", ErrDamaged, path)
+	case f.st.Size > maxLogRead:
+		err = fmt.Errorf("%w: %q has %d bytes", ErrLogFull, path, f.st.Size)
+	default:
+		return f, nil
+	}
+	unix.Close(fd)
+	return f, err
+}
+
+func (f *logFile) opened() *openedLog { return &openedLog{f, f.st.Size} }
+
+// Read reads as far as the file went when it was opened.
+func (f *logFile) Read(p []byte) (n int, err error) {
+	p = p[:min(int64(len(p)), f.st.Size-f.read)]
+	if len(p) == 0 {
+		return 0, io.EOF
+	}
+	err = uninterrupted(func() (err error) {
+		n, err = unix.Pread(f.fd, p, f.read)
+		return err
+	})
+	if err != nil {
+		return 0, diskError("read", f.path, err)
+	}
+	if n == 0 {
+		return 0, diskError("read", f.path, io.ErrUnexpectedEOF)
+	}
+	f.read += int64(n)
+	return n, nil
+}
+
+func (f *logFile) Close() error { return unix.Close(f.fd) }
+
+// logOpener opens logs of a site while a list is sent, each when its turn comes.
+func (n *nfs) logOpener(siteID string) func(buildID string) (*openedLog, error) {
+	return func(buildID string) (log *openedLog, err error) {
+		err = n.find(siteID, logsDir, buildID, func(path string) error {
+			fd, err := n.disk.openPathRead(path)
+			if err != nil {
+				return openError(path, err)
+			}
+			f, err := newLogFile(fd, path)
+			log = f.opened()
+			return err
+		})
+		return log, err
+	}
 }

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"fmt"
+	"io"
+	"math"
 	"strconv"
 	"time"
 
@@ -11,17 +14,138 @@ import (
 // tens of thousands of objects, and views of them made for a JSON library are
 // most of what they cost.
 
-// appendVersions appends a page of versions as it is sent.
-func appendVersions(b []byte, siteID string, page *VersionPage, metadata bool) []byte {
-	b = appendString(append(b, `{"site_id":`...), siteID)
-	b = strconv.AppendInt(append(b, `,"count":`...), int64(len(page.Versions)), 10)
-	b = append(b, `,"versions":[`...)
+// listPiece is the size in bytes of the pieces in which a list is sent.
+const listPiece = 64 << 10
+
+// listWriter collects what it is given and writes it to w in pieces, if there is a w.
+type listWriter struct {
+	w       io.Writer // nil: all of it stays in b
+	b       []byte
+	written int64
+	err     error // of w
+}
+
+// flush writes what was collected, if it is a piece, or if all must go.
+func (l *listWriter) flush(all bool) error {
+	if l.err != nil || l.w == nil || len(l.b) < listPiece && !all {
+		return l.err
+	}
+	l.write(l.b)
+	l.b = l.b[:0]
+	return l.err
+}
+
+func (l *listWriter) write(b []byte) {
+	n, err := l.w.Write(b)
+	l.written += int64(n)
+	l.err = err
+}
+
+// raw adds b, which may be long and is not copied then.
+func (l *listWriter) raw(b []byte) error {
+	if l.w == nil || len(b) < listPiece {
+		l.b = append(l.b, b...)
+		return l.flush(false)
+	}
+	if err := l.flush(true); err != nil {
+		return err
+	}
+	l.write(b)
+	return l.err
+}
+
+// versions adds a page of versions as it is sent, all of it or the beginning.
+func (l *listWriter) versions(siteID string, page *VersionPage, metadata bool) error {
+	l.b = appendListHead(l.b, siteID, page)
 	for i, v := range page.Versions {
 		if i > 0 {
-			b = append(b, ',')
+			l.b = append(l.b, ',')
 		}
-		b = appendVersion(b, v, metadata)
+		if err := l.version(page, v, metadata); err != nil {
+			return fmt.Errorf("cannot list the log of %q: %w", v.BuildID, err)
+		}
 	}
+	l.b = appendListEnd(l.b, page)
+	return l.flush(true)
+}
+
+func (l *listWriter) version(page *VersionPage, v *Version, metadata bool) error {
+	l.b = appendVersionHead(l.b, v)
+	end := int64(math.MaxInt64) // where the entries must end
+	if v.Stored != nil {
+		end = l.size() + v.Stored.size[kindOfList(metadata)]
+	}
+	first := true
+	err := page.eachEntry(v, metadata, func(e *LogEntry) error {
+		if !first {
+			l.b = append(l.b, ',')
+		}
+		first = false
+		with := metadata && len(e.Metadata) > 0
+		l.b = appendEntry(l.b, e, with)
+		if with && l.size()+int64(len(e.Metadata)) < end {
+			if err := l.raw(e.Metadata); err != nil {
+				return err
+			}
+			l.b = append(l.b, '}')
+		} else if with || l.size() > end {
+			// The metadata is not what it was. Not one byte more than was
+			// announced may be sent: the rest would be cut off, and look whole.
+			return errLogChanged
+		}
+		return l.flush(false)
+	})
+	if err != nil {
+		return err
+	}
+	if v.Stored != nil && l.size() != end {
+		return errLogChanged
+	}
+	l.b = appendVersionEnd(l.b, v)
+	return l.flush(false)
+}
+
+// size is the number of bytes added so far.
+func (l *listWriter) size() int64 { return l.written + int64(len(l.b)) }
+
+// sizeOfList is the number of bytes that listWriter.versions adds.
+func sizeOfList(siteID string, page *VersionPage, metadata bool) int64 {
+	buf := appendListEnd(appendListHead(make([]byte, 0, 512), siteID, page), page)
+	n := int64(len(buf) + max(0, len(page.Versions)-1))
+	for _, v := range page.Versions {
+		buf = appendVersionEnd(appendVersionHead(buf[:0], v), v)
+		n += int64(len(buf))
+		if v.Stored != nil {
+			n += v.Stored.size[kindOfList(metadata)]
+			continue
+		}
+		n += int64(max(0, len(v.Logs)-1))
+		for i := range v.Logs {
+			buf = appendEntry(buf[:0], &v.Logs[i], false)
+			n += int64(len(buf))
+			if metadata {
+				n += metadataSize(&v.Logs[i])
+			}
+		}
+	}
+	return n
+}
+
+// kindOfList is the index of storedLog.size.
+func kindOfList(metadata bool) int {
+	if metadata {
+		return 1
+	}
+	return 0
+}
+
+func appendListHead(b []byte, siteID string, page *VersionPage) []byte {
+	b = appendString(append(b, `{"site_id":`...), siteID)
+	b = strconv.AppendInt(append(b, `,"count":`...), int64(len(page.Versions)), 10)
+	return append(b, `,"versions":[`...)
+}
+
+func appendListEnd(b []byte, page *VersionPage) []byte {
 	b = append(b, ']')
 	if page.NextCursor != "" {
 		b = appendString(append(b, `,"next_cursor":`...), page.NextCursor)
@@ -29,24 +153,14 @@ func appendVersions(b []byte, siteID string, page *VersionPage, metadata bool) [
 	return append(b, "}\n"...)
 }
 
-func appendVersion(b []byte, v *Version, metadata bool) []byte {
+func appendVersionHead(b []byte, v *Version) []byte {
 	b = appendString(append(b, `{"build_id":`...), v.BuildID)
 	b = strconv.AppendInt(append(b, `,"size_bytes":`...), v.SizeBytes, 10)
 	b = appendTime(append(b, `,"created_at":`...), v.CreatedAt)
-	b = append(b, `,"logs":[`...)
-	for i := range v.Logs {
-		e := &v.Logs[i]
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = appendString(append(b, `{"action":`...), e.Action)
-		b = appendString(append(b, `,"status":`...), e.Status)
-		b = appendTime(append(b, `,"timestamp":`...), e.Timestamp)
-		if metadata && len(e.Metadata) > 0 {
-			b = append(append(b, `,"metadata":`...), e.Metadata...)
-		}
-		b = append(b, '}')
-	}
+	return append(b, `,"logs":[`...)
+}
+
+func appendVersionEnd(b []byte, v *Version) []byte {
 	b = append(b, ']')
 	if v.LogsError != "" {
 		b = appendString(append(b, `,"logs_error":`...), v.LogsError)
@@ -54,16 +168,26 @@ func appendVersion(b []byte, v *Version, metadata bool) []byte {
 	return append(b, '}')
 }
 
-// sizeOfVersions is about what appendVersions appends, metadata apart.
-func sizeOfVersions(page *VersionPage) int {
-	n := 256
-	for _, v := range page.Versions {
-		n += 112 + len(v.BuildID) + len(v.LogsError)
-		for i := range v.Logs {
-			n += 80 + len(v.Logs[i].Action) + len(v.Logs[i].Status)
-		}
+const metadataName = `,"metadata":`
+
+// appendEntry appends an entry: open, up to the value of its metadata and without
+// the brace behind it; else whole, and without metadata.
+func appendEntry(b []byte, e *LogEntry, open bool) []byte {
+	b = appendString(append(b, `{"action":`...), e.Action)
+	b = appendString(append(b, `,"status":`...), e.Status)
+	b = appendTime(append(b, `,"timestamp":`...), e.Timestamp)
+	if open {
+		return append(b, metadataName...)
 	}
-	return n
+	return append(b, '}')
+}
+
+// metadataSize is the number of bytes that the metadata of an entry adds to it.
+func metadataSize(e *LogEntry) int64 {
+	if len(e.Metadata) == 0 {
+		return 0
+	}
+	return int64(len(metadataName) + len(e.Metadata))
 }
 
 // appendTime appends t as time.Time.MarshalJSON does.

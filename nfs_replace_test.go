@@ -393,14 +393,14 @@ func TestMissingNameUnderALock(t *testing.T) {
 		{artifactsDir, func(n *nfs) error { _, err := fetch(n, "s", "b"); return err }},
 		{artifactsDir, func(n *nfs) error { _, err := n.StatArtifact("s", "b"); return err }},
 		{artifactsDir, func(n *nfs) error {
-			page, err := n.ListVersionsPage("s", VersionQuery{})
+			page, err := listPage(n, "s", VersionQuery{})
 			if err == nil && (len(page.Versions) != 1 || page.Versions[0].SizeBytes != 1) {
 				err = fmt.Errorf("listed as %+v", page.Versions)
 			}
 			return err
 		}},
 		{logsDir, func(n *nfs) error {
-			page, err := n.ListVersionsPage("s", VersionQuery{})
+			page, err := listPage(n, "s", VersionQuery{})
 			if err == nil && (len(page.Versions) != 1 || len(page.Versions[0].Logs) != 1) {
 				err = fmt.Errorf("listed as %+v", page.Versions)
 			}
@@ -597,7 +597,7 @@ func TestListWhileNamesVanish(t *testing.T) {
 		}
 	}()
 	for range 300 {
-		page, err := reader.ListVersionsPage("s", VersionQuery{})
+		page, err := listPage(reader, "s", VersionQuery{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -4,17 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
 
-	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/sync/errgroup"
 )
 
 const (
 	logReaders   = 32       // logs read at once for one listing
-	logCacheSize = 64 << 20 // bytes of logs kept
+	logCacheSize = 48 << 20 // bytes of memory, about, for the entries of logs that are kept
+	logCacheLogs = 50_000   // logs that are remembered without their entries: about 20 MiB
 )
 
 // ListVersions implements Backend.
@@ -23,13 +25,23 @@ func (s *objectStore) ListVersions(siteID string) ([]*Version, error) {
 	if err != nil {
 		return nil, err
 	}
-	return page.Versions, nil
+	return page.withLogs(true)
 }
 
 // ListVersionsPage implements VersionPager. All keys of the site are listed,
 // but only the logs on the page are read, and those of builds that have nothing
-// else, since their first entry tells their place.
+// else, since their first entry tells their place. Equal lists that are asked for
+// while one is made share the next one.
 func (s *objectStore) ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, error) {
+	key := fmt.Sprintf("%s %d %s", siteID, q.Limit, q.Cursor) // of the metadata a page knows nothing
+	answer, _ := s.lists.do(key, struct{}{}, func([]struct{}) listed {
+		page, err := s.listPage(siteID, q)
+		return listed{page, err}
+	})
+	return answer.page, answer.err
+}
+
+func (s *objectStore) listPage(siteID string, q VersionQuery) (*VersionPage, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	builds, err := s.listBuilds(ctx, siteID)
@@ -72,10 +84,12 @@ func (s *objectStore) ListVersionsPage(siteID string, q VersionQuery) (*VersionP
 	for i, v := range page.Versions {
 		sums[i] = versionSum(v)
 	}
-	if page.NextCursor != "" {
-		sums = append(sums, [16]byte{}) // that there is more is part of the answer
+	page.setTag(sums)
+	page.OpenLog = func(buildID string) (*openedLog, error) {
+		ctx, cancel := context.WithCancel(context.Background())
+		log, _, err := s.openLog(ctx, cancel, s.logsPrefix(siteID)+buildID+logSuffix)
+		return log, err
 	}
-	page.Tag = tagOf(sums)
 	return page, nil
 }
 
@@ -155,97 +169,135 @@ func (s *objectStore) fillLogs(ctx context.Context, builds []*build) error {
 }
 
 func (s *objectStore) fillLog(ctx context.Context, b *build) error {
-	entries, err := s.cachedLog(ctx, b.log)
+	log, err := s.cachedLog(ctx, b.log)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		b.gone = b.artifact.key == ""
 		return nil
-	case errors.Is(err, ErrDamaged), errors.Is(err, ErrLogFull):
-		s.log.Error("a log cannot be read", "key", b.log.key, "error", err)
-		b.version.LogsError = reasonOf(err)
-		return nil
-	case err != nil:
+	case errors.Is(err, ErrUnavailable), ctx.Err() != nil:
 		return err
+	case err != nil:
+		s.log.Error("a log cannot be listed", "key", b.log.key, "error", err)
+		b.version.LogsError = unreadableLog
+		if errors.Is(err, ErrDamaged) || errors.Is(err, ErrLogFull) {
+			b.version.LogsError = reasonOf(err)
+		}
+		return nil
 	}
-	b.version.Logs = entries
+	b.version.Stored = log
 	if b.artifact.key == "" {
-		b.version.CreatedAt = entries[0].Timestamp
+		b.version.CreatedAt = log.first
 	}
 	return nil
 }
 
-// cachedLog is the log o in the order of sortEntries. What is returned is
-// shared.
-func (s *objectStore) cachedLog(ctx context.Context, o objectInfo) ([]LogEntry, error) {
-	entries, ok := s.logs.get(o.key, o.etag)
-	s.stats.list(ok)
-	if ok {
-		return entries, nil
+// cachedLog is what a list must know of the log o, which is read if it changed.
+func (s *objectStore) cachedLog(ctx context.Context, o objectInfo) (*storedLog, error) {
+	log := s.logs.get(o.key, o.etag)
+	s.stats.list(log != nil)
+	if log != nil {
+		return log, nil
 	}
+	if err := s.scans.Acquire(ctx, scanMemory(o.size)); err != nil {
+		return nil, err
+	}
+	defer s.scans.Release(scanMemory(o.size))
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	data, info, err := s.readLog(ctx, o.key)
+	r, info, err := s.openLog(ctx, cancel, o.key)
 	if err != nil {
 		return nil, err
 	}
-	entries, err = parseLog(data)
+	defer r.Close()
+	scan := &logScan{buildID: buildOf(o.key, logSuffix)}
+	err = r.scan(func(e LogEntry) error {
+		scan.add(&e)
+		return nil
+	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cannot read %q: %w", o.key, err)
 	}
-	sortEntries(entries)
-	s.logs.put(o.key, info.etag, entries, len(data))
-	return entries, nil
+	return s.logs.put(o.key, info.etag, scan), nil
 }
 
-// logCache keeps parsed logs by key and ETag, the ones used last, of at most
-// max bytes together.
+// openLog opens a log. ctx spans the reading; cancel is called when that ends.
+func (s *objectStore) openLog(ctx context.Context, cancel context.CancelFunc, key string) (*openedLog, objectInfo, error) {
+	body, info, err := s.bucket.get(ctx, key, "", 0, -1)
+	if err != nil {
+		cancel()
+		return nil, info, fmt.Errorf("cannot open %q: %w", key, err)
+	}
+	r := &objectReader{body: body, info: info, left: info.size, cancel: cancel}
+	if info.size > maxLogRead {
+		r.Close()
+		return nil, info, fmt.Errorf("%w: %q has %d bytes", ErrLogFull, key, info.size)
+	}
+	return &openedLog{r, info.size}, info, nil
+}
+
+// logCache remembers logs by key and ETag, the ones that were listed last: what
+// lists must know of them, and of those that are small the entries.
 type logCache struct {
+	max int64 // bytes of entries
+
 	mu   sync.Mutex
-	kept *lru.Cache[string, cachedLog]
-	size int
-	max  int
+	logs *simplelru.LRU[string, cachedLog]
+	kept *simplelru.LRU[string, *storedLog] // those of logs whose entries are kept
+	size int64                              // bytes of entries
 }
 
 type cachedLog struct {
-	etag    string
-	entries []LogEntry
-	size    int
+	etag string
+	*storedLog
 }
 
-func newLogCache(max int) *logCache {
+func newLogCache(max int64, logs int) *logCache {
 	c := &logCache{max: max}
-	// Every log counts for at least entryCost bytes, so that max is met first.
-	kept, err := lru.NewWithEvict(max/entryCost+1, func(_ string, l cachedLog) { c.size -= l.size })
-	if err != nil {
+	var err error
+	if c.kept, err = simplelru.NewLRU(math.MaxInt, func(_ string, l *storedLog) {
+		c.size -= l.memory()
+		l.forget()
+	}); err != nil {
 		panic(err) // the size is a positive constant
 	}
-	c.kept = kept
+	if c.logs, err = simplelru.NewLRU(logs, func(key string, _ cachedLog) { c.kept.Remove(key) }); err != nil {
+		panic(err) // likewise
+	}
 	return c
 }
 
-// entryCost is about what a log takes in memory beside its bytes.
-const entryCost = 256
-
-func (c *logCache) get(key, etag string) ([]LogEntry, bool) {
+// get is what is remembered of the log, nil if that is nothing.
+func (c *logCache) get(key, etag string) *storedLog {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	l, ok := c.kept.Get(key)
-	return l.entries, ok && l.etag == etag
+	l, ok := c.logs.Get(key)
+	if !ok || l.etag != etag {
+		return nil
+	}
+	c.kept.Get(key)
+	return l.storedLog
 }
 
-func (c *logCache) put(key, etag string, entries []LogEntry, size int) {
-	size += entryCost * (len(entries) + 1)
-	if size > c.max/8 {
-		return // one log must not drive all others out
-	}
+// put remembers what was read of a log, and returns it. Of others the entries are
+// forgotten, to make room.
+func (c *logCache) put(key, etag string, scan *logScan) *storedLog {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.kept.Remove(key)
-	c.kept.Add(key, cachedLog{etag, entries, size})
-	for c.size += size; c.size > c.max; {
-		c.kept.RemoveOldest()
-		if c.kept.Len() == 0 {
-			c.size = 0 // whatever was counted
+	c.logs.Remove(key)
+	log := scan.done(func(cost int64) bool {
+		if cost > c.max {
+			return false
 		}
+		for c.size += cost; c.size > c.max; {
+			if _, _, ok := c.kept.RemoveOldest(); !ok {
+				c.size = cost // whatever was counted
+			}
+		}
+		return true
+	})
+	c.logs.Add(key, cachedLog{etag, log})
+	if log.memory() > 0 {
+		c.kept.Add(key, log)
 	}
+	return log
 }

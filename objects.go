@@ -8,6 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 )
 
 const (
@@ -33,6 +35,8 @@ type objectStore struct {
 	prefix  string // of every key; empty or ending in a slash
 	log     *slog.Logger
 	logs    *logCache
+	lists   group[struct{}, listed]  // one list of a site and a page at a time
+	scans   *semaphore.Weighted      // logScanBytes
 	appends group[LogEntry, []error] // one write of a log at a time
 	trust   trust
 	stats   *storeMetrics
@@ -48,7 +52,10 @@ var (
 )
 
 func newObjectStore(b bucket, prefix string, log *slog.Logger) *objectStore {
-	s := &objectStore{bucket: b, prefix: prefix, log: log, logs: newLogCache(logCacheSize), stats: newStoreMetrics()}
+	s := &objectStore{
+		bucket: b, prefix: prefix, log: log, logs: newLogCache(logCacheSize, logCacheLogs),
+		scans: semaphore.NewWeighted(logScanBytes), stats: newStoreMetrics(),
+	}
 	s.trust.asked.ask, s.trust.asked.wait = s.learn, trustWait
 	return s
 }

@@ -382,7 +382,7 @@ func TestPageReadsOnlyItsLogs(t *testing.T) {
 	f := func(q VersionQuery, want int) {
 		t.Helper()
 		gets = 0
-		if _, err := b.ListVersionsPage(site, q); err != nil {
+		if _, err := listPage(b, site, q); err != nil {
 			t.Fatal(err)
 		}
 		if gets != want {
@@ -397,35 +397,48 @@ func TestPageReadsOnlyItsLogs(t *testing.T) {
 }
 
 func TestLogCacheIsBounded(t *testing.T) {
-	c := newLogCache(100_000)
+	c := newLogCache(100_000, 500)
+	put := func(key string, entries int) *storedLog {
+		scan := &logScan{buildID: "b"}
+		for i := range entries {
+			e := entry(fmt.Sprint(i), "b", testTime)
+			scan.add(&e)
+		}
+		return c.put(key, "e", scan)
+	}
 	for i := range 1000 {
-		c.put(fmt.Sprint(i), "e", make([]LogEntry, 1), 1000)
-		if c.size > c.max {
-			t.Fatalf("%d bytes are kept, not %d", c.size, c.max)
+		put(fmt.Sprint(i), 5)
+		if c.size > c.max || c.logs.Len() > 500 {
+			t.Fatalf("%d bytes are kept, not %d; %d logs are remembered", c.size, c.max, c.logs.Len())
 		}
 	}
-	c.put("large", "e", nil, 99_000)
-	if _, ok := c.get("large", "e"); ok {
+	if put("large", 1000).memory() > 0 || put("full", 700).memory() > 0 {
 		t.Error("one log took all of the cache")
 	}
-	if _, ok := c.get("999", "e"); !ok {
+	if l := c.get("999", "e"); l == nil || l.known(true) == nil {
 		t.Error("the last one is not kept")
 	}
-	if _, ok := c.get("999", "other"); ok {
+	if l := c.get("600", "e"); l == nil || l.known(true) != nil {
+		t.Error("an older one is kept with its entries, or not remembered at all")
+	}
+	if c.get("1", "e") != nil {
+		t.Error("the first one is still remembered")
+	}
+	if c.get("999", "other") != nil {
 		t.Error("a log with another ETag was taken for the same")
 	}
-	sum := 0
+	sum := int64(0)
 	for _, l := range c.kept.Values() {
-		sum += l.size
+		sum += l.memory()
 	}
-	if sum != c.size {
+	if sum != c.size || sum == 0 {
 		t.Errorf("%d bytes are counted, and %d kept", c.size, sum)
 	}
 	c.size += c.max // a count that is too high only forgets
-	c.put("1", "e", nil, 1000)
-	c.put("2", "e", nil, 1000)
-	if _, ok := c.get("2", "e"); !ok || c.size > 3000 {
-		t.Errorf("after a wrong count %d bytes are counted, and the last log is kept: %v", c.size, ok)
+	put("1", 5)
+	put("2", 5)
+	if l := c.get("2", "e"); l == nil || l.known(true) == nil || c.size > 3000 {
+		t.Errorf("after a wrong count %d bytes are counted, and the last log is kept: %v", c.size, l != nil)
 	}
 }
 

@@ -39,12 +39,15 @@ type service struct {
 	reads    *budget            // places of other requests that read the store
 	writes   *budget            // places of other requests that change it
 	entries  *budget            // bytes of log entries
+	lists    *budget            // bytes of lists that are made and sent
 	ready    *lookup[Readiness] // nil: the backend cannot be probed
 	space    *lookup[Space]     // nil: the backend has no size
 	reserve  *reserve           // nil: none is kept
 	metrics  *serviceMetrics
 	seen     atomic.Uint64 // requests, for the sample of the access log
 	stopping atomic.Bool
+
+	listBuffered int64 // bytes of a list that is made whole before it is sent
 }
 
 func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
@@ -54,6 +57,7 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 		reads:   newBudget(maxReads, placeWait),
 		writes:  newBudget(maxWrites, placeWait),
 		entries: newBudget(entryMemory, placeWait),
+		lists:   newBudget(listMemory, placeWait), listBuffered: listBuffered,
 		metrics: newServiceMetrics(),
 	}
 	if p, ok := backend.(Prober); ok {
@@ -74,7 +78,7 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 // budgets are those of the service and of its store, by the names that the metrics
 // have for them.
 func (s *service) budgets() map[string]*budget {
-	all := map[string]*budget{"uploads": s.uploads, "reads": s.reads, "writes": s.writes, "entries": s.entries}
+	all := map[string]*budget{"uploads": s.uploads, "reads": s.reads, "writes": s.writes, "entries": s.entries, "lists": s.lists}
 	if b, ok := s.backend.(budgeted); ok {
 		maps.Copy(all, b.budgets())
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,10 +37,11 @@ func (id fileID) settledAt(then int64) bool {
 type siteIndex struct {
 	artifacts, logs watchedDir
 	builds          map[string]*siteBuild
-	order           []*Version      // in the order of compareVersions, for finding pages; nil: not known
-	whole           [2]*VersionPage // of all versions, without and with metadata; nil: not made
-	round           int             // of the reading of a directory
-	bytes           int64           // of memory, about
+	order           []*Version   // in the order of compareVersions, for finding pages; nil: not known
+	whole           *VersionPage // of all versions; nil: not made
+	round           int          // of the reading of a directory
+	charged         int64        // bytes of memory, about, that listings counts for it; guarded by its mu
+	counted         bool         // charged is what it takes now
 }
 
 // watchedDir is a directory as it was last read.
@@ -63,15 +63,12 @@ type siteBuild struct {
 	hasLog    bool
 	loaded    bool // the log was read; else only its name is known
 	logID     fileID
-	logSince  time.Time // when logID was first seen
-	settled   bool      // logID was old enough when the log was read
-	logs      []LogEntry
-	withMeta  []LogEntry // with metadata; nil: there is none, or it is not kept
-	noMeta    bool       // there is none
+	logSince  time.Time  // when logID was first seen
+	settled   bool       // logID was old enough when the log was read
+	log       *storedLog // nil unless loaded, or if it could not be read
 	logsError string
 
-	version *Version // without metadata, and without logs unless loaded
-	full    *Version // with metadata; nil: not known or not kept
+	version *Version
 	sum     [16]byte // of version; not set unless loaded
 }
 
@@ -80,7 +77,7 @@ func newSiteIndex() *siteIndex { return &siteIndex{builds: make(map[string]*site
 // changed drops what was derived from b. The order stays as it is where a build
 // is placed by its artifact and only its log is another.
 func (ix *siteIndex) changed(b *siteBuild, placed bool) {
-	ix.whole, ix.bytes = [2]*VersionPage{}, 0
+	ix.whole, ix.counted = nil, false
 	if !placed || !b.hasArtifact {
 		ix.order = nil
 	}
@@ -104,36 +101,27 @@ func (ix *siteIndex) drop(b *siteBuild) {
 	ix.changed(b, false)
 }
 
-// forgetLogs drops the contents of all logs.
+// forgetLogs drops the entries of all logs from memory.
 func (ix *siteIndex) forgetLogs() {
 	for _, b := range ix.builds {
-		b.unload()
-		ix.changed(b, true)
+		b.log.forget()
 	}
 }
 
-// measure estimates the memory that ix takes, if it changed.
-func (ix *siteIndex) measure() {
-	if ix.bytes > 0 {
-		return
-	}
-	ix.bytes = 512
+// memory estimates what ix takes.
+func (ix *siteIndex) memory() int64 {
+	n := int64(512)
 	for _, b := range ix.builds {
-		ix.bytes += 600 + 2*int64(len(b.id))
-		for i := range b.logs {
-			e := &b.logs[i]
-			ix.bytes += int64(160 + len(e.ID) + len(e.Action) + len(e.Status))
-		}
-		for i := range b.withMeta {
-			ix.bytes += int64(160 + len(b.withMeta[i].Metadata))
-		}
+		n += 600 + 2*int64(len(b.id)) + b.log.memory()
 	}
+	return n
 }
 
-// unload drops the content of the log.
+// unload drops what is known of the log.
 func (b *siteBuild) unload() {
+	b.log.forget()
 	b.loaded, b.settled = false, false
-	b.logs, b.withMeta, b.noMeta, b.logsError = nil, nil, false, ""
+	b.log, b.logsError = nil, ""
 	b.sum = [16]byte{}
 	b.describe()
 }
@@ -150,32 +138,18 @@ func (b *siteBuild) createdAt() time.Time {
 	switch {
 	case b.hasArtifact:
 		return time.Unix(0, b.mtime).UTC()
-	case len(b.logs) > 0:
-		return b.logs[0].Timestamp
+	case b.log != nil:
+		return b.log.first
 	}
 	return time.Unix(0, b.logID.mtime).UTC()
 }
 
-// describe makes the versions of b anew. Those that were handed out stay.
+// describe makes the version of b anew. Those that were handed out stay.
 func (b *siteBuild) describe() {
-	b.version = &Version{BuildID: b.id, SizeBytes: b.size, CreatedAt: b.createdAt(), Logs: b.logs, LogsError: b.logsError}
-	b.full = nil
-	switch {
-	case b.hasLog && !b.loaded:
-		return
-	case !b.hasLog || b.noMeta:
-		b.full = b.version
-	case b.withMeta != nil:
-		b.full = b.withLogs(b.withMeta)
+	b.version = &Version{BuildID: b.id, SizeBytes: b.size, CreatedAt: b.createdAt(), LogsError: b.logsError, Stored: b.log}
+	if b.loaded || !b.hasLog {
+		b.sum = versionSum(b.version)
 	}
-	b.sum = versionSum(b.version)
-}
-
-// withLogs is the version with other logs.
-func (b *siteBuild) withLogs(logs []LogEntry) *Version {
-	v := *b.version
-	v.Logs = logs
-	return &v
 }
 
 // setArtifact takes over what the directory has, and tells whether it is new.
@@ -188,31 +162,9 @@ func (b *siteBuild) setArtifact(st *unix.Stat_t) bool {
 	return false
 }
 
-// setLog takes over the entries of the log, as they are in the file, or why
-// they could not be read. It returns the version with metadata.
-func (b *siteBuild) setLog(entries []LogEntry, logsError string) *Version {
-	sortEntries(entries)
-	b.loaded, b.logsError = true, logsError
-	b.logs, b.withMeta = nil, nil
-	metadata := 0
-	for i := range entries {
-		entries[i].BuildID = b.id
-		metadata += len(entries[i].Metadata)
-	}
-	b.noMeta = metadata == 0
-	b.logs = entries
-	if !b.noMeta {
-		b.logs = slices.Clone(entries)
-		for i := range b.logs {
-			b.logs[i].Metadata = nil
-		}
-		if metadata <= keepMetadata {
-			b.withMeta = entries
-		}
-	}
+// setLog takes over what the log holds, or why it could not be read.
+func (b *siteBuild) setLog(log *storedLog, logsError string) {
+	b.log.forget()
+	b.loaded, b.log, b.logsError = true, log, logsError
 	b.describe()
-	if b.noMeta {
-		return b.version
-	}
-	return b.withLogs(entries)
 }

@@ -211,7 +211,7 @@ func (s *siteScan) sort() error {
 			unplaced = append(unplaced, b)
 		}
 	}
-	if _, err := s.load(unplaced); err != nil {
+	if err := s.load(unplaced); err != nil {
 		return err
 	}
 	order := make([]*Version, 0, len(ix.builds))
@@ -226,12 +226,9 @@ func (s *siteScan) sort() error {
 // page is the page that q selects.
 func (s *siteScan) page(q VersionQuery) (*VersionPage, error) {
 	ix := s.ix
-	kind, whole := 0, q.Limit == 0 && q.Cursor == ""
-	if q.Metadata {
-		kind = 1
-	}
-	if whole && ix.whole[kind] != nil {
-		return ix.whole[kind], nil
+	whole := q.Limit == 0 && q.Cursor == ""
+	if whole && ix.whole != nil {
+		return ix.whole, nil
 	}
 	if err := s.sort(); err != nil {
 		return nil, err
@@ -242,62 +239,52 @@ func (s *siteScan) page(q VersionQuery) (*VersionPage, error) {
 	}
 	builds := make([]*siteBuild, len(found.Versions))
 	var missing []*siteBuild
+	room := true
 	for i, v := range found.Versions {
 		b := ix.builds[v.BuildID]
 		builds[i] = b
-		if b.hasLog && !b.loaded || q.Metadata && b.full == nil {
+		switch {
+		case b.hasLog && !b.loaded:
 			missing = append(missing, b)
+		case room && b.log.wanting():
+			// There was no room for its entries. If there is now they are read again.
+			if room = s.n.lists.charge(ix, b.log.cost); room {
+				s.n.lists.charge(ix, -b.log.cost)
+				missing = append(missing, b)
+			}
 		}
 	}
-	loaded, err := s.load(missing)
-	if err != nil {
+	if err := s.load(missing); err != nil {
 		return nil, err
 	}
-	page := &VersionPage{Versions: make([]*Version, 0, len(builds)), NextCursor: found.NextCursor}
+	page := &VersionPage{Versions: make([]*Version, 0, len(builds)), NextCursor: found.NextCursor, OpenLog: s.n.logOpener(s.site)}
 	sums := make([][16]byte, 0, len(builds)+1)
 	for _, b := range builds {
-		v := b.version
-		if len(missing) > 0 && missing[0] == b {
-			if q.Metadata {
-				v = loaded[0]
-			}
-			missing, loaded = missing[1:], loaded[1:]
-		} else if q.Metadata {
-			v = b.full
-		}
 		if b.hasArtifact || b.hasLog { // else it went while this was made
-			page.Versions = append(page.Versions, v)
+			page.Versions = append(page.Versions, b.version)
 			sums = append(sums, b.sum)
 		}
-		whole = whole && (!b.hasLog || b.loaded) && (!q.Metadata || b.full != nil)
+		whole = whole && (!b.hasLog || b.loaded) && !b.log.wanting()
 	}
-	if page.NextCursor != "" {
-		sums = append(sums, [16]byte{}) // that there is more is part of the answer
-	}
-	page.Tag = tagOf(sums)
+	page.setTag(sums)
 	if whole && ix.order != nil {
-		ix.whole[kind], ix.order = page, page.Versions
+		ix.whole, ix.order = page, page.Versions
 	}
 	return page, nil
 }
 
-// load reads the logs of builds and returns their versions with metadata. A log
-// that cannot be read is told in its version; only a store that cannot be
-// reached is an error.
-func (s *siteScan) load(builds []*siteBuild) ([]*Version, error) {
+// load reads the logs of builds. A log that cannot be read is told in its version;
+// only a store that cannot be reached is an error.
+func (s *siteScan) load(builds []*siteBuild) error {
 	if len(builds) == 0 {
-		return nil, nil
+		return nil
 	}
-	versions := make([]*Version, len(builds))
 	sums := make([][16]byte, len(builds))
 	for i, b := range builds {
 		sums[i] = b.sum
 	}
-	err := s.n.lists.parallel(len(builds), func(i int) (err error) {
-		versions[i], err = s.loadOne(builds[i])
-		return err
-	})
-	s.ix.bytes = 0 // to be measured again
+	s.ix.counted = false
+	err := s.n.lists.parallel(len(builds), func(i int) error { return s.loadOne(builds[i]) })
 	for i, b := range builds {
 		switch {
 		case !b.hasLog:
@@ -306,31 +293,27 @@ func (s *siteScan) load(builds []*siteBuild) ([]*Version, error) {
 			s.ix.changed(b, true)
 		}
 	}
-	return versions, err
+	return err
 }
 
 // loadOne reads the log of b, of which it changes nothing that another one
 // shares.
-func (s *siteScan) loadOne(b *siteBuild) (*Version, error) {
+func (s *siteScan) loadOne(b *siteBuild) error {
 	start := time.Now()
 	name := b.id + logSuffix
-	data, st, err := s.n.readLog(s.logs, name)
+	scan, st, err := s.scanLog(b, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = s.n.find(s.site, logsDir, b.id, func(path string) (err error) {
-			data, st, err = s.n.readLog(s.logs, path[strings.LastIndexByte(path, '/')+1:])
+			scan, st, err = s.scanLog(b, path[strings.LastIndexByte(path, '/')+1:])
 			return err
 		})
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		b.removeLog()
-		return b.version, nil
+		return nil
 	}
 	if errors.Is(err, ErrUnavailable) {
-		return nil, err
-	}
-	var entries []LogEntry
-	if err == nil {
-		entries, err = parseLog(data)
+		return err
 	}
 	id := idOf(&st)
 	told := id == b.logID
@@ -340,7 +323,8 @@ func (s *siteScan) loadOne(b *siteBuild) (*Version, error) {
 	b.settled = start.Sub(b.logSince) >= settleTime || id.settledAt(s.then)
 	switch {
 	case err == nil:
-		return b.setLog(entries, ""), nil
+		b.setLog(scan.done(func(cost int64) bool { return s.n.lists.charge(s.ix, cost) }), "")
+		return nil
 	case errors.Is(err, ErrDamaged), errors.Is(err, ErrLogFull):
 		if !told {
 			s.n.log.Error("a log cannot be listed", "file", s.logs.Name()+"/"+name, "error", err)
@@ -349,10 +333,42 @@ func (s *siteScan) loadOne(b *siteBuild) (*Version, error) {
 		if errors.Is(err, ErrLogFull) {
 			why = ErrLogFull
 		}
-		return b.setLog(nil, why.Error()), nil
+		b.setLog(nil, why.Error())
+		return nil
 	}
 	s.n.log.Error("a log cannot be read", "file", s.logs.Name()+"/"+name, "error", err)
-	v := b.setLog(nil, "the log cannot be read")
+	b.setLog(nil, unreadableLog)
 	b.loaded = false // so that the next list tries again
-	return v, nil
+	return nil
+}
+
+// unreadableLog is why the entries of a log are not listed that is there, and cannot
+// be read.
+const unreadableLog = "the log cannot be read"
+
+// scanLog reads the file name of the log of b and describes exactly what it read.
+func (s *siteScan) scanLog(b *siteBuild, name string) (*logScan, unix.Stat_t, error) {
+	file, err := openLogAt(s.logs, name)
+	if err != nil {
+		return nil, file.st, err
+	}
+	defer file.Close()
+	scan := &logScan{buildID: b.id}
+	if file.st.Size <= scanBuffer { // many are this small, and this is the faster way
+		data, err := readAll(file.fd, file.path, file.st.Size)
+		if err != nil {
+			return nil, file.st, err
+		}
+		entries, err := parseLog(data)
+		for i := range entries {
+			scan.add(&entries[i])
+		}
+		return scan, file.st, err
+	}
+	release := s.n.lists.enterScan(file.st.Size)
+	defer release()
+	return scan, file.st, file.opened().scan(func(e LogEntry) error {
+		scan.add(&e)
+		return nil
+	})
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
@@ -69,24 +68,23 @@ func parseCursor(s string) (*Version, error) {
 // versionSum is a hash of everything that a listing tells of v but metadata,
 // the same in every process.
 func versionSum(v *Version) [16]byte {
-	b := make([]byte, 0, 256)
-	str := func(s string) {
-		b = binary.AppendUvarint(b, uint64(len(s)))
-		b = append(b, s...)
-	}
-	str(v.BuildID)
+	b := appendSized(make([]byte, 0, 256), v.BuildID)
 	b = binary.AppendVarint(b, v.SizeBytes)
 	b = binary.AppendVarint(b, v.CreatedAt.UnixNano())
-	str(v.LogsError)
-	for i := range v.Logs {
-		e := &v.Logs[i]
-		str(e.ID) // names the entry, and so its metadata, which never changes
-		str(e.Action)
-		str(e.Status)
-		b = binary.AppendVarint(b, e.Timestamp.UnixNano())
+	b = appendSized(b, v.LogsError)
+	switch {
+	case v.Stored != nil:
+		b = append(b, v.Stored.sum[:]...)
+	case len(v.Logs) > 0:
+		var entries entrySum
+		for i := range v.Logs {
+			entries.add(&v.Logs[i])
+		}
+		sum := entries.sum()
+		b = append(b, sum[:]...)
 	}
 	sum := sha256.Sum256(b)
-	return [16]byte(sum[:16])
+	return [16]byte(sum[:])
 }
 
 // tagOf joins the sums of versions, in their order, into the tag of a listing.
@@ -98,8 +96,50 @@ func tagOf(sums [][16]byte) string {
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
-// sortEntries puts the entries of a log into the order in which they are
-// listed: oldest first, as appended where the times are equal.
-func sortEntries(entries []LogEntry) {
-	slices.SortStableFunc(entries, func(a, b LogEntry) int { return cmp.Compare(a.Timestamp.UnixNano(), b.Timestamp.UnixNano()) })
+// setTag makes the tag of p of the sums of its versions.
+func (p *VersionPage) setTag(sums [][16]byte) {
+	if p.NextCursor != "" {
+		sums = append(sums, [16]byte{}) // that there is more is part of the answer
+	}
+	p.Tag = tagOf(sums)
+}
+
+// eachEntry calls f with the entries of v, which is a version of p, as
+// storedLog.each does.
+func (p *VersionPage) eachEntry(v *Version, metadata bool, f func(e *LogEntry) error) error {
+	if v.Stored != nil {
+		return v.Stored.each(metadata, func() (*openedLog, error) { return p.OpenLog(v.BuildID) }, f)
+	}
+	for i := range v.Logs {
+		if err := f(&v.Logs[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// withLogs returns the versions of p with the entries of all logs in memory.
+func (p *VersionPage) withLogs(metadata bool) ([]*Version, error) {
+	all := make([]*Version, len(p.Versions))
+	for i, v := range p.Versions {
+		c := *v // v is shared
+		c.Stored = nil
+		if v.Stored != nil {
+			c.Logs = make([]LogEntry, 0, v.Stored.count)
+		}
+		err := p.eachEntry(v, metadata, func(e *LogEntry) error {
+			kept := *e
+			kept.BuildID = v.BuildID
+			if !metadata {
+				kept.Metadata = nil
+			}
+			c.Logs = append(c.Logs, kept)
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		all[i] = &c
+	}
+	return all, nil
 }

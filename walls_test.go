@@ -17,12 +17,12 @@ var walls = []struct {
 	files string
 	why   string
 }{
-	{"github.com/valyala/", "main server handlers uploads downloads redirect history answers ready exchange observe peers", "only the HTTP side knows fasthttp"},
+	{"github.com/valyala/", "main server handlers uploads downloads redirect history listbody answers ready exchange observe peers", "only the HTTP side knows fasthttp"},
 	{"github.com/fasthttp/", "handlers", "only the table of routes knows the router"},
 	{"github.com/goccy/", "answers history listingjson", "only the HTTP side writes its answers"},
 	{"github.com/caarlos0/", "config", "only the configuration reads variables"},
 	{"github.com/dustin/", "config", "only the configuration reads sizes"},
-	{"golang.org/x/sys/", "atomic disk diskcheck disk_clock disk_open nfs_names nfs_replace tempfill sweep lock nfs logfile siteindex sitescan mount conn listener splicers smallfiles syncs", "system calls stay where they are explained"},
+	{"golang.org/x/sys/", "atomic disk diskcheck disk_clock disk_open nfs_names nfs_replace tempfill sweep lock nfs logfile listing siteindex sitescan mount conn listener splicers smallfiles syncs", "system calls stay where they are explained"},
 	{"github.com/VictoriaMetrics/", "metrics", "one file knows how metrics are kept"},
 	{"github.com/KimMachineGun/", "main", "limits of the container are the program's business"},
 	{"net", "main server conn listener config objectnet peers profile", "sockets are the HTTP side's"},
