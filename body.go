@@ -19,6 +19,7 @@ var (
 // taken for its end. It is a FileMover, Sized and Placed.
 type requestBody struct {
 	conn   *conn
+	token  uint64    // of the request (conn.hold)
 	stream io.Reader // fasthttp's, which knows about chunks and what it has buffered
 	size   int64     // Content-Length; -1: chunked
 	limit  int64     // bytes allowed; 0: any
@@ -44,13 +45,19 @@ func (b *bodyBuffers) get() *[copySize]byte {
 // openBody begins to read the body of the request that c is serving. The caller
 // closes it before the handler returns.
 func openBody(c *conn, stream io.Reader, size, limit int64, splice bool) *requestBody {
-	b := &requestBody{conn: c, stream: stream, size: size, limit: limit}
+	b := &requestBody{conn: c, stream: stream, size: size, limit: limit, token: c.hold()}
 	c.beginBody()
 	if splice && (size < 0 || size > copySize) {
 		b.slab = c.l.splicers.borrow()
 	}
 	return b
 }
+
+// Client implements Charged.
+func (b *requestBody) Client() string { return b.conn.client() }
+
+// Revoke implements Charged.
+func (b *requestBody) Revoke() { b.conn.revokeBody(b.token) }
 
 // close gives back what the body holds. It does not read the rest.
 func (b *requestBody) close() {

@@ -59,6 +59,7 @@ func (s *service) postLog(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	entry.ID, entry.Fresh, entry.Timestamp = id, fresh, time.Now().UTC()
+	entry.Client = ctx.Conn().(*conn).client()
 	if _, err := encodeEntry(entry); err != nil { // as deep as no log can be read again
 		refuse(ctx, fasthttp.StatusBadRequest, "%v", err)
 		return
