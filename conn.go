@@ -1,6 +1,7 @@
 package main
 
 import (
+	"container/list"
 	"errors"
 	"fmt"
 	"io"
@@ -40,7 +41,17 @@ type conn struct {
 	*net.TCPConn
 	l       *listener
 	linger  atomic.Bool // the client may still send: let it read the answer first (finish)
+	from    string      // see client
 	backlog int64       // bytes unsent when the last write deadline fired
+
+	// evict.go
+	accepted time.Time
+	fresh    bool         // nothing has arrived yet
+	waiting  bool         // the next Read waits for a request
+	state    atomic.Int32 // connBusy, connIdle or connOver
+	in       *list.List   // where it is among the idle ones; under l.idle.mu
+	place    *list.Element
+	ofClient *list.Element // where it is among those of its client; nil: it was closed for others; under l.mu
 
 	sendUntil time.Time // the write deadline
 
@@ -164,6 +175,9 @@ func (c *conn) endBody() {
 func (c *conn) Read(p []byte) (int, error) {
 	if !c.inBody {
 		c.endExchange()
+		if c.waiting {
+			return c.readFirst(p)
+		}
 		return c.TCPConn.Read(p)
 	}
 	splice := c.dst != nil && len(p) > 0 && &p[0] == &c.slab[0]
@@ -392,14 +406,21 @@ func (c *conn) Close() error {
 }
 
 func (c *conn) close() error {
+	c.state.Store(connOver)
 	c.endExchange()
 	c.l.forget(c)
 	return c.TCPConn.Close()
 }
 
+// requestBegins is called when the first byte of a request was read.
+func (c *conn) requestBegins() { c.waiting = false } // it may have been read with the request before
+
 // requestOver is called when the answer has left and the body is drained, before
 // the connection waits for its next request.
-func (c *conn) requestOver() { c.linger.Store(false) }
+func (c *conn) requestOver() {
+	c.linger.Store(false)
+	c.waiting = true
+}
 
 // finish ends a connection, in the goroutine that served it. After an early answer
 // it first stops sending and reads away what the client still sends, for a bounded

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"container/list"
+	"context"
 	"errors"
 	"log/slog"
 	"math"
@@ -16,12 +18,9 @@ const (
 	// acceptPause is how long the listener waits before it looks again whether a
 	// descriptor came free.
 	acceptPause     = 50 * time.Millisecond
-	fullEvery       = time.Minute // how often the log is told that no connection can be accepted
+	tellEvery       = time.Minute // how often the log says the same about connections
 	filesPerRequest = 6           // descriptors that an upload has open at most beside its connection: files, directories, a pipe
 )
-
-// errFewLeft: connections have all descriptors but those kept for files.
-var errFewLeft = errors.New("the descriptors that are left are kept for the files of open connections")
 
 // listener hands out *conn. It knows the open ones, so that those which outlive
 // the shutdown grace can be cut.
@@ -33,15 +32,26 @@ type listener struct {
 	splicers *splicers
 	buffers  bodyBuffers
 
-	max        int           // connections that leave descriptors for their files
-	toldFull   time.Time     // when the log was last told that there are so many; Accept's own
-	perIP      int           // connections of one address; 0: any number
-	turnedAway func()        // called for each connection past it
-	refusing   chan struct{} // those that are being told so
+	max      int                  // connections that leave descriptors for their files
+	perIP    int                  // connections of one address; 0: any number
+	refusing chan struct{}        // those that are being told that they are refused
+	told     map[string]time.Time // when the log last said what; Accept's own
+	count    connCounters
 
-	mu    sync.Mutex
-	open  map[*conn]struct{}
-	peers map[netip.Addr]int // open connections; counted only with perIP
+	idle idleConns
+
+	mu      sync.Mutex
+	open    map[*conn]struct{}
+	ending  int                   // those of them that were closed for others, and are not gone
+	clients map[string]*list.List // the others, by client, the oldest first
+	largest string                // the client that has more than half, if there is one
+	peers   map[netip.Addr]int    // open connections; counted only with perIP
+}
+
+// connCounters are called for connections that do not end by themselves.
+type connCounters struct {
+	crowded, full func() // refused: its address has too many; there are too many
+	evicted, cut  func() // closed for others: idle; in use
 }
 
 // newListener makes a listener that keeps descriptors for so many requests at
@@ -53,46 +63,75 @@ func newListener(l *net.TCPListener, requests int, stall time.Duration, log *slo
 		limit.Cur = math.MaxInt32
 	}
 	most := int(limit.Cur)
-	return &listener{TCPListener: l, stall: stall, log: log, ended: ended, splicers: newSplicers(),
-		max:      min(maxConnections, (most-min(requests*filesPerRequest, most/2))/2),
-		refusing: make(chan struct{}, maxRefusing), open: map[*conn]struct{}{}, peers: map[netip.Addr]int{}}
+	uncounted := func() {}
+	listener := &listener{TCPListener: l, stall: stall, log: log, ended: ended, splicers: newSplicers(),
+		max:  min(maxConnections, (most-min(requests*filesPerRequest, most/2))/2),
+		told: map[string]time.Time{}, count: connCounters{uncounted, uncounted, uncounted, uncounted},
+		open: map[*conn]struct{}{}, clients: map[string]*list.List{}, peers: map[netip.Addr]int{}}
+	// Each has a descriptor.
+	listener.refusing = make(chan struct{}, min(maxRefusing, listener.max/8+1))
+	return listener
 }
 
-// Accept implements net.Listener. It waits while the process or the system is
-// short of descriptors or memory: fasthttp takes every error for the end of the
-// listener, and the uploads in flight would end with it. It waits before the
-// last ones are taken, so that idle connections cannot keep an upload from the
-// files that it opens at its end. Connections past the limit of their address
-// are turned away here.
+// Accept implements net.Listener. While the process or the system is short of
+// descriptors or memory it closes idle connections and waits: fasthttp takes every
+// error for the end of the listener, and the uploads in flight would end with it.
+// Past max, which leaves an upload the descriptors of the files that it opens at its
+// end, a connection takes the place of another, or is turned away.
 func (l *listener) Accept() (net.Conn, error) {
-	for {
-		var tcp *net.TCPConn
-		err := errFewLeft
-		if l.connections() < l.max {
-			tcp, err = l.AcceptTCP()
-		}
+	for short := false; ; {
+		tcp, err := l.AcceptTCP()
 		if isShortage(err) {
-			if now := time.Now(); now.Sub(l.toldFull) >= fullEvery {
-				l.toldFull = now
-				l.log.Error("cannot accept connections for now", "error", err)
+			l.tell(slog.LevelError, "cannot accept connections for now", "error", err)
+			// If the descriptor of the one that was closed went elsewhere, the others
+			// do not follow it all at once.
+			if !isFewDescriptors(err) || !l.evict() || short {
+				time.Sleep(acceptPause)
 			}
-			time.Sleep(acceptPause)
+			short = true
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		c := &conn{TCPConn: tcp, l: l}
-		if l.admit(c) {
+		short = false
+		c := l.newConn(tcp)
+		switch {
+		case !l.admit(c):
+			l.count.crowded()
+			l.turnAway(tcp, crowded)
+		case l.places() < 0 && !l.makeRoom(c):
+			l.forget(c)
+			l.count.full()
+			l.tell(slog.LevelError, "no connection is free: new ones are answered 503", "limit", l.max)
+			l.turnAway(tcp, full)
+		default:
 			return c, nil
 		}
-		l.turnAway(tcp)
+	}
+}
+
+// newConn makes the connection that fasthttp gets.
+func (l *listener) newConn(tcp *net.TCPConn) *conn {
+	return &conn{TCPConn: tcp, l: l, from: clientOf(peerOf(tcp)), accepted: time.Now(), fresh: true, waiting: true}
+}
+
+// tell logs what was not logged lately.
+func (l *listener) tell(level slog.Level, what string, args ...any) {
+	if now := time.Now(); now.Sub(l.told[what]) >= tellEvery {
+		l.told[what] = now
+		l.log.Log(context.Background(), level, what, append(args, "address", l.Addr().String())...)
 	}
 }
 
 // isShortage tells the errors of accept(2) that pass.
 func isShortage(err error) bool {
-	return err == errFewLeft || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+	return isFewDescriptors(err) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+}
+
+// isFewDescriptors tells those that pass when a connection is closed.
+func isFewDescriptors(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
 }
 
 // cut closes every connection at once, whatever it is doing: reads and writes

@@ -23,7 +23,6 @@ type serviceMetrics struct {
 	cut            *metrics.Counter
 	tooMany        *metrics.Counter // uploads refused
 	noSpace        *metrics.Counter
-	turnedAway     *metrics.Counter // connections
 	calls          map[string]*metrics.PrometheusHistogram
 
 	mu       sync.RWMutex
@@ -73,15 +72,14 @@ func newServiceMetrics() *serviceMetrics {
 	metrics.ExposeMetadata(true)
 	set := metrics.NewSet()
 	m := &serviceMetrics{
-		set:        set,
-		received:   set.NewCounter("pagewright_http_received_bytes_total"),
-		sent:       set.NewCounter("pagewright_http_sent_bytes_total"),
-		cut:        set.NewCounter("pagewright_http_answers_cut_total"),
-		tooMany:    set.NewCounter(`pagewright_uploads_refused_total{reason="too_many"}`),
-		noSpace:    set.NewCounter(`pagewright_uploads_refused_total{reason="no_space"}`),
-		turnedAway: set.NewCounter("pagewright_http_connections_refused_total"),
-		calls:      map[string]*metrics.PrometheusHistogram{},
-		requests:   map[requestKey]requestMetrics{},
+		set:      set,
+		received: set.NewCounter("pagewright_http_received_bytes_total"),
+		sent:     set.NewCounter("pagewright_http_sent_bytes_total"),
+		cut:      set.NewCounter("pagewright_http_answers_cut_total"),
+		tooMany:  set.NewCounter(`pagewright_uploads_refused_total{reason="too_many"}`),
+		noSpace:  set.NewCounter(`pagewright_uploads_refused_total{reason="no_space"}`),
+		calls:    map[string]*metrics.PrometheusHistogram{},
+		requests: map[requestKey]requestMetrics{},
 	}
 	for _, call := range []string{callStore, callFetch, callStat, callDelete, callAppend, callList, callProbe, callSpace, callURL} {
 		m.calls[call] = set.NewPrometheusHistogramExt(fmt.Sprintf(`pagewright_backend_duration_seconds{operation=%q}`, call), durationBuckets)
@@ -92,6 +90,17 @@ func newServiceMetrics() *serviceMetrics {
 	}
 	set.NewGauge(fmt.Sprintf(`pagewright_build_info{version=%q,goversion=%q}`, version, runtime.Version()), func() float64 { return 1 })
 	return m
+}
+
+// connections counts the connections that do not end by themselves.
+func (m *serviceMetrics) connections() connCounters {
+	counter := func(name, reason string) func() {
+		return m.set.NewCounter(fmt.Sprintf(`pagewright_http_connections_%s_total{reason=%q}`, name, reason)).Inc
+	}
+	return connCounters{
+		crowded: counter("refused", "address"), full: counter("refused", "limit"),
+		evicted: counter("evicted", "idle"), cut: counter("evicted", "share"),
+	}
 }
 
 // request counts an exchange that has ended.

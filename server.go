@@ -93,7 +93,7 @@ func (s *service) listen() (*listener, error) {
 		return nil, fmt.Errorf("PAGEWRIGHT_LISTEN=%s, PAGEWRIGHT_PORT=%d: %w", s.cfg.Listen, s.cfg.Port, err)
 	}
 	listener := newListener(l.(*net.TCPListener), s.cfg.MaxUploads+maxReads+maxWrites, s.cfg.StallTimeout, s.log, s.ended)
-	listener.perIP, listener.turnedAway = s.cfg.MaxConnsPerIP, s.metrics.turnedAway.Inc
+	listener.perIP, listener.count = s.cfg.MaxConnsPerIP, s.metrics.connections()
 	s.metrics.gauges(map[string]func() float64{
 		"pagewright_http_connections":       func() float64 { return float64(listener.connections()) },
 		"pagewright_http_connections_limit": func() float64 { return float64(listener.max) },
@@ -161,6 +161,8 @@ func (s *service) shutDown(server *fasthttp.Server, l *listener, served <-chan e
 func follow(nc net.Conn, state fasthttp.ConnState) {
 	c := nc.(*conn)
 	switch state {
+	case fasthttp.StateActive:
+		c.requestBegins()
 	case fasthttp.StateIdle:
 		c.requestOver()
 	case fasthttp.StateClosed:
@@ -177,9 +179,10 @@ func (s *service) httpServer() *fasthttp.Server {
 		ConnState:      follow,
 		Logger:         httpLog{s.log},
 
-		// More than the listener hands out, a few of which may just be ending:
-		// what fasthttp itself would answer past it is none of our answers.
-		Concurrency:     maxConnections + 64,
+		// More than the listener hands out, with those that were closed for others,
+		// and a few that fasthttp has not let go yet: what it would answer past it is
+		// none of our answers.
+		Concurrency:     maxConnections + 2*maxRefusing,
 		ReadBufferSize:  readBuffer,
 		WriteBufferSize: writeBuffer,
 		// Of the whole header: a body has the rule of its own (conn.go). There
