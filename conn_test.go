@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/valyala/fasthttp"
 	"golang.org/x/sys/unix"
 )
 
@@ -523,6 +525,225 @@ func TestFullFileIsNotTheClientsFault(t *testing.T) {
 		fmt.Fprintf(conn, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\nx", size)
 		if got := readStatus(conn); got != 507 {
 			t.Errorf("%d bytes: answered %d, want 507", size, got)
+		}
+	}
+}
+
+// held is a request that is being served, as a budget knows it.
+type held struct {
+	c     *conn
+	token uint64
+}
+
+// startHeld serves b and tells began of each request before it is handled.
+func startHeld(t *testing.T, b Backend, began func(held)) *testServer {
+	t.Helper()
+	cfg, err := parseConfig([]string{"PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_STALL_TIMEOUT=60s"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &testServer{log: &lockedBuffer{}}
+	svc := newService(cfg, b, newLog(cfg, s.log))
+	next := svc.handler
+	svc.handler = func(ctx *fasthttp.RequestCtx) {
+		c := ctx.Conn().(*conn)
+		began(held{c, c.hold()})
+		next(ctx)
+	}
+	l, err := svc.listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.addr = l.Addr().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- svc.serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// A body that is revoked ends with 503 wherever it is, and leaves nothing.
+func TestRevokedBody(t *testing.T) {
+	for _, c := range []struct{ name, header, sent string }{
+		{"copied", "Content-Length: 1000", "abc"},
+		{"spliced", "Content-Length: 3000000", strings.Repeat("x", 100_000)},
+		{"spliced, past the low-water mark", "Content-Length: 9000000", strings.Repeat("x", 5_000_000)},
+		{"chunked", "Transfer-Encoding: chunked", "200000\r\n" + strings.Repeat("x", 100_000)},
+		{"between chunks", "Transfer-Encoding: chunked", "3\r\nabc\r\n"},
+		{"in the length of a chunk", "Transfer-Encoding: chunked", "3\r\nabc\r\n5"},
+		{"in the end of a chunk", "Transfer-Encoding: chunked", "3\r\nabc\r"},
+		{"before the trailer", "Transfer-Encoding: chunked", "3\r\nabc\r\n0\r\n"},
+	} {
+		for _, early := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, before the body %v", c.name, early), func(t *testing.T) {
+				n := openTestNFS(t, t.TempDir())
+				requests := make(chan held, 9)
+				s := startHeld(t, n, func(h held) {
+					if early {
+						h.c.revokeBody(h.token)
+					}
+					requests <- h
+				})
+				s.dir = n.base
+				client := dial(t, s.addr)
+				_, _ = io.WriteString(client, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\n"+c.header+"\r\n\r\n"+c.sent)
+				h := <-requests
+				if !early {
+					waitForTemp(t, s)
+					eventually(t, "all that was sent is read", func() bool { return !isQueued(h.c) })
+					h.c.revokeBody(h.token)
+				}
+				resp, err := http.ReadResponse(bufio.NewReader(client), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				text, _ := io.ReadAll(resp.Body)
+				if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || !strings.Contains(string(text), "others wait") {
+					t.Errorf("answered %d %q", resp.StatusCode, text)
+				}
+				if files := filesBelow(t, n.base); len(files) > 0 {
+					t.Errorf("left behind: %v", files)
+				}
+				want := `pagewright_backend_errors_total{operation="store",kind="busy"} 1`
+				if all := string(s.get(t, 200, "/metrics").body); !strings.Contains(all, want) {
+					t.Errorf("not counted: %s", want)
+				}
+			})
+		}
+	}
+}
+
+// revokedLate stores, and is revoked when it has read all of the body.
+type revokedLate struct {
+	*nfs
+	stored func()
+}
+
+func (r revokedLate) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Precondition) (ArtifactInfo, error) {
+	info, err := r.nfs.StoreArtifactIf(siteID, buildID, reader, cond)
+	r.stored()
+	return info, err
+}
+
+// A token that is too old, and one whose body has been read, end nothing: not
+// the request, and not the next one on the connection.
+func TestRevokedTooLate(t *testing.T) {
+	requests := make(chan held, 9)
+	var now held // of the one connection
+	s := startHeld(t, revokedLate{openTestNFS(t, t.TempDir()), func() { now.c.revokeBody(now.token) }}, func(h held) {
+		now = h
+		requests <- h
+	})
+	body := randomBytes(300_000)
+	head := fmt.Sprintf("PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", len(body))
+	client := dial(t, s.addr)
+	answers := bufio.NewReader(client)
+	answer := func(want int) {
+		t.Helper()
+		resp, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _ = io.Copy(io.Discard, resp.Body); resp.StatusCode != want {
+			t.Fatalf("answered %d, want %d", resp.StatusCode, want)
+		}
+	}
+	_, _ = io.WriteString(client, head+string(body))
+	old := <-requests
+	answer(201)
+	revoke := func() {
+		old.c.revokeBody(old.token)
+		old.c.revokeAnswer(old.token)
+	}
+	revoke() // between two requests
+	_, _ = io.WriteString(client, head[:20])
+	eventually(t, "the header is being read", func() bool { return !isQueued(old.c) })
+	revoke()
+	_, _ = io.WriteString(client, head[20:]+string(body[:1000]))
+	h := <-requests
+	if h.c != old.c {
+		t.Fatal("another connection")
+	}
+	revoke()
+	_, _ = client.Write(body[1000:])
+	answer(201)
+
+	// And at any other time.
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				revoke()
+			}
+		}
+	}()
+	for range 200 {
+		_, _ = io.WriteString(client, head+string(body))
+		<-requests
+		answer(201)
+	}
+	close(stop)
+	<-stopped
+}
+
+// isQueued reports whether bytes of the client's wait to be read.
+func isQueued(c *conn) bool {
+	queued := 0
+	raw, err := c.SyscallConn()
+	if err == nil {
+		_ = raw.Control(func(fd uintptr) { queued, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ) })
+	}
+	return queued > 0
+}
+
+// An answer that is revoked ends soon though nobody reads it, by whatever way it
+// is sent. The next one on a connection is not hit.
+func TestRevokedAnswer(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	body := randomBytes(24 << 20)
+	mustStore(t, n, "a", "b", body)
+	mustStore(t, n, "a", "small", body[:10])
+	const cut = `"cut":"too many requests at once: others wait for what your address holds"`
+	for _, b := range []Backend{n, fourMethods{n}} { // sendfile, and copies
+		requests := make(chan held, 9)
+		s := startHeld(t, b, func(h held) { requests <- h })
+		client := dial(t, s.addr)
+		_, _ = io.WriteString(client, "GET /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\n\r\n")
+		h := <-requests
+		eventually(t, "the answer waits for its reader", func() bool { return h.c.unsent() > 0 })
+		h.c.revokeAnswer(h.token)
+		eventually(t, "the answer is cut", func() bool { return strings.Contains(s.log.String(), cut) })
+		if got, _ := io.Copy(io.Discard, client); got >= int64(len(body)) {
+			t.Errorf("all of it came, %d bytes", got)
+		}
+
+		client = dial(t, s.addr)
+		answers := bufio.NewReader(client)
+		for _, size := range []int{10, 24 << 20, 24 << 20} {
+			name := "b"
+			if size == 10 {
+				name = "small"
+			}
+			_ = client.SetReadDeadline(time.Now().Add(20 * time.Second)) // less than the stall timeout, with which all would end
+			_, _ = io.WriteString(client, "GET /sites/a/artifacts/"+name+" HTTP/1.1\r\nHost: h\r\n\r\n")
+			resp, err := http.ReadResponse(answers, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, _ := io.ReadAll(resp.Body); len(got) != size {
+				t.Errorf("%d bytes came of %d", len(got), size)
+			}
+			h = <-requests
+			h.c.revokeAnswer(h.token)
 		}
 	}
 }
