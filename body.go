@@ -93,14 +93,14 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := b.stream.Read(p)
-	return n, b.account(n, err)
+	return n, b.account(int64(n), err)
 }
 
 // account counts n bytes and judges the error that came with them.
-func (b *requestBody) account(n int, err error) error {
-	b.read += int64(n)
+func (b *requestBody) account(n int64, err error) error {
+	b.read += n
 	switch {
-	case b.limit > 0 && b.read > b.limit:
+	case b.tooLarge(0):
 		b.err = errTooLarge
 	case b.took != nil && b.spaceTaken(n):
 	case err == io.EOF && (b.size < 0 || b.read == b.size):
@@ -122,8 +122,8 @@ func (b *requestBody) account(n int, err error) error {
 
 // spaceTaken tells who watches the space of n bytes more, and whether that was
 // the end of the body.
-func (b *requestBody) spaceTaken(n int) bool {
-	b.err = b.took(int64(n))
+func (b *requestBody) spaceTaken(n int64) bool {
+	b.err = b.took(n)
 	return b.err != nil
 }
 
@@ -141,32 +141,78 @@ func (b *requestBody) MoveTo(f *os.File, max int64) (int64, error) {
 	}
 	c := b.conn
 	c.setLowMark(b.size-b.read >= moveSize+lowWater)
-	c.dst, c.slab, c.moved = f, b.slab, false
-	p := b.slab[:min(int64(len(b.slab)), max)]
-	n, err := b.stream.Read(p)
-	moved, dstErr := c.moved, c.dstErr
+	c.dst, c.slab = f, b.slab
+	n, err := b.move(max)
+	if c.dstErr == nil {
+		_ = c.writeHeld()
+	}
+	dstErr := c.dstErr
 	c.dst, c.dstErr = nil, nil
 	if dstErr != nil {
 		b.err = errBodyCut // its place in the body is lost; the caller hears of the file
-		return int64(n), dstErr
+		return n, dstErr
 	}
-	if n > 0 && !moved { // it came out of fasthttp's buffers
+	return n, b.account(n, err)
+}
+
+// move moves the next bytes by splice(2). What came out of fasthttp's buffers is
+// left in held instead: all that can be had if the body comes in small chunks,
+// each of which would cost a write of its own.
+func (b *requestBody) move(max int64) (total int64, err error) {
+	c := b.conn
+	for {
+		c.moved = false
+		var n int
+		n, err = b.stream.Read(b.slab[:min(int64(len(b.slab)), max-total)])
+		total += int64(n)
+		if c.moved || c.dstErr != nil {
+			return total, err
+		}
+		if b.size >= 0 { // nothing but the first bytes comes this way
+			c.held = b.slab[:n]
+			return total, err
+		}
+		if len(c.held) == 0 {
+			c.held = b.buffer()[:0]
+		}
+		c.held = append(c.held, b.slab[:n]...)
+		if err != nil || b.tooLarge(total) || cap(c.held)-len(c.held) < readBuffer || total >= max {
+			return total, err
+		}
+	}
+}
+
+// copyTo moves the next bytes by a copy, as many as fit into the buffer.
+func (b *requestBody) copyTo(f *os.File, max int64) (int64, error) {
+	if b.err != nil {
+		return 0, b.err
+	}
+	if b.ended {
+		return 0, io.EOF
+	}
+	p := b.buffer()[:min(copySize, max)]
+	n := 0
+	var err error
+	for n < len(p) && err == nil && !b.tooLarge(int64(n)) {
+		var m int
+		m, err = b.stream.Read(p[n:])
+		n += m
+	}
+	if n > 0 {
 		if _, werr := f.Write(p[:n]); werr != nil {
 			return 0, werr
 		}
 	}
-	return int64(n), b.account(n, err)
+	return int64(n), b.account(int64(n), err)
 }
 
-func (b *requestBody) copyTo(f *os.File, max int64) (int64, error) {
+// tooLarge reports whether n bytes more are too many.
+func (b *requestBody) tooLarge(n int64) bool { return b.limit > 0 && b.read+n > b.limit }
+
+// buffer is the buffer of this body.
+func (b *requestBody) buffer() *[copySize]byte {
 	if b.buf == nil {
 		b.buf = b.conn.l.buffers.get()
 	}
-	n, err := b.Read(b.buf[:min(copySize, max)])
-	if n > 0 {
-		if _, werr := f.Write(b.buf[:n]); werr != nil {
-			return 0, werr
-		}
-	}
-	return int64(n), err
+	return b.buf
 }

@@ -76,8 +76,9 @@ type conn struct {
 	slow    bool     // it once was too high for this client
 	dst     *os.File // where Read moves what it is asked to put into slab
 	slab    []byte
-	moved   bool  // the last Read into slab went to dst instead
-	dstErr  error // why dst took no more
+	held    []byte // small pieces of the body that are to be written to dst before anything is moved there
+	moved   bool   // the last Read into slab went to dst instead
+	dstErr  error  // why dst took no more
 }
 
 // nextRequest begins a request: no token of the one before is valid any more.
@@ -161,7 +162,7 @@ func (c *conn) endBody() {
 	c.setLowMark(false)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.inBody, c.slow, c.dst, c.slab, c.dstErr = false, false, nil, nil, nil
+	c.inBody, c.slow, c.dst, c.slab, c.held, c.dstErr = false, false, nil, nil, nil, nil
 	_ = c.SetReadDeadline(time.Now().Add(lingerQuiet))
 }
 
@@ -227,12 +228,26 @@ func (c *conn) readOnce(p []byte, splice bool) (int, error) {
 	if !splice {
 		return c.TCPConn.Read(p)
 	}
+	if err := c.writeHeld(); err != nil {
+		return 0, err
+	}
 	c.moved = true
 	n, err := c.dst.ReadFrom(&io.LimitedReader{R: c.TCPConn, N: int64(len(p))})
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !c.failed() {
 		c.dstErr = err
 	}
 	return int(n), err
+}
+
+// writeHeld writes to dst what was gathered, which is no more after it.
+func (c *conn) writeHeld() error {
+	held := c.held
+	c.held = nil
+	if len(held) == 0 {
+		return nil
+	}
+	_, c.dstErr = c.dst.Write(held)
+	return c.dstErr
 }
 
 // failed reports whether an error that a splice has just returned is the
