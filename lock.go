@@ -101,7 +101,7 @@ func (n *nfs) lockToRead(siteID, dir, buildID string) (*buildLock, error) {
 	return gotLock(f, err)
 }
 
-// waitForLock waits for a lock that somebody else holds, at most lockWait
+// waitForLock waits for a lock that somebody else holds, at most n.lockWait
 // (ErrUnavailable). If too many wait already it fails at once (ErrBusy). It asks
 // again and again instead of waiting in the kernel, which would hold a thread and
 // has no bound; an NFS client does no better, and only once a second or less
@@ -117,13 +117,13 @@ func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, bu
 	if n.remote {
 		longest = lockPollRemote
 	}
-	end := time.Now().Add(lockWait)
+	end := time.Now().Add(n.lockWait)
 	for wait := lockPollFirst; ; wait = min(2*wait, longest) {
 		left := time.Until(end)
 		if left <= 0 {
 			f.Close()
 			return nil, fmt.Errorf("%w: build %q of site %q was locked for %s: another process holds its lock",
-				ErrUnavailable, buildID, siteID, lockWait)
+				ErrUnavailable, buildID, siteID, n.lockWait)
 		}
 		time.Sleep(min(wait/2+rand.N(wait), left)) // by chance, so that no process always comes too late
 		if err := lockFile(f, unix.F_OFD_SETLK, kind, region); !isLocked(err) {

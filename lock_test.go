@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -219,4 +220,187 @@ func wantContentOf(t *testing.T, n *nfs, want string) {
 	}
 	_, err := n.FetchArtifact("s", "b")
 	wantError(t, err, ErrNotFound)
+}
+
+// holdSite holds a lock of that kind on all builds of a site, as a process that
+// hangs does, until the test ends or release is called.
+func holdSite(t *testing.T, base, site string, kind int16) (release func()) {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(base, sitesDir, site, lockName), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Whence: io.SeekStart}); err != nil {
+		t.Fatal(err)
+	}
+	return func() { f.Close() }
+}
+
+// openLocks is how many descriptors of this process are open on the lock file of a site.
+func openLocks(t *testing.T, base, site string) (n int) {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		path, _ := os.Readlink("/proc/self/fd/" + fd.Name())
+		if path == filepath.Join(base, sitesDir, site, lockName) {
+			n++
+		}
+	}
+	return n
+}
+
+// A lock that is never given back is waited for, and not for ever, whoever waits and
+// wherever the store is.
+func TestWaitForALockIsBounded(t *testing.T) {
+	for _, remote := range []bool{false, true} {
+		for _, exclusive := range []bool{false, true} {
+			t.Run(fmt.Sprintf("remote %v, exclusive %v", remote, exclusive), func(t *testing.T) {
+				t.Parallel()
+				n := openTestNFS(t, t.TempDir())
+				n.remote = remote
+				mustStore(t, n, "s", "b", []byte("x"))
+				release := holdSite(t, n.base, "s", unix.F_WRLCK)
+				start := time.Now()
+				_, err := n.lockBuild("s", artifactsDir, "b", exclusive)
+				wantError(t, err, ErrUnavailable)
+				for _, want := range []string{`"b"`, "5s", "another process holds its lock"} {
+					if !strings.Contains(err.Error(), want) {
+						t.Errorf("the error does not tell %s: %v", want, err)
+					}
+				}
+				if waited := time.Since(start); waited < lockWait { // no longer is not to be timed here
+					t.Errorf("it waited %s only", waited)
+				}
+				release()
+				lock, err := n.lockBuild("s", artifactsDir, "b", exclusive)
+				if err != nil {
+					t.Fatal(err)
+				}
+				lock.release()
+				if got := openLocks(t, n.base, "s"); got != 0 {
+					t.Errorf("%d descriptors stay open", got)
+				}
+			})
+		}
+	}
+}
+
+// So many wait for one build, so many for one site, readers and changes each for
+// themselves. One more is refused at once, and nobody else.
+func TestWaitersForLocksAreCounted(t *testing.T) {
+	t.Parallel()
+	n := openTestNFS(t, t.TempDir())
+	n.lockWait = 10 * time.Minute
+	mustStore(t, n, "s", "b", []byte("x"))
+	mustStore(t, n, "t", "b", []byte("x"))
+	release := holdSite(t, n.base, "s", unix.F_WRLCK)
+	change := func(site, build string) error {
+		lock, err := n.lockBuild(site, artifactsDir, build, true)
+		if err == nil {
+			lock.release()
+		}
+		return err
+	}
+	read := func(site, build string) error {
+		lock, err := n.lockToRead(site, artifactsDir, build)
+		if err == nil {
+			lock.release()
+		}
+		return err
+	}
+	done := make(chan error)
+	started := 0
+	wait := func(take func(site, build string) error, build string, waiters int) {
+		t.Helper()
+		for range waiters {
+			go func() { done <- take("s", build) }()
+		}
+		started += waiters
+		eventually(t, "all of them wait", func() bool { return n.waiting.inUse() == int64(started) })
+	}
+	for _, kind := range []struct {
+		name string
+		take func(site, build string) error
+	}{{"changes", change}, {"reads", read}} {
+		wait(kind.take, "b", maxBuildWaiters)
+		wantError(t, kind.take("s", "b"), ErrBusy)
+		wait(kind.take, "c", maxSiteWaiters-maxBuildWaiters)
+		wantError(t, kind.take("s", "d"), ErrBusy)
+		if err := kind.take("t", "b"); err != nil {
+			t.Errorf("%s of another site: %v", kind.name, err)
+		}
+	}
+	if got := openLocks(t, n.base, "s"); got != started+1 {
+		t.Errorf("%d descriptors are open for %d waiters", got, started)
+	}
+	release()
+	for range started {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if got, open := n.waiting.inUse(), openLocks(t, n.base, "s"); got != 0 || open != 0 {
+		t.Errorf("%d places and %d descriptors are not given back", got, open)
+	}
+}
+
+// A process that holds a lock and hangs holds up nobody but the changes of that
+// site, and these end with 503.
+func TestStuckLockOfASite(t *testing.T) {
+	t.Parallel()
+	n := openTestNFS(t, t.TempDir())
+	s, _ := startBackend(t, n)
+	for _, site := range []string{"stuck", "other"} {
+		s.put(t, 201, "/sites/"+site+"/artifacts/b", "old")
+		s.do(t, 201, postOf(site, "1"))
+	}
+	release := holdSite(t, n.base, "stuck", unix.F_RDLCK)
+	var reqs []request
+	for i := range 300 {
+		reqs = append(reqs, postOf("stuck", fmt.Sprint("refused-", i)))
+	}
+	for range 10 {
+		reqs = append(reqs, putOf("/sites/stuck/artifacts/b", "new", "If-Match", "*"),
+			request{"DELETE", "/sites/stuck/artifacts/b", nil, header("If-Match", "*")},
+			request{"POST", "/sites/stuck/logs", `{"build_id":"first","action":"deploy","status":"ok"}`, nil})
+	}
+	done := make(chan any)
+	for _, r := range reqs {
+		go func() { done <- statusOr(s.try(r)) }()
+	}
+	eventually(t, "as many wait as may", func() bool { return n.waiting.inUse() > maxBuildWaiters })
+	for i := range 5 { // meanwhile
+		s.get(t, 200, "/sites/other/artifacts/b")
+		s.get(t, 200, "/sites/other/versions")
+		s.get(t, 200, "/sites/stuck/artifacts/b")
+		s.put(t, 201, fmt.Sprint("/sites/other/artifacts/c", i), "new", "If-None-Match", "*")
+		s.do(t, 201, postOf("other", fmt.Sprint("more-", i)))
+	}
+	for range reqs {
+		if status := <-done; status != 503 {
+			t.Errorf("a change of the stuck site: %d", status)
+		}
+	}
+	if got, open := n.waiting.inUse(), openLocks(t, n.base, "stuck"); got != 0 || open != 1 || len(n.appends.queues) != 0 {
+		t.Errorf("%d places, %d descriptors and %d queues stay", got, open-1, len(n.appends.queues))
+	}
+	if !strings.Contains(s.log.String(), "another process holds its lock") {
+		t.Error("the cause is not in the log")
+	}
+	release()
+	for dir, want := range map[string]string{artifactsDir: "[b=3]", logsDir: "[b=1]"} {
+		if got := contentOf(filepath.Join(n.base, sitesDir, "stuck", dir)); got != want {
+			t.Errorf("%s then has %s, not %s", dir, got, want)
+		}
+	}
+	s.do(t, 201, postOf("stuck", "2"))
+	s.put(t, 201, "/sites/stuck/artifacts/b", "new", "If-Match", "*")
+	if v := versionOf(t, n, "stuck", "b"); len(v.Logs) != 2 {
+		t.Errorf("the log has %d entries", len(v.Logs))
+	}
+	s.do(t, 204, request{"DELETE", "/sites/stuck/artifacts/b", nil, header("If-Match", "*")})
 }

@@ -45,11 +45,12 @@ type nfs struct {
 	fsid       unix.Fsid     // of its file system at the start (statfs(2))
 	lookAt     func(path string) (baseState, error)
 
-	waiting *budget                  // places of those who wait for locks
-	appends group[LogEntry, []error] // those of one build that wait go into one write
-	sound   soundLogs
-	lists   *listings
-	small   smallFiles
+	lockWait time.Duration            // how long a lock is waited for
+	waiting  *budget                  // places of those who wait for locks
+	appends  group[LogEntry, []error] // those of one build that wait go into one write
+	sound    soundLogs
+	lists    *listings
+	small    smallFiles
 }
 
 var (
@@ -71,7 +72,8 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 	if real, err := filepath.EvalSymlinks(base); err == nil {
 		base = real // the base itself may be a link, nothing below it may
 	}
-	n := &nfs{base: base, disk: newDisk(log), log: log, waiting: newBudget(maxWaiters, 0), sound: newSoundLogs(), lists: newListings(), lookAt: lookAtBase}
+	n := &nfs{base: base, disk: newDisk(log), log: log, lockWait: lockWait, waiting: newBudget(maxWaiters, 0),
+		sound: newSoundLogs(), lists: newListings(), lookAt: lookAtBase}
 	n.appends.enter = n.enterAppends
 	n.disk.base = base
 	dir, err := n.disk.openDir(base)
