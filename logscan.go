@@ -111,7 +111,7 @@ func (l *logReader) Read(p []byte) (int, error) {
 			l.err = fmt.Errorf("%w: an entry has more than %d bytes", ErrDamaged, maxScanned)
 			return 0, l.err
 		}
-		n, err := l.r.Read(p)
+		n, err := l.r.Read(p[:min(int64(len(p)), l.limit-l.read+1)])
 		if !l.valid(p[:n]) {
 			err = fmt.Errorf("%w: not UTF-8", ErrDamaged)
 		}

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -40,29 +42,69 @@ func FuzzScanEntries(f *testing.F) {
 	})
 }
 
-// A log that is one endless entry is not held in memory.
+// A log that is one endless value is not held in memory, nor is any amount of space.
 func TestScanBoundsAnEntry(t *testing.T) {
+	const entry = `{"id":"1","timestamp":"2026-01-02T03:04:05Z"}`
 	const size = 32 << 20
-	r := &countedReader{left: size}
-	err := scanEntries(r, func(LogEntry) error { return nil })
-	if !errors.Is(err, ErrDamaged) || r.read > 3*maxScanned {
-		t.Errorf("%v, after %d bytes", err, r.read)
+	for _, c := range []struct {
+		begin   string
+		fill    byte
+		end     string
+		good    bool
+		maxRead int
+	}{
+		{`[{"id":"`, 'x', "", false, 3 * maxScanned},
+		{`[` + entry + `,{"id":"`, 'x', "", false, 3 * maxScanned},
+		{`[` + entry + `,"`, 'x', "", false, 3 * maxScanned},
+		{`[` + entry + `]"`, 'x', "", false, 3 * maxScanned},
+		{`"`, 'x', "", false, 3 * maxScanned},
+		{`{"id":"`, 'x', "", false, 3 * maxScanned},
+		{`[{"id":`, ' ', "", false, 3 * maxScanned},
+		{``, ' ', "[" + entry + "]", true, size},
+		{`[`, ' ', entry + "]", true, size},
+		{`[` + entry, ' ', "," + entry + "]", true, size},
+		{`[` + entry + `,`, ' ', entry + "]", true, size},
+		{`[` + entry + `]`, ' ', "", true, size},
+		{`[` + entry + `]`, ' ', "x", false, size},
+		{`[` + entry, ' ', entry + "]", false, size},
+	} {
+		r := &filledReader{begin: c.begin, fill: c.fill, end: c.end, size: size}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		err := scanEntries(r, func(LogEntry) error { return nil })
+		runtime.ReadMemStats(&after)
+		if c.good != (err == nil) || err != nil && !errors.Is(err, ErrDamaged) || r.read > c.maxRead {
+			t.Errorf("%s and many %q and %s: %v, after %d bytes", c.begin, c.fill, c.end, err, r.read)
+		}
+		if got := after.TotalAlloc - before.TotalAlloc; got > 6*maxScanned || c.maxRead == size && got > 1<<20 {
+			t.Errorf("%s and many %q and %s: %d bytes were allocated", c.begin, c.fill, c.end, got)
+		}
 	}
 }
 
-// countedReader yields the beginning of a log whose first string does not end.
-type countedReader struct{ read, left int }
+// filledReader yields size bytes: begin, end, and fill between them.
+type filledReader struct {
+	begin, end string
+	fill       byte
+	size, read int
+}
 
-func (c *countedReader) Read(p []byte) (int, error) {
-	n := min(len(p), c.left)
-	for i := range n {
-		p[i] = 'x'
+func (f *filledReader) Read(p []byte) (int, error) {
+	if f.read == f.size {
+		return 0, io.EOF
 	}
-	if c.read == 0 {
-		copy(p, `[{"id":"`)
+	n := min(len(p), f.size-f.read)
+	for i := range p[:n] {
+		switch at := f.read + i; {
+		case at < len(f.begin):
+			p[i] = f.begin[at]
+		case at >= f.size-len(f.end):
+			p[i] = f.end[at-(f.size-len(f.end))]
+		default:
+			p[i] = f.fill
+		}
 	}
-	c.read += n
-	c.left -= n
+	f.read += n
 	return n, nil
 }
 

@@ -1,0 +1,266 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+// wideLog is a log with entries "first" and "last": the id of the last begins at byte
+// idAt, or right behind the first if that is 0, and so much space is around the end.
+func wideLog(t testing.TB, idAt, space int) []byte {
+	t.Helper()
+	e := entry("first", "b", testTime)
+	line := func(id string) string {
+		e.ID = id
+		b, err := encodeEntry(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	head := "[" + line("first") + ","
+	head += strings.Repeat(" ", max(0, idAt-len(head)-len(`{"id":"`)))
+	gap := strings.Repeat(" ", space)
+	return []byte(head + line("last") + gap + "]" + gap)
+}
+
+// Whatever its layout and its size, an entry is added behind those of a log, which
+// stay as they are, and none that is there already is added again: also where the
+// pieces meet in which it is read.
+func TestAppendToAnyLog(t *testing.T) {
+	for name, log := range map[string][]byte{
+		"small":                            wideLog(t, 0, 0),
+		"one piece":                        wideLog(t, logPiece-200, 0),
+		"space at the end":                 wideLog(t, 0, 3*logPiece),
+		"space between entries":            wideLog(t, 5*logPiece, 2),
+		"more space than an entry may be":  wideLog(t, maxScanned+logPiece, maxScanned+logPiece),
+		"id before a boundary":             wideLog(t, logPiece-len(`last"`), 0),
+		"id behind a boundary":             wideLog(t, logPiece, 0),
+		"id on a boundary":                 wideLog(t, logPiece-2, 0),
+		"quote before a boundary":          wideLog(t, logPiece-4, 0),
+		"id on the second boundary":        wideLog(t, 2*logPiece-2, 1),
+		"end before a boundary":            wideLog(t, logPiece-lastLen(t), 1),
+		"end on a boundary":                wideLog(t, logPiece-lastLen(t)+1, 1),
+		"end behind a boundary":            wideLog(t, logPiece-lastLen(t)+2, 0),
+		"only space behind the boundaries": wideLog(t, logPiece-lastLen(t), 2*logPiece),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := parseLog(log); err != nil {
+				t.Fatal(err)
+			}
+			base := t.TempDir()
+			path := logPath(t, base)
+			if err := os.WriteFile(path, log, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			n := openTestNFS(t, base)
+			want := log
+			add := func(id string, fresh, there bool) {
+				t.Helper()
+				e := entry(id, "b", testTime)
+				e.Fresh = fresh
+				mustLog(t, n, "s", e)
+				if !there {
+					var err error
+					if want, err = appendLog(want, []LogEntry{e}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				got, err := os.ReadFile(path)
+				if err != nil || !bytes.Equal(got, want) {
+					t.Fatalf("after %q there are %d bytes and not the %d that were expected: %v", id, len(got), len(want), err)
+				}
+				if known := n.sound.has(path, maphash.Bytes(n.sound.seed, got)); known != (id != "last") { // nothing was written by then
+					t.Errorf("after %q the log is known to be sound: %v", id, known)
+				}
+			}
+			add("last", false, true) // the log is not known
+			add("new", false, false)
+			for _, id := range []string{"first", "last", "new"} { // the log is known
+				e := entry(id, "b", testTime)
+				mustLog(t, n, "s", e)
+			}
+			add("newer", true, false)
+			add("new", false, true)
+		})
+	}
+}
+
+// lastLen is how many bytes of a wideLog follow the first byte of the last id, up to
+// the end of its entry.
+func lastLen(t testing.TB) int {
+	log := wideLog(t, 0, 0)
+	return len(log) - 1 - bytes.LastIndex(log, []byte(`last"`))
+}
+
+// The memory of an append does not grow with the log.
+func TestAppendHoldsNoLog(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	const size = 15 << 20
+	if err := os.WriteFile(logPath(t, base), bigLog(t, size), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	mustLog(t, n, "s", entry("0", "b", testTime)) // reads it once: what was decoded is garbage
+	for i, fresh := range []bool{false, true} {
+		e := entry(fmt.Sprint(i+1), "b", testTime)
+		e.Fresh = fresh
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		mustLog(t, n, "s", e)
+		runtime.ReadMemStats(&after)
+		if got := after.TotalAlloc - before.TotalAlloc; got > size/8 {
+			t.Errorf("fresh %v: %d bytes were allocated", fresh, got)
+		}
+	}
+}
+
+// The form of a log that is not known is judged in pieces.
+func TestLargeDamagedLogIsLeftAlone(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	path := logPath(t, base)
+	good := bigLog(t, 5*logPiece)
+	for i, damaged := range [][]byte{
+		good[:len(good)/2],
+		append(bytes.Clone(good), ']'),
+		bytes.Replace(good, []byte("xx"), []byte("x\xff"), 1),
+		bytes.Replace(good, []byte("},\n"), []byte("}\n\n"), 1),
+	} {
+		if err := os.WriteFile(path, damaged, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for _, fresh := range []bool{false, true} {
+			e := entry("new", "b", testTime)
+			e.Fresh = fresh
+			if err := n.WriteLog("s", e); !errors.Is(err, ErrDamaged) {
+				t.Errorf("damage %d, fresh %v: %v", i, fresh, err)
+			}
+		}
+		if got, _ := os.ReadFile(path); !bytes.Equal(got, damaged) {
+			t.Errorf("damage %d: the log changed", i)
+		}
+	}
+}
+
+// What takes no entries is not read to say so, but for an id that may be in it.
+func TestFullLogIsOnlySearched(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	log := bytes.Repeat([]byte("x"), maxLogSize)
+	copy(log[logPiece-5:], `"there"`)
+	if err := os.WriteFile(logPath(t, base), log, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	fresh := entry("there", "b", testTime)
+	fresh.Fresh = true
+	wantError(t, n.WriteLog("s", fresh), ErrLogFull)
+	wantError(t, n.WriteLog("s", entry("other", "b", testTime)), ErrLogFull)
+	wantError(t, n.WriteLog("s", entry("there", "b", testTime)), ErrDamaged)
+}
+
+// An error of the store while a log is read ends the append.
+func TestLogThatIsCutWhileItIsRead(t *testing.T) {
+	base := t.TempDir()
+	path := logPath(t, base)
+	if err := os.WriteFile(path, bigLog(t, 5*logPiece), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n := openTestNFS(t, base)
+	dir, err := n.disk.openDir(n.sitePath("s", logsDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	old, err := n.openLog(dir, "b"+logSuffix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.close()
+	if err := os.Truncate(path, 4*logPiece-1); err != nil {
+		t.Fatal(err)
+	}
+	known := func(uint64) bool { return true }
+	wantError(t, old.scan(map[string]bool{}, n.sound.seed, known), io.ErrUnexpectedEOF)
+	temp, err := n.disk.createTemp(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer temp.discard()
+	old.head = old.size
+	wantError(t, old.copyTo(temp, []byte("tail")), io.ErrUnexpectedEOF)
+}
+
+// An append that is tried again after a lost reply finds its own entry, also if its
+// ID is fresh, and also if the log is full by it.
+func TestFreshEntryIsFoundAfterALostReply(t *testing.T) {
+	for _, size := range []int{0, maxLogSize - 1} {
+		m := newMemBucket()
+		b, site := openMem(m), newSite()
+		if size > 0 {
+			plantLog(t, b, site, "b", bigLog(t, size))
+		}
+		if err := b.trusted(conditionalPut); err != nil {
+			t.Fatal(err)
+		}
+		lost := false
+		m.fault = func(op, _ string) (bool, error) {
+			if op == "put" && !lost {
+				lost = true
+				return true, fmt.Errorf("%w: the reply is lost", ErrUnavailable)
+			}
+			return false, nil
+		}
+		e := entry("mine", "b", time.Now())
+		e.Fresh = true
+		mustLog(t, b, site, e)
+		count := 0
+		for _, e := range versionOf(t, b, site, "b").Logs {
+			if e.ID == "mine" {
+				count++
+			}
+		}
+		if count != 1 || !lost {
+			t.Errorf("a log of %d bytes: it is there %d times", size, count)
+		}
+	}
+}
+
+// seesEntries keeps the entries that it is given.
+type seesEntries struct {
+	Backend
+	got []LogEntry
+}
+
+func (s *seesEntries) WriteLog(_ string, e LogEntry) error {
+	s.got = append(s.got, e)
+	return nil
+}
+
+// Only an id that the service made itself is fresh, and no log shows which is.
+func TestWhichIDsAreFresh(t *testing.T) {
+	b := &seesEntries{}
+	s, _ := startBackend(t, b)
+	post := func(key ...string) {
+		t.Helper()
+		s.post(t, 201, "/sites/s/logs", `{"build_id":"b","action":"deploy","status":"ok","Fresh":true}`, key...)
+	}
+	post()
+	post("Idempotency-Key", "mine")
+	if len(b.got) != 2 || !b.got[0].Fresh || b.got[1].Fresh || b.got[1].ID != "mine" {
+		t.Errorf("the entries are %+v", b.got)
+	}
+	line, err := encodeEntry(b.got[0])
+	if err != nil || bytes.Contains(bytes.ToLower(line), []byte("fresh")) || !json.Valid(line) {
+		t.Errorf("the entry is written as %s, %v", line, err)
+	}
+}
