@@ -237,20 +237,27 @@ func holdSite(t *testing.T, base, site string, kind int16) (release func()) {
 	return func() { f.Close() }
 }
 
-// openLocks is how many descriptors of this process are open on the lock file of a site.
-func openLocks(t *testing.T, base, site string) (n int) {
+// openOn is how many descriptors of this process are open on the file at path, also
+// if it was removed.
+func openOn(t *testing.T, path string) (n int) {
 	t.Helper()
 	fds, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, fd := range fds {
-		path, _ := os.Readlink("/proc/self/fd/" + fd.Name())
-		if path == filepath.Join(base, sitesDir, site, lockName) {
+		at, _ := os.Readlink("/proc/self/fd/" + fd.Name())
+		if strings.TrimSuffix(at, " (deleted)") == path {
 			n++
 		}
 	}
 	return n
+}
+
+// openLocks is openOn of the lock file of a site.
+func openLocks(t *testing.T, base, site string) int {
+	t.Helper()
+	return openOn(t, filepath.Join(base, sitesDir, site, lockName))
 }
 
 // A lock that is never given back is waited for, and not for ever, whoever waits and

@@ -130,6 +130,7 @@ func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, old *oldLog
 	if err := old.copyTo(temp, tail); err != nil {
 		return nil, err
 	}
+	old.close() // an NFS client would rename it to .nfsXXXX when it is removed
 	if _, err := temp.seal(); err != nil {
 		return nil, err
 	}

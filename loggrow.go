@@ -27,6 +27,7 @@ type oldLog struct {
 	has  map[string]bool // by the ids that scan looked for: whether the log has them
 }
 
+// close closes the file. A second call does nothing.
 func (l *oldLog) close() {
 	if l.f != nil {
 		l.f.Close()

@@ -102,6 +102,28 @@ func lastLen(t testing.TB) int {
 	return len(log) - 1 - bytes.LastIndex(log, []byte(`last"`))
 }
 
+// A large log is not open any more when another one takes its place: an NFS client
+// keeps what is open under another name.
+func TestReplacedLogIsClosed(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	path := logPath(t, base)
+	if err := os.WriteFile(path, bigLog(t, 5*logPiece), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	renames := 0
+	n.disk.renamed = func() {
+		renames++
+		if got := openOn(t, path); got != 0 {
+			t.Errorf("it is open %d times", got)
+		}
+	}
+	mustLog(t, n, "s", entry("new", "b", testTime))
+	if renames != 1 {
+		t.Errorf("%d renames", renames)
+	}
+}
+
 // The memory of an append does not grow with the log.
 func TestAppendHoldsNoLog(t *testing.T) {
 	base := t.TempDir()

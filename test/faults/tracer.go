@@ -195,8 +195,8 @@ func (t *tracer) enter(tid int, info *syscallInfo) {
 	if f.applied || unix.PtraceGetRegs(tid, &regs) != nil {
 		return
 	}
-	if f.short { // the third argument is a length in all calls that have one
-		if name == "splice" {
+	if f.short { // the third argument is a length in all other calls that have one
+		if name == "splice" || name == "copy_file_range" {
 			regs.R8 -= regs.R8 / 2
 		} else {
 			regs.Rdx -= regs.Rdx / 2
@@ -247,7 +247,7 @@ var watched = map[uint64]struct {
 	fd, path int
 }{
 	unix.SYS_WRITE: {"write", 0, -1}, unix.SYS_PREAD64: {"pread64", 0, -1}, unix.SYS_PWRITE64: {"pwrite64", 0, -1},
-	unix.SYS_SPLICE: {"splice", 2, -1}, unix.SYS_FALLOCATE: {"fallocate", 0, -1}, unix.SYS_SYNC_FILE_RANGE: {"sync_file_range", 0, -1},
+	unix.SYS_SPLICE: {"splice", 2, -1}, unix.SYS_COPY_FILE_RANGE: {"copy_file_range", 2, -1}, unix.SYS_FALLOCATE: {"fallocate", 0, -1}, unix.SYS_SYNC_FILE_RANGE: {"sync_file_range", 0, -1},
 	unix.SYS_FSTATFS: {"fstatfs", 0, -1}, unix.SYS_FSTAT: {"fstat", 0, -1}, unix.SYS_FSYNC: {"fsync", 0, -1}, unix.SYS_CLOSE: {"close", 0, -1},
 	unix.SYS_FCNTL: {"fcntl", 0, -1}, unix.SYS_OPENAT: {"openat", 0, 1}, unix.SYS_MKDIRAT: {"mkdirat", 0, 1},
 	unix.SYS_OPENAT2: {"openat2", 0, 1}, unix.SYS_NEWFSTATAT: {"newfstatat", 0, 1}, unix.SYS_UTIMENSAT: {"utimensat", 0, 1}, unix.SYS_UNLINKAT: {"unlinkat", 0, 1},

@@ -137,6 +137,28 @@ func TestBytesMoveInTheKernelAndDurabilityHasItsOrder(t *testing.T) {
 		mark += len(cs)
 		order(t, r.name, cs, append(r.steps, answerSent(r.status)))
 	}
+
+	// What is in a large log goes into the new one without passing through the service.
+	const large = 500 << 10
+	for i := range 2 {
+		req, _ := http.NewRequest("POST", "http://"+s.Addr+"/sites/site/logs",
+			strings.NewReader(fmt.Sprintf(`{"build_id":"large","action":"deploy","status":"ok","metadata":{"x":"%0*d"}}`, large*(1-i), 0)))
+		if status, _ := do(t, req); status != http.StatusCreated {
+			t.Fatal("POST to a large log was answered ", status)
+		}
+		cs := callsUntil(t, out, mark, answered(http.StatusCreated))
+		mark += len(cs)
+		order(t, "POST", cs, []step{fileSynced(logs), renamed("large.json"), dirSynced(logs), answerSent(http.StatusCreated)})
+		if i == 0 {
+			continue
+		}
+		if n := moved("POST copy", cs, "copy_file_range", toFile); n < large {
+			t.Errorf("only %d bytes of the log were copied in the kernel", n)
+		}
+		if n := moved("POST write", cs, writes, file); n > 4<<10 {
+			t.Errorf("%d bytes were written into the log", n)
+		}
+	}
 	if err := s.Stop(); err != nil {
 		t.Error(err)
 	}
