@@ -16,7 +16,7 @@ var (
 // requestBody is the body of one request as a Backend reads it. It yields
 // exactly the body or fails: with errBodyCut, errStalled, errRevoked,
 // errTooLarge, errEmptyBody or the error of took, never with one that could be
-// taken for its end. It is a FileMover, Sized and Placed.
+// taken for its end. It is a FileMover, Sized, Placed and Charged.
 type requestBody struct {
 	conn   *conn
 	token  uint64    // of the request (conn.hold)

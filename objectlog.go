@@ -17,6 +17,10 @@ const (
 	appendTimeout = 30 * time.Second
 	appendBackoff = 20 * time.Millisecond // the first wait at most; doubled each time
 	appendMaxWait = 2 * time.Second
+	// logMemory is how much memory the logs take that are being changed, of all
+	// builds together, and logWait how long an append waits for some of it.
+	logMemory = 64 << 20
+	logWait   = 10 * time.Second
 	// maxLogRead is the size of the largest log that is read at all.
 	maxLogRead = 4 * maxLogSize
 )
@@ -39,9 +43,10 @@ func (s *objectStore) appendLog(key string, entries []LogEntry) []error {
 	defer cancel()
 	s.stats.batch.Update(float64(len(entries)))
 	wait := appendBackoff
+	ids := idsToFind(entries)
 	for {
 		errs := make([]error, len(entries))
-		err := s.tryAppend(ctx, key, entries, errs)
+		err := s.tryAppend(ctx, key, entries, ids, errs)
 		switch {
 		case err == nil:
 			return errs
@@ -49,6 +54,9 @@ func (s *objectStore) appendLog(key string, entries []LogEntry) []error {
 		// attempt finds the ids of the entries in the log.
 		case !errors.Is(err, ErrPrecondition) && !errors.Is(err, errConflict) && !errors.Is(err, ErrUnavailable):
 			return slices.Repeat([]error{err}, len(entries))
+		}
+		for i := range entries {
+			ids[entries[i].ID] = false
 		}
 		s.stats.conflicts.Inc()
 		select {
@@ -63,28 +71,95 @@ func (s *objectStore) appendLog(key string, entries []LogEntry) []error {
 
 // tryAppend appends what is not in the log yet, on the condition that the log
 // is still the one that was read. Entries that cannot be added have errors of
-// their own in errs.
-func (s *objectStore) tryAppend(ctx context.Context, key string, entries []LogEntry, errs []error) error {
-	old, info, err := s.readLog(ctx, key)
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return err
+// their own in errs. ids are those that the log may have.
+func (s *objectStore) tryAppend(ctx context.Context, key string, entries []LogEntry, ids map[string]bool, errs []error) error {
+	reading, cancel := context.WithCancel(ctx)
+	defer cancel()
+	body, info, err := s.bucket.get(reading, key, "", 0, -1)
+	absent := errors.Is(err, ErrNotFound)
+	switch {
+	case absent:
+		body = io.NopCloser(bytes.NewReader(nil))
+	case err != nil:
+		return fmt.Errorf("cannot open %q: %w", key, err)
 	}
-	opts := putOptions{contentType: logType, absent: err != nil, ifMatch: info.etag}
-	if len(old) == 0 && !opts.absent {
+	old := &objectReader{body: body, info: info, left: info.size, cancel: cancel}
+	defer old.Close()
+	switch {
+	case info.size > maxLogRead:
+		return fmt.Errorf("%w: %q has %d bytes", ErrLogFull, key, info.size)
+	case info.size == 0 && !absent:
 		return fmt.Errorf("%w: %q is empty", ErrDamaged, key)
 	}
-	head, tail, err := growLog(old, entries, errs, false)
+	// The store has told the size, and nothing is read yet.
+	full, room := info.size >= maxLogSize, roomFor(entries, info.size)
+	memory := scanCost(info.size)
+	if !full {
+		memory += info.size + 2*room // what is added is made apart, and then put behind
+	}
+	grant, err := s.memory.take(ask{client: entries[0].Client, n: memory})
+	if err != nil {
+		return fmt.Errorf("cannot append to %q: %w", key, err)
+	}
+	defer grant.release()
+	if full {
+		return refuseFull(old, entries, ids, errs)
+	}
+	log := make([]byte, info.size, info.size+room)
+	if _, err := io.ReadFull(old, log); err != nil {
+		return err
+	}
+	old.Close()
+	head, tail, err := growLog(log, entries, errs, false)
 	if err != nil {
 		return fmt.Errorf("cannot append to %q: %w", key, err)
 	}
 	if len(tail) == 0 {
 		return nil
 	}
-	data := slices.Concat(head, tail)
-	if _, err := s.bucket.put(ctx, key, bytes.NewReader(data), int64(len(data)), opts); err != nil {
+	log = append(head, tail...) // there is room for it behind the old log
+	opts := putOptions{contentType: logType, absent: absent, ifMatch: info.etag}
+	if _, err := s.bucket.put(ctx, key, bytes.NewReader(log), int64(len(log)), opts); err != nil {
 		return fmt.Errorf("cannot write %q: %w", key, err)
 	}
 	return nil
+}
+
+// refuseFull puts ErrLogFull into errs for each of entries that is not in the log
+// old, which is full. It reads the log in pieces, and only if it may have one of ids.
+func refuseFull(old io.Reader, entries []LogEntry, ids map[string]bool, errs []error) error {
+	if len(ids) > 0 {
+		err := scanEntries(old, func(e LogEntry) error {
+			if _, wanted := ids[e.ID]; wanted {
+				ids[e.ID] = true
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, ErrDamaged) { // full, damaged or not
+			return err
+		}
+	}
+	for i := range entries {
+		if !ids[entries[i].ID] {
+			errs[i] = ErrLogFull
+		}
+	}
+	return nil
+}
+
+// scanCost is how many bytes it takes to scan a log of size bytes: one entry of
+// what clients can send, in a buffer that doubles, and once more as the entry.
+func scanCost(size int64) int64 { return min(3*size, 3*2*maxEntrySize) }
+
+// roomFor is how many bytes a log of size bytes grows by entries, at the most.
+func roomFor(entries []LogEntry, size int64) int64 {
+	const names, escaped = 200, 6 // bytes of an entry beside its values, and of a byte in a string
+	var sum, largest int64
+	for _, e := range entries {
+		n := int64(names + escaped*(len(e.ID)+len(e.BuildID)+len(e.Action)+len(e.Status)) + len(e.Metadata))
+		sum, largest = sum+n, max(largest, n)
+	}
+	return names + min(sum, max(0, maxLogSize-size)+largest) // the one that fills the log is the last
 }
 
 // readLog reads the whole log.

@@ -38,6 +38,7 @@ type objectStore struct {
 	lists   group[struct{}, listed]  // one list of a site and a page at a time
 	scans   *semaphore.Weighted      // logScanBytes
 	appends group[LogEntry, []error] // one write of a log at a time
+	memory  *budget                  // for the logs that are being changed
 	trust   trust
 	stats   *storeMetrics
 }
@@ -55,6 +56,7 @@ func newObjectStore(b bucket, prefix string, log *slog.Logger) *objectStore {
 	s := &objectStore{
 		bucket: b, prefix: prefix, log: log, logs: newLogCache(logCacheSize, logCacheLogs),
 		scans: semaphore.NewWeighted(logScanBytes), stats: newStoreMetrics(),
+		memory: newBudget(logMemory, logWait),
 	}
 	s.trust.asked.ask, s.trust.asked.wait = s.learn, trustWait
 	return s

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// readBucket lets a test look on while logs are read.
+type readBucket struct {
+	*memBucket
+	onRead func(key string)
+}
+
+func (b readBucket) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
+	body, info, err := b.memBucket.get(ctx, key, etag, offset, length)
+	if err != nil {
+		return nil, info, err
+	}
+	if strings.HasPrefix(key, checksDir) {
+		return body, info, nil
+	}
+	watched := readerFunc(func(p []byte) (int, error) { b.onRead(key); return body.Read(p) })
+	return struct {
+		io.Reader
+		io.Closer
+	}{watched, body}, info, nil
+}
+
+// openReads is a store whose onRead is called while a log is read.
+func openReads(t *testing.T, onRead func(key string)) *objectStore {
+	t.Helper()
+	b := newObjectStore(readBucket{newMemBucket(), onRead}, "", quiet())
+	if err := b.trusted(conditionalPut); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func fresh(id, build string) LogEntry {
+	e := entry(id, build, testTime)
+	e.Fresh = true
+	return e
+}
+
+// The memory for a log is taken before it is read, for the client that appends, and
+// is given back however the append ends. A log that is full is never held.
+func TestAppendTakesItsMemoryFirst(t *testing.T) {
+	large := bigLog(t, maxLogSize-1)
+	damaged := bytes.Clone(large)
+	damaged[len(damaged)/2] = 0
+	for _, c := range []struct {
+		name  string
+		old   []byte
+		entry LogEntry
+		want  error
+		least int64 // bytes that are taken while the log is read; -1: it is not read
+		most  int64
+	}{
+		{"small", bigLog(t, 70_000), entry("new", "b", testTime), nil, 4 * 70_000, 5 * 70_000},
+		{"large", large, entry("new", "b", testTime), nil, maxLogSize, maxLogSize + 8<<20},
+		{"there already", large, entry("big-7", "b", testTime), nil, maxLogSize, maxLogSize + 8<<20},
+		{"damaged", damaged, entry("new", "b", testTime), ErrDamaged, maxLogSize, maxLogSize + 8<<20},
+		{"full", bigLog(t, maxLogSize), entry("new", "b", testTime), ErrLogFull, 1 << 20, 6 << 20},
+		{"full, there already", bigLog(t, maxLogSize), entry("big-7", "b", testTime), nil, 1 << 20, 6 << 20},
+		{"full and a fresh id", bigLog(t, maxLogSize), fresh("new", "b"), ErrLogFull, -1, -1},
+		{"too large", make([]byte, maxLogRead+1), fresh("new", "b"), ErrLogFull, -1, -1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var b *objectStore
+			held := int64(-1)
+			b = openReads(t, func(string) {
+				held = b.memory.inUse()
+				if h := b.memory.heldBy("c"); h != held {
+					t.Errorf("%d of %d bytes are the client's", h, held)
+				}
+			})
+			plantLog(t, b, "s", "b", c.old)
+			c.entry.Client = "c"
+			wantError(t, b.WriteLog("s", c.entry), c.want)
+			if held < c.least || held > c.most {
+				t.Errorf("%d bytes are taken while it is read, not %d to %d", held, c.least, c.most)
+			}
+			if n := b.memory.inUse(); n != 0 {
+				t.Errorf("%d bytes are still taken", n)
+			}
+		})
+	}
+}
+
+// What an append takes is enough for the new log.
+func TestRoomForEntries(t *testing.T) {
+	odd := entry("\x01\"\\", "b", testTime)
+	odd.Action, odd.Status = "\x00\x1f\u2028<&>\xff", "é\n"
+	odd.Metadata = []byte(`{ "x": "<\u00e9>" }`)
+	for _, entries := range [][]LogEntry{{odd}, {entry("1", "b", testTime), odd, odd}, {entry("", "", testTime)}} {
+		for _, old := range [][]byte{nil, bigLog(t, 70_000)} {
+			_, tail, err := growLog(old, entries, make([]error, len(entries)), false)
+			if room := roomFor(entries, int64(len(old))); err != nil || int64(len(tail)) > room {
+				t.Errorf("%d bytes are added, where there is room for %d: %v", len(tail), room, err)
+			}
+		}
+	}
+	many := make([]LogEntry, 300)
+	for i := range many {
+		many[i] = entry(fmt.Sprint(i), "b", testTime)
+		many[i].Metadata = []byte(entryOf(maxEntrySize))
+	}
+	if room := roomFor(many, 0); room > maxLogSize+2*maxEntrySize {
+		t.Errorf("for 300 entries of 1 MiB there is room for %d bytes, where most are refused", room)
+	}
+}
+
+// Many appends to large logs are within the memory of all, and all are done.
+func TestAppendsTogether(t *testing.T) {
+	const logs, limit = 12, 4 << 20
+	var b *objectStore
+	var peak atomic.Int64
+	b = openReads(t, func(string) {
+		if n := b.memory.inUse(); n > peak.Load() {
+			peak.Store(n)
+		}
+	})
+	b.memory = newBudget(limit, time.Minute)
+	for i := range logs {
+		plantLog(t, b, "s", fmt.Sprint("b", i), bigLog(t, 300_000))
+	}
+	var g sync.WaitGroup
+	for i := range logs {
+		g.Go(func() { mustLog(t, b, "s", entry("new", fmt.Sprint("b", i), testTime)) })
+	}
+	g.Wait()
+	if n := peak.Load(); n < 4*300_000 || n > limit || b.memory.inUse() != 0 {
+		t.Errorf("%d bytes were taken at most, of %d, and %d still are", n, limit, b.memory.inUse())
+	}
+}
+
+// Who finds no memory is refused in time, without a byte of the log being read, and
+// nothing is written.
+func TestAppendWaitsForMemory(t *testing.T) {
+	read := false
+	b := openReads(t, func(string) { read = true })
+	old := bigLog(t, 70_000)
+	plantLog(t, b, "s", "b", old)
+	b.memory = newBudget(logMemory, 20*time.Millisecond)
+	all := mustTake(t, b.memory, "other", logMemory)
+	wantError(t, b.WriteLog("s", entry("new", "b", testTime)), ErrBusy)
+	if got := b.bucket.(readBucket).objects[b.logsPrefix("s")+"b"+logSuffix].data; read || !bytes.Equal(got, old) {
+		t.Errorf("the log was read: %v; it has %d bytes, and had %d", read, len(got), len(old))
+	}
+	all.release()
+	mustLog(t, b, "s", entry("new", "b", testTime))
+}
+
+// An entry whose write was done, and its reply lost, is found although it filled the
+// log, and although its id was new.
+func TestLostReplyOfTheLastEntry(t *testing.T) {
+	m := newMemBucket()
+	b := openMem(m)
+	if err := b.trusted(conditionalPut); err != nil {
+		t.Fatal(err)
+	}
+	plantLog(t, b, "s", "b", bigLog(t, maxLogSize-1))
+	last := fresh("last", "b")
+	last.Metadata = []byte(entryOf(maxEntrySize))
+	lost := false
+	m.fault = func(op, _ string) (bool, error) {
+		if op != "put" || lost {
+			return false, nil
+		}
+		lost = true
+		return true, fmt.Errorf("%w: no answer", ErrUnavailable)
+	}
+	mustLog(t, b, "s", last)
+	wantError(t, b.WriteLog("s", fresh("another", "b")), ErrLogFull)
+}
