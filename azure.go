@@ -99,6 +99,8 @@ func newAzureBucket(conf azureConfig, memory byteSize) (*azureBucket, error) {
 	return b, nil
 }
 
+func (b *azureBucket) uploadMemory() *budget { return b.buffers.memory }
+
 // put implements bucket. A body that ends within one block is one request; every
 // other is sent in blocks, of which nothing is seen before they are committed,
 // by the request that bears the condition. There is no way to abort: what was

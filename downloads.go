@@ -24,10 +24,22 @@ func (s *service) getArtifact(ctx *fasthttp.RequestCtx) {
 	if !ok {
 		return
 	}
-	defer place.release()
-	d := download{ctx: ctx, siteID: siteID, buildID: buildID, cond: cond}
+	defer func() { place.release() }()
+	d := download{ctx: ctx, siteID: siteID, buildID: buildID, cond: cond, memory: s.downloads}
 	if s.redirect(&d) {
 		return
+	}
+	defer func() { d.held.release() }()
+	if _, ranger := s.backend.(ArtifactRanger); ranger && ctx.IsGet() && !d.tryHold() {
+		// Who waits for memory makes way for those who need none.
+		place.release()
+		if err := d.hold(); err != nil {
+			s.fail(ctx, "read the artifact", siteID, buildID, err)
+			return
+		}
+		if place, ok = s.toRead(ctx); !ok {
+			return
+		}
 	}
 	start := time.Now()
 	var err error
@@ -63,6 +75,51 @@ type download struct {
 	ctx             *fasthttp.RequestCtx
 	siteID, buildID string
 	cond            Precondition
+	memory          *budget
+	held            *grant // for the bytes that pass through the service; nil: not taken
+}
+
+// downloadMemory is how many bytes a download holds that passes through the
+// service: the buffers of both connections, and that of the copy between them.
+const downloadMemory = 256 << 10
+
+func (d *download) ask() ask {
+	c := d.ctx.Conn().(*conn)
+	token := c.hold()
+	return ask{client: c.client(), n: downloadMemory, end: func() { c.revokeAnswer(token) }}
+}
+
+// tryHold takes the memory of the download if there is some now, hold waits for it.
+func (d *download) tryHold() bool {
+	d.held = d.memory.tryTake(d.ask())
+	return d.held != nil
+}
+
+func (d *download) hold() (err error) {
+	d.held, err = d.memory.take(d.ask())
+	return err
+}
+
+// send sends what r yields, n bytes if n is not negative, in the memory that is
+// held. Both are given back with the stream, which fasthttp closes.
+func (d *download) send(r io.ReadCloser, n int64) {
+	body := &downloadStream{r, r, d.held}
+	if n >= 0 {
+		body.Reader = io.LimitReader(r, n)
+	}
+	d.ctx.SetBodyStream(body, int(n))
+	d.held = nil
+}
+
+type downloadStream struct {
+	io.Reader
+	source io.Closer
+	held   *grant
+}
+
+func (s *downloadStream) Close() error {
+	defer s.held.release()
+	return s.source.Close()
 }
 
 // fromReader answers out of what FetchArtifact opens.
@@ -84,8 +141,11 @@ func (d *download) fromReader(b Backend) error {
 	}()
 	a, ok := r.(ArtifactReader)
 	if !ok {
+		if err := d.hold(); err != nil {
+			return err
+		}
 		d.describeTo(nil)
-		d.ctx.SetBodyStream(r, -1)
+		d.send(r, -1)
 		sent = true
 		return nil
 	}
@@ -107,7 +167,10 @@ func (d *download) fromReader(b Backend) error {
 		// The bare file: fasthttp hands it to sendfile(2), and stops at the length.
 		d.ctx.SetBodyStream(f.File(), int(part.length))
 	} else {
-		d.ctx.SetBodyStream(limitBody(r, part.length), int(part.length))
+		if err := d.hold(); err != nil {
+			return err
+		}
+		d.send(r, part.length)
 	}
 	sent = true
 	return nil
@@ -159,7 +222,7 @@ func (d *download) fromRanger(b ArtifactRanger) error {
 		}
 		r, err := b.FetchArtifactRange(d.siteID, d.buildID, info.ETag, part.offset, part.length)
 		if err == nil {
-			d.ctx.SetBodyStream(limitBody(r, part.length), int(part.length))
+			d.send(r, part.length)
 			return nil
 		}
 		if !errors.Is(err, ErrPrecondition) {
@@ -227,12 +290,4 @@ func (d *download) describeTo(info *ArtifactInfo) {
 func seeker(r ArtifactReader) io.Seeker {
 	s, _ := r.(io.Seeker)
 	return s
-}
-
-// limitBody ends r after n bytes; closing it closes r.
-func limitBody(r io.ReadCloser, n int64) io.ReadCloser {
-	return struct {
-		io.Reader
-		io.Closer
-	}{io.LimitReader(r, n), r}
 }

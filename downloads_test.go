@@ -2,8 +2,12 @@ package main
 
 import (
 	"bytes"
+	"io"
+	"net"
+	"net/http"
 	"strconv"
 	"testing"
+	"time"
 )
 
 // A build that is replaced between the look and the read is sent whole, as the
@@ -71,4 +75,88 @@ func TestRangesOfASmallBuild(t *testing.T) {
 			t.Errorf("%s: %q, want %q", value, r.body, want)
 		}
 	}
+}
+
+// hogDownloads begins n downloads of path as another client, of which it reads the
+// headers and no more.
+func hogDownloads(t *testing.T, s *testServer, path string, n int) (answers []*http.Response) {
+	t.Helper()
+	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	client := &http.Client{Transport: &http.Transport{DialContext: from.DialContext}}
+	for range n {
+		r, err := client.Get("http://" + s.addr + path)
+		if err != nil || r.StatusCode != 200 {
+			t.Fatal(r, err)
+		}
+		t.Cleanup(func() { r.Body.Close() })
+		answers = append(answers, r)
+	}
+	return answers
+}
+
+// The downloads that pass through the service have a bounded memory. Who reads
+// nothing of what it asked for keeps nobody else from reading.
+func TestDownloadsShareTheirMemory(t *testing.T) {
+	const path, size = "/sites/s/artifacts/b", 32 << 20 // more than sockets hold
+	s, svc := startBackend(t, openMem(newMemBucket()))
+	data := bytes.Repeat(body(size/8, 1), 8)
+	s.put(t, 201, path, data)
+	svc.downloads.limit = 3 * downloadMemory
+	hog := hogDownloads(t, s, path, 3)
+	eventually(t, "all memory is taken", func() bool { return svc.downloads.inUse() == svc.downloads.limit })
+	s.do(t, 200, request{"HEAD", path, nil, nil}) // needs none
+	s.get(t, 200, "/sites/s/versions")
+	if got := s.get(t, 200, path); !bytes.Equal(got.body, data) {
+		t.Errorf("%d bytes came of %d", len(got.body), size)
+	}
+	for i, r := range hog {
+		n, err := io.Copy(io.Discard, r.Body)
+		if cut := err != nil; cut != (i == 2) || !cut && n != size {
+			t.Errorf("download %d of who held all: %d bytes, %v", i, n, err)
+		}
+	}
+	nothingIsHeld(t, svc)
+}
+
+// Without memory in time the answer is 503, and while it is waited for the store
+// stays open to others.
+func TestDownloadWaitsForMemory(t *testing.T) {
+	const path = "/sites/s/artifacts/b"
+	s, svc := startBackend(t, openMem(newMemBucket()))
+	s.put(t, 201, path, "build")
+	all := mustTake(t, svc.downloads, "", svc.downloads.limit) // in nobody's name: it is not ended
+	svc.reads.limit = 1
+	svc.downloads.wait = time.Minute
+	waiting := make(chan int, 1)
+	go func() {
+		r, err := s.try(request{"GET", path, nil, nil})
+		if err != nil {
+			t.Error(err)
+			r = &response{}
+		}
+		waiting <- r.status
+	}()
+	eventually(t, "it waits", func() bool {
+		svc.downloads.mu.Lock()
+		defer svc.downloads.mu.Unlock()
+		return len(svc.downloads.queue) == 1
+	})
+	etag := s.do(t, 200, request{"HEAD", path, nil, nil}).header.Get("ETag")
+	all.release()
+	if got := <-waiting; got != 200 {
+		t.Errorf("who waited: %d", got)
+	}
+	all = mustTake(t, svc.downloads, "", svc.downloads.limit)
+	svc.downloads.wait = 20 * time.Millisecond
+	if r := s.get(t, 503, path); r.header.Get("Retry-After") == "" {
+		t.Errorf("refused with %v", r.header)
+	}
+	all.release()
+	for _, c := range []struct {
+		status int
+		header http.Header
+	}{{304, header("If-None-Match", etag)}, {416, header("Range", "bytes=99-")}, {200, nil}} {
+		s.do(t, c.status, request{"GET", path, nil, c.header})
+	}
+	nothingIsHeld(t, svc)
 }

@@ -86,6 +86,8 @@ func newGCSBucket(ctx context.Context, conf gcsConfig, memory byteSize) (*gcsBuc
 	return &gcsBucket{client: client, bucket: client.Bucket(conf.Bucket), conf: conf, memory: newBudget(int64(memory), partWait)}, nil
 }
 
+func (b *gcsBucket) uploadMemory() *budget { return b.memory }
+
 // put implements bucket by a resumable upload, or by one request where the body
 // ends within a chunk. Of an upload that was not finished nothing is seen; the
 // store forgets it after a week.

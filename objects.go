@@ -62,6 +62,15 @@ func newObjectStore(b bucket, prefix string, log *slog.Logger) *objectStore {
 	return s
 }
 
+// budgets implements budgeted.
+func (s *objectStore) budgets() map[string]*budget {
+	all := map[string]*budget{"log_memory": s.memory}
+	if b, ok := s.bucket.(interface{ uploadMemory() *budget }); ok {
+		all["upload_memory"] = b.uploadMemory()
+	}
+	return all
+}
+
 func (s *objectStore) measures() *storeMetrics { return s.stats }
 
 // StoreArtifact implements Backend.

@@ -102,6 +102,8 @@ func newS3Bucket(ctx context.Context, conf s3Config, memory byteSize, log *slog.
 	}, nil
 }
 
+func (b *s3Bucket) uploadMemory() *budget { return b.buffers.memory }
+
 // put implements bucket. A body that ends within one part, and one that can be
 // sought, is one request; every other is a multipart upload.
 func (b *s3Bucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {

@@ -23,6 +23,7 @@ const (
 	maxSiteWrites  = 128             // of one site: they may wait for its lock
 	maxBuildWrites = 64              // of one build
 	placeWait      = 5 * time.Second // how long a request waits for its place, or for memory
+	streamMemory   = 256 << 20       // bytes for the downloads that pass through the service
 	entryMemory    = 64 << 20        // bytes for the log entries that are received and stored
 	readBuffer     = 8 << 10         // bytes of the longest request header
 	writeBuffer    = 16 << 10        // bytes that leave in one write: a small artifact with its header
@@ -31,21 +32,22 @@ const (
 
 // service is the HTTP side of the storage service over one backend.
 type service struct {
-	cfg      *Config
-	backend  Backend
-	log      *slog.Logger
-	handler  fasthttp.RequestHandler
-	uploads  *budget            // places of the builds that are being received
-	reads    *budget            // places of other requests that read the store
-	writes   *budget            // places of other requests that change it
-	entries  *budget            // bytes of log entries
-	lists    *budget            // bytes of lists that are made and sent
-	ready    *lookup[Readiness] // nil: the backend cannot be probed
-	space    *lookup[Space]     // nil: the backend has no size
-	reserve  *reserve           // nil: none is kept
-	metrics  *serviceMetrics
-	seen     atomic.Uint64 // requests, for the sample of the access log
-	stopping atomic.Bool
+	cfg       *Config
+	backend   Backend
+	log       *slog.Logger
+	handler   fasthttp.RequestHandler
+	uploads   *budget            // places of the builds that are being received
+	reads     *budget            // places of other requests that read the store
+	writes    *budget            // places of other requests that change it
+	entries   *budget            // bytes of log entries
+	lists     *budget            // bytes of lists that are made and sent
+	downloads *budget            // bytes of the downloads that pass through the service
+	ready     *lookup[Readiness] // nil: the backend cannot be probed
+	space     *lookup[Space]     // nil: the backend has no size
+	reserve   *reserve           // nil: none is kept
+	metrics   *serviceMetrics
+	seen      atomic.Uint64 // requests, for the sample of the access log
+	stopping  atomic.Bool
 
 	listBuffered int64 // bytes of a list that is made whole before it is sent
 }
@@ -58,7 +60,8 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 		writes:  newBudget(maxWrites, placeWait),
 		entries: newBudget(entryMemory, placeWait),
 		lists:   newBudget(listMemory, placeWait), listBuffered: listBuffered,
-		metrics: newServiceMetrics(),
+		metrics:   newServiceMetrics(),
+		downloads: newBudget(streamMemory, placeWait),
 	}
 	if p, ok := backend.(Prober); ok {
 		s.ready = &lookup[Readiness]{ask: timed(s, callProbe, p.Probe)}
@@ -78,7 +81,8 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 // budgets are those of the service and of its store, by the names that the metrics
 // have for them.
 func (s *service) budgets() map[string]*budget {
-	all := map[string]*budget{"uploads": s.uploads, "reads": s.reads, "writes": s.writes, "entries": s.entries, "lists": s.lists}
+	all := map[string]*budget{"uploads": s.uploads, "reads": s.reads, "writes": s.writes,
+		"entries": s.entries, "lists": s.lists, "downloads": s.downloads}
 	if b, ok := s.backend.(budgeted); ok {
 		maps.Copy(all, b.budgets())
 	}
