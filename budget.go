@@ -17,7 +17,7 @@ const revokeAfter = time.Second
 // client that is alone may hold all of it. It is safe for concurrent use.
 type budget struct {
 	limit int64
-	wait  time.Duration // how long take waits
+	wait  time.Duration // how long take waits; 0: it does not
 
 	// Called for each request that was refused, and for each holding that was
 	// ended; nil: nobody counts.
@@ -70,7 +70,7 @@ func newBudget(limit int64, wait time.Duration) *budget {
 // take takes a part, to be given back with release. It fails with ErrBusy if none
 // is free in time.
 func (b *budget) take(a ask) (*grant, error) {
-	a.n = min(a.n, b.limit)
+	a.n = min(max(a.n, 1), b.limit)
 	g := &grant{b: b, ask: a}
 	b.mu.Lock()
 	if len(b.queue) == 0 && b.fits(g) {
@@ -83,7 +83,7 @@ func (b *budget) take(a ask) (*grant, error) {
 	b.serve() // those before it may have to let it through
 	b.mu.Unlock()
 
-	patience := time.NewTicker(min(revokeAfter, b.wait))
+	patience := time.NewTicker(revokeAfter)
 	defer patience.Stop()
 	end := time.NewTimer(b.wait)
 	defer end.Stop()
@@ -101,7 +101,7 @@ func (b *budget) take(a ask) (*grant, error) {
 
 // tryTake takes a part without waiting: nil if none is free, or somebody waits.
 func (b *budget) tryTake(a ask) *grant {
-	a.n = min(a.n, b.limit)
+	a.n = min(max(a.n, 1), b.limit)
 	g := &grant{b: b, ask: a}
 	b.mu.Lock()
 	defer b.mu.Unlock()
