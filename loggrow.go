@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"math"
 	"os"
 )
 
@@ -172,16 +173,17 @@ func (l *oldLog) ReadAt(p []byte, off int64) (int, error) {
 // JSON string is what stands between two quotes, so no id is overlooked. Where
 // something is, any id may be there.
 type idSearch struct {
-	ids     map[string]bool
-	longest int
-	quoted  bool   // the last piece ended within a string
-	text    []byte // the beginning of that, one byte longer than the longest id at most
-	may     bool   // an id may be in the log
+	ids               map[string]bool
+	shortest, longest int    // lengths of an id
+	quoted            bool   // the last piece ended within a string
+	text              []byte // the beginning of that, one byte longer than the longest id at most
+	may               bool   // an id may be in the log
 }
 
 func newIDSearch(ids map[string]bool) *idSearch {
-	s := &idSearch{ids: ids}
+	s := &idSearch{ids: ids, shortest: math.MaxInt}
 	for id := range ids {
+		s.shortest = min(s.shortest, len(id))
 		s.longest = max(s.longest, len(id))
 		s.may = s.may || id == "" // the ID of an entry that has none
 	}
@@ -200,10 +202,14 @@ func (s *idSearch) add(p []byte) {
 	for len(p) > 0 {
 		before, rest, quote := bytes.Cut(p, []byte{'"'})
 		if s.quoted {
-			s.text = append(s.text, before[:min(len(before), s.longest+1-len(s.text))]...)
-			if _, found := s.ids[string(s.text)]; found && quote {
-				s.may = true
-				return
+			if len(s.text) > 0 || !quote {
+				s.text = append(s.text, before[:min(len(before), s.longest+1-len(s.text))]...)
+				before = s.text
+			}
+			if quote && len(before) >= s.shortest && len(before) <= s.longest {
+				if _, s.may = s.ids[string(before)]; s.may {
+					return
+				}
 			}
 		}
 		if quote {
