@@ -119,6 +119,19 @@ func TestUploadsUnderWayHaveTheirSpace(t *testing.T) {
 	s.put(t, 507, "/sites/a/artifacts/c", "x")
 }
 
+// admitted reports whether an upload of size bytes would be let in now.
+func admitted(t *testing.T, s *testServer, size int64) bool {
+	t.Helper()
+	c := dialHere(t, s)
+	defer c.Close()
+	fmt.Fprintf(c, "PUT /sites/a/artifacts/asked HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", size)
+	line, err := bufio.NewReader(c).ReadString('\n')
+	if err != nil || !strings.Contains(line, " 100 ") && !strings.Contains(line, " 507 ") {
+		t.Fatalf("answered %q, %v", line, err)
+	}
+	return strings.Contains(line, " 100 ")
+}
+
 // What is allocated ahead of the bytes is not missing twice.
 func TestUploadsUnderWayHaveTheirSpaceOnce(t *testing.T) {
 	s := startOn(t, &sizedStore{total: 10 << 20, blocks: true}, "MIN_FREE_SPACE=1MiB")
@@ -126,15 +139,43 @@ func TestUploadsUnderWayHaveTheirSpaceOnce(t *testing.T) {
 	done := make(chan any, 1)
 	go func() { done <- statusOr(s.try(request{"PUT", "/sites/a/artifacts/slow", sized{r, 6 << 20}, nil})) }()
 	_, _ = w.Write(randomBytes(2 << 20))
-	waitForTemp(t, s)
-	s.put(t, 507, "/sites/a/artifacts/b", randomBytes(3<<20+1)) // 6 MiB are promised, and 1 MiB is kept free
-	stored(t, s, randomBytes(2<<20))
-	s.put(t, 507, "/sites/a/artifacts/c", randomBytes(1<<20+1))
+	// 2 MiB are there, as much is kept ahead of them, and 1 MiB is kept free.
+	eventually(t, "the window has grown", func() bool { return !admitted(t, s, 5<<20+1) })
+	eventually(t, "all else is free", func() bool { return admitted(t, s, 5<<20) })
+	stored(t, s, randomBytes(3<<20))
+	s.put(t, 507, "/sites/a/artifacts/c", randomBytes(2<<20+1))
 	_, _ = w.Write(randomBytes(4 << 20))
 	w.Close()
 	if got := <-done; got != 201 {
 		t.Errorf("the upload under way: %v", got)
 	}
+	s.put(t, 507, "/sites/a/artifacts/c", "x")
+}
+
+// An upload that announces nearly all there is, and sends a byte, leaves the
+// space to others. When it comes after all it does not fit, and nothing stays.
+func TestAnnouncingTakesNoSpace(t *testing.T) {
+	const announced = 18 << 20
+	s := startOn(t, &sizedStore{total: 20 << 20, blocks: true}, "MIN_FREE_SPACE=1MiB")
+	r, w := io.Pipe()
+	done := make(chan any, 1)
+	go func() {
+		done <- statusOr(s.try(request{"PUT", "/sites/a/artifacts/slow", sized{r, announced}, nil}))
+		r.Close()
+	}()
+	_, _ = w.Write([]byte("x"))
+	waitForTemp(t, s)
+	s.put(t, 201, "/sites/a/artifacts/b", randomBytes(14<<20))
+	s.put(t, 507, "/sites/a/artifacts/c", randomBytes(announced)) // but who announces what is not there is refused
+	_, _ = w.Write(randomBytes(announced - 1))
+	w.Close()
+	if got := <-done; got != 507 {
+		t.Errorf("an upload that does not fit: %v", got)
+	}
+	if files := filesBelow(t, s.dir); len(files) != 1 {
+		t.Errorf("the store holds %q", files)
+	}
+	s.put(t, 201, "/sites/a/artifacts/c", randomBytes(4<<20)) // its space is free again
 }
 
 func TestAnUploadThatFailedGivesItsSpaceBack(t *testing.T) {
@@ -347,15 +388,15 @@ func TestTheReserveOfHugeNumbers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused(r, 10<<30, math.MaxInt64, math.MaxInt64-1, math.MaxInt64-90<<30, 1<<62)
-	free = 50 << 30 // another replica filled it
+	refused(r, 100<<30, math.MaxInt64, math.MaxInt64-1, math.MaxInt64-1<<20, 1<<62)
+	free = 32 << 20 // another replica filled it
 	r.at = time.Time{}
-	refused(r, 1, 60<<30, 1<<62, math.MaxInt64-40<<30, math.MaxInt64)
+	refused(r, 0, 1, 60<<30, 1<<62, math.MaxInt64-1<<20, math.MaxInt64)
 	one.release()
-	if _, err := r.admit(49 << 30); err != nil {
+	if _, err := r.admit(0); err != nil {
 		t.Error(err)
 	}
-	refused(r, 2<<30)
+	refused(r, 1)
 
 	free = 0 // full, and not unknown
 	refused(f(1, large), 0, 1, math.MaxInt64)
@@ -365,11 +406,11 @@ func TestTheReserveOfHugeNumbers(t *testing.T) {
 	refused(r, 1, math.MaxInt64)
 	r = f(1, math.MaxUint64)
 	for range 4 {
-		if _, err := r.admit(1 << 58); err != nil && r.claimed < 3<<58 {
+		if _, err := r.admit(1 << 58); err != nil {
 			t.Error(err)
 		}
 	}
-	refused(r, 1<<58, math.MaxInt64)
+	refused(r, 1<<60, math.MaxInt64)
 }
 
 func TestALengthPastAllSpaceIsRefused(t *testing.T) {

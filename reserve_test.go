@@ -2,10 +2,14 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // What other replicas write into the store is noticed within spaceKeep.
@@ -110,4 +114,117 @@ func TestReserveCountsWhatWasPlacedOnce(t *testing.T) {
 	if _, err := r.admit(39); err != nil {
 		t.Errorf("space that is free was refused: %v", err)
 	}
+}
+
+func TestWindowOf(t *testing.T) {
+	const mib = 1 << 20
+	f := func(sent, size, want int64) {
+		t.Helper()
+		if got := windowOf(sent, size); got != want {
+			t.Errorf("windowOf(%d, %d) = %d, want %d", sent, size, got, want)
+		}
+	}
+	f(0, 10, 10)
+	f(4, 10, 6)
+	f(10, 10, 0)
+	f(0, 500*mib, mib)
+	f(mib+1, 500*mib, mib+1)
+	f(300*mib, 800*mib, 256*mib)
+	f(300*mib, 310*mib, 10*mib)
+}
+
+// The window follows what was sent, and is given up where others have filled the
+// store: an upload fails when there is no room for what it sent.
+func TestTheWindowMoves(t *testing.T) {
+	const mib = 1 << 20
+	free := uint64(100 * mib)
+	r := &reserve{min: 10 * mib}
+	r.space = &lookup[Space]{ask: r.watch(func() (Space, error) { return Space{FreeBytes: free, TotalBytes: 200 * mib}, nil })}
+	c, err := r.admit(90 * mib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	step := func(name string, n, others, claimed int64, want error) {
+		t.Helper()
+		free -= uint64(n + others)
+		r.at = time.Time{} // so that the store is asked after these bytes are counted
+		err := c.took(n)
+		if !errors.Is(err, want) || (err == nil) != (want == nil) || r.claimed != claimed {
+			t.Errorf("%s: %v, %d bytes claimed; want %v, %d", name, err, r.claimed, want, claimed)
+		}
+	}
+	step("the first bytes", 1000, 0, mib, nil)
+	step("a window as large as what was sent", 20*mib-1000, 0, 20*mib, nil)
+	step("others leave less than the window", 10*mib, 45*mib, 15*mib, nil)
+	step("others leave nothing", mib, 14*mib, 0, nil)
+	step("nothing more fits", mib, 0, 0, ErrNoSpace)
+	c.release()
+	if r.claimed != 0 || r.uploads != 0 {
+		t.Errorf("%d bytes and %d uploads stay claimed", r.claimed, r.uploads)
+	}
+}
+
+func TestInodesAreKept(t *testing.T) {
+	f := func(name string, free, total uint64, under, made int64, want error) {
+		t.Helper()
+		r := &reserve{min: 1, uploads: under, made: made}
+		r.space = &lookup[Space]{ask: r.watch(func() (Space, error) {
+			r.made += made // while it answers
+			return Space{FreeBytes: 1 << 30, TotalBytes: 1 << 40, FreeInodes: free, TotalInodes: total}, nil
+		})}
+		c, err := r.admit(1)
+		if !errors.Is(err, want) || (err == nil) != (want == nil) {
+			t.Errorf("%s: %v, want %v", name, err, want)
+		}
+		if err != nil && !strings.Contains(err.Error(), "inodes") {
+			t.Errorf("%s: the error does not say what is missing: %v", name, err)
+		}
+		c.release()
+	}
+	f("the store does not tell", 0, 0, 0, 0, nil)
+	f("plenty", 1<<40, 1<<41, 0, 0, nil)
+	f("what is kept is there", 1024, 1<<20, 0, 0, nil)
+	f("one is missing", 1023, 1<<20, 0, 0, ErrNoSpace)
+	f("others under way", 1033, 1<<20, 10, 0, ErrNoSpace)
+	f("others under way, and enough", 1034, 1<<20, 10, 0, nil)
+	f("made meanwhile", 1033, 1<<20, 0, 10, ErrNoSpace)
+	f("made meanwhile, and enough", 1034, 1<<20, 0, 10, nil)
+	f("a small store", 10, 160, 0, 0, nil)
+	f("a small store, one missing", 9, 160, 0, 0, ErrNoSpace)
+	f("a tiny store", 0, 15, 0, 0, nil)
+	f("none of many", 0, 1<<20, 0, 0, ErrNoSpace)
+}
+
+// Uploads end before they have used up the inodes that a log and a deletion need.
+func TestInodesAreKeptForLogs(t *testing.T) {
+	dir := t.TempDir()
+	err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m,nr_inodes=320")
+	if err == unix.EPERM || err == unix.EACCES {
+		t.Skip("a small file system can only be mounted by root")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	s := startServer(t, "NFS_BASE_PATH="+dir, "MIN_FREE_SPACE=1MiB")
+	put := func(i int) any {
+		return statusOr(s.try(request{"PUT", fmt.Sprint("/sites/a/artifacts/b", i), "x", nil}))
+	}
+	stored := 0
+	for put(stored) == 201 {
+		stored++
+	}
+	if got := put(stored); got != 507 || stored < 200 {
+		t.Fatalf("after %d uploads: %v, want 507", stored, got)
+	}
+	if !strings.Contains(s.log.String(), "inodes are free") {
+		t.Error("the log does not say what is missing")
+	}
+	for i := range 3 {
+		s.post(t, 201, "/sites/a/logs", fmt.Sprintf(`{"build_id":"b%d","action":"deploy","status":"ok"}`, i))
+	}
+	for i := range 30 {
+		s.do(t, 204, request{"DELETE", fmt.Sprint("/sites/a/artifacts/b", i), nil, nil})
+	}
+	eventually(t, "there are inodes again", func() bool { return put(0) == 201 })
 }

@@ -15,7 +15,7 @@ const (
 	moveSize     = 1 << 20   // bytes asked of a FileMover at once: the largest pipe splice gets
 	copySize     = 128 << 10 // bytes of the buffer where nothing can be moved
 	reserveAhead = 256 << 20 // bytes preallocated at most ahead of what has arrived
-	reserveMin   = 1 << 20   // bytes of the smallest file worth preallocating
+	reserveMin   = 1 << 20   // bytes preallocated at least, and of the smallest file worth it
 	flushEvery   = 16 << 20  // bytes after which write-back is started
 )
 
@@ -122,13 +122,16 @@ func (t *tempFile) checkFree(size int64) error {
 }
 
 // reserve keeps the blocks of a file of size bytes allocated ahead of the
-// writes: it makes them cheaper and meets a full disk early. The window keeps a
-// slow upload from holding the space of all of it.
+// writes: it makes them cheaper and meets a full disk early. The window grows
+// with what has arrived: an upload that only announces a lot takes no space.
 func (t *tempFile) reserve(size int64) error {
-	if size < reserveMin || t.reserved < 0 || t.reserved >= size || t.reserved-t.size >= reserveAhead/2 {
+	if size < reserveMin || t.reserved < 0 || t.reserved >= size {
 		return nil
 	}
-	upTo := min(size, t.size+reserveAhead)
+	upTo := t.size + windowOf(t.size, size)
+	if t.reserved-t.size > (upTo-t.size)/2 {
+		return nil
+	}
 	err := uninterrupted(func() error {
 		return unix.Fallocate(int(t.f.Fd()), unix.FALLOC_FL_KEEP_SIZE, t.reserved, upTo-t.reserved)
 	})

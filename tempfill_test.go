@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -149,5 +150,59 @@ func TestBodyThatDoesNotFit(t *testing.T) {
 			t.Errorf("%s: %d, not 507", name, r.StatusCode)
 		}
 		isOld(name)
+	}
+}
+
+// metered is a body of zeros that looks, before each piece, at what is allocated
+// for it.
+type metered struct {
+	size, sent int64
+	look       func(sent int64)
+	placed     int64
+}
+
+func (m *metered) Size() int64              { return m.size }
+func (m *metered) Placed(n int64)           { m.placed += n }
+func (m *metered) Read([]byte) (int, error) { panic("it is moved") }
+
+func (m *metered) MoveTo(f *os.File, most int64) (int64, error) {
+	m.look(m.sent)
+	n := min(most, m.size-m.sent)
+	if _, err := f.Write(make([]byte, n)); err != nil {
+		return 0, err
+	}
+	if m.sent += n; m.sent == m.size {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// What is allocated for a body follows what was written of it, and is told.
+func TestAllocationFollowsTheBody(t *testing.T) {
+	d, dir := openTestDir(t)
+	temp, err := d.createTemp(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer temp.discard()
+	m := &metered{size: 40<<20 + 5}
+	m.look = func(sent int64) {
+		var st unix.Stat_t
+		if err := unix.Fstat(int(temp.f.Fd()), &st); err != nil {
+			t.Fatal(err)
+		}
+		want := sent + windowOf(sent, m.size)
+		if m.placed > want || m.placed < sent+windowOf(sent, m.size)/2 {
+			t.Errorf("after %d bytes %d are told to be placed, want at most %d, and half the window", sent, m.placed, want)
+		}
+		if got := st.Blocks * 512; got > m.placed+64<<10 { // and blocks of the file's own
+			t.Errorf("after %d bytes %d are allocated, and %d told", sent, got, m.placed)
+		}
+	}
+	if _, err := temp.ReadFrom(m); err != nil {
+		t.Fatal(err)
+	}
+	if m.placed != m.size {
+		t.Errorf("%d bytes were told to be placed of %d", m.placed, m.size)
 	}
 }
