@@ -14,6 +14,7 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -22,41 +23,42 @@ import (
 // minutes, of fake-gcs-server more, and 20 GB of disk.
 const memoryLarge = "STORAGE_MEMORY_LARGE"
 
-// The memory that the service needs over a store follows from its configuration
-// and the number of requests, not from the size of the builds.
+// The memory that the service needs over a store follows from its budgets, not from
+// the number of uploads, the size of the builds or that of the logs.
 func TestRealStoresMemory(t *testing.T) {
 	const (
 		together = 20
+		memory   = 64 << 20 // PAGEWRIGHT_UPLOAD_MEMORY
 		slack    = 64 << 20 // connections, and what the SDKs hold
 		// The collector lets garbage grow to as much as is in use.
 		garbage = 2
 	)
 	kinds := map[string]struct {
-		size         string // the variable
-		part         int64  // as small as the kind of store allows, and the emulator is quick with
-		ahead, ofOne int64  // parts sent while their uploads read on: over all uploads, and of one
+		size  string // the variable
+		part  int64  // as small as the kind of store allows, and the emulator is quick with
+		ofOne int64  // parts of one upload that are sent while it reads on
 	}{
-		"s3":    {"S3_PART_SIZE", 5 << 20, 16, 4},
-		"azure": {"AZURE_PART_SIZE", 5 << 20, 16, 4},
-		"gcs":   {"GCS_CHUNK_SIZE", 8 << 20, 0, 0},
+		"s3":    {"S3_PART_SIZE", 5 << 20, 4},
+		"azure": {"AZURE_PART_SIZE", 5 << 20, 4},
+		"gcs":   {"GCS_CHUNK_SIZE", 8 << 20, 0},
 	}
 	one, each := int64(128<<20), int64(24<<20)
 	if os.Getenv(memoryLarge) != "" {
 		one, each = 1<<30, 256<<20
 		gcs := kinds["gcs"]
-		gcs.part = 32 << 20 // fake-gcs-server hashes all that it has with each chunk
+		gcs.part = memory / partsInMemory // fake-gcs-server hashes all that it has with each chunk
 		kinds["gcs"] = gcs
 	}
 	eachStore(t, func(t *testing.T, s *realStore) {
 		k := kinds[s.env[envPrefix+"STORAGE_BACKEND"]]
-		s = s.with(map[string]string{envPrefix + k.size: strconv.FormatInt(k.part, 10)})
+		s = s.with(map[string]string{envPrefix + k.size: strconv.FormatInt(k.part, 10), envPrefix + "UPLOAD_MEMORY": strconv.Itoa(memory)})
 		for _, c := range []struct {
 			count int
 			size  int64
 			up    int64 // the bound of an upload
 		}{
 			{1, one, garbage*k.part*(1+k.ofOne) + slack},
-			{together, each, garbage*k.part*(together+k.ahead) + slack},
+			{together, each, garbage*memory + slack},
 		} {
 			sums := make([][]byte, c.count)
 			path := func(i int) string { return fmt.Sprintf("/sites/of%d/artifacts/%d", c.count, i) }
@@ -74,6 +76,23 @@ func TestRealStoresMemory(t *testing.T) {
 				return err
 			})
 		}
+		const logs = 12
+		b := s.open(t, "")
+		for i := range logs {
+			plantLog(t, b, "s", fmt.Sprint("b", i), bigLog(t, 15<<20))
+		}
+		measureMemory(t, s, fmt.Sprintf("%d appends to logs of 15 MiB", logs), logs, garbage*logMemory+slack, func(url string, i int, meet func()) error {
+			meet()
+			resp, err := http.Post(url+"/sites/s/logs", "application/json", strings.NewReader(fmt.Sprintf(`{"build_id":"b%d","action":"a","status":"s"}`, i)))
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			if resp.StatusCode != http.StatusCreated {
+				return fmt.Errorf("status %d", resp.StatusCode)
+			}
+			return nil
+		})
 	})
 }
 

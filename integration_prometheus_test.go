@@ -35,7 +35,7 @@ func TestIntegrationEveryQueryIsAnsweredFromARealScrape(t *testing.T) {
 		for _, part := range regexp.MustCompile(`\band\b`).Split(q, -1) {
 			queries = append(queries, regexp.MustCompile(` [<>=]+ [^)]*$`).ReplaceAllString(part, ""))
 		}
-		if _, err := ask(prometheus, q); err != nil {
+		if _, err := askPrometheus(prometheus, q); err != nil {
 			t.Errorf("%s: %v", q, err)
 		}
 	}
@@ -52,7 +52,7 @@ func TestIntegrationEveryQueryIsAnsweredFromARealScrape(t *testing.T) {
 		s.put(t, 201, "/sites/a/artifacts/x", "x")
 		s.get(t, 200, "/sites/a/versions")
 		for q := range silent {
-			n, err := ask(prometheus, q)
+			n, err := askPrometheus(prometheus, q)
 			if err != nil {
 				t.Fatalf("%s: %v", q, err)
 			}
@@ -98,14 +98,14 @@ scrape_configs: [{job_name: pagewright-storage, static_configs: [{targets: [%q]}
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait(); log.Close() })
 	eventually(t, "prometheus scrapes", func() bool {
-		n, err := ask(address, `up{job="pagewright-storage"} == 1`)
+		n, err := askPrometheus(address, `up{job="pagewright-storage"} == 1`)
 		return err == nil && n == 1
 	})
 	return address
 }
 
 // ask runs a query and tells how many series it has for an answer.
-func ask(prometheus, query string) (int, error) {
+func askPrometheus(prometheus, query string) (int, error) {
 	r, err := http.Get("http://" + prometheus + "/api/v1/query?query=" + url.QueryEscape(query))
 	if err != nil {
 		return 0, err
