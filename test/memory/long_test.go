@@ -2,4 +2,11 @@
 
 package memory
 
-const torture = true
+import "time"
+
+const (
+	torture     = true
+	logSize     = 15 << 20
+	appendSize  = 15 << 20
+	latencyTime = 30 * time.Second
+)

@@ -2,4 +2,11 @@
 
 package memory
 
-const torture = false
+import "time"
+
+const (
+	torture     = false
+	logSize     = 2 << 20 // of the logs that are listed
+	appendSize  = 6 << 20
+	latencyTime = 2 * time.Second
+)

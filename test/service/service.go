@@ -23,9 +23,16 @@ import (
 // patience is how long anything that must happen is waited for.
 const patience = 60 * time.Second
 
+// binary, if set, is the path of a binary to test in place of this tree's: to
+// compare two of them.
+const binary = "STORAGE_BINARY"
+
 // Build builds the binary from this tree and returns its path.
 func Build(t testing.TB) string {
 	t.Helper()
+	if bin := os.Getenv(binary); bin != "" {
+		return bin
+	}
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		t.Fatal("cannot find the module: ", err)
@@ -61,6 +68,7 @@ type Options struct {
 	Bin  string
 	Base string              // the directory of the store
 	Env  []string            // further variables, as NAME=value without the prefix
+	More []string            // further variables with names of their own, as AWS_REGION=x
 	As   *syscall.Credential // nil: as the test
 	Wrap []string            // a program in front of it, that execs or starts it
 }
@@ -103,6 +111,7 @@ func Launch(o Options) (*Service, error) {
 	for _, v := range o.Env {
 		s.cmd.Env = append(s.cmd.Env, "PAGEWRIGHT_"+v)
 	}
+	s.cmd.Env = append(s.cmd.Env, o.More...)
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: o.As}
 	stderr, err := s.cmd.StderrPipe()
 	if err != nil {
@@ -221,6 +230,26 @@ func (s *Service) Memory(field string) (int64, error) {
 // ResetPeak makes VmHWM begin again from what is resident now (proc(5), clear_refs).
 func (s *Service) ResetPeak() error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", s.Pid), []byte("5"), 0)
+}
+
+// CPU is the processor time that the service has used.
+func (s *Service) CPU() (time.Duration, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.Pid))
+	if err != nil {
+		return 0, err
+	}
+	// proc(5): the name, in parentheses, may hold spaces; utime and stime are
+	// fields 14 and 15, in hundredths of a second.
+	f := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
+	total := 0
+	for _, v := range f[11:13] {
+		n, err := strconv.Atoi(string(v))
+		if err != nil {
+			return 0, err
+		}
+		total += n
+	}
+	return time.Duration(total) * 10 * time.Millisecond, nil
 }
 
 // Descriptors counts the open descriptors: pipes apart, of which the runtime

@@ -1,0 +1,360 @@
+//go:build integration || torture
+
+package memory
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"pagewright/storage/test/service"
+)
+
+const (
+	settleTime = time.Second      // memory that has not changed for so long has settled
+	settleMax  = 20 * time.Second // and that is not waited for any longer
+	busyTries  = 60               // how often a request that is answered 503 is sent again
+)
+
+// meter measures the memory of a service above what it had when it was idle.
+type meter struct {
+	t    *testing.T
+	s    *service.Service
+	idle int64
+}
+
+// newMeter begins to measure a service that is idle.
+func newMeter(t *testing.T, s *service.Service) *meter {
+	t.Helper()
+	m := &meter{t: t, s: s}
+	if err := s.ResetPeak(); err != nil {
+		t.Fatal(err)
+	}
+	m.idle = m.read("VmRSS")
+	return m
+}
+
+func (m *meter) read(field string) int64 {
+	m.t.Helper()
+	n, err := m.s.Memory(field)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return n
+}
+
+// settle waits until the memory changes no more, and returns what is above idle.
+func (m *meter) settle() int64 {
+	last, since := m.read("VmRSS"), time.Now()
+	for end := time.Now().Add(settleMax); time.Now().Before(end) && time.Since(since) < settleTime; time.Sleep(20 * time.Millisecond) {
+		if now := m.read("VmRSS"); now > last+1<<20 || now < last-1<<20 {
+			last, since = now, time.Now()
+		}
+	}
+	return m.read("VmRSS") - m.idle
+}
+
+// check compares the peak with the bound, and logs both.
+func (m *meter) check(bound int64, format string, args ...any) {
+	m.t.Helper()
+	above := m.read("VmHWM") - m.idle
+	m.t.Logf("FIGURE %s: idle %.0f MiB, peak %.0f MiB above, bound %d; %s", m.t.Name(), mib(m.idle), mib(above), bound>>20, fmt.Sprintf(format, args...))
+	if above > bound {
+		m.t.Errorf("the peak is %.0f MiB above idle, more than %d", mib(above), bound>>20)
+	}
+}
+
+// shape is how the bytes of a log are made up.
+type shape struct {
+	name     string
+	metadata int // bytes of the metadata of an entry
+}
+
+var shapes = []shape{{"large metadata", 1<<20 - 300}, {"tiny entries", 0}}
+
+// makeLog is a log of about size bytes as it stands in a store, and how many
+// entries it has.
+func makeLog(build string, sh shape, size int) (data []byte, entries int) {
+	var b bytes.Buffer
+	b.WriteString("[\n")
+	for b.Len() < size {
+		if entries > 0 {
+			b.WriteString(",\n")
+		}
+		fmt.Fprintf(&b, `{"id":"%d","build_id":%q,"action":"a","status":"s","timestamp":"2026-01-02T03:04:05Z"`, entries, build)
+		if sh.metadata > 0 {
+			fmt.Fprintf(&b, `,"metadata":{"x":"%s"}`, strings.Repeat("m", sh.metadata))
+		}
+		b.WriteString("}")
+		entries++
+	}
+	b.WriteString("\n]\n")
+	return b.Bytes(), entries
+}
+
+// putLog stores a log beside the service.
+type putLog func(site, build string, data []byte) error
+
+// intoDirectory is the putLog of a store in a directory.
+func intoDirectory(base string) putLog {
+	return func(site, build string, data []byte) error {
+		dir := filepath.Join(base, "sites", site, "logs")
+		if err := os.MkdirAll(dir, 0o777); err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, build+".json"), data, 0o666)
+	}
+}
+
+// fill stores logs of size bytes for builds of each site, and returns how many
+// entries each log has.
+func fill(t *testing.T, put putLog, sh shape, size, sites, builds int) (entries int) {
+	t.Helper()
+	for b := range builds {
+		data, n := makeLog(buildName(b), sh, size)
+		entries = n
+		for s := range sites {
+			if err := put(siteName(s), buildName(b), data); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return entries
+}
+
+func siteName(i int) string  { return fmt.Sprintf("site%d", i) }
+func buildName(i int) string { return fmt.Sprintf("b%03d", i) }
+
+// errBusy is an answer 503.
+var errBusy = errors.New("503")
+
+// refused is the error of an answer: errBusy of a 503 that has Retry-After.
+func refused(res *http.Response) error {
+	text, _ := io.ReadAll(io.LimitReader(res.Body, 300))
+	if res.StatusCode == http.StatusServiceUnavailable && res.Header.Get("Retry-After") != "" {
+		return fmt.Errorf("%w: %s", errBusy, text)
+	}
+	return fmt.Errorf("status %d, Retry-After %q: %s", res.StatusCode, res.Header.Get("Retry-After"), text)
+}
+
+// retried calls f until it does not fail with errBusy. It returns how often it did.
+func retried(f func() error) (busy int, err error) {
+	for busy = range busyTries {
+		if err = f(); !errors.Is(err, errBusy) {
+			return busy, err
+		}
+		time.Sleep(time.Second / 2)
+	}
+	return busyTries, fmt.Errorf("answered 503 %d times: %w", busyTries, err)
+}
+
+// getList reads the list of a site with the metadata, and checks that it is
+// whole: JSON to its end, with all builds and all entries of each.
+func getList(addr, site string, builds, entries int, sh shape, through func(io.Reader) io.Reader) error {
+	client := service.Client(1)
+	client.Transport.(*http.Transport).DialContext = smallBuffer.DialContext
+	defer client.CloseIdleConnections()
+	res, err := client.Get("http://" + addr + "/sites/" + site + "/versions?metadata=true")
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return refused(res)
+	}
+	got, err := countList(through(res.Body), sh)
+	if err != nil {
+		return err
+	}
+	if len(got) != builds {
+		return fmt.Errorf("%d builds are listed, not %d", len(got), builds)
+	}
+	for build, n := range got {
+		if n != entries {
+			return fmt.Errorf("%s has %d entries, not %d", build, n, entries)
+		}
+	}
+	return nil
+}
+
+// smallBuffer makes connections that take little in advance of their reader.
+var smallBuffer = net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+	return c.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 64<<10) })
+}}
+
+// countList reads a list, a version at a time, and counts the entries of each.
+func countList(r io.Reader, sh shape) (map[string]int, error) {
+	got, count := map[string]int{}, -1
+	d := json.NewDecoder(r)
+	open, err := d.Token()
+	if err != nil || open != json.Delim('{') {
+		return nil, fmt.Errorf("the list begins with %v, %v", open, err)
+	}
+	for d.More() {
+		name, err := d.Token()
+		if err != nil {
+			return nil, err
+		}
+		switch name {
+		case "versions":
+			if err := countVersions(d, sh, got); err != nil {
+				return nil, err
+			}
+		case "count":
+			err = d.Decode(&count)
+		default:
+			err = d.Decode(new(any))
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, err
+	}
+	if rest, err := io.ReadAll(io.MultiReader(d.Buffered(), r)); err != nil || len(bytes.TrimSpace(rest)) > 0 {
+		return nil, fmt.Errorf("behind the list are %d bytes, %v", len(rest), err)
+	}
+	if count != len(got) {
+		return nil, fmt.Errorf("count is %d of %d", count, len(got))
+	}
+	return got, nil
+}
+
+func countVersions(d *json.Decoder, sh shape, got map[string]int) error {
+	if _, err := d.Token(); err != nil {
+		return err
+	}
+	for d.More() {
+		var v struct {
+			BuildID   string `json:"build_id"`
+			LogsError string `json:"logs_error"`
+			Logs      []struct {
+				Action   string
+				Metadata json.RawMessage
+			}
+		}
+		if err := d.Decode(&v); err != nil {
+			return err
+		}
+		if v.LogsError != "" {
+			return fmt.Errorf("%s: %s", v.BuildID, v.LogsError)
+		}
+		for i, e := range v.Logs {
+			if e.Action != "a" || len(e.Metadata) < sh.metadata {
+				return fmt.Errorf("%s: entry %d has action %q and %d bytes of metadata", v.BuildID, i, e.Action, len(e.Metadata))
+			}
+		}
+		if _, twice := got[v.BuildID]; twice {
+			return fmt.Errorf("%s is listed twice", v.BuildID)
+		}
+		got[v.BuildID] = len(v.Logs)
+	}
+	_, err := d.Token()
+	return err
+}
+
+// slowReader holds the rest back at first, and then reads at a bounded rate.
+type slowReader struct {
+	r     io.Reader
+	pause time.Duration // before the second read
+	reads int
+}
+
+func (s *slowReader) Read(p []byte) (int, error) {
+	if s.reads++; s.reads == 2 {
+		time.Sleep(s.pause)
+	}
+	if s.reads%8 == 0 {
+		time.Sleep(8 * time.Millisecond) // 32 MiB a second
+	}
+	return s.r.Read(p[:min(len(p), 32<<10)])
+}
+
+// held is a request whose last bytes are held back.
+type held struct {
+	conn   net.Conn
+	rest   []byte
+	sent   atomic.Bool // all but the rest
+	ended  chan struct{}
+	status int
+	err    error
+}
+
+// hold sends a request but for the last bytes of its body, which finish sends.
+// It waits for nothing.
+func hold(addr, head string, body []byte, last int) (*held, error) {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	h := &held{conn: c, rest: body[len(body)-last:], ended: make(chan struct{})}
+	go func() {
+		if _, err := io.WriteString(c, head); err == nil {
+			if _, err = c.Write(body[:len(body)-last]); err == nil {
+				h.sent.Store(true)
+			}
+		}
+	}()
+	go func() {
+		defer close(h.ended)
+		defer c.Close()
+		res, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			h.err = fmt.Errorf("no answer: %w", err)
+			return
+		}
+		if h.status = res.StatusCode; h.status != http.StatusCreated {
+			h.err = refused(res)
+		}
+	}()
+	return h, nil
+}
+
+// finish sends the rest, once what is before it was sent, and waits for the answer.
+func (h *held) finish() {
+	for !h.sent.Load() {
+		select {
+		case <-h.ended: // answered before it was all sent
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	h.conn.Write(h.rest) // an error shows in the answer
+	<-h.ended
+}
+
+// finishAll finishes all at once, and counts the answers by status. An answer is
+// 201, or 503 with Retry-After.
+func finishAll(t *testing.T, all []*held) (stored, busy int) {
+	t.Helper()
+	var g sync.WaitGroup
+	for _, h := range all {
+		g.Go(h.finish)
+	}
+	g.Wait()
+	for i, h := range all {
+		switch {
+		case h.status == http.StatusCreated && h.err == nil:
+			stored++
+		case errors.Is(h.err, errBusy):
+			busy++
+		default:
+			t.Errorf("request %d: status %d, %v", i, h.status, h.err)
+		}
+	}
+	return stored, busy
+}
