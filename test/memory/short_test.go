@@ -5,8 +5,9 @@ package memory
 import "time"
 
 const (
-	torture     = false
-	logSize     = 2 << 20 // of the logs that are listed
-	appendSize  = 6 << 20
-	latencyTime = 2 * time.Second
+	torture         = false
+	logSize         = 2 << 20 // of the logs that are listed
+	appendSize      = 6 << 20
+	unfinishedParts = 60
+	latencyTime     = 2 * time.Second
 )
