@@ -5,3 +5,4 @@ package soak
 import "time"
 
 const soakTime = 10 * time.Minute
+const hostileTime = 10 * time.Minute

@@ -5,3 +5,4 @@ package soak
 import "time"
 
 const soakTime = time.Minute
+const hostileTime = 20 * time.Second
