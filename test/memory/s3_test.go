@@ -9,9 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -23,76 +20,25 @@ import (
 )
 
 const (
-	accessKey = "testaccess"
-	secretKey = "testsecret123"
-	bucket    = "builds"
-
 	partSize = 8 << 20 // of the default configuration
 	// The default of UPLOAD_MEMORY, and what the SDK and the connections add.
 	uploadsBound = (256 + 64) << 20
 )
 
-// objects is a store in a new bucket of an S3 server. test/tools.sh fetches it.
+// objects is a store in a new bucket of an S3 server.
 func objects(t *testing.T, bin string) store {
 	t.Helper()
-	url := startVersity(t)
+	url := service.StartS3(t)
 	client := s3.New(s3.Options{BaseEndpoint: aws.String(url), UsePathStyle: true, Region: "us-east-1",
-		Credentials: credentials.NewStaticCredentialsProvider(accessKey, secretKey, "")})
-	if _, err := client.CreateBucket(context.Background(), &s3.CreateBucketInput{Bucket: aws.String(bucket)}); err != nil {
-		t.Fatal(err)
-	}
-	o := service.Options{Bin: bin, Base: "/nonexistent", Env: []string{"STORAGE_BACKEND=s3", "S3_ENDPOINT=" + url, "S3_BUCKET=" + bucket, "S3_PATH_STYLE=true"},
-		More: []string{"AWS_ACCESS_KEY_ID=" + accessKey, "AWS_SECRET_ACCESS_KEY=" + secretKey, "AWS_REGION=us-east-1", "AWS_EC2_METADATA_DISABLED=true", "HOME=/nonexistent"}}
+		Credentials: credentials.NewStaticCredentialsProvider(service.S3Key, service.S3Secret, "")})
 	return store{
 		put: func(site, build string, data []byte) error {
-			_, err := client.PutObject(context.Background(), &s3.PutObjectInput{Bucket: aws.String(bucket),
+			_, err := client.PutObject(context.Background(), &s3.PutObjectInput{Bucket: aws.String(service.S3Bucket),
 				Key: aws.String("sites/" + site + "/logs/" + build + ".json"), Body: bytes.NewReader(data)})
 			return err
 		},
-		start: func(t *testing.T) *service.Service { return service.Start(t, o) },
+		start: func(t *testing.T) *service.Service { return service.Start(t, service.OnS3(bin, url)) },
 	}
-}
-
-// startVersity starts versitygw over a directory, and returns its URL.
-func startVersity(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
-	cmd := exec.Command(tool("versitygw"), "--port", addr, "--health", "/health", "--quiet", "posix", t.TempDir())
-	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+accessKey, "ROOT_SECRET_KEY="+secretKey)
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("%v; test/tools.sh fetches the servers", err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	service.Until(t, "the S3 server", func() bool {
-		res, err := http.Get("http://" + addr + "/health")
-		if err != nil {
-			return false
-		}
-		res.Body.Close()
-		return res.StatusCode == http.StatusOK
-	})
-	return "http://" + addr
-}
-
-// tool is the path of a server that test/tools.sh fetched.
-func tool(name string) string {
-	dir := os.Getenv("STORAGE_TOOLS")
-	if dir == "" {
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			return name
-		}
-		dir = filepath.Join(cache, "pagewright-storage-tools")
-	}
-	return filepath.Join(dir, name)
 }
 
 func TestMemoryOfListsOnS3(t *testing.T) {

@@ -39,7 +39,7 @@ const (
 	settleTime  = 2 * time.Second        // in which the hostile clients take what they can
 	keptMemory  = 48 << 20               // bytes above idle that may stay: what Go keeps for the next time
 	keptFiles   = 4                      // descriptors that may
-	openFiles   = 1024                   // that the service may have; a quarter of them are connections
+	openFiles   = 2048                   // that the service may have; a quarter of them are connections
 	largeBuild  = 64 << 20
 	hostileLog  = 2 << 20
 	hostileLogs = 8
@@ -69,12 +69,20 @@ type role struct {
 	one   func(h *hostile, c *hostileConn, i int)
 }
 
-var roles = []role{
+var rolesOnDirectory = []role{
 	{"trickled upload", 24, (*hostile).trickleUpload},
 	{"trickled entry", 40, (*hostile).trickleEntry},
-	{"slow list", 10, (*hostile).slowList},
+	{"slow list", 40, (*hostile).slowList},
 	{"slow download", 10, (*hostile).slowDownload},
-	{"append to a locked site", 70, (*hostile).appendLocked},
+	{"append to a locked site", 300, (*hostile).appendLocked},
+	{"idle", openFiles / 4, (*hostile).idle},
+}
+
+var rolesOnS3 = []role{
+	{"unfinished part", 80, (*hostile).unfinishedPart},
+	{"trickled entry", 40, (*hostile).trickleEntry},
+	{"slow list", 40, (*hostile).slowList},
+	{"slow download", 40, (*hostile).slowDownload},
 	{"idle", openFiles / 4, (*hostile).idle},
 }
 
@@ -85,12 +93,27 @@ var roles = []role{
 func TestHostileClients(t *testing.T) {
 	base, profiler := service.SharedDir(t), freeAddress(t)
 	s := service.Start(t, service.Options{Bin: service.Build(t), Base: base,
-		Wrap: []string{"sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, openFiles), "sh"},
+		Wrap: limitFiles,
 		Env:  []string{"MAX_UPLOADS=16", "STALL_TIMEOUT=3s", "PPROF_LISTEN=" + profiler}})
 	h := newHostile(t, s, base)
-	h.run(profiler, roles)
+	h.run(profiler, rolesOnDirectory)
 	service.Until(t, "no temporary file to be left", func() bool { return len(service.Temps(t, base)) == 0 })
 }
+
+// The same on an object store, where uploads hold buffers of parts.
+func TestHostileClientsOnS3(t *testing.T) {
+	if hostileTime < time.Minute {
+		t.Skip("in the long form only: a part is held for half a minute")
+	}
+	profiler := freeAddress(t)
+	o := service.OnS3(service.Build(t), service.StartS3(t))
+	o.Wrap = limitFiles
+	o.Env = append(o.Env, "STALL_TIMEOUT=3s", "PPROF_LISTEN="+profiler)
+	newHostile(t, service.Start(t, o), "").run(profiler, rolesOnS3)
+}
+
+// limitFiles gives the service openFiles descriptors.
+var limitFiles = []string{"sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, openFiles), "sh"}
 
 func freeAddress(t *testing.T) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -301,6 +324,12 @@ func (h *hostile) trickle(c *hostileConn, head string) {
 
 func (h *hostile) trickleUpload(c *hostileConn, i int) {
 	h.trickle(c, fmt.Sprintf("PUT /sites/%s/artifacts/t%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n", hostileSite, i))
+}
+
+// unfinishedPart sends nearly all of a part at once.
+func (h *hostile) unfinishedPart(c *hostileConn, i int) {
+	h.trickle(c, fmt.Sprintf("PUT /sites/%s/artifacts/t%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n%s",
+		hostileSite, i, strings.Repeat("m", 8<<20-100<<10)))
 }
 
 func (h *hostile) trickleEntry(c *hostileConn, i int) {
