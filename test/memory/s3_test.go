@@ -21,8 +21,10 @@ import (
 
 const (
 	partSize = 8 << 20 // of the default configuration
-	// The default of UPLOAD_MEMORY, and what the SDK and the connections add.
-	uploadsBound = (256 + 64) << 20
+	// The budgets of part buffers, by default, and of logs under change, each with
+	// what the SDK and the connections add.
+	uploadsBound       = (256 + 64) << 20
+	objectAppendsBound = (64 + 64) << 20
 )
 
 // objects is a store in a new bucket of an S3 server.
@@ -52,7 +54,7 @@ func TestMemoryOfUnfinishedEntriesOnS3(t *testing.T) {
 
 func TestMemoryOfAppendsOnS3(t *testing.T) {
 	bin := service.Build(t)
-	measureAppends(t, func(t *testing.T) store { return objects(t, bin) })
+	measureAppends(t, objectAppendsBound, func(t *testing.T) store { return objects(t, bin) })
 }
 
 // All uploads share one budget of part buffers: those that never send the end of
