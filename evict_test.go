@@ -50,14 +50,14 @@ func (c *crowd) settles(t *testing.T, open, idle int) {
 	})
 }
 
-// client is a connection that the test reads and writes by hand.
-type client struct {
+// handClient is a connection that the test reads and writes by hand.
+type handClient struct {
 	net.Conn
 	r *bufio.Reader
 }
 
 // from connects from an address of the loopback.
-func (c *crowd) from(t *testing.T, address string) *client {
+func (c *crowd) from(t *testing.T, address string) *handClient {
 	t.Helper()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
 	conn, err := d.Dial("tcp", c.addr)
@@ -66,11 +66,11 @@ func (c *crowd) from(t *testing.T, address string) *client {
 	}
 	t.Cleanup(func() { conn.Close() })
 	_ = conn.SetDeadline(time.Now().Add(60 * time.Second))
-	return &client{conn, bufio.NewReader(conn)}
+	return &handClient{conn, bufio.NewReader(conn)}
 }
 
 // answer sends text and reads the answer to it, nil if the connection ends.
-func (c *client) answer(text string) *http.Response {
+func (c *handClient) answer(text string) *http.Response {
 	_, _ = io.WriteString(c, text)
 	resp, err := http.ReadResponse(c.r, nil)
 	if err != nil {
@@ -82,7 +82,7 @@ func (c *client) answer(text string) *http.Response {
 }
 
 // status is the status of answer, 0 if the connection ends.
-func (c *client) status(text string) int {
+func (c *handClient) status(text string) int {
 	if resp := c.answer(text); resp != nil {
 		return resp.StatusCode
 	}
@@ -103,7 +103,7 @@ const (
 // one that has waited for a request for longest.
 func TestTheLongestIdleMakesRoom(t *testing.T) {
 	s := startCrowd(t, 3)
-	all := make([]*client, 3)
+	all := make([]*handClient, 3)
 	for i := range all {
 		all[i] = s.from(t, here)
 		if got := all[i].status(askHealth); got != 200 {
@@ -169,7 +169,7 @@ func TestAConnectionInUseIsNotEvicted(t *testing.T) {
 		t.Errorf("answered %s", text)
 	}
 	for _, c := range []struct {
-		*client
+		*handClient
 		rest string
 		want int
 	}{{header, askHealth[1:], 200}, {body, "y", 201}, {answer, "", 200}, {unread, strings.Repeat("x", 999) + askHealth, 200}} {
@@ -272,12 +272,12 @@ func TestOrderOfEviction(t *testing.T) {
 // than half are cut for the connections of others, and no more than that.
 func TestNoClientKeepsMoreThanHalf(t *testing.T) {
 	s := startCrowd(t, 4)
-	open := func(address string) *client {
+	open := func(address string) *handClient {
 		c := s.from(t, address)
 		_, _ = io.WriteString(c, half)
 		return c
 	}
-	var own []*client
+	var own []*handClient
 	for i := range 4 {
 		own = append(own, open(here))
 		s.settles(t, i+1, 0)
@@ -285,7 +285,7 @@ func TestNoClientKeepsMoreThanHalf(t *testing.T) {
 	if got := s.from(t, here).status(askHealth); got != 503 {
 		t.Errorf("a fifth of its own was answered %d", got)
 	}
-	var others []*client
+	var others []*handClient
 	for i := range 2 {
 		others = append(others, open(there))
 		if got := own[3-i].status(""); got != 0 {
