@@ -50,6 +50,9 @@ func refuse(ctx *fasthttp.RequestCtx, status int, format string, args ...any) {
 // may know of it. The rest of the error, with its paths and causes, is for the
 // log.
 func statusOf(err error) (int, string) {
+	if slow := tooSlow(0); errors.As(err, &slow) {
+		return fasthttp.StatusRequestTimeout, slow.Error()
+	}
 	for _, e := range []struct {
 		err    error
 		status int

@@ -43,6 +43,7 @@ type Config struct {
 	MaxConnsPerIP int `env:"MAX_CONNS_PER_IP" envDefault:"0" help:"connections of one client address at once; more are answered 429; 0: no limit, as behind a load balancer"`
 
 	StallTimeout  time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"time in which a client must move at least 4 KiB of a body"`
+	MinUploadRate byteSize      `env:"MIN_UPLOAD_RATE" envDefault:"1KiB" help:"bytes a second that a client must send on average over the last minute of a body; 0: no minimum"`
 	HeaderTimeout time.Duration `env:"HEADER_TIMEOUT" envDefault:"10s" help:"time in which the header of a request must arrive"`
 	IdleTimeout   time.Duration `env:"IDLE_TIMEOUT" envDefault:"120s" help:"time after which an idle connection is closed"`
 	ShutdownDelay time.Duration `env:"SHUTDOWN_DELAY" envDefault:"0s" help:"time after SIGTERM in which /ready fails and all else is still served, for load balancers to notice"`

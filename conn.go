@@ -31,6 +31,16 @@ var (
 	errRevoked = fmt.Errorf("%w: others wait for what your address holds", ErrBusy)
 )
 
+// tooSlow is the errStalled of a client that sent fewer bytes a second than this
+// over the last minute.
+type tooSlow int64
+
+func (r tooSlow) Error() string {
+	return fmt.Sprintf("the client sent less than %d bytes a second over the last minute", int64(r))
+}
+
+func (tooSlow) Unwrap() error { return errStalled }
+
 // conn is a connection of fasthttp's that adds what its streams do not have:
 // bodies spliced from the socket into a file, timeouts that measure progress
 // instead of the whole transfer, and answers that survive a body still being
@@ -69,11 +79,13 @@ type conn struct {
 
 	// Set while the body of a request is being read.
 	inBody  bool
-	ended   error    // why Read gives no more of it, if that is not the client or the network
-	window  int64    // bytes since the stall deadline was set
-	armed   bool     // a stall deadline is set
-	lowMark bool     // SO_RCVLOWAT is lowWater
-	slow    bool     // it once was too high for this client
+	ended   error // why Read gives no more of it, if that is not the client or the network
+	window  int64 // bytes since the stall deadline was set
+	armed   bool  // a stall deadline is set
+	stallAt time.Time
+	lowMark bool // SO_RCVLOWAT is lowWater
+	slow    bool // it once was too high for this client
+	pace    pace
 	dst     *os.File // where Read moves what it is asked to put into slab
 	slab    []byte
 	held    []byte // small pieces of the body that are to be written to dst before anything is moved there
@@ -154,6 +166,7 @@ func (c *conn) beginBody() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.inBody, c.ended, c.armed, c.window = true, nil, false, 0
+	c.pace = newPace(c.l.minRate, c.l.minute, time.Now())
 }
 
 // endBody ends what beginBody began. What is left unread may still come for a
@@ -187,23 +200,31 @@ func (c *conn) Read(p []byte) (int, error) {
 			return 0, c.end(errRevoked)
 		}
 		if !c.armed {
-			if err := c.awaitBody(c.l.stall); err != nil {
+			now := time.Now()
+			c.stallAt, c.armed, c.window = now.Add(c.l.stall), true, 0
+			if err := c.awaitPace(now); err != nil {
 				return 0, err
 			}
-			c.armed, c.window = true, 0
 		}
 		n, err := c.readOnce(p, splice)
+		c.pace.got += int64(n)
 		c.window += int64(n)
 		if c.window >= stallBytes {
 			c.armed = false
+		}
+		if c.pace.failed() && c.queued() == 0 {
+			return n, c.end(tooSlow(c.pace.rate))
 		}
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			if c.bodyRevoked.Load() {
 				return n, c.end(errRevoked)
 			}
-			if c.armed && !c.drainBelowMark() {
-				return n, c.end(errStalled)
+			if c.armed && !c.waitsOn() {
+				if c.ended == nil { // else it was revoked just now
+					c.ended = errStalled
+				}
+				return n, c.ended
 			}
 			if n > 0 {
 				return n, nil
@@ -216,6 +237,24 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 }
 
+// waitsOn is asked when a deadline fired and too little was read. It reports
+// whether there is time left, and sets a deadline for it.
+func (c *conn) waitsOn() bool {
+	if now := time.Now(); now.Before(c.stallAt) { // it was one of the pace
+		return c.awaitPace(now) == nil
+	}
+	return c.drainBelowMark()
+}
+
+// awaitPace sets a read deadline for the stall timeout or, if that is sooner, for
+// the next look at the pace of the client.
+func (c *conn) awaitPace(now time.Time) error {
+	if c.pace.judge(now) {
+		c.setLowMark(false)
+	}
+	return c.awaitBody(c.pace.patience(c.stallAt.Sub(now)))
+}
+
 // end notes why a body ends. fasthttp wraps an error between two chunks in one
 // that does not unwrap.
 func (c *conn) end(err error) error {
@@ -225,6 +264,18 @@ func (c *conn) end(err error) error {
 
 // readOnce does one Read, or one splice into dst, whose own errors go to dstErr.
 func (c *conn) readOnce(p []byte, splice bool) (int, error) {
+	most := int64(len(p))
+	if c.pace.watched {
+		if !splice {
+			defer c.pace.wait(time.Now())
+			return c.TCPConn.Read(p)
+		}
+		queued, err := c.awaitQueued()
+		if err != nil {
+			return 0, err
+		}
+		most = min(most, queued)
+	}
 	if !splice {
 		return c.TCPConn.Read(p)
 	}
@@ -232,7 +283,7 @@ func (c *conn) readOnce(p []byte, splice bool) (int, error) {
 		return 0, err
 	}
 	c.moved = true
-	n, err := c.dst.ReadFrom(&io.LimitedReader{R: c.TCPConn, N: int64(len(p))})
+	n, err := c.dst.ReadFrom(&io.LimitedReader{R: c.TCPConn, N: most})
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !c.failed() {
 		c.dstErr = err
 	}
@@ -282,18 +333,41 @@ func (c *conn) drainBelowMark() bool {
 	}
 	c.setLowMark(false)
 	c.slow = true
+	return c.queued() > 0 && c.awaitBody(lingerQuiet) == nil
+}
+
+// queued is the number of bytes that the client sent and nobody has read.
+func (c *conn) queued() int64 {
 	queued := 0
 	if raw, err := c.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) { queued, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ) })
 	}
-	return queued > 0 && c.awaitBody(lingerQuiet) == nil
+	return int64(queued)
+}
+
+// awaitQueued waits for bytes of the client's, and for nothing else: a splice
+// waits for the file too. At the end of the connection it returns 1.
+func (c *conn) awaitQueued() (int64, error) {
+	defer c.pace.wait(time.Now())
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	queued, woken := 0, false
+	err = raw.Read(func(fd uintptr) bool {
+		queued, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+		done := woken || queued > 0
+		woken = true // readable with nothing queued is the end, or an error
+		return done
+	})
+	return max(int64(queued), 1), err
 }
 
 // setLowMark sets SO_RCVLOWAT to lowWater, or back to 1: the fewer times a large
 // body wakes its reader, the less it costs. It must be off whenever fewer bytes
 // than that are to come.
 func (c *conn) setLowMark(on bool) {
-	if on == c.lowMark || on && c.slow {
+	if on == c.lowMark || on && (c.slow || c.pace.watched) {
 		return
 	}
 	mark := 1

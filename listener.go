@@ -27,6 +27,8 @@ const (
 type listener struct {
 	*net.TCPListener
 	stall    time.Duration
+	minRate  int64         // bytes a second of a body; 0: any
+	minute   time.Duration // over which it is judged
 	log      *slog.Logger
 	ended    func(*exchange) // called when an answer has left
 	splicers *splicers

@@ -97,6 +97,7 @@ func (s *service) listen() (*listener, error) {
 		return nil, fmt.Errorf("PAGEWRIGHT_LISTEN=%s, PAGEWRIGHT_PORT=%d: %w", s.cfg.Listen, s.cfg.Port, err)
 	}
 	listener := newListener(l.(*net.TCPListener), s.cfg.MaxUploads+maxReads+maxWrites, s.cfg.StallTimeout, s.log, s.ended)
+	listener.minRate, listener.minute = int64(s.cfg.MinUploadRate), time.Minute
 	listener.perIP, listener.count = s.cfg.MaxConnsPerIP, s.metrics.connections()
 	s.metrics.gauges(map[string]func() float64{
 		"pagewright_http_connections":       func() float64 { return float64(listener.connections()) },
