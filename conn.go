@@ -195,6 +195,9 @@ func (c *conn) Read(p []byte) (int, error) {
 		return c.TCPConn.Read(p)
 	}
 	splice := c.dst != nil && len(p) > 0 && &p[0] == &c.slab[0]
+	if c.armed && time.Now().After(c.stallAt) {
+		c.armed = false // it passed while nobody read, as an upload that waits for memory: not for the client
+	}
 	for {
 		if c.bodyRevoked.Load() {
 			return 0, c.end(errRevoked)

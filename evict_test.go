@@ -215,7 +215,7 @@ func TestWhatArrivesAfterTheEvictionIsNotServed(t *testing.T) {
 func TestAPipelinedRequestIsNotEvicted(t *testing.T) {
 	const many = 20 // one may not have come to wait for the rest yet
 	s := startCrowd(t, many)
-	var all []*client
+	var all []*handClient
 	for range many {
 		c := s.from(t, here)
 		if got := c.status(askHealth + half); got != 200 {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"runtime"
 	"strings"
 	"sync"
@@ -312,4 +313,149 @@ func TestPartAfterItsEnd(t *testing.T) {
 	if n, err := r.part.Read(make([]byte, 1)); n != 0 || err != io.EOF {
 		t.Errorf("%d bytes, %v", n, err)
 	}
+}
+
+// partsBucket is a memBucket whose bodies come in parts, as those of real stores do.
+type partsBucket struct {
+	*memBucket
+	buffers *partBuffers
+	onPart  func(n int) // nil: nothing
+}
+
+func (b partsBucket) uploadMemory() *budget { return b.buffers.memory }
+
+func (b partsBucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
+	store := func(body io.Reader, size int64) (objectInfo, error) {
+		return b.memBucket.put(ctx, key, body, size, opts)
+	}
+	return b.buffers.put(body, size, opts,
+		func(body io.ReadSeeker, size int64) (objectInfo, error) { return store(body, size) },
+		func(r *partReader) (objectInfo, error) {
+			var mu sync.Mutex
+			parts := map[int][]byte{}
+			_, size, err := b.buffers.sendParts(ctx, r, 4, func(_ context.Context, n int, p *part) (string, error) {
+				data, err := io.ReadAll(p)
+				mu.Lock()
+				parts[n] = data
+				mu.Unlock()
+				if b.onPart != nil {
+					b.onPart(n)
+				}
+				return "", err
+			})
+			if err != nil {
+				return objectInfo{}, err
+			}
+			var whole []byte
+			for n := range len(parts) {
+				whole = append(whole, parts[n+1]...)
+			}
+			return store(bytes.NewReader(whole), size)
+		})
+}
+
+// startParts is a service over a store whose uploads share the memory of 8 parts of
+// 1 MiB.
+func startParts(t *testing.T, onPart func(n int), vars ...string) (*testServer, *service, *budget) {
+	t.Helper()
+	b := partsBucket{newMemBucket(), newPartBuffers(8<<20, 1<<20, 20), onPart}
+	s, svc := startBackend(t, newObjectStore(b, "", quiet()), vars...)
+	return s, svc, b.buffers.memory
+}
+
+// Clients share the memory of uploads: one that sends nothing more keeps all of it
+// from others for a moment only, and what it sent is not stored.
+func TestClientsShareTheMemoryOfUploads(t *testing.T) {
+	s, svc, memory := startParts(t, nil)
+	var held []unfinished
+	for i := range 8 {
+		held = append(held, sendUnfinished(t, s, "PUT", fmt.Sprint("/sites/hog/artifacts/", i), 1<<20))
+		eventually(t, "its memory is taken", func() bool { return memory.inUse() == int64(i+1)<<20 })
+	}
+	data := bytes.Repeat(body(1<<20, 1), 3)
+	s.put(t, 201, "/sites/s/artifacts/known", data)
+	s.put(t, 201, "/sites/s/artifacts/chunked", io.MultiReader(bytes.NewReader(data)))
+	for _, id := range []string{"known", "chunked"} {
+		if got := s.get(t, 200, "/sites/s/artifacts/"+id).body; !bytes.Equal(got, data) {
+			t.Errorf("%s: %d bytes came of %d", id, len(got), len(data))
+		}
+	}
+	if r := held[7].answer(t); r.StatusCode != 503 || r.Header.Get("Retry-After") == "" {
+		t.Errorf("the newest of who held all: %s, %v", r.Status, r.Header)
+	}
+	held[0].Write([]byte("}"))
+	if r := held[0].answer(t); r.StatusCode != 201 {
+		t.Errorf("the oldest: %s", r.Status)
+	}
+	s.get(t, 404, "/sites/hog/artifacts/7")
+	for _, h := range held {
+		h.Close()
+	}
+	nothingIsHeld(t, svc)
+}
+
+// What is too large for the memory is refused by its announcement; what has not
+// announced it, when it is: with the limit, and nothing is stored.
+func TestTooLargeUploadSaysWhy(t *testing.T) {
+	s, svc, _ := startParts(t, nil)
+	const limit = 20 << 20
+	for name, r := range map[string]request{
+		"known":   {"PUT", "/sites/s/artifacts/known", announced{io.LimitReader(endless{}, limit+1), limit + 1}, nil},
+		"chunked": {"PUT", "/sites/s/artifacts/chunked", io.LimitReader(endless{}, limit+1), nil},
+	} {
+		got := s.do(t, 413, r)
+		if !bytes.Contains(got.body, []byte(fmt.Sprint("larger than ", limit, " bytes"))) || !bytes.Contains(got.body, []byte("PAGEWRIGHT_UPLOAD_MEMORY=8388608")) {
+			t.Errorf("%s: the answer is %s", name, got.body)
+		}
+		s.get(t, 404, r.path)
+	}
+	nothingIsHeld(t, svc)
+}
+
+// announced is a body that comes with its length.
+type announced struct {
+	io.Reader
+	size int64
+}
+
+func (a announced) Size() int64 { return a.size }
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+// A client is not to blame for the time in which its upload waits for memory.
+func TestWaitForMemoryIsNoStall(t *testing.T) {
+	s, svc, memory := startParts(t, nil, "STALL_TIMEOUT=1s")
+	inQueue := func() bool {
+		memory.mu.Lock()
+		defer memory.mu.Unlock()
+		return len(memory.queue) == 1
+	}
+	c, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	data := bytes.Repeat(body(1<<20, 1), 3)
+	fmt.Fprintf(c, "PUT /sites/s/artifacts/b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n100000\r\n%s\r\n", data[:1<<20])
+	eventually(t, "the first part is read", func() bool { return memory.inUse() == 1<<20 })
+	rest := mustTake(t, memory, "", 7<<20)
+	next := make(chan *grant, 1)
+	go func() { next <- mustTake(t, memory, "", 1<<20) }() // as soon as the first part is sent
+	eventually(t, "somebody waits before the upload", inQueue)
+	fmt.Fprintf(c, "a\r\n%s\r\n", data[1<<20:1<<20+10]) // so few that more is awaited
+	all := <-next
+	eventually(t, "the upload waits", inQueue)
+	fmt.Fprintf(c, "%x\r\n%s\r\n0\r\n\r\n", len(data)-1<<20-10, data[1<<20+10:])
+	time.Sleep(2500 * time.Millisecond)
+	rest.release()
+	all.release()
+	if r := (unfinished{c}).answer(t); r.StatusCode != 201 {
+		t.Errorf("the answer is %s", r.Status)
+	}
+	if got := s.get(t, 200, "/sites/s/artifacts/b").body; !bytes.Equal(got, data) {
+		t.Errorf("%d bytes came of %d", len(got), len(data))
+	}
+	nothingIsHeld(t, svc)
 }
