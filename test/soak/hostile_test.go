@@ -33,7 +33,7 @@ const (
 	lockedSite  = "locked"
 
 	behaved     = 3                      // clients that behave
-	tries       = 30                     // an operation of theirs succeeds within so many
+	tries       = 20                     // an operation of theirs succeeds within so many
 	patience    = 100 * time.Millisecond // between them
 	answerTime  = 10 * time.Second       // an answer comes within: a budget has its callers wait for half of that
 	settleTime  = 2 * time.Second        // in which the hostile clients take what they can
@@ -381,14 +381,16 @@ func (h *hostile) behave(n int) {
 		client := service.Client(1) // a new connection for each round
 		client.Timeout = answerTime
 		for _, op := range h.operations(client, fmt.Sprint("w", n), i) {
-			h.insist(op)
+			if !h.insist(op) {
+				return
+			}
 		}
 		client.CloseIdleConnections()
 	}
 }
 
-// insist repeats an operation that is answered 503.
-func (h *hostile) insist(op operation) {
+// insist repeats an operation that is answered 503, and reports whether it succeeded.
+func (h *hostile) insist(op operation) bool {
 	start := time.Now()
 	var err error
 	for range tries {
@@ -397,7 +399,7 @@ func (h *hostile) insist(op operation) {
 			h.mu.Lock()
 			h.slowest[op.name] = max(h.slowest[op.name], time.Since(start))
 			h.mu.Unlock()
-			return
+			return true
 		}
 		var busy busyError
 		if !errors.As(err, &busy) {
@@ -408,6 +410,7 @@ func (h *hostile) insist(op operation) {
 	}
 	h.count(op.name + " failed").Add(1)
 	h.t.Errorf("%s, after %v: %v", op.name, time.Since(start).Round(time.Millisecond), err)
+	return false
 }
 
 // operations are those of round i of a client that behaves, in the site of its name.
