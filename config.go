@@ -58,6 +58,7 @@ type Config struct {
 	AccessLog bool       `env:"ACCESS_LOG" envDefault:"true" help:"a log line for each request"`
 
 	AccessLogSample int    `env:"ACCESS_LOG_SAMPLE" envDefault:"1" help:"log one of so many requests; those that fail with a 5xx are always logged"`
+	AdminListen     string `env:"ADMIN_LISTEN" help:"address and port of /health, /ready and /metrics, as 0.0.0.0:9090: they answer there whatever clients of the API do, and /metrics only there; empty: no such address"`
 	PprofListen     string `env:"PPROF_LISTEN" help:"address and port of Go's profiler, as 127.0.0.1:6060; empty: off. Never to be reached from outside"`
 }
 
@@ -146,12 +147,23 @@ func (c *Config) check() error {
 		return bad("MAX_CONNS_PER_IP", c.MaxConnsPerIP, "must not be negative")
 	case c.AccessLogSample < 1:
 		return bad("ACCESS_LOG_SAMPLE", c.AccessLogSample, "must be at least 1")
+	case c.AdminListen != "" && !isAddress(c.AdminListen):
+		return bad("ADMIN_LISTEN", c.AdminListen, "must be an IP address and a port, as 127.0.0.1:9090")
+	case c.AdminListen != "" && c.serves(netip.MustParseAddrPort(c.AdminListen)):
+		return bad("ADMIN_LISTEN", c.AdminListen, "must not be an address of the API")
 	case c.PprofListen != "" && !isAddress(c.PprofListen):
 		return bad("PPROF_LISTEN", c.PprofListen, "must be an IP address and a port, as 127.0.0.1:6060")
 	case c.LogFormat != "json" && c.LogFormat != "text":
 		return bad("LOG_FORMAT", c.LogFormat, "must be json or text")
 	}
 	return nil
+}
+
+// serves reports whether the API is served at address.
+func (c *Config) serves(address netip.AddrPort) bool {
+	listen, err := netip.ParseAddr(c.Listen)
+	all := err != nil || listen.IsUnspecified() || address.Addr().IsUnspecified()
+	return c.Port != 0 && address.Port() == c.Port && (all || address.Addr().Unmap() == listen.Unmap())
 }
 
 func isAddress(s string) bool {

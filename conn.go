@@ -501,11 +501,14 @@ func (c *conn) close() error {
 	c.state.Store(connOver)
 	c.endExchange()
 	c.l.forget(c)
-	return c.TCPConn.Close()
+	err := c.TCPConn.Close()
+	c.l.spare.fill()
+	return err
 }
 
-// requestBegins is called when the first byte of a request was read.
-func (c *conn) requestBegins() { c.waiting = false } // it may have been read with the request before
+// requestBegins is called when the first byte of a request was read, which may have
+// come with the request before.
+func (c *conn) requestBegins() { c.waiting = false }
 
 // requestOver is called when the answer has left and the body is drained, before
 // the connection waits for its next request.

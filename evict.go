@@ -104,7 +104,6 @@ func (i *idleConns) first(of *list.List) *conn {
 // readFirst waits for the first bytes of a request. It fails if the connection was
 // closed meanwhile, also if bytes have arrived: who closed it counts on that.
 func (c *conn) readFirst(p []byte) (int, error) {
-	c.waiting = false
 	if !c.l.idle.add(c) {
 		return 0, net.ErrClosed
 	}

@@ -22,6 +22,40 @@ func (s *service) routes() fasthttp.RequestHandler {
 		logs     = "/sites/{site_id}/logs"
 		versions = "/sites/{site_id}/versions"
 	)
+	r := s.newRouter()
+	s.addHealth(r)
+	if s.cfg.AdminListen == "" {
+		read(r, "/metrics", routeMetrics, s.getMetrics)
+	}
+	read(r, "/openapi.yaml", routeOpenAPI, getOpenAPI)
+	read(r, artifact, routeArtifact, s.getArtifact)
+	read(r, versions, routeVersions, s.getVersions)
+	r.PUT(artifact, named(routeArtifact, s.putArtifact))
+	r.DELETE(artifact, named(routeArtifact, s.deleteArtifact))
+	r.POST(logs, named(routeLogs, s.postLog))
+	return r.Handler
+}
+
+// adminRoutes is what the admin address answers.
+func (s *service) adminRoutes() fasthttp.RequestHandler {
+	r := s.newRouter()
+	r.NotFound = func(ctx *fasthttp.RequestCtx) { refuse(ctx, fasthttp.StatusNotFound, "no such path") }
+	s.addHealth(r)
+	read(r, "/metrics", routeMetrics, s.getMetrics)
+	return r.Handler
+}
+
+func (s *service) addHealth(r *router.Router) {
+	read(r, "/health", routeHealth, s.getHealth)
+	read(r, "/ready", routeReady, s.getReady)
+}
+
+func read(r *router.Router, path, route string, h fasthttp.RequestHandler) {
+	r.GET(path, named(route, h))
+	r.HEAD(path, named(route, h))
+}
+
+func (s *service) newRouter() *router.Router {
 	r := router.New()
 	r.RedirectTrailingSlash = false
 	r.RedirectFixedPath = false
@@ -31,21 +65,7 @@ func (s *service) routes() fasthttp.RequestHandler {
 		refuse(ctx, fasthttp.StatusMethodNotAllowed, "the method is not allowed here; see Allow")
 	}
 	r.GlobalOPTIONS = func(ctx *fasthttp.RequestCtx) { ctx.SetStatusCode(fasthttp.StatusNoContent) }
-
-	read := func(path, route string, h fasthttp.RequestHandler) {
-		r.GET(path, named(route, h))
-		r.HEAD(path, named(route, h))
-	}
-	read("/health", routeHealth, s.getHealth)
-	read("/ready", routeReady, s.getReady)
-	read("/metrics", routeMetrics, s.getMetrics)
-	read("/openapi.yaml", routeOpenAPI, getOpenAPI)
-	read(artifact, routeArtifact, s.getArtifact)
-	read(versions, routeVersions, s.getVersions)
-	r.PUT(artifact, named(routeArtifact, s.putArtifact))
-	r.DELETE(artifact, named(routeArtifact, s.deleteArtifact))
-	r.POST(logs, named(routeLogs, s.postLog))
-	return r.Handler
+	return r
 }
 
 // named notes the route of a request for the metrics.
@@ -60,12 +80,12 @@ func named(route string, h fasthttp.RequestHandler) fasthttp.RequestHandler {
 // itself, and keeps the connection.
 const maxDrained = 256 << 10
 
-// handle serves one request.
-func (s *service) handle(ctx *fasthttp.RequestCtx) {
+// handle serves one request by routes.
+func (s *service) handle(ctx *fasthttp.RequestCtx, routes fasthttp.RequestHandler) {
 	c := ctx.Conn().(*conn)
 	s.begin(ctx, c)
 	c.bodyRead = false
-	framed := s.dispatch(ctx)
+	framed := s.dispatch(ctx, routes)
 	// If the client still sends, the connection may have to be closed on it.
 	unread := ctx.Request.IsBodyStream() && !c.bodyRead
 	c.linger.Store(unread || !framed)
@@ -75,16 +95,16 @@ func (s *service) handle(ctx *fasthttp.RequestCtx) {
 	s.answered(ctx, c)
 }
 
-// dispatch calls the handler of a request, unless it cannot be told where the
+// dispatch calls the handler that routes have for a request, unless it cannot be told where the
 // request ends: then it is refused, and the connection closed.
-func (s *service) dispatch(ctx *fasthttp.RequestCtx) (framed bool) {
+func (s *service) dispatch(ctx *fasthttp.RequestCtx, routes fasthttp.RequestHandler) (framed bool) {
 	switch {
 	case !bytes.HasPrefix(ctx.Request.Header.Protocol(), []byte("HTTP/1.")):
 		refuse(ctx, fasthttp.StatusHTTPVersionNotSupported, "only HTTP/1.1 and HTTP/1.0 are spoken here")
 	case hasOtherCoding(&ctx.Request.Header):
 		refuse(ctx, fasthttp.StatusBadRequest, "Transfer-Encoding: only chunked is understood")
 	default:
-		s.handler(ctx)
+		routes(ctx)
 		return true
 	}
 	ctx.SetConnectionClose()
@@ -113,11 +133,11 @@ const keyExpecting = "expecting"
 // expect decides whether the body that a client announced with Expect:
 // 100-continue is asked for: the handlers run as far as they get without it,
 // and what they refuse is refused before the client has sent it.
-func (s *service) expect(ctx *fasthttp.RequestCtx) int {
+func (s *service) expect(ctx *fasthttp.RequestCtx, routes fasthttp.RequestHandler) int {
 	c := ctx.Conn().(*conn)
 	s.begin(ctx, c)
 	ctx.SetUserValue(keyExpecting, true)
-	s.dispatch(ctx)
+	s.dispatch(ctx, routes)
 	ctx.RemoveUserValue(keyExpecting)
 	if status := ctx.Response.StatusCode(); status >= 400 {
 		c.linger.Store(true) // the client may have begun to send all the same

@@ -40,7 +40,8 @@ type listener struct {
 	told     map[string]time.Time // when the log last said what; Accept's own
 	count    connCounters
 
-	idle idleConns
+	idle  idleConns
+	spare spares // nil: none are kept
 
 	mu      sync.Mutex
 	open    map[*conn]struct{}
@@ -84,13 +85,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	for short := false; ; {
 		tcp, err := l.AcceptTCP()
 		if isShortage(err) {
-			l.tell(slog.LevelError, "cannot accept connections for now", "error", err)
-			// If the descriptor of the one that was closed went elsewhere, the others
-			// do not follow it all at once.
-			if !isFewDescriptors(err) || !l.evict() || short {
-				time.Sleep(acceptPause)
-			}
-			short = true
+			short = l.relieve(err, short)
 			continue
 		}
 		if err != nil {
@@ -111,6 +106,39 @@ func (l *listener) Accept() (net.Conn, error) {
 			return c, nil
 		}
 	}
+}
+
+// relieve closes something for a connection that waits and cannot be accepted for
+// want of descriptors, and reports whether it did. It pauses if it cannot, and if the
+// one before did not help: the others do not follow it all at once.
+func (l *listener) relieve(shortage error, again bool) bool {
+	if !l.awaited() {
+		time.Sleep(acceptPause)
+		return false
+	}
+	l.tell(slog.LevelError, "cannot accept connections for now", "error", shortage)
+	if again {
+		time.Sleep(acceptPause)
+	}
+	if isFewDescriptors(shortage) && (l.spare.giveUp() || l.evict()) {
+		return true
+	}
+	time.Sleep(acceptPause)
+	return false
+}
+
+// awaited reports whether a connection waits to be accepted. accept(2) needs a
+// descriptor before it can tell.
+func (l *listener) awaited() bool {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return false
+	}
+	n := 0
+	_ = raw.Control(func(fd uintptr) {
+		n, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	})
+	return n > 0
 }
 
 // newConn makes the connection that fasthttp gets.

@@ -72,12 +72,16 @@ type limited struct {
 
 // startLimited starts a service that may have so many descriptors. waitFor waits
 // until its log has a line with a text, and returns its address if it has one.
-func startLimited(t *testing.T, descriptors int) (s *limited, waitFor func(text string) (address string)) {
+func startLimited(t *testing.T, descriptors int, vars ...string) (s *limited, waitFor func(text string) (address string)) {
 	t.Helper()
 	base := t.TempDir()
 	cmd := exec.Command("sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$0"`, descriptors), os.Args[0])
 	cmd.Env = append(os.Environ(), childVariable+"=serve", "PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1",
-		"PAGEWRIGHT_NFS_BASE_PATH="+base, "PAGEWRIGHT_ACCESS_LOG=false")
+		"PAGEWRIGHT_NFS_BASE_PATH="+base, "PAGEWRIGHT_ACCESS_LOG=false",
+		"PAGEWRIGHT_HEADER_TIMEOUT=1h") // or silent connections go by themselves
+	for _, v := range vars {
+		cmd.Env = append(cmd.Env, envPrefix+v)
+	}
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

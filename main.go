@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"runtime"
@@ -94,6 +95,11 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
 		return err
 	}
 	s := newService(cfg, backend, log)
+	stopAdmin, err := s.serveAdmin()
+	if err != nil {
+		return err
+	}
+	defer stopAdmin() // the last: it tells how the shutdown goes
 	l, err := s.listen()
 	if err != nil {
 		return err
@@ -113,11 +119,15 @@ func newLog(cfg *Config, w io.Writer) *slog.Logger {
 // healthcheck asks the service that runs with the same configuration, for
 // containers without a shell.
 func healthcheck(cfg *Config) error {
-	host := cfg.Listen
+	host, port := cfg.Listen, cfg.Port
+	if cfg.AdminListen != "" {
+		admin := netip.MustParseAddrPort(cfg.AdminListen)
+		host, port = admin.Addr().String(), admin.Port()
+	}
 	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
-	url := "http://" + net.JoinHostPort(host, strconv.Itoa(int(cfg.Port))) + "/health"
+	url := "http://" + net.JoinHostPort(host, strconv.Itoa(int(port))) + "/health"
 	client := fasthttp.Client{MaxIdemponentCallAttempts: 1}
 	status, _, err := client.GetTimeout(nil, url, 3*time.Second)
 	if err != nil {

@@ -113,7 +113,7 @@ var errHangs = errors.New("requests that were cut did not end: the store does no
 // the delay, the grace and cutWait, whatever hangs.
 func (s *service) serve(ctx context.Context, l *listener) error {
 	defer l.Close() // fasthttp does not, when it is told to shut down before it has begun to serve
-	server := s.httpServer()
+	server := s.httpServer(s.handler)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	select {
@@ -175,10 +175,11 @@ func follow(nc net.Conn, state fasthttp.ConnState) {
 	}
 }
 
-func (s *service) httpServer() *fasthttp.Server {
+// httpServer is a server of routes.
+func (s *service) httpServer(routes fasthttp.RequestHandler) *fasthttp.Server {
 	return &fasthttp.Server{
-		Handler:        s.handle,
-		ExpectHandler:  s.expect,
+		Handler:        func(ctx *fasthttp.RequestCtx) { s.handle(ctx, routes) },
+		ExpectHandler:  func(ctx *fasthttp.RequestCtx) int { return s.expect(ctx, routes) },
 		ErrorHandler:   s.malformed,
 		HeaderReceived: s.bodyTimeout,
 		ConnState:      follow,

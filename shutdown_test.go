@@ -142,16 +142,22 @@ func startBackend(t testing.TB, b Backend, vars ...string) (*testServer, *servic
 		t.Fatal(err)
 	}
 	s.addr = l.Addr().String()
+	serveUntilTheEnd(t, svc, l, func() {})
+	return s, svc
+}
+
+// serveUntilTheEnd serves svc on l until the test ends, which calls before first.
+func serveUntilTheEnd(t testing.TB, svc *service, l *listener, before func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- svc.serve(ctx, l) }()
 	t.Cleanup(func() {
+		before()
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
-	return s, svc
 }
 
 func TestPanicIsAnAnswerAndALine(t *testing.T) {

@@ -25,7 +25,7 @@ var walls = []struct {
 	{"golang.org/x/sys/", "atomic disk diskcheck disk_clock disk_open nfs_names nfs_replace tempfill sweep lock nfs logfile listing siteindex sitescan mount conn listener splicers smallfiles syncs", "system calls stay where they are explained"},
 	{"github.com/VictoriaMetrics/", "metrics", "one file knows how metrics are kept"},
 	{"github.com/KimMachineGun/", "main", "limits of the container are the program's business"},
-	{"net", "main server conn listener evict config objectnet peers profile", "sockets are the HTTP side's"},
+	{"net", "main server admin conn listener evict config objectnet peers profile", "sockets are the HTTP side's"},
 	{"os/exec", "", "the service starts no other program"},
 	{"net/http", "objectnet azure gcs gcsread profile", "fasthttp is the one HTTP server; net/http is the SDKs' client, and the profiler's server"},
 	{"github.com/aws/", "s3", "each SDK is known by its one file"},
