@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"testing"
+	"time"
 )
 
 // toldStore stores in a directory and counts how often it is told of bytes, which
@@ -87,6 +88,7 @@ func TestTooLargeIsNotWaitedFor(t *testing.T) {
 		s, _ := startBackend(t, &toldStore{nfs: openTestNFS(t, t.TempDir()), copied: copied}, "MAX_ARTIFACT_SIZE=10")
 		client := dial(t, s.addr)
 		_, _ = io.WriteString(client, "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nb\r\n12345678901\r\n")
+		_ = client.SetReadDeadline(time.Now().Add(15 * time.Second)) // half of the stall timeout, with which it would end
 		if got := readStatus(client); got != 413 {
 			t.Errorf("copied %v: answered %d, want 413", copied, got)
 		}
