@@ -209,7 +209,7 @@ func (s *objectStore) cachedLog(ctx context.Context, o objectInfo) (*storedLog, 
 		return nil, err
 	}
 	defer r.Close()
-	scan := &logScan{buildID: buildOf(o.key, logSuffix)}
+	scan := newLogScan(buildOf(o.key, logSuffix))
 	err = r.scan(func(e LogEntry) error {
 		scan.add(&e)
 		return nil

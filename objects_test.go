@@ -399,7 +399,7 @@ func TestPageReadsOnlyItsLogs(t *testing.T) {
 func TestLogCacheIsBounded(t *testing.T) {
 	c := newLogCache(100_000, 500)
 	put := func(key string, entries int) *storedLog {
-		scan := &logScan{buildID: "b"}
+		scan := newLogScan("b")
 		for i := range entries {
 			e := entry(fmt.Sprint(i), "b", testTime)
 			scan.add(&e)

@@ -353,7 +353,7 @@ func (s *siteScan) scanLog(b *siteBuild, name string) (*logScan, unix.Stat_t, er
 		return nil, file.st, err
 	}
 	defer file.Close()
-	scan := &logScan{buildID: b.id}
+	scan := newLogScan(b.id)
 	if file.st.Size <= scanBuffer { // many are this small, and this is the faster way
 		data, err := readAll(file.fd, file.path, file.st.Size)
 		if err != nil {

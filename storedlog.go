@@ -124,7 +124,7 @@ var errAllRead = errors.New("all that was wanted is read")
 // logScan makes a storedLog of the entries of a log.
 type logScan struct {
 	buildID  string
-	log      storedLog
+	log      *storedLog
 	sum      entrySum
 	entries  []LogEntry
 	metadata int64 // bytes of metadata in entries
@@ -132,9 +132,11 @@ type logScan struct {
 	line     []byte
 }
 
+func newLogScan(buildID string) *logScan { return &logScan{buildID: buildID, log: new(storedLog)} }
+
 // add takes the next entry, of which it keeps what is small.
 func (s *logScan) add(e *LogEntry) {
-	l := &s.log
+	l := s.log
 	if l.count == 0 {
 		l.first = e.Timestamp
 	} else { // a comma
@@ -153,7 +155,7 @@ func (s *logScan) add(e *LogEntry) {
 }
 
 func (s *logScan) keep(e *LogEntry) {
-	l := &s.log
+	l := s.log
 	if l.count > 1 && l.cost == 0 {
 		return
 	}
@@ -178,7 +180,7 @@ func (s *logScan) keep(e *LogEntry) {
 // done returns what was made. reserve reports whether there is memory to keep the
 // entries.
 func (s *logScan) done(reserve func(cost int64) bool) *storedLog {
-	l := &s.log
+	l := s.log
 	l.sum = s.sum.sum()
 	if l.cost > 0 && !s.left {
 		l.cost += s.metadata
