@@ -3,12 +3,15 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
+	"io"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -57,5 +60,40 @@ func TestGCSSignsURLs(t *testing.T) {
 		q.Get("X-Goog-Signature") == "" || q.Get("X-Goog-Expires") != "299" && q.Get("X-Goog-Expires") != "300" ||
 		q.Get("response-content-disposition") != `attachment; filename="s-b+1.tar.gz"` {
 		t.Errorf("the URL is %s", link)
+	}
+}
+
+// The chunks of all uploads are within their memory: the shorter it is, the smaller
+// they are. A log, which is in memory anyway, does not wait for uploads.
+func TestGCSChunksShareMemory(t *testing.T) {
+	t.Setenv(gcsEmulator, "127.0.0.1:1")
+	b, err := newGCSBucket(t.Context(), gcsConfig{Bucket: "builds", ChunkSize: 8 << 20}, 64<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.memory.wait = 20 * time.Millisecond
+	take := func(body io.Reader, size int64) (int64, error) {
+		chunk, g, err := b.takeChunk(body, size, putOptions{})
+		if err == nil && g != nil && g.n != chunk {
+			t.Errorf("%d bytes are taken for a chunk of %d", g.n, chunk)
+		}
+		return chunk, err
+	}
+	if chunk, err := take(nil, 3000); chunk != gcsChunkStep || err != nil {
+		t.Errorf("for 3000 bytes a chunk of %d, %v", chunk, err)
+	}
+	uploads, last := 0, int64(8<<20)
+	for ; err == nil; uploads++ {
+		var chunk int64
+		if chunk, err = take(nil, -1); chunk > last || chunk%gcsChunkStep != 0 {
+			t.Errorf("a chunk of %d after one of %d", chunk, last)
+		}
+		last = chunk
+	}
+	if !errors.Is(err, ErrBusy) || last != gcsChunkStep || uploads < 30 || b.memory.inUse() != 64<<20 {
+		t.Errorf("%d uploads hold %d bytes, the last has a chunk of %d: %v", uploads, b.memory.inUse(), last, err)
+	}
+	if chunk, err := take(bytes.NewReader(make([]byte, 9<<20)), 9<<20); chunk != gcsChunkStep || err != nil {
+		t.Errorf("for a log a chunk of %d, %v", chunk, err)
 	}
 }
