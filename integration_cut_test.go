@@ -106,7 +106,7 @@ func downloadPart(service, value string) (got []byte, status int, err error) {
 	if value != "" {
 		req.Header.Set("Range", value)
 	}
-	resp, err := client.Do(req)
+	resp, err := patientClient.Do(req)
 	if err != nil {
 		return nil, 0, err
 	}

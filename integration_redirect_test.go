@@ -50,7 +50,7 @@ func TestRealStoresRedirect(t *testing.T) {
 			if c.value != "" {
 				req.Header.Set("Range", c.value)
 			}
-			resp, err := client.Do(req)
+			resp, err := patientClient.Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -154,15 +154,15 @@ func TestRealStoresKeepEveryEntry(t *testing.T) {
 	})
 }
 
-// client is for requests that may meet a store that is away.
-var client = &http.Client{Timeout: 2 * time.Minute}
+// patientClient is for requests that may meet a store that is away.
+var patientClient = &http.Client{Timeout: 2 * time.Minute}
 
 func putBuild(service, id string, data []byte) (int, error) {
 	req, err := http.NewRequest(http.MethodPut, service+"/sites/s/artifacts/"+id, bytes.NewReader(data))
 	if err != nil {
 		return 0, err
 	}
-	resp, err := client.Do(req)
+	resp, err := patientClient.Do(req)
 	if err != nil {
 		return 0, err
 	}
@@ -243,7 +243,7 @@ func waitFor(t *testing.T, what string, done func() bool) {
 }
 
 func getStatus(url string) int {
-	resp, err := client.Get(url)
+	resp, err := patientClient.Get(url)
 	if err != nil {
 		return 0
 	}
@@ -267,7 +267,7 @@ func TestRealStoresKillInTheMiddle(t *testing.T) {
 			writers = append(writers, w)
 			g.Go(func() {
 				req, _ := http.NewRequest(http.MethodPut, service.url()+"/sites/s/artifacts/"+id, r)
-				if resp, err := client.Do(req); err == nil {
+				if resp, err := patientClient.Do(req); err == nil {
 					resp.Body.Close()
 					t.Errorf("half an upload was answered %d", resp.StatusCode)
 				}
@@ -314,7 +314,7 @@ func TestRealStoresSignURLs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		resp, err := client.Get(link)
+		resp, err := patientClient.Get(link)
 		if err != nil {
 			t.Fatal(err)
 		}
