@@ -219,6 +219,8 @@ type VersionPage struct {
 	// OpenLog opens the log of a version that is Stored, as it is now. It may be
 	// called long after the page was made.
 	OpenLog func(buildID string) (*openedLog, error)
+
+	size [2]int64 // bytes of Versions in a list, without metadata and with it
 }
 
 // Readiness is what a probe of the store found.

@@ -306,7 +306,7 @@ func (s *service) listVersions(siteID string, q VersionQuery) (*VersionPage, err
 	for i, v := range page.Versions {
 		sums[i] = versionSum(v)
 	}
-	page.setTag(sums)
+	page.seal(sums)
 	return page, nil
 }
 

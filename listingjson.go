@@ -110,25 +110,33 @@ func (l *listWriter) size() int64 { return l.written + int64(len(l.b)) }
 
 // sizeOfList is the number of bytes that listWriter.versions adds.
 func sizeOfList(siteID string, page *VersionPage, metadata bool) int64 {
-	buf := appendListEnd(appendListHead(make([]byte, 0, 512), siteID, page), page)
-	n := int64(len(buf) + max(0, len(page.Versions)-1))
-	for _, v := range page.Versions {
+	ends := appendListEnd(appendListHead(make([]byte, 0, 512), siteID, page), page)
+	return int64(len(ends)) + page.size[kindOfList(metadata)]
+}
+
+// sizeOfVersions is the number of bytes of versions in a list, without metadata and
+// with it.
+func sizeOfVersions(versions []*Version) (size [2]int64) {
+	var buf []byte
+	size[0] = int64(max(0, len(versions)-1)) // commas
+	size[1] = size[0]
+	for _, v := range versions {
 		buf = appendVersionEnd(appendVersionHead(buf[:0], v), v)
-		n += int64(len(buf))
+		logs := [2]int64{}
 		if v.Stored != nil {
-			n += v.Stored.size[kindOfList(metadata)]
-			continue
+			logs = v.Stored.size
 		}
-		n += int64(max(0, len(v.Logs)-1))
 		for i := range v.Logs {
-			buf = appendEntry(buf[:0], &v.Logs[i], false)
-			n += int64(len(buf))
-			if metadata {
-				n += metadataSize(&v.Logs[i])
+			buf = appendEntry(buf, &v.Logs[i], false)
+			if i > 0 {
+				buf = append(buf, ',')
 			}
+			logs[1] += metadataSize(&v.Logs[i])
 		}
+		size[0] += int64(len(buf)) + logs[0]
+		size[1] += int64(len(buf)) + logs[1]
 	}
-	return n
+	return size
 }
 
 // kindOfList is the index of storedLog.size.

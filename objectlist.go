@@ -84,7 +84,7 @@ func (s *objectStore) listPage(siteID string, q VersionQuery) (*VersionPage, err
 	for i, v := range page.Versions {
 		sums[i] = versionSum(v)
 	}
-	page.setTag(sums)
+	page.seal(sums)
 	page.OpenLog = func(buildID string) (*openedLog, error) {
 		ctx, cancel := context.WithCancel(context.Background())
 		log, _, err := s.openLog(ctx, cancel, s.logsPrefix(siteID)+buildID+logSuffix)

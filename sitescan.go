@@ -266,7 +266,7 @@ func (s *siteScan) page(q VersionQuery) (*VersionPage, error) {
 		}
 		whole = whole && (!b.hasLog || b.loaded) && !b.log.wanting()
 	}
-	page.setTag(sums)
+	page.seal(sums)
 	if whole && ix.order != nil {
 		ix.whole, ix.order = page, page.Versions
 	}

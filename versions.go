@@ -96,8 +96,10 @@ func tagOf(sums [][16]byte) string {
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
-// setTag makes the tag of p of the sums of its versions.
-func (p *VersionPage) setTag(sums [][16]byte) {
+// seal is called when the versions of p are complete, with their sums: it makes the
+// tag, and notes the size.
+func (p *VersionPage) seal(sums [][16]byte) {
+	p.size = sizeOfVersions(p.Versions)
 	if p.NextCursor != "" {
 		sums = append(sums, [16]byte{}) // that there is more is part of the answer
 	}
