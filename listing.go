@@ -20,7 +20,8 @@ import (
 const (
 	listHelpers    = 32       // threads that help at once with lists, of all sites together
 	listParallel   = 16       // and with one
-	listCacheBytes = 48 << 20 // of memory, about, for what is remembered of all sites
+	listCacheBytes = 64 << 20 // of memory, about, for what is remembered of all sites
+	listEntryBytes = 16 << 20 // of these, for the entries of logs
 )
 
 // listings is what this process remembers of the sites that were listed last.
@@ -30,14 +31,18 @@ type listings struct {
 	group   group[VersionQuery, []listed] // one list of a site at a time
 	helpers chan struct{}
 
-	scans *semaphore.Weighted // logScanBytes
+	scans   *semaphore.Weighted // logScanBytes
+	buffers sync.Pool           // of *[]byte, for small logs
 
-	limit int64 // listCacheBytes
+	limit      int64 // listCacheBytes
+	entryLimit int64 // listEntryBytes
 
-	mu    sync.Mutex
-	sites *simplelru.LRU[string, *siteIndex] // that nobody uses now
-	used  int                                // sites that somebody uses
-	bytes int64                              // charged for all
+	mu      sync.Mutex
+	sites   *simplelru.LRU[string, *siteIndex] // that nobody uses now
+	kept    *simplelru.LRU[string, *siteIndex] // those of sites with entries in memory
+	used    int                                // sites that somebody uses
+	bytes   int64                              // charged for all
+	entries int64                              // of these, for entries
 }
 
 type listed struct {
@@ -46,11 +51,15 @@ type listed struct {
 }
 
 func newListings() *listings {
-	sites, err := simplelru.NewLRU[string, *siteIndex](math.MaxInt, nil)
+	kept, err := simplelru.NewLRU[string, *siteIndex](math.MaxInt, nil)
 	if err != nil {
 		panic(err) // the size is a positive constant
 	}
-	return &listings{sites: sites, helpers: make(chan struct{}, listHelpers), limit: listCacheBytes,
+	sites, err := simplelru.NewLRU(math.MaxInt, func(siteID string, _ *siteIndex) { kept.Remove(siteID) })
+	if err != nil {
+		panic(err) // likewise
+	}
+	return &listings{sites: sites, kept: kept, helpers: make(chan struct{}, listHelpers), limit: listCacheBytes, entryLimit: listEntryBytes,
 		scans: semaphore.NewWeighted(logScanBytes)}
 }
 
@@ -120,29 +129,43 @@ func (l *listings) take(siteID string) *siteIndex {
 	return ix
 }
 
-// charge counts bytes that ix takes from now on. It reports whether there is room
-// for them, beside what others use; the sites that were listed longest ago, and are
-// not used now, make room.
+// charge counts bytes for entries that ix keeps from now on. It reports whether there
+// is room for them: the entries of the sites that were listed longest ago, and are not
+// used now, make room. What else is remembered comes first.
 func (l *listings) charge(ix *siteIndex, bytes int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.shrink(l.limit - bytes); l.bytes+bytes > l.limit {
+	full := func() bool { return l.entries+bytes > l.entryLimit || l.bytes+bytes > l.limit*3/4 }
+	for full() && l.kept.Len() > 0 {
+		_, old, _ := l.kept.RemoveOldest()
+		old.forgetLogs() // lists that are being sent still know them
+		old.whole = nil  // the next list reads them again
+		l.add(old, -old.entries, -old.entries)
+	}
+	if full() {
 		return false
 	}
-	l.bytes += bytes
-	ix.charged += bytes
+	l.add(ix, bytes, bytes)
 	return true
 }
 
-// shrink forgets the sites that were listed longest ago until at most limit is
+// add changes what is counted for ix. The caller holds mu.
+func (l *listings) add(ix *siteIndex, bytes, entries int64) {
+	l.bytes += bytes
+	l.entries += entries
+	ix.charged += bytes
+	ix.entries += entries
+}
+
+// shrink forgets the sites that were listed longest ago until at most the limit is
 // charged, or none is left that nobody uses. The caller holds mu.
-func (l *listings) shrink(limit int64) {
-	for l.bytes > limit && l.sites.Len() > 0 {
+func (l *listings) shrink() {
+	for l.bytes > l.limit && l.sites.Len() > 0 {
 		_, old, _ := l.sites.RemoveOldest()
-		l.bytes -= old.charged
-		old.forgetLogs() // lists that are being sent still know them
+		l.add(old, -old.charged, -old.entries)
+		old.forgetLogs()
 		if l.sites.Len() == 0 && l.used == 0 {
-			l.bytes = 0 // whatever was counted
+			l.bytes, l.entries = 0, 0 // whatever was counted
 		}
 	}
 }
@@ -162,7 +185,10 @@ func (l *listings) keep(siteID string, ix *siteIndex) {
 	defer l.mu.Unlock()
 	l.used--
 	l.sites.Add(siteID, ix)
-	l.shrink(l.limit)
+	if ix.entries > 0 {
+		l.kept.Add(siteID, ix)
+	}
+	l.shrink()
 }
 
 // count charges what ix takes now, whether or not there is room, and returns it.
@@ -170,11 +196,11 @@ func (l *listings) count(ix *siteIndex) int64 {
 	if ix.counted {
 		return ix.charged
 	}
-	memory := ix.memory()
+	memory, entries := ix.memory()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.bytes += memory - ix.charged
-	ix.charged, ix.counted = memory, true
+	l.add(ix, memory-ix.charged, entries-ix.entries)
+	ix.counted = true
 	return memory
 }
 
@@ -184,8 +210,7 @@ func (l *listings) drop(ix *siteIndex) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.used--
-	l.bytes -= ix.charged
-	ix.charged = 0
+	l.add(ix, -ix.charged, -ix.entries)
 }
 
 // enterScan waits until there is memory to read a log of that size, which release
@@ -194,6 +219,16 @@ func (l *listings) enterScan(size int64) (release func()) {
 	n := scanMemory(size)
 	_ = l.scans.Acquire(context.Background(), n) // fails only with its context
 	return func() { l.scans.Release(n) }
+}
+
+// buffer returns size bytes to read a small log into, until put is called.
+func (l *listings) buffer(size int64) (data []byte, put func()) {
+	b, ok := l.buffers.Get().(*[]byte)
+	if !ok {
+		b = new([]byte)
+		*b = make([]byte, scanBuffer)
+	}
+	return (*b)[:size], func() { l.buffers.Put(b) }
 }
 
 // parallel calls work with each of 0 to count-1, some at once, and returns one

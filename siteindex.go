@@ -41,6 +41,7 @@ type siteIndex struct {
 	whole           *VersionPage // of all versions; nil: not made
 	round           int          // of the reading of a directory
 	charged         int64        // bytes of memory, about, that listings counts for it; guarded by its mu
+	entries         int64        // of charged, for the entries of logs; guarded likewise
 	counted         bool         // charged is what it takes now
 }
 
@@ -108,13 +109,14 @@ func (ix *siteIndex) forgetLogs() {
 	}
 }
 
-// memory estimates what ix takes.
-func (ix *siteIndex) memory() int64 {
-	n := int64(512)
+// memory estimates what ix takes, and what of it the entries of logs take.
+func (ix *siteIndex) memory() (all, entries int64) {
+	all = 512
 	for _, b := range ix.builds {
-		n += 600 + 2*int64(len(b.id)) + b.log.memory()
+		all += 600 + 2*int64(len(b.id))
+		entries += b.log.memory()
 	}
-	return n
+	return all + entries, entries
 }
 
 // unload drops what is known of the log.

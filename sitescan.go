@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -355,11 +356,13 @@ func (s *siteScan) scanLog(b *siteBuild, name string) (*logScan, unix.Stat_t, er
 	defer file.Close()
 	scan := newLogScan(b.id)
 	if file.st.Size <= scanBuffer { // many are this small, and this is the faster way
-		data, err := readAll(file.fd, file.path, file.st.Size)
-		if err != nil {
+		data, put := s.n.lists.buffer(file.st.Size)
+		defer put()
+		if _, err := io.ReadFull(file, data); err != nil {
 			return nil, file.st, err
 		}
 		entries, err := parseLog(data)
+		scan.entries = entries[:0] // add puts them where they are
 		for i := range entries {
 			scan.add(&entries[i])
 		}
