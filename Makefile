@@ -60,6 +60,7 @@ test-stores: ## the contract and the API on real object stores, the metrics in a
 
 test-process: ## the real binary traced, killed, short of calls and memory, and among clients that misbehave
 	sh test/install
+	sh test/tools.sh
 	go test -tags $(TAGS),integration -count=1 -timeout 20m -p 1 ./test/trace ./test/faults ./test/soak ./test/clients ./test/memory
 
 test-machines: ## real NFS mounts and power cuts, in machines with a kernel of their own
@@ -72,6 +73,7 @@ test-images: ## the container images and both compose files, in a private Docker
 
 test-torture: ## the long form: at least 100 power cuts, 200 replays, ten minutes of soak (hours)
 	sh test/install
+	sh test/tools.sh
 	go test -tags $(TAGS),torture -count=1 -timeout 6h -p 1 -v ./test/...
 
 bench: ## measure beside the peers, into bench/results (root; about half an hour)
