@@ -285,7 +285,7 @@ func (h *hostile) play(r role, i int) {
 		if h.ctx.Err() != nil {
 			h.count("hostile: " + r.name + ", held to the end").Add(1)
 		}
-		h.pause(300 * time.Millisecond)
+		h.pause(time.Second)
 	}
 }
 
