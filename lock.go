@@ -125,7 +125,10 @@ func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, bu
 			return nil, fmt.Errorf("%w: build %q of site %q was locked for %s: another process holds its lock",
 				ErrUnavailable, buildID, siteID, n.lockWait)
 		}
-		time.Sleep(min(wait/2+rand.N(wait), left)) // by chance, so that no process always comes too late
+		// By chance, so that no process always comes too late, and the more often the
+		// longer it has waited.
+		wait = max(min(wait, left/50), lockPollFirst)
+		time.Sleep(min(wait/2+rand.N(wait), left))
 		if err := lockFile(f, unix.F_OFD_SETLK, kind, region); !isLocked(err) {
 			return gotLock(f, err)
 		}

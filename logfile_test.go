@@ -393,7 +393,14 @@ func appendAsProcess(t *testing.T, args []string) {
 	for w := range atOnce {
 		g.Go(func() {
 			for i := w; i < each; i += atOnce {
-				if err := n.WriteLog("s", entry(fmt.Sprint(args[1], "-", i), "b", time.Now())); err != nil {
+				e := entry(fmt.Sprint(args[1], "-", i), "b", time.Now())
+				err := n.WriteLog("s", e)
+				// Under so many writers a lock may not be free in time: 503, and the
+				// client tries again.
+				for try := 0; try < 20 && (errors.Is(err, ErrUnavailable) || errors.Is(err, ErrBusy)); try++ {
+					err = n.WriteLog("s", e)
+				}
+				if err != nil {
 					t.Error(err)
 				}
 			}
