@@ -82,10 +82,10 @@ func TestUnknownBodyTooLarge(t *testing.T) {
 		if err := r.next(nil); err != nil {
 			t.Fatal(err)
 		}
-		sent := 0
-		_, _, err := b.sendParts(t.Context(), r, 1, func(context.Context, int, *part) (string, error) { sent++; return "", nil })
-		if !errors.Is(err, want) || sent != 5 {
-			t.Errorf("%d bytes: %v, %d parts were sent", size, err, sent)
+		var sent atomic.Int32
+		_, _, err := b.sendParts(t.Context(), r, 1, func(context.Context, int, *part) (string, error) { sent.Add(1); return "", nil })
+		if n := sent.Load(); !errors.Is(err, want) || n != 5 {
+			t.Errorf("%d bytes: %v, %d parts were sent", size, err, n)
 		}
 	}
 	if b.memory.inUse() != 0 {
