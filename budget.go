@@ -6,15 +6,32 @@ import (
 	"time"
 )
 
-// revokeAfter is how long a caller waits for a budget before holdings of a client
-// that has more than half of it are ended.
-const revokeAfter = time.Second
+const (
+	// revokeAfter is how long a request waits for a budget before holdings of
+	// clients that have much of it are ended.
+	revokeAfter = time.Second
+	// endTime is how long a holding may take to end. One that takes longer cannot
+	// be ended any more, as an upload that has arrived whole.
+	endTime = 2 * time.Second
+
+	maxQueue       = 1024         // requests that wait for one budget
+	maxClientQueue = maxQueue / 2 // those of one client
+)
 
 // budget is an amount that requests take parts of and give back: bytes of memory,
-// or places. Who finds too little left waits for a bounded time, first come, first
-// served. It is shared fairly: while others wait, a client that holds more than
-// half gets no more, and its newest holdings are ended, as far as they can be. A
-// client that is alone may hold all of it. It is safe for concurrent use.
+// or places. A request that finds too little left waits for a bounded time. It is
+// shared fairly by client:
+//
+//   - Of those that wait, the request of the client that holds least is next, and
+//     of these the one that came first.
+//   - While others wait, no client gets more than half, unless it asks for more than
+//     that at once and holds nothing.
+//   - After a second of waiting the newest holdings of the client that holds most
+//     are ended, as far as they can be, as long as it holds more than half, or more
+//     than a quarter and more than the waiting one would.
+//
+// So a client that is alone may hold all of it, and neither one client nor two or
+// three keep others out. It is safe for concurrent use.
 type budget struct {
 	limit int64
 	wait  time.Duration // how long take waits; 0: it does not
@@ -23,20 +40,22 @@ type budget struct {
 	// ended; nil: nobody counts.
 	refused, ended func()
 
-	mu      sync.Mutex
-	used    int64
-	clients map[string]*holder // those that hold something
-	keys    map[string]int64   // what is held with each key of caps
-	queue   []*waiter
+	mu       sync.Mutex
+	used     int64
+	clients  map[string]*holder // those that hold something, or wait
+	keys     map[string]int64   // what is held with each key of caps
+	queue    []*waiter          // in the order of their coming
+	lookedAt time.Time          // when holdings were last looked at, to end some
 }
 
-// holder is what a client holds.
+// holder is a client.
 type holder struct {
-	n    int64
-	ends []*grant // those that can be ended, the oldest first
+	n       int64    // what it holds
+	ends    []*grant // its holdings that can be ended, the oldest first
+	waiting int      // its requests in the queue
 }
 
-// ask is what a caller wants of a budget.
+// ask is what a request wants of a budget.
 type ask struct {
 	client string // "": shares with nobody, and is never ended
 	n      int64  // more than the limit is taken as the limit
@@ -46,7 +65,7 @@ type ask struct {
 
 // keyCap bounds what all holders with a key have together, whoever waits.
 type keyCap struct {
-	key string // must differ from every client
+	key string
 	max int64
 }
 
@@ -54,12 +73,13 @@ type keyCap struct {
 type grant struct {
 	b *budget
 	ask
-	ending bool // end was called
-	done   bool
+	endedAt time.Time // when end was called
+	done    bool
 }
 
 type waiter struct {
 	grant *grant
+	since time.Time
 	ready chan struct{} // closed when it is granted
 }
 
@@ -68,21 +88,15 @@ func newBudget(limit int64, wait time.Duration) *budget {
 }
 
 // take takes a part, to be given back with release. It fails with ErrBusy if none
-// is free in time.
+// is free in time, or at once if too many wait already.
 func (b *budget) take(a ask) (*grant, error) {
-	a.n = min(max(a.n, 1), b.limit)
-	g := &grant{b: b, ask: a}
-	b.mu.Lock()
-	if len(b.queue) == 0 && b.fits(g) {
-		b.add(g)
-		b.mu.Unlock()
+	g, w := b.enter(a)
+	if w == nil {
+		if g == nil {
+			return nil, b.refuse()
+		}
 		return g, nil
 	}
-	w := &waiter{grant: g, ready: make(chan struct{})}
-	b.queue = append(b.queue, w)
-	b.serve() // those before it may have to let it through
-	b.mu.Unlock()
-
 	patience := time.NewTicker(revokeAfter)
 	defer patience.Stop()
 	end := time.NewTimer(b.wait)
@@ -92,17 +106,19 @@ func (b *budget) take(a ask) (*grant, error) {
 		case <-w.ready:
 			return g, nil
 		case <-patience.C:
-			b.endUnfair(g)
+			b.endUnfair(time.Now())
 		case <-end.C:
-			return b.giveUp(w)
+			if !b.giveUp(w) {
+				return g, nil // it was granted just now
+			}
+			return nil, b.refuse()
 		}
 	}
 }
 
 // tryTake takes a part without waiting: nil if none is free, or somebody waits.
 func (b *budget) tryTake(a ask) *grant {
-	a.n = min(max(a.n, 1), b.limit)
-	g := &grant{b: b, ask: a}
+	g := b.newGrant(a)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.queue) > 0 || !b.fits(g) {
@@ -112,20 +128,57 @@ func (b *budget) tryTake(a ask) *grant {
 	return g
 }
 
-// giveUp takes w out of the queue, unless it was granted just now.
-func (b *budget) giveUp(w *waiter) (*grant, error) {
+// enter grants what can be granted at once, or queues: without a waiter and a grant
+// it is refused.
+func (b *budget) enter(a ask) (*grant, *waiter) {
+	g := b.newGrant(a)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.queue) == 0 && b.fits(g) {
+		b.add(g)
+		return g, nil
+	}
+	if b.wait <= 0 || len(b.queue) >= maxQueue || a.client != "" && b.client(a.client).waiting >= maxClientQueue {
+		b.forget(a.client)
+		return nil, nil
+	}
+	w := &waiter{grant: g, since: time.Now(), ready: make(chan struct{})}
+	b.queue = append(b.queue, w)
+	b.client(a.client).waiting++
+	b.serve() // those before it may have to let it through
+	return g, w
+}
+
+func (b *budget) newGrant(a ask) *grant {
+	a.n = min(max(a.n, 1), b.limit)
+	return &grant{b: b, ask: a}
+}
+
+func (b *budget) refuse() error {
+	if b.refused != nil {
+		b.refused()
+	}
+	return ErrBusy
+}
+
+// giveUp takes w out of the queue, and reports whether it was still there.
+func (b *budget) giveUp(w *waiter) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	i := slices.Index(b.queue, w)
 	if i < 0 {
-		return w.grant, nil
+		return false
 	}
+	b.leave(i)
+	b.forget(w.grant.client)
+	b.serve() // others may have waited for it
+	return true
+}
+
+// leave takes a waiter out of the queue.
+func (b *budget) leave(i int) {
+	b.client(b.queue[i].grant.client).waiting--
 	b.queue = slices.Delete(b.queue, i, i+1)
-	b.serve() // those behind it may fit
-	if b.refused != nil {
-		b.refused()
-	}
-	return nil, ErrBusy
 }
 
 // release gives the part back. A second call does nothing.
@@ -141,14 +194,12 @@ func (g *grant) release() {
 	}
 	g.done = true
 	b.used -= g.n
-	h := b.clients[g.client]
+	h := b.client(g.client)
 	h.n -= g.n
 	if i := slices.Index(h.ends, g); i >= 0 {
 		h.ends = slices.Delete(h.ends, i, i+1)
 	}
-	if h.n == 0 {
-		delete(b.clients, g.client)
-	}
+	b.forget(g.client)
 	for _, c := range g.caps {
 		if b.keys[c.key] -= g.n; b.keys[c.key] == 0 {
 			delete(b.keys, c.key)
@@ -160,11 +211,7 @@ func (g *grant) release() {
 // add makes g a holding.
 func (b *budget) add(g *grant) {
 	b.used += g.n
-	h := b.clients[g.client]
-	if h == nil {
-		h = &holder{}
-		b.clients[g.client] = h
-	}
+	h := b.client(g.client)
 	h.n += g.n
 	if g.end != nil {
 		h.ends = append(h.ends, g)
@@ -174,9 +221,26 @@ func (b *budget) add(g *grant) {
 	}
 }
 
-// heldBy is what a client holds.
+// client is the holder of that name, which may be new.
+func (b *budget) client(name string) *holder {
+	h := b.clients[name]
+	if h == nil {
+		h = &holder{}
+		b.clients[name] = h
+	}
+	return h
+}
+
+// forget drops a client that neither holds anything nor waits.
+func (b *budget) forget(name string) {
+	if h := b.clients[name]; h != nil && h.n == 0 && h.waiting == 0 {
+		delete(b.clients, name)
+	}
+}
+
+// heldBy is what counts against a client.
 func (b *budget) heldBy(client string) int64 {
-	if h := b.clients[client]; h != nil {
+	if h := b.clients[client]; h != nil && client != "" {
 		return h.n
 	}
 	return 0
@@ -196,84 +260,122 @@ func (b *budget) belowCaps(g *grant) bool {
 	return true
 }
 
-// fair reports whether g leaves its client with half at the most, if others wait.
-// Who holds nothing may take what it needs.
+// fair reports whether g leaves its client with half at the most.
 func (b *budget) fair(g *grant) bool {
 	held := b.heldBy(g.client)
-	return g.client == "" || held == 0 || held+g.n <= b.limit/2 || !b.othersWait(g.client)
+	return held == 0 || held+g.n <= b.limit/2
 }
 
-// othersWait reports whether somebody else waits whom this client could let through.
-func (b *budget) othersWait(client string) bool {
-	return slices.ContainsFunc(b.queue, func(w *waiter) bool {
-		return w.grant.client != client && b.belowCaps(w.grant)
-	})
-}
-
-// serve grants what can be granted, in the order of the queue. Who may not have
-// more now, by its caps or in fairness, is passed over; who does not fit is not, or
-// large parts would never be granted.
+// serve grants what can be granted, in the order that budget describes.
 func (b *budget) serve() {
-	for i := 0; i < len(b.queue); {
-		w := b.queue[i]
-		switch {
-		case !b.belowCaps(w.grant) || !b.fair(w.grant):
-			i++
-		case b.used+w.grant.n > b.limit:
+	for {
+		i := b.next()
+		if i < 0 || b.used+b.queue[i].grant.n > b.limit { // nobody passes the next one, or a large part would never be granted
 			return
-		default:
-			b.queue = slices.Delete(b.queue, i, i+1)
-			b.add(w.grant)
-			close(w.ready)
 		}
+		w := b.queue[i]
+		b.leave(i)
+		b.add(w.grant)
+		close(w.ready)
 	}
 }
 
-// endUnfair ends holdings of clients that have more than half, the newest first,
-// until they have half or there is room for g and those before it.
-func (b *budget) endUnfair(g *grant) {
-	b.mu.Lock()
-	var ends []*grant
-	room := b.limit - b.used - b.neededUpTo(g)
-	for client, h := range b.clients {
-		if client == "" || client == g.client {
+// next is the index of the waiter whose turn it is, -1 if nobody may have more now.
+func (b *budget) next() int {
+	first, several := "", false // the clients that wait and are below their caps: one, or several
+	best, least := -1, int64(0)
+	bestFair, any := -1, false
+	for i, w := range b.queue {
+		if !b.belowCaps(w.grant) {
 			continue
 		}
-		held := h.n
-		for _, e := range slices.Backward(h.ends) {
-			if room >= 0 || held <= b.limit/2 {
-				break
-			}
-			if !e.ending {
-				e.ending = true
-				ends = append(ends, e)
-			}
-			held -= e.n
-			room += e.n
+		client := w.grant.client
+		if !any {
+			first, any = client, true
+		}
+		several = several || client != first
+		held := b.heldBy(client)
+		if best < 0 {
+			best = i
+		}
+		if b.fair(w.grant) && (bestFair < 0 || held < least) {
+			bestFair, least = i, held
 		}
 	}
+	if several {
+		return bestFair
+	}
+	return best // it is alone
+}
+
+// endUnfair ends holdings for those that have waited for revokeAfter.
+func (b *budget) endUnfair(now time.Time) {
+	b.mu.Lock()
+	var ends []*grant
+	if now.Sub(b.lookedAt) >= revokeAfter/4 { // one of those that wait does it for all
+		b.lookedAt = now
+		ends = b.chooseEnds(now)
+	}
 	b.mu.Unlock()
-	for _, e := range ends {
-		e.end()
+	for _, g := range ends {
+		g.end()
 		if b.ended != nil {
 			b.ended()
 		}
 	}
 }
 
-// neededUpTo is what the waiters up to g would take if there were room, 0 if g would
-// not.
-func (b *budget) neededUpTo(g *grant) (n int64) {
-	for _, w := range b.queue {
-		takes := b.belowCaps(w.grant) && b.fair(w.grant)
-		if takes {
-			n += w.grant.n
-		}
-		if w.grant == g && takes {
-			return n
+// chooseEnds chooses holdings to end, until there is room for all who waited long
+// enough, or nobody has too much.
+func (b *budget) chooseEnds(now time.Time) (ends []*grant) {
+	held := make(map[string]int64, len(b.clients)) // when all has ended that was told to
+	room := b.limit - b.used
+	for name, h := range b.clients {
+		held[name] = h.n
+		for _, g := range h.ends {
+			if !g.endedAt.IsZero() && now.Sub(g.endedAt) < endTime {
+				held[name] -= g.n
+				room += g.n
+			}
 		}
 	}
-	return 0
+	for _, w := range b.queue {
+		g := w.grant
+		if now.Sub(w.since) < revokeAfter || !b.belowCaps(g) || !b.fair(g) {
+			continue
+		}
+		for room < g.n {
+			least := min(b.limit/2, max(b.limit/4, held[g.client]+g.n))
+			victim := b.newestOfLargest(held, least, g.client)
+			if victim == nil {
+				return ends
+			}
+			victim.endedAt = now
+			ends = append(ends, victim)
+			held[victim.client] -= victim.n
+			room += victim.n
+		}
+		room -= g.n
+		held[g.client] += g.n
+	}
+	return ends
+}
+
+// newestOfLargest is the newest holding that can be ended of whoever else holds
+// most, by held, if that is more than least.
+func (b *budget) newestOfLargest(held map[string]int64, least int64, but string) (newest *grant) {
+	for name, h := range b.clients {
+		if name == "" || name == but || held[name] <= least {
+			continue
+		}
+		for _, g := range slices.Backward(h.ends) {
+			if g.endedAt.IsZero() {
+				newest, least = g, held[name]
+				break
+			}
+		}
+	}
+	return newest
 }
 
 // inUse is how much is taken.

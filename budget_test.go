@@ -163,6 +163,77 @@ func TestBudgetIsTakenBackForEach(t *testing.T) {
 	}
 }
 
+// Two clients with half each do not keep out a third one.
+func TestBudgetOfTwo(t *testing.T) {
+	b := newBudget(12, time.Minute)
+	var ended atomic.Int64
+	for i := range 12 {
+		var g *grant
+		g, _ = b.take(ask{client: fmt.Sprint("half", i%2), n: 1, end: func() { ended.Add(1); go g.release() }})
+	}
+	mustTake(t, b, "third", 1)
+	mustTake(t, b, "third", 2)
+	if n := ended.Load(); n != 3 {
+		t.Errorf("%d were ended for three", n)
+	}
+}
+
+// What does not end does not shield what would.
+func TestBudgetWhatDoesNotEnd(t *testing.T) {
+	b := newBudget(10, time.Minute)
+	for i := range 10 {
+		var g *grant
+		g, _ = b.take(ask{client: "hog", n: 1, end: func() {
+			if i < 5 {
+				go g.release()
+			}
+		}})
+	}
+	mustTake(t, b, "other", 1)
+}
+
+// Who was passed over for another one is looked at again when that one has got its
+// part.
+func TestBudgetLeavesNoRoom(t *testing.T) {
+	b := newBudget(100, time.Minute)
+	first := mustTake(t, b, "a", 40)
+	mustTake(t, b, "a", 60)
+	more := takeLater(t, b, ask{client: "a", n: 10})
+	other := takeLater(t, b, ask{client: "b", n: 10})
+	first.release()
+	if err := <-other; err != nil {
+		t.Error(err)
+	}
+	if err := <-more; err != nil {
+		t.Error(err)
+	}
+}
+
+// The queue is bounded, and no client fills it.
+func TestBudgetQueueIsBounded(t *testing.T) {
+	b := newBudget(2, time.Minute)
+	held := []*grant{mustTake(t, b, "hog", 1), mustTake(t, b, "hog", 1)}
+	var done sync.WaitGroup
+	for range maxClientQueue {
+		done.Go(func() { mustTake(t, b, "hog", 1).release() })
+	}
+	eventually(t, "all wait", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return len(b.queue) == maxClientQueue
+	})
+	if _, err := b.take(ask{client: "hog", n: 1}); !errors.Is(err, ErrBusy) {
+		t.Errorf("past the queue of a client: %v", err)
+	}
+	other := takeLater(t, b, ask{client: "other", n: 1})
+	held[0].release()
+	if err := <-other; err != nil {
+		t.Errorf("the other client: %v", err)
+	}
+	held[1].release()
+	done.Wait()
+}
+
 // A key is capped for all clients together, and who waits for its key lets others
 // through.
 func TestBudgetCaps(t *testing.T) {
