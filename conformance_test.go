@@ -534,6 +534,7 @@ func testBadLogs(t *testing.T, open func() store) {
 		{"no-entries", true, []byte("[]"), ErrDamaged, ErrDamaged, "the log is damaged", 0},
 		{"nearly-full", true, log(maxLogSize - 1), nil, nil, "", 2},
 		{"full", true, log(maxLogSize), ErrLogFull, nil, "", 1},
+		{"full-and-damaged", true, append(log(maxLogSize), `{"x":"\"`...), ErrLogFull, nil, "the log is damaged", 0},
 		{"too-large", true, log(maxLogRead + 1), ErrLogFull, ErrLogFull, "the log is full", 0},
 		{"too-large-alone", false, log(maxLogRead + 1), ErrLogFull, ErrLogFull, "the log is full", 0},
 	}

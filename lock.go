@@ -19,8 +19,8 @@ const lockName = ".lock"
 const (
 	lockWait       = 5 * time.Second       // how long a lock is waited for
 	lockPollFirst  = time.Millisecond      // who waits asks again after so long, and then less often
-	lockPollLocal  = 10 * time.Millisecond // but at least so often
-	lockPollRemote = 50 * time.Millisecond // or so often, where that is a request to a server
+	lockPollLocal  = 10 * time.Millisecond // down to once in this time
+	lockPollRemote = 50 * time.Millisecond // or in this, where each is a request to a server; never more often than lockPollLocal
 
 	// Callers that wait in this process. Readers, changes, and entries of a log are
 	// counted apart, so that none of them keeps out the others.
@@ -113,12 +113,12 @@ func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, bu
 		return nil, err
 	}
 	defer place.release()
-	longest := lockPollLocal
+	shortest, longest := lockPollFirst, lockPollLocal
 	if n.remote {
-		longest = lockPollRemote
+		shortest, longest = lockPollLocal, lockPollRemote
 	}
 	end := time.Now().Add(n.lockWait)
-	for wait := lockPollFirst; ; wait = min(2*wait, longest) {
+	for wait := shortest; ; wait = min(2*wait, longest) {
 		left := time.Until(end)
 		if left <= 0 {
 			f.Close()
@@ -127,7 +127,7 @@ func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, bu
 		}
 		// By chance, so that no process always comes too late, and the more often the
 		// longer it has waited.
-		wait = max(min(wait, left/50), lockPollFirst)
+		wait = max(min(wait, left/50), shortest)
 		time.Sleep(min(wait/2+rand.N(wait), left))
 		if err := lockFile(f, unix.F_OFD_SETLK, kind, region); !isLocked(err) {
 			return gotLock(f, err)

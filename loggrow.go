@@ -91,12 +91,16 @@ func (l *oldLog) scan(ids map[string]bool, seed maphash.Seed, known func(sum uin
 	if err != nil || !search.may && (full || known(all.Sum64())) {
 		return err
 	}
-	return scanEntries(l.reader(), func(e LogEntry) error {
+	err = scanEntries(l.reader(), func(e LogEntry) error {
 		if _, wanted := ids[e.ID]; wanted {
 			ids[e.ID] = true
 		}
 		return nil
 	})
+	if full && errors.Is(err, ErrDamaged) {
+		return nil // nothing is added to it
+	}
+	return err
 }
 
 // grow is what follows the head of the log when entries are added, empty if none

@@ -20,6 +20,13 @@ func getOpenAPI(ctx *fasthttp.RequestCtx) {
 // getMetrics answers a scrape. It waits for a store that hangs no longer than
 // lookupWait.
 func (s *service) getMetrics(ctx *fasthttp.RequestCtx) {
+	c := ctx.Conn().(*conn)
+	token := c.hold()
+	place, ok := s.take(ctx, s.scrapes, ask{n: 1, end: func() { c.revokeAnswer(token) }})
+	if !ok {
+		return
+	}
+	c.ex.release = place.release // when the answer has left
 	ctx.SetContentType("text/plain; version=0.0.4; charset=utf-8")
 	var store *storeMetrics
 	if b, ok := s.backend.(measured); ok {

@@ -22,6 +22,7 @@ const (
 	maxWrites      = 256             // appends and deletes that are
 	maxSiteWrites  = 128             // of one site: they may wait for its lock
 	maxBuildWrites = 64              // of one build
+	maxScrapes     = 16              // scrapes of the metrics that are made and sent
 	placeWait      = 5 * time.Second // how long a request waits for its place, or for memory
 	streamMemory   = 256 << 20       // bytes for the downloads that pass through the service
 	entryMemory    = 64 << 20        // bytes for the log entries that are received and stored
@@ -42,6 +43,7 @@ type service struct {
 	entries   *budget            // bytes of log entries
 	lists     *budget            // bytes of lists that are made and sent
 	downloads *budget            // bytes of the downloads that pass through the service
+	scrapes   *budget            // places of scrapes of the metrics
 	ready     *lookup[Readiness] // nil: the backend cannot be probed
 	space     *lookup[Space]     // nil: the backend has no size
 	reserve   *reserve           // nil: none is kept
@@ -60,6 +62,7 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 		writes:  newBudget(maxWrites, placeWait),
 		entries: newBudget(entryMemory, placeWait),
 		lists:   newBudget(listMemory, placeWait), listBuffered: listBuffered,
+		scrapes:   newBudget(maxScrapes, placeWait),
 		metrics:   newServiceMetrics(),
 		downloads: newBudget(streamMemory, placeWait),
 	}
@@ -82,7 +85,7 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 // have for them.
 func (s *service) budgets() map[string]*budget {
 	all := map[string]*budget{"uploads": s.uploads, "reads": s.reads, "writes": s.writes,
-		"entries": s.entries, "lists": s.lists, "downloads": s.downloads}
+		"entries": s.entries, "lists": s.lists, "downloads": s.downloads, "scrapes": s.scrapes}
 	if b, ok := s.backend.(budgeted); ok {
 		maps.Copy(all, b.budgets())
 	}
