@@ -131,10 +131,10 @@ func newHostile(t *testing.T, s *service.Service, base string) *hostile {
 // run lets the roles loose for hostileTime.
 func (h *hostile) run(profiler string, roles []role) {
 	t := h.t
+	h.prepare()
 	ctx, cancel := context.WithTimeout(t.Context(), hostileTime)
 	defer cancel()
 	h.ctx = ctx
-	h.prepare()
 	memory, err := h.s.Memory("VmRSS")
 	if err != nil {
 		t.Fatal(err)
