@@ -227,8 +227,8 @@ func (s *slowReader) Read(p []byte) (int, error) {
 	if s.reads++; s.reads == 2 {
 		time.Sleep(s.pause)
 	}
-	if s.reads%8 == 0 {
-		time.Sleep(8 * time.Millisecond) // 32 MiB a second
+	if s.reads%32 == 0 {
+		time.Sleep(8 * time.Millisecond) // 128 MiB a second at most
 	}
 	return s.r.Read(p[:min(len(p), 32<<10)])
 }

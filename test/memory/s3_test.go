@@ -21,10 +21,12 @@ import (
 
 const (
 	partSize = 8 << 20 // of the default configuration
-	// The budgets of part buffers, by default, and of logs under change, each with
-	// what the SDK and the connections add.
-	uploadsBound       = (256 + 64) << 20
-	objectAppendsBound = (64 + 64) << 20
+	// The budget of part buffers, by default, which are used again, and what the SDK
+	// and the connections add.
+	uploadsBound = (256 + 64) << 20
+	// Three times the budget of logs under change: the collector lets garbage grow to
+	// as much as is in use, and the rest is the SDK's.
+	objectAppendsBound = 3 * 64 << 20
 )
 
 // objects is a store in a new bucket of an S3 server.
