@@ -107,7 +107,7 @@ func (s *service) entryMemory(ctx *fasthttp.RequestCtx) (*grant, bool) {
 	}
 	c := ctx.Conn().(*conn)
 	token := c.hold()
-	return s.take(ctx, s.entries, ask{n: 2*size + 4<<10, end: func() { c.revokeBody(token) }})
+	return s.take(ctx, s.entries, ask{n: 4*size + 4<<10, end: func() { c.revokeBody(token) }})
 }
 
 // entryID is the client's Idempotency-Key, which makes a POST safe to repeat,
@@ -178,7 +178,7 @@ func parseEntry(body []byte) (LogEntry, error) {
 	switch kindOf(raw.Metadata) {
 	case 'n': // absent, or null
 	case '{':
-		e.Metadata = bytes.Clone(bytes.TrimSpace(raw.Metadata))
+		e.Metadata = bytes.TrimSpace(raw.Metadata)
 		if nesting(e.Metadata) > maxNesting {
 			return LogEntry{}, fmt.Errorf("metadata is nested deeper than %d levels", maxNesting)
 		}
