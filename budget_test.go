@@ -353,7 +353,7 @@ func TestClientsShareWhatTheyHold(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s, svc := startBackend(t, openTestNFS(t, t.TempDir()), "MAX_UPLOADS=4")
-			svc.entries.limit = all * (4*size + 4<<10)
+			svc.entries.limit = all * (6*size + 4<<10)
 			b := c.of(svc)
 			var held []unfinished
 			for i := range all {

@@ -60,10 +60,6 @@ func (s *service) postLog(ctx *fasthttp.RequestCtx) {
 	}
 	entry.ID, entry.Fresh, entry.Timestamp = id, fresh, time.Now().UTC()
 	entry.Client = ctx.Conn().(*conn).client()
-	if _, err := encodeEntry(entry); err != nil { // as deep as no log can be read again
-		refuse(ctx, fasthttp.StatusBadRequest, "%v", err)
-		return
-	}
 	place, ok := s.toWrite(ctx, siteID, entry.BuildID)
 	if !ok {
 		return
@@ -107,7 +103,7 @@ func (s *service) entryMemory(ctx *fasthttp.RequestCtx) (*grant, bool) {
 	}
 	c := ctx.Conn().(*conn)
 	token := c.hold()
-	return s.take(ctx, s.entries, ask{n: 4*size + 4<<10, end: func() { c.revokeBody(token) }})
+	return s.take(ctx, s.entries, ask{n: 6*size + 4<<10, end: func() { c.revokeBody(token) }})
 }
 
 // entryID is the client's Idempotency-Key, which makes a POST safe to repeat,

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"unicode/utf8"
 )
 
@@ -58,27 +57,30 @@ func encodeEntry(e LogEntry) ([]byte, error) {
 	metadata := e.Metadata
 	e.Metadata = nil
 	e.Timestamp = e.Timestamp.UTC()
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
+	var head bytes.Buffer
+	enc := json.NewEncoder(&head)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(e); err != nil {
 		return nil, fmt.Errorf("cannot encode the entry: %w", err)
 	}
-	line := bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+	const name = `,"metadata":`
+	log := make([]byte, 0, head.Len()+len(name)+len(metadata)+2)
+	log = append(append(log, '['), bytes.TrimSuffix(head.Bytes(), []byte("\n"))...)
 	if len(metadata) > 0 {
-		line = append(line[:len(line)-1], `,"metadata":`...)
-		line = append(append(line, metadata...), '}')
+		log = append(log[:len(log)-1], name...)
+		log = append(append(log, metadata...), '}')
 	}
-	if len(line) >= maxScanned {
-		return nil, fmt.Errorf("cannot encode the entry: it has %d bytes", len(line))
-	}
+	log = append(log, ']')
 	// What is added must be read again, or one entry would damage the whole log.
-	back, err := parseLog(slices.Concat([]byte("["), line, []byte("]")))
-	if err != nil {
+	switch err := checkTimestamp(0, e); {
+	case err != nil:
 		return nil, fmt.Errorf("cannot encode the entry: %v", err)
-	}
-	if len(back) != 1 || !bytes.Equal(back[0].Metadata, metadata) {
+	case len(log) >= maxScanned:
+		return nil, fmt.Errorf("cannot encode the entry: it has %d bytes", len(log))
+	case len(metadata) > 0 && !json.Valid(metadata), len(bytes.TrimSpace(metadata)) != len(metadata):
 		return nil, errors.New("cannot encode the entry: the metadata is not one JSON value")
+	case !utf8.Valid(log) || !json.Valid(log):
+		return nil, errors.New("cannot encode the entry: no log with it can be read again")
 	}
-	return line, nil
+	return log[1 : len(log)-1], nil
 }

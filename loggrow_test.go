@@ -188,7 +188,7 @@ func TestFullLogIsOnlySearched(t *testing.T) {
 	fresh.Fresh = true
 	wantError(t, n.WriteLog("s", fresh), ErrLogFull)
 	wantError(t, n.WriteLog("s", entry("other", "b", testTime)), ErrLogFull)
-	wantError(t, n.WriteLog("s", entry("there", "b", testTime)), ErrDamaged)
+	wantError(t, n.WriteLog("s", entry("there", "b", testTime)), ErrLogFull)
 }
 
 // An error of the store while a log is read ends the append.
