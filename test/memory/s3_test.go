@@ -51,7 +51,7 @@ func TestMemoryOfListsOnS3(t *testing.T) {
 }
 
 func TestMemoryOfUnfinishedEntriesOnS3(t *testing.T) {
-	measurePosts(t, objects(t, service.Build(t)))
+	measurePosts(t, objects(t, service.Build(t)), objectAppendsBound)
 }
 
 func TestMemoryOfAppendsOnS3(t *testing.T) {
