@@ -89,11 +89,12 @@ func (i *idleConns) takeOldest() *conn {
 	}
 }
 
-// first returns the first of a list that is idle, and drops those before it.
+// first returns the first of a list that is idle, and drops those before it. One
+// whose request has arrived and was not read yet is as good as busy.
 func (i *idleConns) first(of *list.List) *conn {
 	for e := of.Front(); e != nil; e = of.Front() {
 		c := e.Value.(*conn)
-		if c.state.Load() == connIdle {
+		if c.state.Load() == connIdle && c.queued() == 0 {
 			return c
 		}
 		i.drop(c)

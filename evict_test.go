@@ -357,3 +357,38 @@ func TestConnectionsThatDoNotEndAreFew(t *testing.T) {
 		return s.l.ending == 0 && len(s.l.open) <= 4
 	})
 }
+
+// TestARequestThatHasArrivedIsNotEvicted: also if nobody has read it yet.
+func TestARequestThatHasArrivedIsNotEvicted(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var idle idleConns
+	wait := func() (*net.TCPConn, *conn) {
+		client := dial(t, l.Addr().String())
+		accepted, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { accepted.Close() })
+		c := &conn{TCPConn: accepted.(*net.TCPConn)}
+		if !idle.add(c) {
+			t.Fatal("it does not wait")
+		}
+		return client, c
+	}
+	client, asks := wait()
+	if _, err := io.WriteString(client, "G"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the byte has arrived", func() bool { return asks.queued() == 1 })
+	_, silent := wait()
+	if got := idle.takeOldest(); got != silent {
+		t.Error("not the silent one was taken")
+	}
+	if got := idle.takeOldest(); got != nil {
+		t.Error("the one that asks was taken")
+	}
+}
