@@ -256,7 +256,7 @@ func TestOrderOfEviction(t *testing.T) {
 	} {
 		i, names := &idleConns{}, map[*conn]string{}
 		for _, one := range c.conns {
-			conn := &conn{fresh: one.fresh, accepted: time.Now().Add(-one.age)}
+			conn := &conn{TCPConn: new(net.TCPConn), fresh: one.fresh, accepted: time.Now().Add(-one.age)}
 			names[conn] = one.name
 			if !i.add(conn) {
 				t.Fatal("not idle")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"testing"
 	"time"
 )
@@ -14,7 +15,7 @@ func BenchmarkIdle(b *testing.B) {
 			i := &idleConns{}
 			all := make([]*conn, n)
 			for k := range all {
-				all[k] = &conn{}
+				all[k] = &conn{TCPConn: new(net.TCPConn)}
 				i.add(all[k])
 			}
 			b.ReportAllocs()
@@ -34,7 +35,7 @@ func BenchmarkEvict(b *testing.B) {
 		b.Run(fmt.Sprint("idle=", idle), func(b *testing.B) {
 			i := &idleConns{}
 			for range maxConnections {
-				c := &conn{accepted: time.Now()}
+				c := &conn{TCPConn: new(net.TCPConn), accepted: time.Now()}
 				i.add(c)
 				if !idle {
 					c.state.Store(connBusy)
