@@ -208,6 +208,7 @@ type VersionQuery struct {
 	Limit    int    // 0: no limit
 	Cursor   string // NextCursor of the page before, or empty
 	Metadata bool   // with the metadata of each log entry
+	Client   string // for whom memory is held; selects nothing
 }
 
 // VersionPage is a page of the versions of a site.

@@ -240,7 +240,8 @@ func (s *service) getVersions(ctx *fasthttp.RequestCtx) {
 	if expecting(ctx) {
 		return
 	}
-	place, ok := s.toRead(ctx)
+	query.Client = ctx.Conn().(*conn).client()
+	place, ok := s.take(ctx, s.listing, ask{n: 1, caps: []keyCap{{"site " + siteID, maxSiteLists}}})
 	if !ok {
 		return
 	}
@@ -275,8 +276,8 @@ func pageETag(page *VersionPage, q VersionQuery) string {
 	return tag + `"`
 }
 
-// timedList is listVersions for who has a place in the store, which it gives back
-// before the answer is made of what was listed.
+// timedList is listVersions with a place among the lists, which it gives back before
+// the answer is made.
 func (s *service) timedList(place *grant, siteID string, q VersionQuery) (*VersionPage, error) {
 	defer place.release()
 	start := time.Now()

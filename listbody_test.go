@@ -343,12 +343,13 @@ func TestNoMemoryForLists(t *testing.T) {
 	s.get(t, 200, large)
 }
 
-// Equal lists that are asked for at once are made once. One that was asked for after
-// the store was read is made anew.
-func TestEqualListsOfObjectsShare(t *testing.T) {
+// Lists of a site that are asked for at once are made from one look at its keys,
+// whatever page they want. One that was asked for after the store was read is made anew.
+func TestListsOfASiteOfObjectsShare(t *testing.T) {
 	m := newMemBucket()
 	b := openMem(m)
 	mustLog(t, b, "s", entry("1", "b", testTime))
+	mustStore(t, b, "s", "a", body(1, 1))
 	var lists, gets int // guarded by m.mu
 	entered, leave := make(chan struct{}), make(chan struct{})
 	m.fault = func(op, _ string) (bool, error) {
@@ -367,26 +368,39 @@ func TestEqualListsOfObjectsShare(t *testing.T) {
 		return false, nil
 	}
 	var g errgroup.Group
-	list := func(want int) {
+	list := func(entries int, q VersionQuery) {
 		g.Go(func() error {
-			page, err := listPage(b, "s", VersionQuery{})
-			if err == nil && len(page.Versions[0].Logs) < want {
-				err = errors.New("a list lacks what was there when it was asked for")
+			page, err := listPage(b, "s", q)
+			if err != nil {
+				return err
 			}
-			return err
+			want := 2
+			if q.Limit == 1 {
+				want = 1
+			}
+			if len(page.Versions) != want || (page.NextCursor != "") != (want == 1) {
+				return fmt.Errorf("%v lists %d versions, next is %q", q, len(page.Versions), page.NextCursor)
+			}
+			if want == 2 && len(page.Versions[1].Logs) < entries {
+				return errors.New("a list lacks what was there when it was asked for")
+			}
+			return nil
 		})
 	}
-	list(1)
+	list(1, VersionQuery{})
 	<-entered
 	m.mu.Lock()
 	for key, o := range m.objects { // another entry
+		if !strings.HasSuffix(key, logSuffix) {
+			continue
+		}
 		o.data, _ = appendLog(o.data, []LogEntry{entry("2", "b", testTime)})
 		o.etag, o.size = `"2"`, int64(len(o.data))
 		m.objects[key] = o
 	}
 	m.mu.Unlock()
-	for range 20 {
-		list(2)
+	for i := range 20 {
+		list(2, VersionQuery{Limit: i})
 	}
 	eventually(t, "all wait", func() bool {
 		b.lists.mu.Lock()

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,7 +12,6 @@ import (
 	"sync/atomic"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,8 +29,8 @@ type listings struct {
 	group   group[VersionQuery, []listed] // one list of a site at a time
 	helpers chan struct{}
 
-	scans   *semaphore.Weighted // logScanBytes
-	buffers sync.Pool           // of *[]byte, for small logs
+	limits  listLimits
+	buffers sync.Pool // of *[]byte, for small logs
 
 	limit      int64 // listCacheBytes
 	entryLimit int64 // listEntryBytes
@@ -59,9 +57,12 @@ func newListings() *listings {
 	if err != nil {
 		panic(err) // likewise
 	}
-	return &listings{sites: sites, kept: kept, helpers: make(chan struct{}, listHelpers), limit: listCacheBytes, entryLimit: listEntryBytes,
-		scans: semaphore.NewWeighted(logScanBytes)}
+	return &listings{sites: sites, kept: kept, helpers: make(chan struct{}, listHelpers),
+		limit: listCacheBytes, entryLimit: listEntryBytes, limits: newListLimits()}
 }
+
+// budgets implements budgeted.
+func (n *nfs) budgets() map[string]*budget { return n.lists.limits.budgets() }
 
 // ListVersions implements Backend, with the metadata of all entries.
 func (n *nfs) ListVersions(siteID string) ([]*Version, error) {
@@ -99,7 +100,9 @@ func (n *nfs) list(siteID string, queries []VersionQuery) []listed {
 		}
 	}()
 	n.disk.metrics.list(len(ix.builds) > 0)
-	scan, err := n.scanSite(siteID, ix)
+	run := &listRun{listLimits: &n.lists.limits, client: queries[0].Client}
+	defer run.close()
+	scan, err := n.scanSite(siteID, ix, run)
 	if err != nil {
 		for i := range answers {
 			answers[i].err = fmt.Errorf("cannot list %q: %w", siteID, err)
@@ -211,14 +214,6 @@ func (l *listings) drop(ix *siteIndex) {
 	defer l.mu.Unlock()
 	l.used--
 	l.add(ix, -ix.charged, -ix.entries)
-}
-
-// enterScan waits until there is memory to read a log of that size, which release
-// gives back.
-func (l *listings) enterScan(size int64) (release func()) {
-	n := scanMemory(size)
-	_ = l.scans.Acquire(context.Background(), n) // fails only with its context
-	return func() { l.scans.Release(n) }
 }
 
 // buffer returns size bytes to read a small log into, until put is called.

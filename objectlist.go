@@ -30,34 +30,55 @@ func (s *objectStore) ListVersions(siteID string) ([]*Version, error) {
 
 // ListVersionsPage implements VersionPager. All keys of the site are listed,
 // but only the logs on the page are read, and those of builds that have nothing
-// else, since their first entry tells their place. Equal lists that are asked for
-// while one is made share the next one.
+// else, since their first entry tells their place. Lists of one site that are asked
+// for while one is made share the next one.
 func (s *objectStore) ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, error) {
-	key := fmt.Sprintf("%s %d %s", siteID, q.Limit, q.Cursor) // of the metadata a page knows nothing
-	answer, _ := s.lists.do(key, struct{}{}, func([]struct{}) listed {
-		page, err := s.listPage(siteID, q)
-		return listed{page, err}
+	answers, i := s.lists.do(siteID, q, func(queries []VersionQuery) []listed {
+		return s.listPages(siteID, queries)
 	})
-	return answer.page, answer.err
+	return answers[i].page, answers[i].err
 }
 
-func (s *objectStore) listPage(siteID string, q VersionQuery) (*VersionPage, error) {
+// listPages answers queries from one listing of the keys.
+func (s *objectStore) listPages(siteID string, queries []VersionQuery) []listed {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	builds, err := s.listBuilds(ctx, siteID)
+	run := &listRun{listLimits: &s.limits, client: queries[0].Client}
+	defer run.close()
+	versions, builds, err := s.listSite(ctx, siteID, run)
+	made := map[VersionQuery]listed{}
+	answers := make([]listed, len(queries))
+	for i, q := range queries {
+		q = VersionQuery{Limit: q.Limit, Cursor: q.Cursor} // of the metadata a page knows nothing
+		answer, ok := made[q]
+		if !ok && err != nil {
+			answer.err = err
+		} else if !ok {
+			answer.page, answer.err = s.listPage(ctx, siteID, versions, builds, q, run)
+			made[q] = answer
+		}
+		answers[i] = answer
+	}
+	return answers
+}
+
+// listSite lists the versions of a site in their order, with what the keys tell of
+// them. The logs of those that have an artifact are not read yet.
+func (s *objectStore) listSite(ctx context.Context, siteID string, run *listRun) ([]*Version, map[*Version]*build, error) {
+	builds, err := s.listBuilds(ctx, siteID, run)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var logsOnly []*build
-	byVersion := make(map[*Version]*build, len(builds))
 	for _, b := range builds {
 		if b.artifact.key == "" {
 			logsOnly = append(logsOnly, b)
 		}
 	}
-	if err := s.fillLogs(ctx, logsOnly); err != nil {
-		return nil, err
+	if err := s.fillLogs(ctx, logsOnly, run); err != nil {
+		return nil, nil, err
 	}
+	byVersion := make(map[*Version]*build, len(builds))
 	versions := make([]*Version, 0, len(builds))
 	for _, b := range builds {
 		if b.gone {
@@ -67,17 +88,22 @@ func (s *objectStore) listPage(siteID string, q VersionQuery) (*VersionPage, err
 		versions = append(versions, b.version)
 	}
 	slices.SortFunc(versions, compareVersions)
+	return versions, byVersion, nil
+}
+
+// listPage is the page of versions that q selects, with its logs.
+func (s *objectStore) listPage(ctx context.Context, siteID string, versions []*Version, builds map[*Version]*build, q VersionQuery, run *listRun) (*VersionPage, error) {
 	page, err := pageVersions(versions, q)
 	if err != nil {
 		return nil, err
 	}
-	var onPage []*build
+	var missing []*build
 	for _, v := range page.Versions {
-		if b := byVersion[v]; b.artifact.key != "" && b.log.key != "" {
-			onPage = append(onPage, b)
+		if b := builds[v]; b.log.key != "" && !b.filled {
+			missing = append(missing, b)
 		}
 	}
-	if err := s.fillLogs(ctx, onPage); err != nil {
+	if err := s.fillLogs(ctx, missing, run); err != nil {
 		return nil, err
 	}
 	sums := make([][16]byte, len(page.Versions))
@@ -97,19 +123,20 @@ func (s *objectStore) listPage(siteID string, q VersionQuery) (*VersionPage, err
 type build struct {
 	version       *Version
 	artifact, log objectInfo // key empty: there is none
+	filled        bool       // its log was read
 	gone          bool       // its log was removed since it was listed, and there is nothing else
 }
 
 // listBuilds lists the artifacts and the logs of the site, side by side.
-func (s *objectStore) listBuilds(ctx context.Context, siteID string) (map[string]*build, error) {
+func (s *objectStore) listBuilds(ctx context.Context, siteID string, run *listRun) (map[string]*build, error) {
 	var artifacts, logs []objectInfo
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		artifacts, err = s.listKeys(ctx, s.artifactsPrefix(siteID), artifactSuffix)
+		artifacts, err = s.listKeys(ctx, s.artifactsPrefix(siteID), artifactSuffix, run)
 		return err
 	})
 	g.Go(func() (err error) {
-		logs, err = s.listKeys(ctx, s.logsPrefix(siteID), logSuffix)
+		logs, err = s.listKeys(ctx, s.logsPrefix(siteID), logSuffix, run)
 		return err
 	})
 	if err := g.Wait(); err != nil {
@@ -137,9 +164,12 @@ func (s *objectStore) listBuilds(ctx context.Context, siteID string) (map[string
 
 // listKeys lists the objects of one prefix that are named as builds are.
 // Others, as the folders that some tools make, are not ours.
-func (s *objectStore) listKeys(ctx context.Context, prefix, suffix string) ([]objectInfo, error) {
+func (s *objectStore) listKeys(ctx context.Context, prefix, suffix string, run *listRun) ([]objectInfo, error) {
 	var all []objectInfo
 	err := s.bucket.list(ctx, prefix, func(page []objectInfo) error {
+		if err := run.sized(len(all) + len(page)); err != nil {
+			return err
+		}
 		for _, o := range page {
 			if _, ok := buildOfFile(o.key[len(prefix):], suffix); ok {
 				all = append(all, o)
@@ -159,23 +189,25 @@ func buildOf(key, suffix string) string {
 
 // fillLogs reads the logs of builds, logReaders at once, and fails only where
 // the store does.
-func (s *objectStore) fillLogs(ctx context.Context, builds []*build) error {
+func (s *objectStore) fillLogs(ctx context.Context, builds []*build, run *listRun) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(logReaders)
 	for _, b := range builds {
-		g.Go(func() error { return s.fillLog(ctx, b) })
+		g.Go(func() error { return s.fillLog(ctx, b, run) })
 	}
 	return g.Wait()
 }
 
-func (s *objectStore) fillLog(ctx context.Context, b *build) error {
-	log, err := s.cachedLog(ctx, b.log)
+func (s *objectStore) fillLog(ctx context.Context, b *build, run *listRun) error {
+	log, err := s.cachedLog(ctx, b.log, run)
+	if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrBusy) || ctx.Err() != nil {
+		return err
+	}
+	b.filled = true
 	switch {
 	case errors.Is(err, ErrNotFound):
 		b.gone = b.artifact.key == ""
 		return nil
-	case errors.Is(err, ErrUnavailable), ctx.Err() != nil:
-		return err
 	case err != nil:
 		s.log.Error("a log cannot be listed", "key", b.log.key, "error", err)
 		b.version.LogsError = unreadableLog
@@ -192,16 +224,20 @@ func (s *objectStore) fillLog(ctx context.Context, b *build) error {
 }
 
 // cachedLog is what a list must know of the log o, which is read if it changed.
-func (s *objectStore) cachedLog(ctx context.Context, o objectInfo) (*storedLog, error) {
+func (s *objectStore) cachedLog(ctx context.Context, o objectInfo, run *listRun) (*storedLog, error) {
 	log := s.logs.get(o.key, o.etag)
 	s.stats.list(log != nil)
 	if log != nil {
 		return log, nil
 	}
-	if err := s.scans.Acquire(ctx, scanMemory(o.size)); err != nil {
+	if err := ctx.Err(); err != nil { // another log has failed
 		return nil, err
 	}
-	defer s.scans.Release(scanMemory(o.size))
+	memory, err := run.scan(o.size)
+	if err != nil {
+		return nil, err
+	}
+	defer memory.release()
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	r, info, err := s.openLog(ctx, cancel, o.key)

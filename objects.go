@@ -8,8 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 )
 
 const (
@@ -35,8 +33,8 @@ type objectStore struct {
 	prefix  string // of every key; empty or ending in a slash
 	log     *slog.Logger
 	logs    *logCache
-	lists   group[struct{}, listed]  // one list of a site and a page at a time
-	scans   *semaphore.Weighted      // logScanBytes
+	lists   group[VersionQuery, []listed] // one list of a site at a time
+	limits  listLimits
 	appends group[LogEntry, []error] // one write of a log at a time
 	memory  *budget                  // for the logs that are being changed
 	trust   trust
@@ -55,7 +53,7 @@ var (
 func newObjectStore(b bucket, prefix string, log *slog.Logger) *objectStore {
 	s := &objectStore{
 		bucket: b, prefix: prefix, log: log, logs: newLogCache(logCacheSize, logCacheLogs),
-		scans: semaphore.NewWeighted(logScanBytes), stats: newStoreMetrics(),
+		limits: newListLimits(), stats: newStoreMetrics(),
 		memory: newBudget(logMemory, logWait),
 	}
 	s.trust.asked.ask, s.trust.asked.wait = s.learn, trustWait
@@ -64,7 +62,8 @@ func newObjectStore(b bucket, prefix string, log *slog.Logger) *objectStore {
 
 // budgets implements budgeted.
 func (s *objectStore) budgets() map[string]*budget {
-	all := map[string]*budget{"log_memory": s.memory}
+	all := s.limits.budgets()
+	all["log_memory"] = s.memory
 	if b, ok := s.bucket.(interface{ uploadMemory() *budget }); ok {
 		all["upload_memory"] = b.uploadMemory()
 	}

@@ -40,7 +40,7 @@ func (s *service) addGauges() {
 	gauges := map[string]func() float64{
 		"pagewright_uploads_in_flight":     func() float64 { return float64(s.uploads.inUse()) },
 		"pagewright_uploads_limit":         func() float64 { return float64(s.cfg.MaxUploads) },
-		"pagewright_store_calls_in_flight": func() float64 { return float64(s.reads.inUse() + s.writes.inUse()) },
+		"pagewright_store_calls_in_flight": func() float64 { return float64(s.reads.inUse() + s.listing.inUse() + s.writes.inUse()) },
 		"pagewright_stopping":              func() float64 { return truth(s.stopping.Load()) },
 	}
 	for name, b := range s.budgets() {

@@ -18,7 +18,9 @@ const (
 	// maxConnections bounds the connections, and with them the threads that a
 	// hung mount can block: Go ends a process at 10,000 of them.
 	maxConnections = 8192
-	maxReads       = 256             // GETs, HEADs and lists that are in the store at once
+	maxReads       = 256             // GETs and HEADs of builds that are in the store at once
+	maxLists       = 64              // lists that are made at once
+	maxSiteLists   = 16              // of one site
 	maxWrites      = 256             // appends and deletes that are
 	maxSiteWrites  = 128             // of one site: they may wait for its lock
 	maxBuildWrites = 64              // of one build
@@ -39,6 +41,7 @@ type service struct {
 	handler   fasthttp.RequestHandler
 	uploads   *budget            // places of the builds that are being received
 	reads     *budget            // places of other requests that read the store
+	listing   *budget            // places of lists that are being made
 	writes    *budget            // places of other requests that change it
 	entries   *budget            // bytes of log entries
 	lists     *budget            // bytes of lists that are made and sent
@@ -59,6 +62,7 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 		cfg: cfg, backend: backend, log: log,
 		uploads: newBudget(int64(cfg.MaxUploads), placeWait),
 		reads:   newBudget(maxReads, placeWait),
+		listing: newBudget(maxLists, placeWait),
 		writes:  newBudget(maxWrites, placeWait),
 		entries: newBudget(entryMemory, placeWait),
 		lists:   newBudget(listMemory, placeWait), listBuffered: listBuffered,
@@ -84,7 +88,7 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 // budgets are those of the service and of its store, by the names that the metrics
 // have for them.
 func (s *service) budgets() map[string]*budget {
-	all := map[string]*budget{"uploads": s.uploads, "reads": s.reads, "writes": s.writes,
+	all := map[string]*budget{"uploads": s.uploads, "reads": s.reads, "writes": s.writes, "listing": s.listing,
 		"entries": s.entries, "lists": s.lists, "downloads": s.downloads, "scrapes": s.scrapes}
 	if b, ok := s.backend.(budgeted); ok {
 		maps.Copy(all, b.budgets())
@@ -99,7 +103,7 @@ func (s *service) listen() (*listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("PAGEWRIGHT_LISTEN=%s, PAGEWRIGHT_PORT=%d: %w", s.cfg.Listen, s.cfg.Port, err)
 	}
-	listener := newListener(l.(*net.TCPListener), s.cfg.MaxUploads+maxReads+maxWrites, s.cfg.StallTimeout, s.log, s.ended)
+	listener := newListener(l.(*net.TCPListener), s.cfg.MaxUploads+maxReads+maxLists+maxWrites, s.cfg.StallTimeout, s.log, s.ended)
 	listener.minRate, listener.minute = int64(s.cfg.MinUploadRate), time.Minute
 	listener.perIP, listener.count = s.cfg.MaxConnsPerIP, s.metrics.connections()
 	s.metrics.gauges(map[string]func() float64{

@@ -66,7 +66,7 @@ func TestLogSettles(t *testing.T) {
 	defer dir.Close()
 	load := func(b *siteBuild, then int64) bool {
 		t.Helper()
-		s := &siteScan{n: n, ix: newSiteIndex(), then: then, logs: dir}
+		s := &siteScan{n: n, ix: newSiteIndex(), then: then, logs: dir, run: &listRun{listLimits: &n.lists.limits}}
 		if err := s.loadOne(b); err != nil || b.log == nil || b.log.count != 1 {
 			t.Fatalf("read is %+v, %v", b.log, err)
 		}
@@ -95,7 +95,7 @@ func TestChangedDirectoryIsReadAgain(t *testing.T) {
 	for _, id := range []string{"a", "b", "c"} {
 		mustStore(t, n, "s", id, []byte("x"))
 	}
-	s := &siteScan{n: n, site: "s", ix: newSiteIndex()}
+	s := &siteScan{n: n, site: "s", ix: newSiteIndex(), run: &listRun{listLimits: &n.lists.limits}}
 	read := func(before func(dir *os.File)) (ids []string, unsure map[string]bool) {
 		t.Helper()
 		dir, opened, err := n.openWatched("s", artifactsDir)

@@ -15,6 +15,7 @@ import (
 // siteScan brings a siteIndex up to date and answers from it.
 type siteScan struct {
 	n    *nfs
+	run  *listRun
 	site string
 	ix   *siteIndex
 	now  time.Time // before anything was looked at
@@ -24,8 +25,8 @@ type siteScan struct {
 }
 
 // scanSite looks at the directories of a site and reads what changed in them.
-func (n *nfs) scanSite(siteID string, ix *siteIndex) (*siteScan, error) {
-	s := &siteScan{n: n, site: siteID, ix: ix, now: time.Now()}
+func (n *nfs) scanSite(siteID string, ix *siteIndex, run *listRun) (*siteScan, error) {
+	s := &siteScan{n: n, run: run, site: siteID, ix: ix, now: time.Now()}
 	if !n.remote {
 		s.then = n.disk.storeTime()
 	}
@@ -99,6 +100,9 @@ func (s *siteScan) readArtifacts(dir *os.File) error {
 		return err
 	}
 	ix := s.ix
+	if err := s.run.sized(len(ids) - len(ix.builds)); err != nil {
+		return err
+	}
 	if s.n.remote && dir != nil {
 		for id, b := range ix.builds {
 			if b.hasArtifact {
@@ -151,6 +155,9 @@ func (s *siteScan) readLogNames() error {
 		return err
 	}
 	ix := s.ix
+	if err := s.run.sized(len(ids) - len(ix.builds)); err != nil {
+		return err
+	}
 	if s.n.remote && s.logs != nil {
 		for id, b := range ix.builds {
 			if b.hasLog {
@@ -313,7 +320,7 @@ func (s *siteScan) loadOne(b *siteBuild) error {
 		b.removeLog()
 		return nil
 	}
-	if errors.Is(err, ErrUnavailable) {
+	if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrBusy) {
 		return err
 	}
 	id := idOf(&st)
@@ -368,8 +375,11 @@ func (s *siteScan) scanLog(b *siteBuild, name string) (*logScan, unix.Stat_t, er
 		}
 		return scan, file.st, err
 	}
-	release := s.n.lists.enterScan(file.st.Size)
-	defer release()
+	memory, err := s.run.scan(file.st.Size)
+	if err != nil {
+		return nil, file.st, err
+	}
+	defer memory.release()
 	return scan, file.st, file.opened().scan(func(e LogEntry) error {
 		scan.add(&e)
 		return nil

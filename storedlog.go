@@ -17,7 +17,6 @@ const (
 	keepEntries  = 256 << 10 // bytes of memory, about, that the entries of one log may take to be kept
 	keepMetadata = 64 << 10  // and bytes of their metadata
 	scanBuffer   = 64 << 10  // bytes of a log that are read at once
-	logScanBytes = 32 << 20  // bytes of memory, about, for the logs that are read at once
 )
 
 // errLogChanged: what a list has announced of a log is not in the log any more.
