@@ -220,6 +220,9 @@ type VersionPage struct {
 	// OpenLog opens the log of a version that is Stored, as it is now. It may be
 	// called long after the page was made.
 	OpenLog func(buildID string) (*openedLog, error)
+	// ForgetLog is told of a version whose log could not be read as it was when the
+	// page was made: the next list looks at it again. nil: nothing is remembered.
+	ForgetLog func(v *Version)
 
 	size [2]int64 // bytes of Versions in a list, without metadata and with it
 }

@@ -103,7 +103,7 @@ func (d *download) hold() (err error) {
 // send sends what r yields, n bytes if n is not negative, in the memory that is
 // held. Both are given back with the stream, which fasthttp closes.
 func (d *download) send(r io.ReadCloser, n int64) {
-	body := &downloadStream{r, r, d.held}
+	body := &downloadStream{r, r, d.ctx.Conn().(*conn), d.held}
 	if n >= 0 {
 		body.Reader = io.LimitReader(r, n)
 	}
@@ -114,7 +114,17 @@ func (d *download) send(r io.ReadCloser, n int64) {
 type downloadStream struct {
 	io.Reader
 	source io.Closer
+	conn   *conn
 	held   *grant
+}
+
+// Read notes an error of the store: the download is cut then.
+func (s *downloadStream) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	if err != nil && err != io.EOF {
+		_ = s.conn.sent(err)
+	}
+	return n, err
 }
 
 func (s *downloadStream) Close() error {

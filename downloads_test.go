@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -159,4 +161,30 @@ func TestDownloadWaitsForMemory(t *testing.T) {
 		s.do(t, c.status, request{"GET", path, nil, c.header})
 	}
 	nothingIsHeld(t, svc)
+}
+
+// failingBucket is a bucket whose artifacts end with an error.
+type failingBucket struct{ *memBucket }
+
+func (b failingBucket) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
+	body, info, err := b.memBucket.get(ctx, key, etag, offset, length)
+	if err == nil && strings.HasSuffix(key, artifactSuffix) {
+		body = io.NopCloser(io.MultiReader(io.LimitReader(body, 100), errorReader{ErrUnavailable}))
+	}
+	return body, info, err
+}
+
+type errorReader struct{ error }
+
+func (r errorReader) Read([]byte) (int, error) { return 0, r.error }
+
+// A download that the store cuts is counted, and the access log says why.
+func TestDownloadThatTheStoreCuts(t *testing.T) {
+	s, svc := startBackend(t, newObjectStore(failingBucket{newMemBucket()}, "", quiet()), "ACCESS_LOG=true")
+	s.put(t, 201, "/sites/s/artifacts/b", body(1000, 1))
+	if err := getOnce(s, "/sites/s/artifacts/b"); err == nil {
+		t.Error("it came whole")
+	}
+	eventually(t, "it is counted", func() bool { return svc.metrics.cut.Get() == 1 })
+	eventually(t, "the access log says why", func() bool { return strings.Contains(s.log.String(), `"cut":"the store`) })
 }

@@ -241,14 +241,25 @@ func (s *service) getVersions(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	query.Client = ctx.Conn().(*conn).client()
+	err = s.answerList(ctx, siteID, query, ifNoneMatch)
+	if errors.Is(err, errLogChanged) { // it is known now that it did
+		err = s.answerList(ctx, siteID, query, ifNoneMatch)
+	}
+	if err != nil {
+		s.fail(ctx, "list the versions", siteID, "", err)
+	}
+}
+
+// answerList answers with the builds that query selects. After an error nothing is
+// answered.
+func (s *service) answerList(ctx *fasthttp.RequestCtx, siteID string, query VersionQuery, ifNoneMatch *ETagList) error {
 	place, ok := s.take(ctx, s.listing, ask{n: 1, caps: []keyCap{{"site " + siteID, maxSiteLists}}})
 	if !ok {
-		return
+		return nil
 	}
 	page, err := s.timedList(place, siteID, query)
 	if err != nil {
-		s.fail(ctx, "list the versions", siteID, "", err)
-		return
+		return err
 	}
 	etag := ""
 	if page.Tag != "" {
@@ -256,12 +267,14 @@ func (s *service) getVersions(ctx *fasthttp.RequestCtx) {
 		if ifNoneMatch != nil && (ifNoneMatch.Any || ifNoneMatch.matchWeak(etag)) {
 			ctx.Response.Header.Set(fasthttp.HeaderETag, etag)
 			ctx.SetStatusCode(fasthttp.StatusNotModified)
-			return
+			return nil
 		}
 	}
-	if s.sendList(ctx, siteID, page, query.Metadata) && etag != "" {
+	ok, err = s.sendList(ctx, siteID, page, query.Metadata)
+	if ok && etag != "" {
 		ctx.Response.Header.Set(fasthttp.HeaderETag, etag)
 	}
+	return err
 }
 
 // pageETag is the entity tag of a page: of what is listed and how it is shown.

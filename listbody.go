@@ -20,6 +20,7 @@ const (
 // when it was cut.
 type listBody struct {
 	log      *slog.Logger
+	conn     *conn
 	site     string
 	page     *VersionPage
 	metadata bool
@@ -41,6 +42,7 @@ func (l *listBody) WriteTo(w io.Writer) (int64, error) {
 	err := lw.versions(l.site, l.page, l.metadata)
 	if err != nil && lw.err == nil { // not the client's doing
 		l.log.Warn("a list was cut", "site", l.site, "error", err)
+		_ = l.conn.sent(err)
 	}
 	return lw.written, err
 }
@@ -52,14 +54,14 @@ func (l *listBody) Close() error {
 }
 
 // sendList answers with a page, unless there is no memory for it: then the answer is
-// given, and ok is false.
-func (s *service) sendList(ctx *fasthttp.RequestCtx, siteID string, page *VersionPage, metadata bool) (ok bool) {
+// given, and ok is false. After an error nothing is answered.
+func (s *service) sendList(ctx *fasthttp.RequestCtx, siteID string, page *VersionPage, metadata bool) (ok bool, err error) {
 	size := sizeOfList(siteID, page, metadata)
 	ctx.SetContentType("application/json")
 	if ctx.IsHead() {
 		ctx.Response.SkipBody = true
 		ctx.Response.Header.SetContentLength(int(size))
-		return true
+		return true, nil
 	}
 	need, buffered := size, size <= s.listBuffered
 	if !buffered {
@@ -70,12 +72,12 @@ func (s *service) sendList(ctx *fasthttp.RequestCtx, siteID string, page *Versio
 	if size > listFree {
 		token := c.hold()
 		if memory, ok = s.take(ctx, s.lists, ask{n: need, end: func() { c.revokeAnswer(token) }}); !ok {
-			return false
+			return false, nil
 		}
 	}
 	if !buffered {
-		ctx.SetBodyStream(&listBody{s.log, siteID, page, metadata, memory}, int(size))
-		return true
+		ctx.SetBodyStream(&listBody{s.log, c, siteID, page, metadata, memory}, int(size))
+		return true, nil
 	}
 	c.ex.release = memory.release
 	// Into the buffer of an answer before: one of a megabyte is dear to make.
@@ -84,11 +86,11 @@ func (s *service) sendList(ctx *fasthttp.RequestCtx, siteID string, page *Versio
 		lw.b = make([]byte, 0, need)
 	}
 	if err := lw.versions(siteID, page, metadata); err != nil {
-		s.fail(ctx, "list the versions", siteID, "", err)
-		return false
+		memory.release()
+		return false, err
 	}
 	ctx.Response.SwapBody(lw.b)
-	return true
+	return true, nil
 }
 
 // memoryToSend is about the memory that sending a page takes, piece by piece.

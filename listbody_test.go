@@ -282,6 +282,131 @@ func removeLogFile(t *testing.T, b Backend, site string) {
 	}
 }
 
+// getOnce asks for path on a connection of its own, on which no client asks again.
+func getOnce(s *testServer, path string) error {
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
+	r, err := c.Get("http://" + s.addr + path)
+	if err != nil {
+		return err
+	}
+	defer r.Body.Close()
+	if r.StatusCode != 200 {
+		return errors.New(r.Status)
+	}
+	_, err = io.Copy(io.Discard, r.Body)
+	return err
+}
+
+// A log that cannot be read as it was when it was listed costs one list at the most:
+// the next one tells what there is. A list that is made whole is made again at once.
+func TestLogThatIsNotReadAsItWas(t *testing.T) {
+	large := func(id, action string) []LogEntry {
+		e := withMetadata(entry("1", id, testTime), 2*keepMetadata)
+		e.Action = action
+		return []LogEntry{e}
+	}
+	// edit changes the log of "b" in its place: no directory and no ETag tells of it.
+	edit := func(t *testing.T, b Backend, change func(log []byte) []byte) {
+		t.Helper()
+		switch b := b.(type) {
+		case *nfs:
+			path := b.filePath("s", logsDir, "b")
+			log, err := os.ReadFile(path)
+			if err == nil {
+				err = os.WriteFile(path, change(log), 0)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		case *objectStore:
+			m, key := b.bucket.(*memBucket), b.logsPrefix("s")+"b"+logSuffix
+			o := m.objects[key]
+			o.data = change(bytes.Clone(o.data))
+			o.size = int64(len(o.data))
+			m.objects[key] = o
+		}
+	}
+	for _, c := range []struct {
+		name    string
+		change  func(t *testing.T, b Backend)
+		want    string // of each build, its action or why there is none
+		objects bool   // only these can be made to do so
+	}{
+		{"it is edited in its place", func(t *testing.T, b Backend) {
+			edit(t, b, func(log []byte) []byte { return bytes.Replace(log, []byte("first"), []byte("other"), 1) })
+		}, "b:other c:first d:first", false},
+		{"its metadata are edited in their place", func(t *testing.T, b Backend) {
+			edit(t, b, func(log []byte) []byte { return bytes.Replace(log, []byte("mmm"), nil, 1) })
+		}, "b:first c:first d:first", false},
+		{"it is emptied in its place", func(t *testing.T, b Backend) {
+			edit(t, b, func([]byte) []byte { return nil })
+		}, "b:the log is damaged c:first d:first", false},
+		{"all are denied", func(_ *testing.T, b Backend) {
+			b.(*objectStore).bucket.(*memBucket).fault = func(op, key string) (bool, error) {
+				if op == "get" {
+					return false, fmt.Errorf("%w: by the test", ErrDenied)
+				}
+				return false, nil
+			}
+		}, "b:the log cannot be read c:the log cannot be read d:the log cannot be read", true},
+		{"it goes after it was looked at", func(_ *testing.T, b Backend) {
+			m := b.(*objectStore).bucket.(*memBucket)
+			m.fault = func(op, key string) (bool, error) {
+				if op == "get" && strings.Contains(key, "/b.") {
+					delete(m.objects, key)
+				}
+				return false, nil
+			}
+		}, "c:first d:first", true},
+	} {
+		for _, buffered := range []bool{true, false} {
+			for _, b := range []Backend{openTestNFS(t, t.TempDir()), openMem(newMemBucket())} {
+				if _, objects := b.(*objectStore); c.objects && !objects {
+					continue
+				}
+				t.Run(fmt.Sprintf("%s/%v/%T", c.name, buffered, b), func(t *testing.T) {
+					s, svc := startBackend(t, b)
+					if !buffered {
+						svc.listBuffered = 0
+					}
+					for _, id := range []string{"b", "c", "d"} {
+						plantEntries(t, b, "s", id, large(id, "first"))
+					}
+					const path = "/sites/s/versions?metadata=true"
+					if n, ok := b.(*nfs); ok {
+						settle(t, n)
+					}
+					s.get(t, 200, path)
+					c.change(t, b)
+					if err := getOnce(s, path); (err == nil) != buffered {
+						t.Errorf("the first list ends with %v", err)
+					}
+					eventually(t, "what was cut is counted", func() bool { return (svc.metrics.cut.Get() == 0) == buffered })
+					var v struct {
+						Versions []struct {
+							Build_ID, Logs_Error string
+							Logs                 []LogEntry
+						}
+					}
+					s.get(t, 200, path).into(t, &v)
+					var got []string
+					for _, v := range v.Versions {
+						for _, e := range v.Logs {
+							v.Logs_Error += e.Action
+						}
+						got = append(got, v.Build_ID+":"+v.Logs_Error)
+					}
+					slices.Sort(got)
+					if strings.Join(got, " ") != c.want {
+						t.Errorf("listed is %q, want %q", got, c.want)
+					}
+					nothingIsHeld(t, svc)
+				})
+			}
+		}
+	}
+}
+
 // A client that stops reading a list holds memory for it until it leaves, or others
 // wait for it.
 func TestListThatIsNotRead(t *testing.T) {

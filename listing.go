@@ -41,6 +41,7 @@ type listings struct {
 	used    int                                // sites that somebody uses
 	bytes   int64                              // charged for all
 	entries int64                              // of these, for entries
+	idle    int64                              // of these, for those of kept
 }
 
 type listed struct {
@@ -49,16 +50,16 @@ type listed struct {
 }
 
 func newListings() *listings {
-	kept, err := simplelru.NewLRU[string, *siteIndex](math.MaxInt, nil)
-	if err != nil {
+	l := &listings{helpers: make(chan struct{}, listHelpers),
+		limit: listCacheBytes, entryLimit: listEntryBytes, limits: newListLimits()}
+	var err error
+	if l.kept, err = simplelru.NewLRU(math.MaxInt, func(_ string, ix *siteIndex) { l.idle -= ix.entries }); err != nil {
 		panic(err) // the size is a positive constant
 	}
-	sites, err := simplelru.NewLRU(math.MaxInt, func(siteID string, _ *siteIndex) { kept.Remove(siteID) })
-	if err != nil {
+	if l.sites, err = simplelru.NewLRU(math.MaxInt, func(siteID string, _ *siteIndex) { l.kept.Remove(siteID) }); err != nil {
 		panic(err) // likewise
 	}
-	return &listings{sites: sites, kept: kept, helpers: make(chan struct{}, listHelpers),
-		limit: listCacheBytes, entryLimit: listEntryBytes, limits: newListLimits()}
+	return l
 }
 
 // budgets implements budgeted.
@@ -152,6 +153,13 @@ func (l *listings) charge(ix *siteIndex, bytes int64) bool {
 	return true
 }
 
+// room is how many bytes of entries charge would find room for.
+func (l *listings) room() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return max(0, min(l.entryLimit-(l.entries-l.idle), l.limit*3/4-(l.bytes-l.idle)))
+}
+
 // add changes what is counted for ix. The caller holds mu.
 func (l *listings) add(ix *siteIndex, bytes, entries int64) {
 	l.bytes += bytes
@@ -168,7 +176,7 @@ func (l *listings) shrink() {
 		l.add(old, -old.charged, -old.entries)
 		old.forgetLogs()
 		if l.sites.Len() == 0 && l.used == 0 {
-			l.bytes, l.entries = 0, 0 // whatever was counted
+			l.bytes, l.entries, l.idle = 0, 0, 0 // whatever was counted
 		}
 	}
 }
@@ -190,6 +198,7 @@ func (l *listings) keep(siteID string, ix *siteIndex) {
 	l.sites.Add(siteID, ix)
 	if ix.entries > 0 {
 		l.kept.Add(siteID, ix)
+		l.idle += ix.entries
 	}
 	l.shrink()
 }

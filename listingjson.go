@@ -95,11 +95,14 @@ func (l *listWriter) version(page *VersionPage, v *Version, metadata bool) error
 		}
 		return l.flush(false)
 	})
+	if err == nil && v.Stored != nil && l.size() != end {
+		err = errLogChanged
+	}
+	if err != nil && l.err == nil {
+		return page.unread(v, err)
+	}
 	if err != nil {
 		return err
-	}
-	if v.Stored != nil && l.size() != end {
-		return errLogChanged
 	}
 	l.b = appendVersionEnd(l.b, v)
 	return l.flush(false)

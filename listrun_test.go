@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -25,6 +26,8 @@ func (b slowSite) ListVersionsPage(siteID string, q VersionQuery) (*VersionPage,
 func TestListsThatWaitHoldNoOthersBack(t *testing.T) {
 	b := slowSite{openTestNFS(t, t.TempDir()), make(chan struct{})}
 	s, svc := startBackend(t, b)
+	release := sync.OnceFunc(func() { close(b.release) })
+	t.Cleanup(release) // or the service cannot stop
 	s.put(t, 201, "/sites/other/artifacts/b", "x")
 	svc.reads.wait, svc.listing.wait = time.Millisecond, time.Hour
 	const lists = maxReads + 10
@@ -42,7 +45,7 @@ func TestListsThatWaitHoldNoOthersBack(t *testing.T) {
 	s.get(t, 200, "/sites/other/artifacts/b")
 	s.do(t, 200, request{"HEAD", "/sites/other/artifacts/b", nil, nil})
 	s.get(t, 200, "/sites/other/versions")
-	close(b.release)
+	release()
 	for range lists {
 		if got := <-done; got != 200 {
 			t.Fatalf("a list that waited ended with %v", got)
@@ -55,6 +58,8 @@ func TestListsThatWaitHoldNoOthersBack(t *testing.T) {
 func TestListWithoutAPlace(t *testing.T) {
 	b := slowSite{openTestNFS(t, t.TempDir()), make(chan struct{})}
 	s, svc := startBackend(t, b)
+	release := sync.OnceFunc(func() { close(b.release) })
+	t.Cleanup(release) // or the service cannot stop
 	done := make(chan any, maxSiteLists)
 	for range maxSiteLists {
 		go func() { done <- statusOr(s.try(request{"GET", "/sites/slow/versions", nil, nil})) }()
@@ -64,7 +69,7 @@ func TestListWithoutAPlace(t *testing.T) {
 	if r := s.get(t, 503, "/sites/slow/versions"); r.header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}
-	close(b.release)
+	release()
 	for range maxSiteLists {
 		if got := <-done; got != 200 {
 			t.Fatalf("a list that waited ended with %v", got)
@@ -94,6 +99,7 @@ func TestListWaitsForMemoryToReadLogs(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			t.Cleanup(all.release)
 			waiting := func() (clients []string) {
 				scans.mu.Lock()
 				defer scans.mu.Unlock()

@@ -140,53 +140,19 @@ func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, old *oldLog
 	return temp, n.putInPlace(temp, name, lock)
 }
 
-// readLog reads a whole log file and describes exactly what it read. An absent
-// one is fs.ErrNotExist, one of a size that WriteLog never makes is ErrLogFull.
-func (n *nfs) readLog(dir *os.File, name string) ([]byte, unix.Stat_t, error) {
-	data, st, err := readFile(dir, name, maxLogRead)
-	return data, st, checkLogFile(dir, name, &st, err)
-}
-
-// openLog opens a log file to add to it. Its errors are those of readLog.
+// openLog opens a log file to add to it. Its errors are those of openLogAt.
 func (n *nfs) openLog(dir *os.File, name string) (*oldLog, error) {
-	path := dir.Name() + "/" + name
-	var st unix.Stat_t
-	fd, err := openRead(int(dir.Fd()), name)
+	f, err := openLogAt(dir, name)
 	if err != nil {
-		return nil, checkLogFile(dir, name, &st, diskError("open", path, err))
-	}
-	if err := unix.Fstat(fd, &st); err != nil {
-		unix.Close(fd)
-		return nil, diskError("stat", path, err)
-	}
-	if err := checkLogFile(dir, name, &st, nil); err != nil {
-		unix.Close(fd)
 		return nil, err
 	}
-	if st.Size > logPiece {
-		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0) // as openAt: the poller is not asked
-		return &oldLog{f: os.NewFile(uintptr(fd), path), size: st.Size}, nil
+	if f.st.Size > logPiece {
+		_, _ = unix.FcntlInt(uintptr(f.fd), unix.F_SETFL, 0) // as openAt: the poller is not asked
+		return &oldLog{f: os.NewFile(uintptr(f.fd), f.path), size: f.st.Size}, nil
 	}
-	defer unix.Close(fd)
-	data, err := readAll(fd, path, st.Size)
-	return &oldLog{data: data, size: st.Size}, err
-}
-
-// checkLogFile judges what was found in the place of a log. err is that of opening
-// it, and st then may be empty.
-func checkLogFile(dir *os.File, name string, st *unix.Stat_t, err error) error {
-	switch {
-	case errors.Is(err, unix.ELOOP):
-		_ = statAt(dir, name, st)
-		return fmt.Errorf("%w: %q is a symbolic link", ErrDamaged, dir.Name()+"/"+name)
-	case err != nil:
-		return err
-	case st.Mode&unix.S_IFMT != unix.S_IFREG, st.Size == 0:
-		return fmt.Errorf("%w: %q is empty, or no file", ErrDamaged, dir.Name()+"/"+name)
-	case st.Size > maxLogRead:
-		return fmt.Errorf("%w: %q has %d bytes", ErrLogFull, dir.Name()+"/"+name, st.Size)
-	}
-	return nil
+	defer f.Close()
+	data, err := readAll(f.fd, f.path, f.st.Size)
+	return &oldLog{data: data, size: f.st.Size}, err
 }
 
 // copyTo writes into temp what stays of the log, and tail.

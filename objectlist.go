@@ -111,6 +111,7 @@ func (s *objectStore) listPage(ctx context.Context, siteID string, versions []*V
 		sums[i] = versionSum(v)
 	}
 	page.seal(sums)
+	page.ForgetLog = func(v *Version) { s.logs.forget(s.logsPrefix(siteID)+v.BuildID+logSuffix, v.Stored) }
 	page.OpenLog = func(buildID string) (*openedLog, error) {
 		ctx, cancel := context.WithCancel(context.Background())
 		log, _, err := s.openLog(ctx, cancel, s.logsPrefix(siteID)+buildID+logSuffix)
@@ -312,6 +313,15 @@ func (c *logCache) get(key, etag string) *storedLog {
 	}
 	c.kept.Get(key)
 	return l.storedLog
+}
+
+// forget forgets log, if it is what is remembered of key.
+func (c *logCache) forget(key string, log *storedLog) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l, ok := c.logs.Peek(key); ok && l.storedLog == log {
+		c.logs.Remove(key)
+	}
 }
 
 // put remembers what was read of a log, and returns it. Of others the entries are

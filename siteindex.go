@@ -1,6 +1,7 @@
 package main
 
 import (
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +44,7 @@ type siteIndex struct {
 	charged         int64        // bytes of memory, about, that listings counts for it; guarded by its mu
 	entries         int64        // of charged, for the entries of logs; guarded likewise
 	counted         bool         // charged is what it takes now
+	stale           *atomic.Bool // a log is stale; set while lists are sent
 }
 
 // watchedDir is a directory as it was last read.
@@ -73,7 +75,9 @@ type siteBuild struct {
 	sum     [16]byte // of version; not set unless loaded
 }
 
-func newSiteIndex() *siteIndex { return &siteIndex{builds: make(map[string]*siteBuild)} }
+func newSiteIndex() *siteIndex {
+	return &siteIndex{builds: make(map[string]*siteBuild), stale: new(atomic.Bool)}
+}
 
 // changed drops what was derived from b. The order stays as it is where a build
 // is placed by its artifact and only its log is another.
@@ -100,6 +104,19 @@ func (ix *siteIndex) drop(b *siteBuild) {
 		delete(ix.builds, b.id)
 	}
 	ix.changed(b, false)
+}
+
+// unloadStale drops what is known of stale logs, so that they are read again.
+func (ix *siteIndex) unloadStale() {
+	if !ix.stale.Swap(false) {
+		return
+	}
+	for _, b := range ix.builds {
+		if b.log != nil && b.log.stale.Load() {
+			b.unload()
+			ix.changed(b, true)
+		}
+	}
 }
 
 // forgetLogs drops the entries of all logs from memory.

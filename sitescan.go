@@ -47,6 +47,7 @@ func (n *nfs) scanSite(siteID string, ix *siteIndex, run *listRun) (*siteScan, e
 	}
 	s.then, s.seen = max(s.then, artifactsID.ctime, logsID.ctime), time.Now()
 
+	ix.unloadStale()
 	if s.mustRead(&ix.artifacts, artifactsID) {
 		err = s.readArtifacts(artifacts)
 	}
@@ -247,17 +248,20 @@ func (s *siteScan) page(q VersionQuery) (*VersionPage, error) {
 	}
 	builds := make([]*siteBuild, len(found.Versions))
 	var missing []*siteBuild
-	room := true
+	room := int64(-1) // not known
 	for i, v := range found.Versions {
 		b := ix.builds[v.BuildID]
 		builds[i] = b
 		switch {
 		case b.hasLog && !b.loaded:
 			missing = append(missing, b)
-		case room && b.log.wanting():
+		case b.log.wanting():
 			// There was no room for its entries. If there is now they are read again.
-			if room = s.n.lists.charge(ix, b.log.cost); room {
-				s.n.lists.charge(ix, -b.log.cost)
+			if room < 0 {
+				room = s.n.lists.room()
+			}
+			if b.log.cost <= room {
+				room -= b.log.cost
 				missing = append(missing, b)
 			}
 		}
@@ -266,6 +270,11 @@ func (s *siteScan) page(q VersionQuery) (*VersionPage, error) {
 		return nil, err
 	}
 	page := &VersionPage{Versions: make([]*Version, 0, len(builds)), NextCursor: found.NextCursor, OpenLog: s.n.logOpener(s.site)}
+	stale := ix.stale // a page that is being sent must not keep ix in memory
+	page.ForgetLog = func(v *Version) {
+		v.Stored.stale.Store(true)
+		stale.Store(true)
+	}
 	sums := make([][16]byte, 0, len(builds)+1)
 	for _, b := range builds {
 		if b.hasArtifact || b.hasLog { // else it went while this was made

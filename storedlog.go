@@ -25,7 +25,7 @@ var errLogChanged = fmt.Errorf("%w: the log is not what it was a moment ago", Er
 // storedLog is what a list needs to know of a log before it is sent. The entries are
 // read again while it is sent, unless they were few enough to be kept in memory. A
 // log only grows, so the first count entries stay what they were. It never changes,
-// but for kept, and is safe for concurrent use.
+// but for kept and stale, and is safe for concurrent use.
 type storedLog struct {
 	count   int
 	sum     [16]byte  // of what a list tells of the entries, but their metadata
@@ -34,6 +34,7 @@ type storedLog struct {
 	largest int64     // bytes of the largest entry in a list
 	cost    int64     // bytes of memory, about, that keeping the entries takes; 0: they are too large
 	kept    atomic.Pointer[keptLog]
+	stale   atomic.Bool // the log could not be read as it was
 }
 
 // keptLog is the entries of a log.

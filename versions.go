@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -106,6 +107,34 @@ func (p *VersionPage) seal(sums [][16]byte) {
 	p.Tag = tagOf(sums)
 }
 
+// unread is called with why the log of v, a version of p, was not read as it was
+// announced. Nothing of such a log is remembered, so that the next list tells what
+// there is. If the cause may be that of others too, they are looked at again as well.
+// It returns the error of the list, which is ErrUnavailable: the site is there.
+func (p *VersionPage) unread(v *Version, err error) error {
+	if v.Stored == nil {
+		return err
+	}
+	unavailable := errors.Is(err, ErrUnavailable)
+	forget := func(v *Version) {
+		if p.ForgetLog != nil && v.Stored != nil {
+			p.ForgetLog(v)
+		}
+	}
+	forget(v)
+	if !unavailable && !errors.Is(err, ErrNotFound) {
+		for _, other := range p.Versions {
+			if other.Stored != nil && other.Stored.known(true) == nil {
+				forget(other)
+			}
+		}
+	}
+	if unavailable {
+		return err
+	}
+	return fmt.Errorf("%w: %v", errLogChanged, err)
+}
+
 // eachEntry calls f with the entries of v, which is a version of p, as
 // storedLog.each does.
 func (p *VersionPage) eachEntry(v *Version, metadata bool, f func(e *LogEntry) error) error {
@@ -139,7 +168,7 @@ func (p *VersionPage) withLogs(metadata bool) ([]*Version, error) {
 			return nil
 		})
 		if err != nil {
-			return nil, err
+			return nil, p.unread(v, err)
 		}
 		all[i] = &c
 	}
