@@ -72,6 +72,7 @@ func statusOf(err error) (int, string) {
 		{ErrNoSpace, fasthttp.StatusInsufficientStorage},
 		{ErrReadOnly, fasthttp.StatusServiceUnavailable},
 		{ErrBusy, fasthttp.StatusServiceUnavailable},
+		{ErrLocked, fasthttp.StatusServiceUnavailable},
 		{ErrUnavailable, fasthttp.StatusServiceUnavailable},
 		{ErrDenied, fasthttp.StatusBadGateway},
 		{ErrUnsupported, fasthttp.StatusNotImplemented},
@@ -97,7 +98,11 @@ func reasonOf(err error) string {
 func (s *service) fail(ctx *fasthttp.RequestCtx, op, siteID, buildID string, err error) {
 	status, reason := statusOf(err)
 	if status >= 500 {
-		s.log.LogAttrs(ctx, slog.LevelError, "request failed", slog.String("operation", op),
+		level := slog.LevelError
+		if errors.Is(err, ErrBusy) { // nothing is wrong but that too much is asked at once
+			level = slog.LevelWarn
+		}
+		s.log.LogAttrs(ctx, level, "request failed", slog.String("operation", op),
 			slog.String("site", siteID), slog.String("build", buildID), slog.Int("status", status),
 			slog.String("request_id", requestIDOf(ctx)), slog.String("error", err.Error()))
 	}

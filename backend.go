@@ -318,6 +318,14 @@ type tooLargeError struct{ text string }
 func (e *tooLargeError) Error() string { return e.text }
 func (e *tooLargeError) Unwrap() error { return ErrTooLarge }
 
+// ErrLocked is the ErrUnavailable of a build whose lock was not free in time.
+var ErrLocked error = lockedError{}
+
+type lockedError struct{}
+
+func (lockedError) Error() string { return "the build is locked by another process" }
+func (lockedError) Unwrap() error { return ErrUnavailable }
+
 // The ErrPrecondition of each part of a Precondition.
 var (
 	errNoMatch  = fmt.Errorf("%w: If-Match", ErrPrecondition)

@@ -28,7 +28,7 @@ const (
 //     that at once and holds nothing.
 //   - After a second of waiting the newest holdings of the client that holds most
 //     are ended, as far as they can be, as long as it holds more than half, or more
-//     than a quarter and more than the waiting one would.
+//     than a quarter and more than the waiting one would. Its only one stays.
 //
 // So a client that is alone may hold all of it, and neither one client nor two or
 // three keep others out. It is safe for concurrent use.
@@ -369,7 +369,7 @@ func (b *budget) newestOfLargest(held map[string]int64, least int64, but string)
 			continue
 		}
 		for _, g := range slices.Backward(h.ends) {
-			if g.endedAt.IsZero() {
+			if g.endedAt.IsZero() && held[name] > g.n { // the only one it has stays
 				newest, least = g, held[name]
 				break
 			}

@@ -149,15 +149,19 @@ func TestBudgetIsTakenBack(t *testing.T) {
 func TestBudgetIsTakenBackForEach(t *testing.T) {
 	b := newBudget(10, time.Minute)
 	var ended atomic.Int64
-	grants := make([]*grant, 10)
-	for i := range grants {
-		grants[i], _ = b.take(ask{client: "hog", n: 1, end: func() { ended.Add(1) }})
+	for range 10 {
+		var g *grant
+		g, _ = b.take(ask{client: "hog", n: 1, end: func() { ended.Add(1); go g.release() }})
 	}
+	var waiting []<-chan error
 	for i := range 3 {
-		takeLater(t, b, ask{client: fmt.Sprint("other", i), n: 1})
+		waiting = append(waiting, takeLater(t, b, ask{client: fmt.Sprint("other", i), n: 1}))
 	}
-	eventually(t, "three are ended", func() bool { return ended.Load() == 3 })
-	time.Sleep(revokeAfter + revokeAfter/2)
+	for _, w := range waiting {
+		if err := <-w; err != nil {
+			t.Error(err)
+		}
+	}
 	if n := ended.Load(); n != 3 {
 		t.Errorf("%d were ended for three", n)
 	}
@@ -175,6 +179,18 @@ func TestBudgetOfTwo(t *testing.T) {
 	mustTake(t, b, "third", 2)
 	if n := ended.Load(); n != 3 {
 		t.Errorf("%d were ended for three", n)
+	}
+}
+
+// A client whose only holding is more than half keeps it: two that need all of a
+// budget take turns.
+func TestBudgetOfOne(t *testing.T) {
+	b := newBudget(1, 3*time.Second)
+	if _, err := b.take(ask{client: "a", n: 1, end: func() { t.Error("its only holding is ended") }}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.take(ask{client: "b", n: 1}); !errors.Is(err, ErrBusy) {
+		t.Error(err)
 	}
 }
 

@@ -453,7 +453,7 @@ func (c *conn) endExchange() {
 // sendOnce calls send under a deadline. A deadline that fires with too little
 // sent is an error only if the socket's buffer did not empty either since the
 // one before: it can hold minutes of a slow client's line. So a client that
-// takes nothing at all is dropped after three stall timeouts at the most. A
+// takes nothing at all is dropped after four and a half stall timeouts at the most. A
 // deadline that leaves the stall timeout or more is left as it is, since setting
 // one for each answer costs more than it is worth.
 func (c *conn) sendOnce(send func() (int64, error)) (int64, error) {

@@ -230,7 +230,7 @@ func (s *service) take(ctx *fasthttp.RequestCtx, b *budget, a ask) (*grant, bool
 	a.client = ctx.Conn().(*conn).client()
 	g, err := b.take(a)
 	if err != nil {
-		refuse(ctx, fasthttp.StatusServiceUnavailable, "too many requests at once: there was no room for %v", placeWait)
+		refuse(ctx, fasthttp.StatusServiceUnavailable, "%v", err)
 		return nil, false
 	}
 	return g, true

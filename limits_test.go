@@ -137,14 +137,15 @@ func TestUploadsUnderWayHaveTheirSpaceOnce(t *testing.T) {
 	s := startOn(t, &sizedStore{total: 10 << 20, blocks: true}, "MIN_FREE_SPACE=1MiB")
 	r, w := io.Pipe()
 	done := make(chan any, 1)
-	go func() { done <- statusOr(s.try(request{"PUT", "/sites/a/artifacts/slow", sized{r, 6 << 20}, nil})) }()
+	go func() { done <- statusOr(s.try(request{"PUT", "/sites/a/artifacts/slow", sized{r, 3 << 20}, nil})) }()
+	defer w.Close()
 	_, _ = w.Write(randomBytes(2 << 20))
-	// 2 MiB are there, as much is kept ahead of them, and 1 MiB is kept free.
-	eventually(t, "the window has grown", func() bool { return !admitted(t, s, 5<<20+1) })
-	eventually(t, "all else is free", func() bool { return admitted(t, s, 5<<20) })
-	stored(t, s, randomBytes(3<<20))
-	s.put(t, 507, "/sites/a/artifacts/c", randomBytes(2<<20+1))
-	_, _ = w.Write(randomBytes(4 << 20))
+	// 2 MiB are there, the rest is kept ahead of them, and 1 MiB is kept free.
+	eventually(t, "the window has grown", func() bool { return !admitted(t, s, 6<<20+1) })
+	eventually(t, "all else is free", func() bool { return admitted(t, s, 6<<20) })
+	stored(t, s, randomBytes(6<<20))
+	s.put(t, 507, "/sites/a/artifacts/c", "x")
+	_, _ = w.Write(randomBytes(1 << 20))
 	w.Close()
 	if got := <-done; got != 201 {
 		t.Errorf("the upload under way: %v", got)

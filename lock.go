@@ -122,8 +122,7 @@ func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, bu
 		left := time.Until(end)
 		if left <= 0 {
 			f.Close()
-			return nil, fmt.Errorf("%w: build %q of site %q was locked for %s: another process holds its lock",
-				ErrUnavailable, buildID, siteID, n.lockWait)
+			return nil, fmt.Errorf("%w: build %q of site %q, for %s", ErrLocked, buildID, siteID, n.lockWait)
 		}
 		// By chance, so that no process always comes too late, and the more often the
 		// longer it has waited.

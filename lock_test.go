@@ -274,7 +274,7 @@ func TestWaitForALockIsBounded(t *testing.T) {
 				start := time.Now()
 				_, err := n.lockBuild("s", artifactsDir, "b", exclusive)
 				wantError(t, err, ErrUnavailable)
-				for _, want := range []string{`"b"`, "5s", "another process holds its lock"} {
+				for _, want := range []string{`"b"`, "5s", "locked by another process"} {
 					if !strings.Contains(err.Error(), want) {
 						t.Errorf("the error does not tell %s: %v", want, err)
 					}
@@ -395,7 +395,7 @@ func TestStuckLockOfASite(t *testing.T) {
 	if got, open := n.waiting.inUse(), openLocks(t, n.base, "stuck"); got != 0 || open != 1 || len(n.appends.queues) != 0 {
 		t.Errorf("%d places, %d descriptors and %d queues stay", got, open-1, len(n.appends.queues))
 	}
-	if !strings.Contains(s.log.String(), "another process holds its lock") {
+	if !strings.Contains(s.log.String(), "locked by another process") {
 		t.Error("the cause is not in the log")
 	}
 	release()
