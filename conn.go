@@ -356,12 +356,16 @@ func (c *conn) awaitQueued() (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	queued, woken := 0, false
+	queued := 0
 	err = raw.Read(func(fd uintptr) bool {
+		// Not SIOCINQ alone: it is 0 at the end of the connection too, of which the
+		// poller may have told already, and it tells once.
+		var b [1]byte
+		if _, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT); err == unix.EAGAIN {
+			return false
+		}
 		queued, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ)
-		done := woken || queued > 0
-		woken = true // readable with nothing queued is the end, or an error
-		return done
+		return true
 	})
 	return max(int64(queued), 1), err
 }

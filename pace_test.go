@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -166,4 +167,24 @@ func TestSlowBodyThatIsFastEnough(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The end of a connection is seen in the middle of a body, at whatever moment it
+// comes: a poller that has told of it does not tell again.
+func TestEndInABodyIsSeen(t *testing.T) {
+	s := startPaced(t, openTestNFS(t, t.TempDir()), time.Minute, 1500) // the stall timeout is 60 s
+	part := strings.Repeat("x", 900_000)
+	var all sync.WaitGroup
+	for i := range 400 {
+		client := dial(t, s.addr)
+		all.Go(func() {
+			_, _ = fmt.Fprintf(client, "PUT /sites/a/artifacts/b%d HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n%s", i%10, part[:i*i*5])
+			_ = client.CloseWrite()
+			_ = client.SetReadDeadline(time.Now().Add(40 * time.Second))
+			if got := readStatus(client); got != 400 {
+				t.Errorf("the end after %d bytes: answered %d", i*i*5, got)
+			}
+		})
+	}
+	all.Wait()
 }
