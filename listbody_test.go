@@ -429,12 +429,13 @@ func TestListThatIsNotRead(t *testing.T) {
 			b := openTestNFS(t, t.TempDir())
 			s, svc := startBackend(t, b, "STALL_TIMEOUT=1m")
 			path := "/sites/" + plantSlow(t, b, []LogEntry{entry("1", "last", testTime)}) + "/versions?metadata=true"
-			svc.lists.limit = 5 << 20 // one such list
-			resp := slowList(t, s, "127.0.0.1", path)
+			svc.lists.limit = 10 << 20 // two such lists
+			first := slowList(t, s, "127.0.0.1", path)
 			if got := svc.lists.inUse(); got < 4<<20 {
 				t.Errorf("%d bytes are held for a list with entries of 1 MiB", got)
 			}
-			c.end(t, s, resp, path)
+			c.end(t, s, slowList(t, s, "127.0.0.1", path), path)
+			first.Body.Close()
 			eventually(t, "the memory is given back", func() bool { return svc.lists.inUse() == 0 })
 		})
 	}
