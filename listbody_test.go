@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -169,8 +170,8 @@ func slowList(t *testing.T, s *testServer, local, path string) *http.Response {
 	t.Helper()
 	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}}
 	tr := &http.Transport{ReadBufferSize: 4 << 10, DisableCompression: true}
-	tr.Dial = func(network, addr string) (net.Conn, error) {
-		c, err := dialer.Dial(network, addr)
+	tr.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dialer.DialContext(ctx, network, addr)
 		if err == nil {
 			err = c.(*net.TCPConn).SetReadBuffer(256 << 10)
 		}
