@@ -110,13 +110,7 @@ func TestTheAdminAddressAnswersUntilTheEnd(t *testing.T) {
 	waitForTemp(t, api)
 	stopped := make(chan error, 1)
 	go func() { stopped <- api.stop() }()
-	eventually(t, "no new connections of the API", func() bool {
-		c, err := net.Dial("tcp", api.addr)
-		if err == nil {
-			c.Close()
-		}
-		return err != nil
-	})
+	waitForClosed(t, api)
 	for path, want := range map[string]int{"/health": 200, "/ready": 503, "/metrics": 200} {
 		if got := admin.fresh(t, path); got != want {
 			t.Errorf("%s is answered %d, want %d", path, got, want)

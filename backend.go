@@ -220,8 +220,8 @@ type VersionPage struct {
 	// OpenLog opens the log of a version that is Stored, as it is now. It may be
 	// called long after the page was made.
 	OpenLog func(buildID string) (*openedLog, error)
-	// ForgetLog is told of a version whose log could not be read as it was when the
-	// page was made: the next list looks at it again. nil: nothing is remembered.
+	// ForgetLog makes the next list look again at the log of a version, which could
+	// not be read as it was when the page was made. nil: nothing is remembered.
 	ForgetLog func(v *Version)
 
 	size [2]int64 // bytes of Versions in a list, without metadata and with it

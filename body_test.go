@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// toldStore stores in a directory and counts how often it is told of bytes, which
+// toldStore stores in a directory and counts the calls that report bytes, which
 // is once a write.
 type toldStore struct {
 	*nfs

@@ -95,8 +95,8 @@ func (s *service) handle(ctx *fasthttp.RequestCtx, routes fasthttp.RequestHandle
 	s.answered(ctx, c)
 }
 
-// dispatch calls the handler that routes have for a request, unless it cannot be told where the
-// request ends: then it is refused, and the connection closed.
+// dispatch calls the handler of a request. If the end of the request is not clear, it
+// refuses the request and closes the connection.
 func (s *service) dispatch(ctx *fasthttp.RequestCtx, routes fasthttp.RequestHandler) (framed bool) {
 	switch {
 	case !bytes.HasPrefix(ctx.Request.Header.Protocol(), []byte("HTTP/1.")):

@@ -17,6 +17,18 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
+// waitForClosed waits until the service takes no new connections.
+func waitForClosed(t *testing.T, s *testServer) {
+	t.Helper()
+	eventually(t, "no new connections", func() bool {
+		c, err := net.Dial("tcp", s.addr)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+}
+
 func TestShutdownLetsRequestsFinish(t *testing.T) {
 	s := startServer(t)
 	r, w := io.Pipe()
@@ -26,13 +38,7 @@ func TestShutdownLetsRequestsFinish(t *testing.T) {
 	waitForTemp(t, s)
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.stop() }()
-	eventually(t, "no new connections", func() bool {
-		c, err := net.Dial("tcp", s.addr)
-		if err == nil {
-			c.Close()
-		}
-		return err != nil
-	})
+	waitForClosed(t, s)
 	_, _ = w.Write([]byte("gun"))
 	w.Close()
 	if got := <-answered; got != 201 {

@@ -290,7 +290,7 @@ func (s *siteScan) page(q VersionQuery) (*VersionPage, error) {
 	return page, nil
 }
 
-// load reads the logs of builds. A log that cannot be read is told in its version;
+// load reads the logs of builds. If a log cannot be read its version says so;
 // only a store that cannot be reached is an error.
 func (s *siteScan) load(builds []*siteBuild) error {
 	if len(builds) == 0 {
