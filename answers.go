@@ -43,7 +43,9 @@ func refuse(ctx *fasthttp.RequestCtx, status int, format string, args ...any) {
 	case fasthttp.StatusInsufficientStorage:
 		ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, "60")
 	}
-	answer(ctx, status, failure{"error", fmt.Sprintf(format, args...)})
+	reason := fmt.Sprintf(format, args...)
+	ctx.Conn().(*conn).ex.refused = reason
+	answer(ctx, status, failure{"error", reason})
 }
 
 // statusOf is the one map from an error to its status and to what the client

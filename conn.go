@@ -52,6 +52,7 @@ type conn struct {
 	l       *listener
 	linger  atomic.Bool // the client may still send: let it read the answer first (finish)
 	from    string      // see client
+	remote  string      // see remoteText
 	backlog int64       // bytes unsent when the last write deadline fired
 
 	// evict.go

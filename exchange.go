@@ -1,9 +1,7 @@
 package main
 
 import (
-	"context"
 	"crypto/rand"
-	"log/slog"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -17,7 +15,9 @@ type exchange struct {
 	id      string
 	method  string
 	path    string // empty if this request is not logged
+	agent   string // User-Agent; logged requests only
 	remote  string
+	refused string // why, as the client was told; empty: it was not
 	route   string // of the table of routes; empty if it has none
 	status  int
 	in, out int64  // bytes of the bodies; out as announced, -1 if it was not
@@ -38,8 +38,8 @@ func (s *service) begin(ctx *fasthttp.RequestCtx, c *conn) {
 // answered notes what the answer will be.
 func (s *service) answered(ctx *fasthttp.RequestCtx, c *conn) {
 	c.ex.status = ctx.Response.StatusCode()
-	if s.cfg.AccessLog && (c.ex.status >= 500 || s.sampled()) {
-		c.ex.path, c.ex.remote = string(ctx.RequestURI()), ctx.RemoteAddr().String()
+	if s.access != nil && (c.ex.status >= 500 || s.sampled()) {
+		c.ex.path, c.ex.agent, c.ex.remote = string(ctx.RequestURI()), clip(ctx.UserAgent()), c.remoteText()
 	}
 	switch {
 	case ctx.IsHead():
@@ -60,21 +60,11 @@ func (s *service) sampled() bool {
 
 // ended counts an exchange, and writes its line of the access log.
 func (s *service) ended(x *exchange) {
-	s.metrics.request(x)
-	if x.path == "" {
-		return
+	now := time.Now()
+	s.metrics.request(x, now)
+	if x.path != "" {
+		s.access.write(x, now)
 	}
-	attrs := [...]slog.Attr{
-		slog.String("request_id", x.id), slog.String("method", x.method), slog.String("path", x.path),
-		slog.Int("status", x.status), slog.Int64("bytes_in", x.in), slog.Int64("bytes_out", x.out),
-		slog.Duration("duration", time.Since(x.start)), slog.String("remote", x.remote), {},
-	}
-	n := len(attrs) - 1
-	if x.sendErr != nil {
-		attrs[n] = slog.String("cut", x.sendErr.Error())
-		n++
-	}
-	s.log.LogAttrs(context.Background(), slog.LevelInfo, "request", attrs[:n]...)
 }
 
 const headerRequestID = "X-Request-Id"

@@ -26,13 +26,28 @@ var version = "dev"
 
 func main() {
 	setThreads()
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	err := run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
-	stop()
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "pagewright-storage: %v\n", err)
+	ctx, end := context.WithCancel(context.Background())
+	endOnSignal(end)
+	if err := run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr); err != nil {
+		last := newLogBuffer(os.Stderr) // nobody may read it
+		last.add(otherLine, fmt.Appendf(nil, "pagewright-storage: %v\n", err))
+		last.close(logCloseWait)
 		os.Exit(1)
 	}
+}
+
+// endOnSignal calls end when SIGTERM or SIGINT arrives. A second one ends the process
+// at once. It does not leave that to the default action, which process 1 of a
+// container does not have.
+func endOnSignal(end func()) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		<-signals
+		end()
+		second := (<-signals).(syscall.Signal)
+		os.Exit(128 + int(second))
+	}()
 }
 
 // run is the whole program: everything it needs is passed in. It returns when
@@ -55,6 +70,13 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	default:
 		return fmt.Errorf("%s: no such command; -h lists them all", command)
 	}
+	hangUp := make(chan os.Signal, 1)
+	if command == "serve" {
+		// Without this Go ends the process when a write to stderr fails with EPIPE. Nobody
+		// looks into the channel.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+		signal.Notify(hangUp, syscall.SIGHUP)
+	}
 	cfg, err := parseConfig(environ)
 	if err != nil {
 		return err
@@ -65,7 +87,11 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	case "doctor":
 		return doctor(ctx, cfg, stdout)
 	}
-	return serve(ctx, cfg, newLog(cfg, stderr))
+	lines := newLogBuffer(stderr)
+	defer lines.close(logCloseWait)
+	log := newBufferedLog(cfg, lines)
+	go reload(ctx, hangUp, log)
+	return serve(ctx, cfg, log)
 }
 
 // setThreads lets Go run on twice as many threads as the container has CPUs now,
@@ -75,6 +101,18 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 func setThreads() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(2 * runtime.GOMAXPROCS(0))
+	}
+}
+
+// reload reads files again at each SIGHUP, until ctx ends. There are none so far.
+func reload(ctx context.Context, hangUp <-chan os.Signal, log *slog.Logger) {
+	for {
+		select {
+		case <-hangUp:
+			log.Info("SIGHUP: there are no files to read again")
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
@@ -106,14 +144,6 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
 	}
 	log.Info("serving", "address", l.Addr().String(), "backend", cfg.StorageBackend, "version", version)
 	return s.serve(ctx, l)
-}
-
-func newLog(cfg *Config, w io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: cfg.LogLevel}
-	if cfg.LogFormat == "text" {
-		return slog.New(slog.NewTextHandler(w, opts))
-	}
-	return slog.New(slog.NewJSONHandler(w, opts))
 }
 
 // healthcheck asks the service that runs with the same configuration, for

@@ -23,6 +23,7 @@ type serviceMetrics struct {
 	cut            *metrics.Counter
 	tooMany        *metrics.Counter // uploads refused
 	noSpace        *metrics.Counter
+	dropped        [lineKinds]*metrics.Counter // lines of the service log
 	calls          map[string]*metrics.PrometheusHistogram
 
 	mu       sync.RWMutex
@@ -81,6 +82,9 @@ func newServiceMetrics() *serviceMetrics {
 		calls:    map[string]*metrics.PrometheusHistogram{},
 		requests: map[requestKey]requestMetrics{},
 	}
+	for kind, name := range []string{accessLine: "access", otherLine: "other"} {
+		m.dropped[kind] = set.NewCounter(fmt.Sprintf(`pagewright_log_lines_dropped_total{kind=%q}`, name))
+	}
 	for _, call := range []string{callStore, callFetch, callStat, callDelete, callAppend, callList, callProbe, callSpace, callURL} {
 		m.calls[call] = set.NewPrometheusHistogramExt(fmt.Sprintf(`pagewright_backend_duration_seconds{operation=%q}`, call), durationBuckets)
 		// From zero on, since an increase is only seen of what was there before.
@@ -103,8 +107,8 @@ func (m *serviceMetrics) connections() connCounters {
 	}
 }
 
-// request counts an exchange that has ended.
-func (m *serviceMetrics) request(x *exchange) {
+// request counts an exchange that ended at now.
+func (m *serviceMetrics) request(x *exchange, now time.Time) {
 	key := requestKey{x.route, x.method, x.status}
 	if key.route == "" {
 		key.route = routeOther
@@ -121,7 +125,7 @@ func (m *serviceMetrics) request(x *exchange) {
 		r = m.addRequest(key)
 	}
 	r.count.Inc()
-	r.duration.UpdateDuration(x.start)
+	r.duration.Update(now.Sub(x.start).Seconds())
 	m.received.AddInt64(x.in)
 	m.sent.AddInt64(x.sent)
 	if x.sendErr != nil {
@@ -170,6 +174,13 @@ func errorKind(err error) string {
 		}
 	}
 	return "internal"
+}
+
+// linesDropped sets how many lines the service log has lost.
+func (m *serviceMetrics) linesDropped(n lineCounts) {
+	for kind, c := range m.dropped {
+		c.Set(n[kind])
+	}
 }
 
 // gauges adds what is read at the time of a scrape.

@@ -162,7 +162,7 @@ func BenchmarkMetricsOfARequest(b *testing.B) {
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
 			m.call(callFetch, x.start, nil)
-			m.request(x)
+			m.request(x, time.Now())
 		}
 	})
 }

@@ -32,6 +32,9 @@ func (s *service) getMetrics(ctx *fasthttp.RequestCtx) {
 	if b, ok := s.backend.(measured); ok {
 		store = b.measures()
 	}
+	if s.logged != nil {
+		s.metrics.linesDropped(s.logged.lost())
+	}
 	s.metrics.write(ctx, store)
 }
 

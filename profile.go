@@ -23,6 +23,7 @@ func serveProfiles(address string, log *slog.Logger) error {
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	log.Warn("serving profiles: nobody else may reach this address", "address", l.Addr().String())
-	go func() { log.Error("the profiler has stopped", "error", http.Serve(l, mux)) }()
+	server := http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	go func() { log.Error("the profiler has stopped", "error", server.Serve(l)) }()
 	return nil
 }

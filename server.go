@@ -38,6 +38,8 @@ type service struct {
 	cfg       *Config
 	backend   Backend
 	log       *slog.Logger
+	access    *accessLog // nil: requests are not logged
+	logged    *logBuffer // nil: the log is written directly
 	handler   fasthttp.RequestHandler
 	uploads   *budget            // places of the builds that are being received
 	reads     *budget            // places of other requests that read the store
@@ -69,6 +71,12 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 		scrapes:   newBudget(maxScrapes, placeWait),
 		metrics:   newServiceMetrics(),
 		downloads: newBudget(streamMemory, placeWait),
+	}
+	if h, ok := log.Handler().(*logHandler); ok {
+		s.logged = h.buffer
+		if cfg.AccessLog && h.Enabled(context.Background(), slog.LevelInfo) {
+			s.access = h.access
+		}
 	}
 	if p, ok := backend.(Prober); ok {
 		s.ready = &lookup[Readiness]{ask: timed(s, callProbe, p.Probe)}
@@ -143,7 +151,7 @@ func (s *service) serve(ctx context.Context, l *listener) error {
 // served as before, so that load balancers send no more. Then there are no new
 // connections, the requests in flight have the grace to finish, and the rest is cut.
 func (s *service) shutDown(server *fasthttp.Server, l *listener, served <-chan error) error {
-	s.log.Info("shutting down", "delay", s.cfg.ShutdownDelay, "grace", s.cfg.ShutdownGrace)
+	s.log.Info("shutting down", "delay_ms", millis(s.cfg.ShutdownDelay), "grace_ms", millis(s.cfg.ShutdownGrace))
 	select {
 	case err := <-served:
 		return fmt.Errorf("cannot serve: %w", err)

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+	"unicode/utf8"
+)
+
+// maxLoggedText bounds the bytes of a text in an access line that clients choose or cause.
+const maxLoggedText = 256
+
+// accessLog writes the lines of requests.
+type accessLog struct {
+	w   io.Writer
+	cfg *Config
+}
+
+var lineBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 1<<10); return &b }}
+
+// write writes the line of a request that ended at now, in one Write.
+func (a *accessLog) write(x *exchange, now time.Time) {
+	buf := lineBuffers.Get().(*[]byte)
+	defer lineBuffers.Put(buf)
+	line, ok := a.appendLine((*buf)[:0], x, now)
+	*buf = line
+	if ok {
+		_, _ = a.w.Write(line)
+		return
+	}
+	_ = lineHandler(a.cfg, a.w).Handle(context.Background(), accessRecord(x, now))
+}
+
+// optional are the members that not every line has. The texts in them may be long.
+func (x *exchange) optional() [3]struct{ name, value string } {
+	cut := ""
+	if x.sendErr != nil {
+		cut = x.sendErr.Error()
+	}
+	return [...]struct{ name, value string }{
+		{"user_agent", x.agent}, {"error", clip(x.refused)}, {"cut", clip(cut)},
+	}
+}
+
+// clip cuts s to maxLoggedText bytes, between two characters.
+func clip[T string | []byte](s T) string {
+	if len(s) <= maxLoggedText {
+		return string(s)
+	}
+	n := maxLoggedText
+	for n > maxLoggedText-utf8.UTFMax && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return string(s[:n])
+}
+
+// accessRecord is the line of a request for slog.
+func accessRecord(x *exchange, now time.Time) slog.Record {
+	r := slog.NewRecord(now, slog.LevelInfo, "request", 0)
+	r.AddAttrs(slog.String("request_id", x.id), slog.String("method", x.method), slog.String("path", x.path),
+		slog.Int("status", x.status), slog.Int64("bytes_in", x.in), slog.Int64("bytes_out", x.out),
+		slog.Any("duration_ms", millis(now.Sub(x.start))), slog.String("remote", x.remote))
+	for _, m := range x.optional() {
+		if m.value != "" {
+			r.AddAttrs(slog.String(m.name, m.value))
+		}
+	}
+	return r
+}
+
+// appendLine appends what slog makes of accessRecord, at a tenth of the cost. It
+// reports false if a text has characters to be escaped: slog must do that.
+func (a *accessLog) appendLine(b []byte, x *exchange, now time.Time) (line []byte, ok bool) {
+	l := members{b: b, text: a.cfg.LogFormat == "text"}
+	if l.text {
+		l.b = now.AppendFormat(append(l.b, "time="...), "2006-01-02T15:04:05.000Z07:00")
+		l.b = append(l.b, " level=INFO msg=request"...)
+	} else {
+		l.b = now.AppendFormat(append(l.b, `{"time":"`...), time.RFC3339Nano)
+		l.b = append(l.b, `","level":"INFO","msg":"request"`...)
+	}
+	l.string("request_id", x.id)
+	l.string("method", x.method)
+	l.string("path", x.path)
+	l.int("status", int64(x.status))
+	l.int("bytes_in", x.in)
+	l.int("bytes_out", x.out)
+	l.name("duration_ms")
+	l.b = millis(now.Sub(x.start)).append(l.b)
+	l.string("remote", x.remote)
+	for _, m := range x.optional() {
+		if m.value != "" {
+			l.string(m.name, m.value)
+		}
+	}
+	if !l.text {
+		l.b = append(l.b, '}')
+	}
+	return append(l.b, '\n'), !l.escapes
+}
+
+// members appends the members of a line.
+type members struct {
+	b       []byte
+	text    bool // name=value, not JSON
+	escapes bool // there was a text to be escaped
+}
+
+func (m *members) name(name string) {
+	if m.text {
+		m.b = append(append(append(m.b, ' '), name...), '=')
+	} else {
+		m.b = append(append(append(m.b, `,"`...), name...), `":`...)
+	}
+}
+
+func (m *members) int(name string, n int64) {
+	m.name(name)
+	m.b = strconv.AppendInt(m.b, n, 10)
+}
+
+func (m *members) string(name, s string) {
+	m.name(name)
+	quote := !m.text || s == ""
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c < ' ', c > '~', c == '"', c == '\\':
+			m.escapes = true
+			return
+		case c == ' ', c == '=':
+			quote = true
+		}
+	}
+	if quote {
+		m.b = append(append(append(m.b, '"'), s...), '"')
+	} else {
+		m.b = append(m.b, s...)
+	}
+}
