@@ -132,6 +132,7 @@ func TestTheLongestIdleMakesRoom(t *testing.T) {
 		}
 		s.settles(t, 3, 3)
 	}
+	s.waitForLog(t, "the longest idle one is closed")
 	if n := strings.Count(s.log.String(), "the longest idle one is closed"); n != 1 {
 		t.Errorf("the log says so %d times", n)
 	}

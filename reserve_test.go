@@ -217,9 +217,7 @@ func TestInodesAreKeptForLogs(t *testing.T) {
 	if got := put(stored); got != 507 || stored < 200 {
 		t.Fatalf("after %d uploads: %v, want 507", stored, got)
 	}
-	if !strings.Contains(s.log.String(), "inodes are free") {
-		t.Error("the log does not say what is missing")
-	}
+	s.waitForLog(t, "inodes are free")
 	for i := range 3 {
 		s.post(t, 201, "/sites/a/logs", fmt.Sprintf(`{"build_id":"b%d","action":"deploy","status":"ok"}`, i))
 	}

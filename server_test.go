@@ -79,8 +79,8 @@ func startServer(t testing.TB, vars ...string) *testServer {
 		w.CloseWithError(fmt.Errorf("run: %w", err))
 		done <- err
 	}()
-	addr := make(chan string, 1)
-	go s.readLog(r, addr)
+	addr, read := make(chan string, 1), make(chan struct{})
+	go func() { defer close(read); s.readLog(r, addr) }()
 	select {
 	case s.addr = <-addr:
 	case err := <-done:
@@ -89,7 +89,7 @@ func startServer(t testing.TB, vars ...string) *testServer {
 	case <-time.After(30 * time.Second):
 		t.Fatal("the service did not start in time")
 	}
-	s.stop = sync.OnceValue(func() error { cancel(); return <-done })
+	s.stop = sync.OnceValue(func() error { cancel(); <-read; return <-done })
 	t.Cleanup(func() {
 		if err := s.stop(); err != nil {
 			t.Errorf("the service ended with %v", err)
@@ -100,6 +100,13 @@ func startServer(t testing.TB, vars ...string) *testServer {
 		}
 	})
 	return s
+}
+
+// waitForLog waits until the log has a text: its lines are written later than the
+// answers are.
+func (s *testServer) waitForLog(t testing.TB, text string) {
+	t.Helper()
+	eventually(t, "the log says "+text, func() bool { return strings.Contains(s.log.String(), text) })
 }
 
 func (s *testServer) readLog(r io.Reader, addr chan<- string) {
