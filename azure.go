@@ -157,7 +157,7 @@ func (b *azureBucket) makeContainer(ctx context.Context) error {
 	}
 	_, err := b.client.Create(ctx, nil)
 	if err != nil && !bloberror.HasCode(err, bloberror.ContainerAlreadyExists) {
-		return fmt.Errorf("cannot make the container %q: %w", b.conf.Container, azureError(err))
+		return fmt.Errorf("cannot make the container %q: %w", b.conf.Container, needs("containers/write", azureError(err)))
 	}
 	b.made.Store(true)
 	return nil
@@ -168,20 +168,24 @@ func (b *azureBucket) get(ctx context.Context, key, etag string, offset, length 
 	if length == 0 { // a count of 0 means all
 		return getNothing(ctx, b, key, etag)
 	}
+	return getResuming(ctx, b.getOnce, key, etag, offset, length)
+}
+
+func (b *azureBucket) getOnce(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
 	o := &blob.DownloadStreamOptions{Range: blob.HTTPRange{Offset: offset, Count: max(length, 0)}}
 	if etag != "" {
 		o.AccessConditions = azureCondition(putOptions{ifMatch: etag})
 	}
 	out, err := b.client.NewBlobClient(key).DownloadStream(ctx, o)
 	if err != nil {
-		return nil, objectInfo{}, azureError(err)
+		return nil, objectInfo{}, needs("blobs/read", azureError(err))
 	}
 	info := objectInfo{
 		key: key, size: value(out.ContentLength), modTime: value(out.LastModified),
 		etag: azureETag(out.ETag), mark: azureMarkOf(out.Metadata),
 	}
-	if out.ContentRange != nil {
-		if info.size, err = sizeOfRange(*out.ContentRange); err != nil {
+	if offset > 0 || length > 0 {
+		if info.size, err = sizeOfRange(value(out.ContentRange), offset); err != nil {
 			out.Body.Close()
 			return nil, objectInfo{}, err
 		}
@@ -193,7 +197,7 @@ func (b *azureBucket) get(ctx context.Context, key, etag string, offset, length 
 func (b *azureBucket) stat(ctx context.Context, key string) (objectInfo, error) {
 	out, err := b.client.NewBlobClient(key).GetProperties(ctx, nil)
 	if err != nil {
-		return objectInfo{}, azureError(err)
+		return objectInfo{}, needs("blobs/read", azureError(err))
 	}
 	return objectInfo{
 		key: key, size: value(out.ContentLength), modTime: value(out.LastModified),
@@ -209,7 +213,7 @@ func (b *azureBucket) remove(ctx context.Context, key, etag string) error {
 		o.AccessConditions = azureCondition(putOptions{ifMatch: etag})
 	}
 	_, err := b.client.NewBlobClient(key).Delete(ctx, o)
-	return azureError(err)
+	return needs("blobs/delete", azureError(err))
 }
 
 // list implements bucket.
@@ -218,7 +222,7 @@ func (b *azureBucket) list(ctx context.Context, prefix string, page func([]objec
 	for pages.More() {
 		out, err := pages.NextPage(ctx)
 		if err != nil {
-			return azureError(err)
+			return needs("blobs/read", azureError(err)) // of the whole container
 		}
 		objects := make([]objectInfo, 0, len(out.Segment.BlobItems))
 		for _, i := range out.Segment.BlobItems {
@@ -279,7 +283,7 @@ func value[T any](p *T) (v T) {
 // azurePutError is azureError of a put: what is not there is what If-Match
 // named.
 func azurePutError(err error, opts putOptions) error {
-	err = azureError(err)
+	err = needs("blobs/write", azureError(err))
 	if opts.ifMatch != "" && errors.Is(err, ErrNotFound) {
 		return fmt.Errorf("%w: %v", ErrPrecondition, err)
 	}
@@ -304,7 +308,11 @@ func azureKind(err error) error {
 		return errConflict
 	case bloberror.BlobImmutableDueToPolicy:
 		return ErrDenied
-	case bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted, bloberror.ContainerDisabled:
+	case bloberror.BlobNotFound:
+		return ErrNotFound
+	case bloberror.ContainerNotFound:
+		return errBucketGone
+	case bloberror.ContainerBeingDeleted, bloberror.ContainerDisabled:
 		return ErrUnavailable
 	}
 	return kindOfStatus(resp.StatusCode)

@@ -66,7 +66,7 @@ func (s *azureSigner) borrow(ctx context.Context, service *azservice.Client, ttl
 		Start: to.Ptr(now.Add(-maxSkew).Format(sas.TimeFormat)), Expiry: to.Ptr(until.Format(sas.TimeFormat)),
 	}, nil)
 	if err != nil {
-		return nil, fmt.Errorf("no key to sign with: %w", azureError(err))
+		return nil, fmt.Errorf("no key to sign with: %w", needs("generateUserDelegationKey", azureError(err)))
 	}
 	s.lent, s.until = lent, until
 	return lent, nil

@@ -106,9 +106,12 @@ type ArtifactStater interface {
 // than opening it, and that serves a part of it without reading the rest.
 type ArtifactRanger interface {
 	ArtifactStater
-	// FetchArtifactRange yields length bytes from offset of the build, as long
-	// as its ETag still is etag; ErrPrecondition once it is another.
-	FetchArtifactRange(siteID, buildID, etag string, offset, length int64) (io.ReadCloser, error)
+	// FetchArtifactRange yields length bytes from offset of the build, or all
+	// from offset on if length is negative or goes beyond the end, as long as its
+	// ETag still is etag; ErrPrecondition once it is another. An empty etag is
+	// that of whatever is there. Where offset is beyond the end it may fail with
+	// errRange.
+	FetchArtifactRange(siteID, buildID, etag string, offset, length int64) (ArtifactReader, error)
 }
 
 // Redirector is a store that can send a client straight to its bytes.

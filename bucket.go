@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 )
@@ -26,14 +27,17 @@ type bucket interface {
 	put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error)
 
 	// get opens length bytes from offset of the object, or all from offset on
-	// if length is negative. If etag is not empty, it fails with ErrPrecondition
-	// unless the object has that very ETag. The info is of the whole object that
-	// the bytes are of. The caller closes the reader, which may be done early.
-	// ctx spans the reading. Fewer bytes than asked for are an error, never
-	// io.EOF.
+	// if length is negative or goes beyond the end; if offset does, it fails with
+	// errRange or yields nothing. If etag is not empty, it fails with
+	// ErrPrecondition unless the object has that very ETag. The info is of the
+	// whole object that the bytes are of. The caller closes the reader, which may
+	// be done early. ctx spans the reading. A body that the store breaks off is
+	// continued with the same object, a few times. Fewer bytes than asked for are
+	// an error, or an io.EOF that objectReader takes for one.
 	get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error)
 
-	// stat describes the object, or fails with ErrNotFound.
+	// stat describes the object, or fails with ErrNotFound, as get does: with
+	// errUnsure where it may be the bucket that is not there.
 	stat(ctx context.Context, key string) (objectInfo, error)
 
 	// remove removes the object; if etag is not empty, only the one that has
@@ -73,6 +77,13 @@ type putOptions struct {
 	client      string // for whom the memory of the upload is held; empty: nobody in particular
 	revoke      func() // makes the body fail soon, as Charged.Revoke does; nil: it cannot
 }
+
+// errBucketGone: the store says that it has no such bucket.
+var errBucketGone = fmt.Errorf("%w: there is no such bucket", ErrUnavailable)
+
+// errUnsure is the ErrNotFound of a store that does not say what it did not find,
+// the object or its bucket (HEAD of S3, and all objects of the SDK for Google).
+var errUnsure = fmt.Errorf("%w: the object or its bucket", ErrNotFound)
 
 // errConflict: the store gave up a change because of a rival one, and it is not
 // known which of both will be there. Look, and then say.

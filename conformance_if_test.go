@@ -335,8 +335,28 @@ func testRanges(t *testing.T, open func() store) {
 			t.Errorf("range %+v yielded %d bytes, %v", c, len(got), err)
 		}
 	}
-	if _, ok := b.(ArtifactRanger); !ok {
+	ranger, ok := b.(ArtifactRanger)
+	if !ok {
 		return // an open reader keeps its version
+	}
+	for _, c := range []byteRange{{0, -1}, {1, -1}, {size - 10, 100}} { // whatever is there, up to its end
+		r, err := ranger.FetchArtifactRange(site, "b", "", c.offset, c.length)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, data[c.offset:]) || r.Info().ETag != info.ETag || r.Info().Size != size {
+			t.Errorf("range %+v yielded %d bytes of %+v, %v", c, len(got), r.Info(), err)
+		}
+		r.Close()
+	}
+	switch r, err := ranger.FetchArtifactRange(site, "b", "", size, 10); {
+	case err == nil:
+		if got, err := io.ReadAll(r); err != nil || len(got) > 0 {
+			t.Errorf("a range behind the end yielded %d bytes, %v", len(got), err)
+		}
+		r.Close()
+	case !errors.Is(err, errRange):
+		t.Errorf("a range behind the end fails with %v", err)
 	}
 	mustStore(t, b, site, "b", body(largeBody, 2))
 	_, err := read(0, 10)

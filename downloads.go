@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -216,6 +218,9 @@ func (d *download) announce(part byteRange) {
 // fromRanger answers from a store in which looking is cheap, and opens no more
 // than what is sent.
 func (d *download) fromRanger(b ArtifactRanger) error {
+	if done, err := d.fromRangerAtOnce(b); done || err != nil {
+		return err
+	}
 	const tries = 3 // a build that is replaced between the look and the read
 	for try := 1; ; try++ {
 		info, err := b.StatArtifact(d.siteID, d.buildID)
@@ -242,6 +247,47 @@ func (d *download) fromRanger(b ArtifactRanger) error {
 			return fmt.Errorf("%w: the build is replaced all the time", ErrUnavailable)
 		}
 	}
+}
+
+// fromRangerAtOnce answers a GET without a look at the build before: one call of
+// the store, not two. It leaves alone what may be answered without the bytes, and
+// a range that only the size of the build can tell.
+func (d *download) fromRangerAtOnce(b ArtifactRanger) (done bool, err error) {
+	value, _ := headerValue(d.ctx, fasthttp.HeaderRange)
+	ahead, ok := rangeAhead(value)
+	h := &d.ctx.Request.Header
+	if !ok || !d.ctx.IsGet() || !d.cond.IsZero() || len(h.Peek(fasthttp.HeaderIfModifiedSince)) > 0 || len(h.Peek(fasthttp.HeaderIfRange)) > 0 {
+		return false, nil
+	}
+	r, err := b.FetchArtifactRange(d.siteID, d.buildID, "", ahead.offset, ahead.length)
+	if errors.Is(err, errRange) {
+		return false, nil // the answer tells the size
+	}
+	if err != nil {
+		return false, err
+	}
+	if part, send := d.evaluate(r.Info(), true); send {
+		d.send(r, part.length)
+		return true, nil
+	}
+	return true, r.Close()
+}
+
+// rangeAhead is the range to ask a store for before the size of the build is known,
+// with a negative length for all to the end. ok is false where the size decides.
+func rangeAhead(value string) (r byteRange, ok bool) {
+	if value == "" {
+		return byteRange{0, -1}, true
+	}
+	r, ok, err := parseRange(value, math.MaxInt64)
+	_, set, _ := strings.Cut(value, "=")
+	if lastBytes := strings.HasPrefix(trimOWS(set), "-"); !ok || err != nil || lastBytes {
+		return byteRange{}, false
+	}
+	if r.length == math.MaxInt64-r.offset {
+		r.length = -1
+	}
+	return r, true
 }
 
 // evaluate judges the conditions and the range, and writes all of the answer

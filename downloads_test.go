@@ -50,11 +50,13 @@ func TestBuildReplacedBetweenLookAndRead(t *testing.T) {
 				name, len(r.body), r.length, r.header.Get("ETag"), len(want), tag)
 		}
 	}
-	f("once", 1, 200, rival)
-	f("twice", 2, 200, rival)
-	f("all the time", 3, 503, nil)
+	f("without a look", 1, 200, rival)
+	f("once", 1, 200, rival, "If-Match", "*")
+	f("twice", 2, 200, rival, "If-Match", "*")
+	f("all the time", 3, 503, nil, "If-Match", "*")
 	f("a range", 1, 206, rival[1000:2000], "Range", "bytes=1000-2999")
 	f("a range that only the old one has", 1, 416, nil, "Range", "bytes=2500-")
+	f("the last bytes", 1, 206, rival[1990:], "Range", "bytes=-10")
 }
 
 // A build that was opened and is not sent after all is closed.

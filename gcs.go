@@ -32,6 +32,9 @@ const (
 	gcsMaxDelay = 5 * time.Second
 	gcsPage     = 1000
 	gcsMarkName = "mark" // in the metadata of an object
+	// gcsNeedsRead is what reading needs. Without the right to list, the store
+	// answers 403 where there is no such object.
+	gcsNeedsRead = "storage.objects.get, or storage.objects.list if there is no such object"
 	// gcsEmulator is Google's own variable for a server other than theirs.
 	gcsEmulator = "STORAGE_EMULATOR_HOST"
 )
@@ -205,7 +208,7 @@ func (b *gcsBucket) get(ctx context.Context, key, etag string, offset, length in
 	read := &gcsRead{}
 	r, err := object.NewRangeReader(read.counted(ctx), offset, length)
 	if err != nil {
-		return nil, objectInfo{}, gcsError(err)
+		return nil, objectInfo{}, needs(gcsNeedsRead, gcsError(err))
 	}
 	info := objectInfo{
 		key: key, size: r.Attrs.Size, modTime: r.Attrs.LastModified,
@@ -223,7 +226,7 @@ func (b *gcsBucket) get(ctx context.Context, key, etag string, offset, length in
 func (b *gcsBucket) stat(ctx context.Context, key string) (objectInfo, error) {
 	attrs, err := b.bucket.Object(key).Attrs(ctx)
 	if err != nil {
-		return objectInfo{}, gcsError(err)
+		return objectInfo{}, needs(gcsNeedsRead, gcsError(err))
 	}
 	return gcsStat(attrs), nil
 }
@@ -238,7 +241,7 @@ func (b *gcsBucket) remove(ctx context.Context, key, etag string) error {
 		}
 		object = object.If(storage.Conditions{GenerationMatch: generation})
 	}
-	return gcsError(object.Delete(ctx))
+	return needs("storage.objects.delete", gcsError(object.Delete(ctx)))
 }
 
 // list implements bucket.
@@ -252,7 +255,7 @@ func (b *gcsBucket) list(ctx context.Context, prefix string, page func([]objectI
 		var attrs []*storage.ObjectAttrs
 		next, err := pages.NextPage(&attrs)
 		if err != nil {
-			return gcsError(err)
+			return needs("storage.objects.list", gcsError(err))
 		}
 		objects := make([]objectInfo, len(attrs))
 		for i, a := range attrs {
@@ -312,14 +315,14 @@ func gcsCondition(opts putOptions) (c storage.Conditions, err error) {
 // gcsPutError is gcsError of a put: what is not there is what the condition
 // named, or else the bucket.
 func gcsPutError(err error, opts putOptions) error {
-	err = gcsError(err)
+	err = needs("storage.objects.create, and storage.objects.delete to replace one", gcsError(err))
 	switch {
 	case !errors.Is(err, ErrNotFound):
 		return err
 	case opts.ifMatch != "":
 		return fmt.Errorf("%w: %v", ErrPrecondition, err)
 	}
-	return fmt.Errorf("%w: %v", ErrUnavailable, err)
+	return fmt.Errorf("%w: %v", errBucketGone, err)
 }
 
 // gcsError translates an error of the SDK.
@@ -327,10 +330,10 @@ func gcsError(err error) error { return ofKind(gcsKind, err) }
 
 func gcsKind(err error) error {
 	if errors.Is(err, storage.ErrBucketNotExist) {
-		return ErrUnavailable
+		return errBucketGone
 	}
-	if errors.Is(err, storage.ErrObjectNotExist) {
-		return ErrNotFound
+	if errors.Is(err, storage.ErrObjectNotExist) { // the SDK makes it of every 404 of an object
+		return errUnsure
 	}
 	var token *auth.Error // from where credentials are changed into a token
 	if errors.As(err, &token) && token.Response != nil && token.Response.StatusCode < 500 {

@@ -53,17 +53,14 @@ func (b *wholeBody) Read(p []byte) (int, error) {
 }
 
 // open opens a part of an object for reading.
-func (s *objectStore) open(key, etag string, offset, length int64) (io.ReadCloser, error) {
+func (s *objectStore) open(key, etag string, offset, length int64) (ArtifactReader, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	body, info, err := s.bucket.get(ctx, key, etag, offset, length)
 	if err != nil {
 		cancel()
-		return nil, fmt.Errorf("cannot open %q: %w", key, err)
+		return nil, fmt.Errorf("cannot open %q: %w", key, s.sure(err))
 	}
-	if length < 0 {
-		length = info.size - offset
-	}
-	return &objectReader{body: body, info: info, left: length, cancel: cancel}, nil
+	return &objectReader{body: body, info: info, left: partLength(info.size, offset, length), cancel: cancel}, nil
 }
 
 // objectReader is the ArtifactReader of an object. It yields exactly what was

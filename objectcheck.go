@@ -292,11 +292,16 @@ func (s *objectStore) Probe() (Readiness, error) {
 	default:
 		return found, err
 	}
+	return found, s.listChecks()
+}
+
+// listChecks tries whether the store can be listed.
+func (s *objectStore) listChecks() error {
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
 	err := s.bucket.list(ctx, s.prefix+checksDir, func([]objectInfo) error { return errEnough })
 	if err != nil && !errors.Is(err, errEnough) {
-		return found, fmt.Errorf("cannot list %q: %w", s.prefix+checksDir, err)
+		return fmt.Errorf("cannot list %q: %w", s.prefix+checksDir, err)
 	}
-	return found, nil
+	return nil
 }

@@ -262,7 +262,7 @@ func (s *objectStore) openLog(ctx context.Context, cancel context.CancelFunc, ke
 	body, info, err := s.bucket.get(ctx, key, "", 0, -1)
 	if err != nil {
 		cancel()
-		return nil, info, fmt.Errorf("cannot open %q: %w", key, err)
+		return nil, info, fmt.Errorf("cannot open %q: %w", key, s.sure(err))
 	}
 	r := &objectReader{body: body, info: info, left: info.size, cancel: cancel}
 	if info.size > maxLogRead {

@@ -52,7 +52,8 @@ func (s *objectStore) appendLog(key string, entries []LogEntry) []error {
 			return errs
 		// After ErrUnavailable it may have been done all the same: the next
 		// attempt finds the ids of the entries in the log.
-		case !errors.Is(err, ErrPrecondition) && !errors.Is(err, errConflict) && !errors.Is(err, ErrUnavailable):
+		case errors.Is(err, errBucketGone),
+			!errors.Is(err, ErrPrecondition) && !errors.Is(err, errConflict) && !errors.Is(err, ErrUnavailable):
 			return slices.Repeat([]error{err}, len(entries))
 		}
 		for i := range entries {
@@ -76,6 +77,7 @@ func (s *objectStore) tryAppend(ctx context.Context, key string, entries []LogEn
 	reading, cancel := context.WithCancel(ctx)
 	defer cancel()
 	body, info, err := s.bucket.get(reading, key, "", 0, -1)
+	err = s.sure(err)
 	absent := errors.Is(err, ErrNotFound)
 	switch {
 	case absent:

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -70,11 +71,12 @@ func httpRange(offset, length int64) string {
 	return r
 }
 
-// sizeOfRange is the size of the whole in a Content-Range, "bytes 0-9/100".
-func sizeOfRange(contentRange string) (int64, error) {
+// sizeOfRange is the size of the whole in a Content-Range, "bytes 0-9/100", which
+// has to begin at offset.
+func sizeOfRange(contentRange string, offset int64) (int64, error) {
 	_, total, _ := strings.Cut(contentRange, "/")
 	size, err := strconv.ParseInt(total, 10, 64)
-	if err != nil || size < 0 {
+	if err != nil || size < 0 || !strings.HasPrefix(contentRange, fmt.Sprintf("bytes %d-", offset)) {
 		return 0, fmt.Errorf("the store answered a range with Content-Range %q", contentRange)
 	}
 	return size, nil
@@ -85,7 +87,9 @@ func sizeOfRange(contentRange string) (int64, error) {
 func kindOfStatus(status int) error {
 	switch {
 	case status == http.StatusNotFound:
-		return ErrNotFound
+		return errUnsure
+	case status == http.StatusRequestedRangeNotSatisfiable:
+		return errRange
 	case status == http.StatusPreconditionFailed, status == http.StatusNotModified:
 		return ErrPrecondition
 	case status == http.StatusConflict:
@@ -109,6 +113,14 @@ func ofKind(kind func(error) error, err error) error {
 	}
 	if k := kind(err); k != nil {
 		return fmt.Errorf("%w: %w", k, err)
+	}
+	return err
+}
+
+// needs adds to an ErrDenied which permission is probably missing.
+func needs(permission string, err error) error {
+	if errors.Is(err, ErrDenied) {
+		return fmt.Errorf("%w (is this permission missing: %s?)", err, permission)
 	}
 	return err
 }

@@ -19,6 +19,8 @@ const (
 	// removeTries is how often a conditional delete looks again when the build
 	// was replaced between the look and the delete.
 	removeTries = 5
+	// bucketAgain is how long the bucket is taken to be there, or gone, as it was.
+	bucketAgain = 5 * time.Second
 )
 
 // objectStore is the Backend over an object store.
@@ -38,6 +40,7 @@ type objectStore struct {
 	appends group[LogEntry, []error] // one write of a log at a time
 	memory  *budget                  // for the logs that are being changed
 	trust   trust
+	there   lookup[struct{}] // whether the bucket is there
 	stats   *storeMetrics
 }
 
@@ -57,6 +60,7 @@ func newObjectStore(b bucket, prefix string, log *slog.Logger) *objectStore {
 		memory: newBudget(logMemory, logWait),
 	}
 	s.trust.asked.ask, s.trust.asked.wait = s.learn, trustWait
+	s.there.ask, s.there.wait = s.askBucket, trustWait
 	return s
 }
 
@@ -128,7 +132,7 @@ func (s *objectStore) settle(key string, opts putOptions, cond Precondition, cau
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
-	info, err := s.bucket.stat(ctx, key)
+	info, err := s.stat(ctx, key)
 	switch {
 	case err == nil && info.mark == opts.mark:
 		return info, nil
@@ -185,7 +189,7 @@ func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) 
 func (s *objectStore) remove(key, etag string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
-	if err := s.bucket.remove(ctx, key, etag); err != nil {
+	if err := s.sure(s.bucket.remove(ctx, key, etag)); err != nil {
 		return fmt.Errorf("cannot delete %q: %w", key, err)
 	}
 	return nil
@@ -196,7 +200,7 @@ func (s *objectStore) StatArtifact(siteID, buildID string) (ArtifactInfo, error)
 	key := s.artifactKey(siteID, buildID)
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
-	info, err := s.bucket.stat(ctx, key)
+	info, err := s.stat(ctx, key)
 	if err != nil {
 		return ArtifactInfo{}, fmt.Errorf("cannot look at %q: %w", key, err)
 	}
@@ -204,7 +208,7 @@ func (s *objectStore) StatArtifact(siteID, buildID string) (ArtifactInfo, error)
 }
 
 // FetchArtifactRange implements ArtifactRanger.
-func (s *objectStore) FetchArtifactRange(siteID, buildID, etag string, offset, length int64) (io.ReadCloser, error) {
+func (s *objectStore) FetchArtifactRange(siteID, buildID, etag string, offset, length int64) (ArtifactReader, error) {
 	return s.open(s.artifactKey(siteID, buildID), etag, offset, length)
 }
 
@@ -224,7 +228,7 @@ func (s *objectStore) ArtifactURL(siteID, buildID string, ttl time.Duration) (st
 func (s *objectStore) look(key string) (*ArtifactInfo, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
-	info, err := s.bucket.stat(ctx, key)
+	info, err := s.stat(ctx, key)
 	if errors.Is(err, ErrNotFound) {
 		return nil, nil
 	}
@@ -233,6 +237,34 @@ func (s *objectStore) look(key string) (*ArtifactInfo, error) {
 	}
 	a := infoOfObject(info)
 	return &a, nil
+}
+
+// stat is that of the bucket, and sure.
+func (s *objectStore) stat(ctx context.Context, key string) (objectInfo, error) {
+	info, err := s.bucket.stat(ctx, key)
+	return info, s.sure(err)
+}
+
+// sure makes errBucketGone of an errUnsure if the bucket is gone, or the error
+// with which the store refuses to tell. It asks the store at most once in
+// bucketAgain.
+func (s *objectStore) sure(err error) error {
+	if !errors.Is(err, errUnsure) {
+		return err
+	}
+	if _, gone := s.there.look(bucketAgain); gone != nil {
+		return fmt.Errorf("%w, after %v", gone, err)
+	}
+	return err
+}
+
+// askBucket fails if the bucket is not there, by a list, for which the service
+// needs the right anyway, and to which every store answers with a reason.
+func (s *objectStore) askBucket() (none struct{}, err error) {
+	if err = s.listChecks(); errors.Is(err, ErrDenied) {
+		err = nil // a bucket that is there
+	}
+	return none, err
 }
 
 func (s *objectStore) artifactKey(siteID, buildID string) string {

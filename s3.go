@@ -28,6 +28,9 @@ const (
 	s3MaxDelay = 2 * time.Second
 	abortTime  = 30 * time.Second
 	s3MarkName = "mark" // in the metadata of an object
+	// s3NeedsRead is what GET and HEAD of an object need. Without the right to list, S3
+	// answers them with 403 where there is no such object.
+	s3NeedsRead = "s3:GetObject, or s3:ListBucket if there is no such object"
 )
 
 // s3Bucket is a bucket of AWS or of a store that speaks as it does.
@@ -178,7 +181,7 @@ func (b *s3Bucket) abort(ctx context.Context, key string, id *string) {
 	_, err := b.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &b.name, Key: &key, UploadId: id})
 	if err != nil && !errors.Is(s3Error(err), errConflict) { // errConflict: it is gone already
 		b.log.Warn("an upload could not be aborted: its parts stay until the bucket's lifecycle rule removes them",
-			"key", key, "upload", aws.ToString(id), "error", err)
+			"key", key, "upload", aws.ToString(id), "error", needs("s3:AbortMultipartUpload", s3Error(err)))
 	}
 }
 
@@ -187,6 +190,10 @@ func (b *s3Bucket) get(ctx context.Context, key, etag string, offset, length int
 	if length == 0 { // no Range says that
 		return getNothing(ctx, b, key, etag)
 	}
+	return getResuming(ctx, b.getOnce, key, etag, offset, length)
+}
+
+func (b *s3Bucket) getOnce(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
 	in := &s3.GetObjectInput{Bucket: &b.name, Key: &key, IfMatch: b.ifMatch(etag)}
 	partial := offset > 0 || length > 0
 	if partial {
@@ -194,14 +201,14 @@ func (b *s3Bucket) get(ctx context.Context, key, etag string, offset, length int
 	}
 	out, err := b.client.GetObject(ctx, in)
 	if err != nil {
-		return nil, objectInfo{}, s3Error(err)
+		return nil, objectInfo{}, needs(s3NeedsRead, s3Error(err))
 	}
 	info := objectInfo{
 		key: key, size: aws.ToInt64(out.ContentLength), modTime: aws.ToTime(out.LastModified),
 		etag: quoted(aws.ToString(out.ETag)), mark: out.Metadata[s3MarkName],
 	}
 	if partial {
-		if info.size, err = sizeOfRange(aws.ToString(out.ContentRange)); err != nil {
+		if info.size, err = sizeOfRange(aws.ToString(out.ContentRange), offset); err != nil {
 			out.Body.Close()
 			return nil, objectInfo{}, err
 		}
@@ -213,7 +220,7 @@ func (b *s3Bucket) get(ctx context.Context, key, etag string, offset, length int
 func (b *s3Bucket) stat(ctx context.Context, key string) (objectInfo, error) {
 	out, err := b.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &b.name, Key: &key})
 	if err != nil {
-		return objectInfo{}, s3Error(err)
+		return objectInfo{}, needs(s3NeedsRead, s3Error(err))
 	}
 	return objectInfo{
 		key: key, size: aws.ToInt64(out.ContentLength), modTime: aws.ToTime(out.LastModified),
@@ -224,7 +231,7 @@ func (b *s3Bucket) stat(ctx context.Context, key string) (objectInfo, error) {
 // remove implements bucket.
 func (b *s3Bucket) remove(ctx context.Context, key, etag string) error {
 	_, err := b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.name, Key: &key, IfMatch: b.ifMatch(etag)})
-	return s3Error(err)
+	return needs("s3:DeleteObject", s3Error(err))
 }
 
 // list implements bucket.
@@ -233,7 +240,7 @@ func (b *s3Bucket) list(ctx context.Context, prefix string, page func([]objectIn
 	for pages.HasMorePages() {
 		out, err := pages.NextPage(ctx)
 		if err != nil {
-			return s3Error(err)
+			return needs("s3:ListBucket", s3Error(err))
 		}
 		objects := make([]objectInfo, len(out.Contents))
 		for i, o := range out.Contents {
@@ -295,7 +302,7 @@ func quoted(etag string) string { return `"` + strings.Trim(etag, `"`) + `"` }
 // s3PutError is s3Error of a put: what is not there is what If-Match named, but
 // for the upload itself, which a completion whose reply was lost has ended.
 func s3PutError(err error) error {
-	err = s3Error(err)
+	err = needs("s3:PutObject", s3Error(err))
 	if errors.Is(err, ErrNotFound) {
 		return fmt.Errorf("%w: %v", ErrPrecondition, err)
 	}
@@ -312,13 +319,15 @@ func s3Kind(err error) error {
 		code = api.ErrorCode()
 	}
 	switch code {
-	case "NoSuchKey", "NotFound":
+	case "NoSuchKey":
 		return ErrNotFound
 	case "PreconditionFailed":
 		return ErrPrecondition
 	case "ConditionalRequestConflict", "OperationAborted", "NoSuchUpload":
 		return errConflict
-	case "NoSuchBucket", "SlowDown", "RequestTimeout", "RequestTimeTooSkewed":
+	case "NoSuchBucket":
+		return errBucketGone
+	case "SlowDown", "RequestTimeout", "RequestTimeTooSkewed":
 		return ErrUnavailable
 	case "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage":
 		return ErrNoSpace

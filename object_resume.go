@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+const (
+	// resumeTries is how often a body is asked for again without resumeStep bytes
+	// of progress in between. Each try is a request that the SDK itself repeats.
+	resumeTries = 4
+	resumeStep  = 256 << 10
+	resumeDelay = 100 * time.Millisecond // before the first try; doubled each time
+)
+
+// getFunc is the get of a bucket.
+type getFunc func(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error)
+
+// getResuming is get, and a body that breaks off is continued by a request for
+// the rest of the same object, on the condition of its ETag: never with the bytes
+// of another one. For SDKs that do not do this themselves. azblob has a
+// RetryReader, which does not wait between its tries, and which one byte of each
+// answer keeps going without end.
+func getResuming(ctx context.Context, get getFunc, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	body, info, err := get(ctx, key, etag, offset, length)
+	if err != nil {
+		cancel()
+		return nil, info, err
+	}
+	return &resumingBody{
+		ctx: ctx, cancel: cancel, get: get, info: info,
+		offset: offset, left: partLength(info.size, offset, length), body: body,
+	}, info, nil
+}
+
+// partLength is how many bytes there are from offset of an object of size bytes, and
+// at most length if that is not negative.
+func partLength(size, offset, length int64) int64 {
+	left := max(0, size-offset)
+	if length < 0 {
+		return left
+	}
+	return min(left, length)
+}
+
+// resumingBody is the body that getResuming returns. Close may be called during
+// a Read, and ends it.
+type resumingBody struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	get    getFunc
+	info   objectInfo
+	offset int64 // of the next byte
+	left   int64
+	tries  int   // in which less than resumeStep bytes came together
+	moved  int64 // bytes since tries was 0
+	broken error // why body yields no more, nil: it does
+
+	mu     sync.Mutex // of what follows
+	body   io.ReadCloser
+	closed bool
+}
+
+func (r *resumingBody) Read(p []byte) (int, error) {
+	for r.left > 0 {
+		if r.broken != nil {
+			if err := r.resume(); err != nil {
+				return 0, err
+			}
+		}
+		n, err := r.body.Read(p[:min(int64(len(p)), r.left)])
+		r.offset, r.left = r.offset+int64(n), r.left-int64(n)
+		if r.moved += int64(n); r.moved >= resumeStep {
+			r.moved, r.tries = 0, 0
+		}
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF // unless nothing is left
+		}
+		r.broken = err
+		if n > 0 || err == nil {
+			return n, nil
+		}
+	}
+	return 0, io.EOF
+}
+
+// resume opens the rest of the object.
+func (r *resumingBody) resume() error {
+	if r.tries == resumeTries {
+		return fmt.Errorf("the store broke off %d answers in a row: %w", r.tries+1, r.broken)
+	}
+	wait := resumeDelay << r.tries
+	r.tries++
+	select {
+	case <-r.ctx.Done():
+		return r.ctx.Err()
+	case <-time.After(wait/2 + rand.N(wait/2)):
+	}
+	body, info, err := r.get(r.ctx, r.info.key, r.info.etag, r.offset, r.left)
+	if err != nil {
+		return fmt.Errorf("the rest cannot be read after %v: %w", r.broken, err)
+	}
+	if info.etag != r.info.etag { // the store ignored the condition
+		body.Close()
+		return fmt.Errorf("%w: the object changed after %v", ErrPrecondition, r.broken)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		body.Close()
+		return context.Canceled
+	}
+	r.body.Close()
+	r.body, r.broken = body, nil
+	return nil
+}
+
+func (r *resumingBody) Close() error {
+	r.cancel()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	return r.body.Close()
+}
