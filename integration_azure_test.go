@@ -36,5 +36,11 @@ func startAzurite(t testing.TB) *realStore {
 		}
 	}
 	s.prepare(t)
+	s.drop = func(t testing.TB) {
+		t.Helper()
+		if _, err := s.open(t, "").(*objectStore).bucket.(*azureBucket).client.Delete(context.Background(), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return s
 }

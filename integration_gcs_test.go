@@ -24,5 +24,11 @@ func startFakeGCS(t testing.TB) *realStore {
 		}
 	}
 	s.prepare(t)
+	s.drop = func(t testing.TB) {
+		t.Helper()
+		if err := s.open(t, "").(*objectStore).bucket.(*gcsBucket).bucket.Delete(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return s
 }

@@ -55,6 +55,12 @@ func s3Store(t testing.TB, name string, server *storeServer) *realStore {
 		}
 	}
 	s.prepare(t)
+	s.drop = func(t testing.TB) {
+		t.Helper()
+		if _, err := s.s3(t).client.DeleteBucket(context.Background(), &s3.DeleteBucketInput{Bucket: &bucket}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	s.unfinished = func(t testing.TB) int {
 		t.Helper()
 		prefix := s.env["PAGEWRIGHT_S3_PREFIX"]

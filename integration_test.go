@@ -30,6 +30,7 @@ type realStore struct {
 	but    []difference
 
 	prepare    func(t testing.TB)     // makes the bucket
+	drop       func(t testing.TB)     // deletes the bucket, which is empty, or all of it
 	ends       syscall.Signal         // what ends it in the test of a restart; 0: SIGKILL
 	cannotSign bool                   // its credentials sign no URLs
 	unfinished func(t testing.TB) int // number of uploads under way; nil: it does not tell

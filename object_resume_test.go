@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+)
+
+// brokenGet yields objects of 100 bytes that break off at once, and notes when it
+// was called.
+func brokenGet(calls *[]time.Time) getFunc {
+	return func(_ context.Context, key, _ string, _, _ int64) (io.ReadCloser, objectInfo, error) {
+		*calls = append(*calls, time.Now())
+		return io.NopCloser(iotest.ErrReader(errors.New("broken off"))), objectInfo{key: key, etag: `"e"`, size: 100}, nil
+	}
+}
+
+// A store that breaks off all it sends is asked a few times, later each time.
+func TestResumingWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var calls []time.Time
+		r, _, err := getResuming(t.Context(), brokenGet(&calls), "k", "", 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		if n, err := r.Read(make([]byte, 10)); n != 0 || err == nil || !strings.Contains(err.Error(), "broken off") {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+		if len(calls) != 1+resumeTries {
+			t.Fatalf("%d calls", len(calls))
+		}
+		for i := range resumeTries {
+			most := resumeDelay << i
+			if d := calls[i+1].Sub(calls[i]); d < most/2 || d > most {
+				t.Errorf("try %d came after %s", i+1, d)
+			}
+		}
+	})
+}
+
+// Close ends the waiting for the next try, and the try.
+func TestCloseEndsResuming(t *testing.T) {
+	f := func(name string, get func(calls int) getFunc) {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				calls := 0
+				r, _, err := getResuming(t.Context(), func(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
+					calls++
+					return get(calls)(ctx, key, etag, offset, length)
+				}, "k", "", 0, -1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				end := make(chan error, 1)
+				go func() {
+					_, err := r.Read(make([]byte, 10))
+					end <- err
+				}()
+				synctest.Wait()
+				if name == "the try" {
+					time.Sleep(time.Minute)
+				}
+				start := time.Now()
+				r.Close()
+				if err := <-end; !errors.Is(err, context.Canceled) || time.Since(start) > 0 {
+					t.Errorf("after %s the error is %v", time.Since(start), err)
+				}
+			})
+		})
+	}
+	broken := brokenGet(new([]time.Time))
+	f("the waiting", func(int) getFunc { return broken })
+	f("the try", func(calls int) getFunc {
+		if calls == 1 {
+			return broken
+		}
+		return func(ctx context.Context, _, _ string, _, _ int64) (io.ReadCloser, objectInfo, error) {
+			<-ctx.Done()
+			return nil, objectInfo{}, ctx.Err()
+		}
+	})
+}
+
+// The body of a try that is answered after Close is closed.
+func TestResumingClosesALateBody(t *testing.T) {
+	var calls []time.Time
+	broken, answer, asked := brokenGet(&calls), make(chan struct{}), make(chan struct{})
+	late := &closing{}
+	r, _, err := getResuming(t.Context(), func(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
+		body, info, err := broken(ctx, key, etag, offset, length)
+		if len(calls) > 1 {
+			close(asked)
+			<-answer
+			body = late
+		}
+		return body, info, err
+	}, "k", "", 0, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := make(chan error, 1)
+	go func() {
+		_, err := r.Read(make([]byte, 10))
+		end <- err
+	}()
+	<-asked
+	r.Close()
+	close(answer)
+	if err := <-end; !errors.Is(err, context.Canceled) || !late.closed {
+		t.Errorf("closed is %v, %v", late.closed, err)
+	}
+}
+
+type closing struct {
+	io.Reader
+	closed bool
+}
+
+func (c *closing) Close() error { c.closed = true; return nil }
