@@ -116,6 +116,9 @@ func TestS3BucketGone(t *testing.T) {
 	if most := 1 + int(time.Since(start)/bucketAgain); len(heads)-len(lists) != 10 || len(lists) < 1 || len(lists) > most {
 		t.Errorf("the store was asked for %q", heads)
 	}
+	f.took()
+	server.post(t, 503, "/sites/s/logs", `{"build_id":"b","action":"a","status":"s"}`)
+	f.wantRequests(t, "a log entry is not tried again", "GET")
 	everythingIsAway(t, server)
 	f.set(func() { f.gone = false })
 	server.get(t, 200, "/sites/s/artifacts/b")
