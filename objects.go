@@ -258,11 +258,12 @@ func (s *objectStore) sure(err error) error {
 	return err
 }
 
-// askBucket fails if the bucket is not there, by a list, for which the service
-// needs the right anyway, and to which every store answers with a reason.
+// askBucket fails if the bucket is not there, or nobody answers. It lists, which
+// the service needs the right to do anyway, since every store then says what is
+// missing.
 func (s *objectStore) askBucket() (none struct{}, err error) {
-	if err = s.listChecks(); errors.Is(err, ErrDenied) {
-		err = nil // a bucket that is there
+	if err = s.listChecks(); !errors.Is(err, ErrUnavailable) {
+		err = nil // also a refusal is the answer of a bucket that is there
 	}
 	return none, err
 }

@@ -550,3 +550,40 @@ func TestWholeBody(t *testing.T) {
 	f(failing([]byte("abc"), 3, errSender), "abc", errSender)
 	f(failing([]byte("abc"), 3, io.ErrUnexpectedEOF), "abc", io.ErrUnexpectedEOF)
 }
+
+// Of a 404 that may be of the bucket, the bucket is asked.
+func TestAbsentOrWithoutBucket(t *testing.T) {
+	for _, c := range []struct{ list, want error }{
+		{nil, ErrNotFound},
+		{ErrDenied, ErrNotFound}, // a bucket that refuses is there
+		{errors.New("501"), ErrNotFound},
+		{errBucketGone, errBucketGone},
+		{ErrUnavailable, ErrUnavailable}, // nobody knows
+	} {
+		m := newMemBucket()
+		b := assumeSound(openMem(m))
+		m.fault = func(op, _ string) (bool, error) {
+			if op == "list" {
+				return false, c.list
+			}
+			return false, fmt.Errorf("%w: 404", errUnsure)
+		}
+		_, err := b.StatArtifact("s", "b")
+		wantError(t, err, c.want)
+		_, err = b.FetchArtifact("s", "b")
+		wantError(t, err, c.want)
+		err = b.DeleteArtifact("s", "b", Precondition{})
+		if c.want == ErrNotFound {
+			wantError(t, err, nil)
+			wantError(t, b.DeleteArtifact("s", "b", exists), ErrPrecondition)
+			continue
+		}
+		wantError(t, err, c.want)
+		wantError(t, b.DeleteArtifact("s", "b", exists), c.want)
+		_, err = b.StoreArtifactIf("s", "b", known(body(10, 1)), exists)
+		wantError(t, err, c.want)
+		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrPrecondition) {
+			t.Errorf("the error is also %v", err)
+		}
+	}
+}
