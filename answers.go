@@ -70,6 +70,7 @@ func statusOf(err error) (int, string) {
 		{ErrBadCursor, fasthttp.StatusBadRequest},
 		{ErrTooLarge, fasthttp.StatusRequestEntityTooLarge},
 		{ErrLogFull, fasthttp.StatusRequestEntityTooLarge},
+		{ErrKeyReused, fasthttp.StatusUnprocessableEntity},
 		{ErrDamaged, fasthttp.StatusInternalServerError},
 		{ErrNoSpace, fasthttp.StatusInsufficientStorage},
 		{ErrReadOnly, fasthttp.StatusServiceUnavailable},

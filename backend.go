@@ -39,10 +39,12 @@ type Backend interface {
 
 	// WriteLog appends entry to the log of entry.BuildID, which need not have
 	// an artifact. Entries appended at once by any number of processes are all
-	// kept. An entry whose ID is in the log already is not appended again, and
-	// that is a success; where Fresh says that it is not, the log need not be
-	// searched for it. A damaged log is left alone (ErrDamaged), a log of
-	// maxLogSize bytes takes no more entries (ErrLogFull), damaged or not.
+	// kept. An entry whose ID is in the log already is not appended again: that is
+	// a success if it is the same entry, one with the same content, and ErrKeyReused
+	// if it is another one, also where the log is full and where both arrive at once.
+	// Where Fresh says that the ID is new, the log need not be searched for it. A
+	// damaged log is left alone (ErrDamaged), a log of maxLogSize bytes takes no more
+	// entries (ErrLogFull), damaged or not.
 	WriteLog(siteID string, entry LogEntry) error
 
 	// ListVersions lists every build of the site that has an artifact or a
@@ -307,6 +309,7 @@ var (
 	ErrReadOnly     = errors.New("the store is read-only")
 	ErrTooLarge     = errors.New("the artifact is too large for the store")
 	ErrLogFull      = errors.New("the log is full")
+	ErrKeyReused    = errors.New("the Idempotency-Key was used for another entry")
 	ErrDamaged      = errors.New("the log is damaged")
 	ErrUnavailable  = errors.New("the store cannot be reached")
 	ErrBusy         = errors.New("too many requests at once")

@@ -3,19 +3,21 @@ package main
 import (
 	"bytes"
 	"crypto/rand"
-	stdjson "encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"slices"
 	"strconv"
 	"time"
 	"unicode/utf8"
 
-	"github.com/goccy/go-json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/valyala/fasthttp"
 )
 
 const (
 	maxEntrySize = 1 << 20 // bytes of the body of a POST of a log entry
+	maxEntryText = 256     // bytes of an action, and of a status
 	maxPageLimit = 10_000  // builds on a page at most
 	maxKeyLen    = 255     // bytes of an Idempotency-Key
 	maxNesting   = 50      // levels of metadata: in a list they are five deeper, and a few parsers take 64
@@ -126,100 +128,164 @@ func entryID(ctx *fasthttp.RequestCtx) (id string, fresh bool, err error) {
 
 // parseEntry reads the body of a POST: an object with the strings build_id,
 // action and status and an optional object metadata, which is kept as it was
-// sent. Other members are ignored. The error names the member at fault.
+// sent. Names are matched exactly, each of these may be there once, and other
+// members are ignored. The error names the member at fault.
 func parseEntry(body []byte) (LogEntry, error) {
-	// The standard library judges what is JSON: what it lets through is written
-	// into the log as it is, and one byte too much would damage the log.
+	// Surrogates are judged here, since in a member that is ignored they may be anything.
+	dec := jsontext.NewDecoder(bytes.NewBuffer(body), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	switch {
 	case len(bytes.TrimSpace(body)) == 0:
 		return LogEntry{}, errEmptyBody
 	case !utf8.Valid(body):
 		return LogEntry{}, errors.New("the body is not valid UTF-8")
-	case !stdjson.Valid(body):
-		return LogEntry{}, fmt.Errorf("the body is not valid JSON%s", syntaxError(body))
-	case kindOf(body) != '{':
+	case dec.PeekKind() != jsontext.KindBeginObject && dec.PeekKind() != jsontext.KindInvalid:
 		return LogEntry{}, errors.New("the body is not a JSON object")
 	}
-	var raw struct {
-		BuildID  json.RawMessage `json:"build_id"`
-		Action   json.RawMessage `json:"action"`
-		Status   json.RawMessage `json:"status"`
-		Metadata json.RawMessage `json:"metadata"`
+	if _, err := dec.ReadToken(); err != nil {
+		return LogEntry{}, syntaxError(err)
 	}
-	if err := json.Unmarshal(body, &raw); err != nil {
-		return LogEntry{}, fmt.Errorf("the body is not valid JSON: %v", err)
+	e, seen := LogEntry{}, map[string]bool{}
+	for dec.PeekKind() != jsontext.KindEndObject {
+		t, err := dec.ReadToken()
+		if err != nil {
+			return LogEntry{}, syntaxError(err)
+		}
+		name := t.String()
+		if seen[name] {
+			return LogEntry{}, fmt.Errorf("%s is there twice", name)
+		}
+		switch name {
+		case "build_id":
+			e.BuildID, err = entryText(dec, name, maxEntrySize)
+		case "action":
+			e.Action, err = entryText(dec, name, maxEntryText)
+		case "status":
+			e.Status, err = entryText(dec, name, maxEntryText)
+		case "metadata":
+			e.Metadata, err = entryMetadata(dec, body)
+		default:
+			if err := dec.SkipValue(); err != nil {
+				return LogEntry{}, syntaxError(err)
+			}
+			continue
+		}
+		if err != nil {
+			return LogEntry{}, err
+		}
+		seen[name] = true
 	}
-	e := LogEntry{}
-	for _, m := range []struct {
-		name string
-		raw  json.RawMessage
-		to   *string
-	}{{"build_id", raw.BuildID, &e.BuildID}, {"action", raw.Action, &e.Action}, {"status", raw.Status, &e.Status}} {
-		if kindOf(m.raw) == 'n' {
+	if _, err := dec.ReadToken(); err != nil { // the brace
+		return LogEntry{}, syntaxError(err)
+	}
+	if _, err := dec.ReadToken(); err != io.EOF {
+		return LogEntry{}, syntaxError(err)
+	}
+	for _, m := range []struct{ name, value string }{{"build_id", e.BuildID}, {"action", e.Action}, {"status", e.Status}} {
+		if m.value == "" {
 			return LogEntry{}, fmt.Errorf("%s is missing", m.name)
-		}
-		if kindOf(m.raw) != '"' {
-			return LogEntry{}, fmt.Errorf("%s is not a string", m.name)
-		}
-		if err := stdjson.Unmarshal(m.raw, m.to); err != nil {
-			return LogEntry{}, fmt.Errorf("%s is not a string: %v", m.name, err)
-		}
-		if *m.to == "" {
-			return LogEntry{}, fmt.Errorf("%s is empty", m.name)
 		}
 	}
 	if err := checkID(e.BuildID); err != nil {
 		return LogEntry{}, fmt.Errorf("build_id %w", err)
 	}
-	switch kindOf(raw.Metadata) {
-	case 'n': // absent, or null
-	case '{':
-		e.Metadata = bytes.TrimSpace(raw.Metadata)
-		if nesting(e.Metadata) > maxNesting {
-			return LogEntry{}, fmt.Errorf("metadata is nested deeper than %d levels", maxNesting)
-		}
-	default:
-		return LogEntry{}, errors.New("metadata is not an object")
-	}
 	return e, nil
 }
 
-// kindOf is the first byte of a valid JSON value, 'n' if there is none.
-func kindOf(raw []byte) byte {
-	raw = bytes.TrimSpace(raw)
-	if len(raw) == 0 {
-		return 'n'
+// entryText reads a string that is not empty, or null, for which it returns "".
+func entryText(dec *jsontext.Decoder, name string, most int) (string, error) {
+	raw, err := dec.ReadValue()
+	if err != nil {
+		return "", syntaxError(err)
 	}
-	return raw[0]
+	switch raw.Kind() {
+	case jsontext.KindNull:
+		return "", nil
+	case jsontext.KindString:
+	default:
+		return "", fmt.Errorf("%s is not a string", name)
+	}
+	if err := checkValue(dec, raw); err != nil {
+		return "", err
+	}
+	text, err := jsontext.AppendUnquote(nil, raw)
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("%s is not a string: %v", name, err)
+	case len(text) == 0:
+		return "", fmt.Errorf("%s is empty", name)
+	case len(text) > most:
+		return "", fmt.Errorf("%s has %d bytes, more than %d", name, len(text), most)
+	}
+	return string(text), nil
 }
 
-// nesting is how deep the arrays and objects of a valid JSON value go.
-func nesting(raw []byte) int {
-	depth, deepest, quoted := 0, 0, false
-	for i := 0; i < len(raw); i++ {
-		switch c := raw[i]; {
-		case c == '"':
-			quoted = !quoted
-		case quoted && c == '\\':
-			i++
-		case quoted:
-		case c == '{', c == '[':
-			depth++
-			deepest = max(deepest, depth)
-		case c == '}', c == ']':
-			depth--
+// entryMetadata reads an object, which it returns as it stands in body, or null, for
+// which it returns nil.
+func entryMetadata(dec *jsontext.Decoder, body []byte) ([]byte, error) {
+	switch dec.PeekKind() {
+	case jsontext.KindNull:
+		if err := dec.SkipValue(); err != nil {
+			return nil, syntaxError(err)
+		}
+		return nil, nil
+	case jsontext.KindBeginObject, jsontext.KindInvalid: // the next read returns the error
+	default:
+		return nil, errors.New("metadata is not an object")
+	}
+	outside, start := dec.StackDepth(), int64(-1)
+	for {
+		switch dec.PeekKind() {
+		case jsontext.KindBeginObject, jsontext.KindBeginArray, jsontext.KindEndObject, jsontext.KindEndArray:
+			if _, err := dec.ReadToken(); err != nil {
+				return nil, syntaxError(err)
+			}
+			if start < 0 {
+				start = dec.InputOffset() - 1
+			}
+		default:
+			raw, err := dec.ReadValue()
+			if err != nil {
+				return nil, syntaxError(err)
+			}
+			if err := checkValue(dec, raw); err != nil {
+				return nil, err
+			}
+		}
+		switch depth := dec.StackDepth() - outside; {
+		case depth > maxNesting:
+			return nil, fmt.Errorf("metadata is nested deeper than %d levels", maxNesting)
+		case depth == 0:
+			return body[start:dec.InputOffset()], nil
 		}
 	}
-	return deepest
 }
 
-// syntaxError tells where body stops being JSON.
-func syntaxError(body []byte) string {
-	var syntax *stdjson.SyntaxError
-	if err := stdjson.Unmarshal(body, new(any)); errors.As(err, &syntax) {
-		return fmt.Sprintf(": %v at byte %d", syntax, syntax.Offset)
+// checkValue refuses raw, a string or another scalar that dec has just read, if strict
+// decoders would refuse it (RFC 8259, sections 6 and 8.2; RFC 7493, section 2).
+func checkValue(dec *jsontext.Decoder, raw jsontext.Value) error {
+	switch raw.Kind() {
+	case jsontext.KindString:
+		if loneSurrogate(raw, 0) >= 0 {
+			return fmt.Errorf("%.200s has one half of a surrogate pair without the other", dec.StackPointer())
+		}
+	case jsontext.KindNumber:
+		if outsideBinary64(raw) {
+			return fmt.Errorf("%.200s is a number that is too large for binary64; send it as a string", dec.StackPointer())
+		}
 	}
-	return ""
+	return nil
+}
+
+// syntaxError says where a body stops being JSON. nil: something follows its end.
+func syntaxError(err error) error {
+	if err == nil {
+		return errors.New("the body is not valid JSON: something follows the object")
+	}
+	var syntax *jsontext.SyntacticError
+	if errors.As(err, &syntax) {
+		return fmt.Errorf("the body is not valid JSON: %v at byte %d", syntax.Err, syntax.ByteOffset)
+	}
+	return fmt.Errorf("the body is not valid JSON: %v", err)
 }
 
 // getVersions lists the builds of a site with their logs.
@@ -277,9 +343,13 @@ func (s *service) answerList(ctx *fasthttp.RequestCtx, siteID string, query Vers
 	return err
 }
 
+// listFormat is raised whenever the same versions are written otherwise into a list, so
+// that clients do not keep the list of an older service.
+const listFormat = "2"
+
 // pageETag is the entity tag of a page: of what is listed and how it is shown.
 func pageETag(page *VersionPage, q VersionQuery) string {
-	tag := `"` + page.Tag
+	tag := `"` + listFormat + "-" + page.Tag
 	if q.Metadata {
 		tag += "-m"
 	}
@@ -312,9 +382,11 @@ func (s *service) listVersions(siteID string, q VersionQuery) (*VersionPage, err
 	if err != nil {
 		return nil, err
 	}
+	page.Versions = slices.Clone(page.Versions)
 	sums := make([][16]byte, len(page.Versions))
 	for i, v := range page.Versions {
-		sums[i] = versionSum(v)
+		v = v.listable()
+		page.Versions[i], sums[i] = v, versionSum(v)
 	}
 	page.seal(sums)
 	return page, nil

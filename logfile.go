@@ -45,18 +45,14 @@ func (n *nfs) appendLog(siteID, buildID string, entries []LogEntry) []error {
 	if errors.Is(err, ErrDamaged) {
 		n.log.Error("a log takes no entries until it is mended by hand", "error", err)
 	}
-	if err != nil {
-		for i := range errs {
-			if errs[i] == nil {
-				errs[i] = err
-			}
-		}
+	if err != nil { // of all, since errs of some may be due to others that were not written
+		return slices.Repeat([]error{err}, len(entries))
 	}
 	return errs
 }
 
-// appendAll does the work of appendLog. Its result is the error of the entries
-// that have none of their own in errs. The memory that it takes does not grow with
+// appendAll does the work of appendLog. Its result is the error of all entries; if it
+// is nil, errs has those of single ones. The memory that it takes does not grow with
 // the log.
 func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error) error {
 	if err := n.here(); err != nil {

@@ -185,14 +185,19 @@ func appendLog(old []byte, entries []LogEntry) ([]byte, error) {
 	return append(log, "\n]\n"...), nil
 }
 
+// bigEntry is entry i of a bigLog.
+func bigEntry(i int) LogEntry {
+	e := entry(fmt.Sprint("big-", i), "b", testTime)
+	e.Metadata = json.RawMessage(`{"x":"` + strings.Repeat("x", 64<<10) + `"}`)
+	return e
+}
+
 // bigLog is a log of about size bytes with entries big-0, big-1 ...
 func bigLog(t testing.TB, size int) []byte {
 	t.Helper()
 	var entries []LogEntry
 	for i := range size / (64<<10 + 200) {
-		e := entry(fmt.Sprint("big-", i), "b", testTime)
-		e.Metadata = json.RawMessage(`{"x":"` + strings.Repeat("x", 64<<10) + `"}`)
-		entries = append(entries, e)
+		entries = append(entries, bigEntry(i))
 	}
 	log, err := appendLog(nil, entries)
 	if err != nil {
@@ -205,25 +210,26 @@ func TestFullLog(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
 	path := logPath(t, base)
-	f := func(size int, id string, want error) {
+	f := func(size int, e LogEntry, want error) {
 		t.Helper()
 		before := bigLog(t, size)
 		if err := os.WriteFile(path, before, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		wantError(t, n.WriteLog("s", entry(id, "b", testTime)), want)
+		wantError(t, n.WriteLog("s", e), want)
 		after, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if added := !bytes.Equal(before, after); added != (want == nil && id == "new") {
-			t.Errorf("a log of %d bytes: entry %q was added: %v", size, id, added)
+		if added := !bytes.Equal(before, after); added != (want == nil && e.ID == "new") {
+			t.Errorf("a log of %d bytes: entry %q was added: %v", size, e.ID, added)
 		}
 	}
-	f(maxLogSize-1, "new", nil)
-	f(maxLogSize, "new", ErrLogFull)
-	f(maxLogSize, "big-7", nil) // it is there
-	f(maxLogSize+1<<20, "new", ErrLogFull)
+	f(maxLogSize-1, entry("new", "b", testTime), nil)
+	f(maxLogSize, entry("new", "b", testTime), ErrLogFull)
+	f(maxLogSize, bigEntry(7), nil) // it is there
+	f(maxLogSize, entry("big-7", "b", testTime), ErrKeyReused)
+	f(maxLogSize+1<<20, entry("new", "b", testTime), ErrLogFull)
 	if err := os.Truncate(path, maxLogRead+1); err != nil {
 		t.Fatal(err)
 	}
@@ -240,14 +246,14 @@ func TestGrowLog(t *testing.T) {
 		old := bigLog(t, maxLogSize-100)
 		entries := []LogEntry{bad, entry("a", "b", testTime), entry("a", "b", testTime), entry("c", "b", testTime)}
 		if holds {
-			entries = append(entries, entry("big-3", "b", testTime))
+			entries = append(entries, bigEntry(3), entry("big-3", "b", testTime))
 		}
 		errs := make([]error, len(entries))
 		head, tail, err := growLog(old, entries, errs, sound)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if errs[0] == nil || errs[1] != nil || errs[2] != nil || !errors.Is(errs[3], ErrLogFull) || holds && errs[4] != nil {
+		if errs[0] == nil || errs[1] != nil || errs[2] != nil || !errors.Is(errs[3], ErrLogFull) || holds && (errs[4] != nil || !errors.Is(errs[5], ErrKeyReused)) {
 			t.Errorf("the results are %v", errs)
 		}
 		was, err := parseLog(old)
@@ -273,7 +279,7 @@ func TestIDSearch(t *testing.T) {
 			t.Fatal(err)
 		}
 		for size := 1; size <= len(log); size++ {
-			search := newIDSearch(map[string]bool{"o": false, id: false})
+			search := newIDSearch(knownIDs{"o": {}, id: {}})
 			for p := range slices.Chunk([]byte(log), size) {
 				search.add(p)
 			}
@@ -425,7 +431,7 @@ func FuzzLogFile(f *testing.F) {
 		}
 		for i := range was {
 			for size := 1; size < 200; size += size/2 + 1 {
-				search := newIDSearch(map[string]bool{was[i].ID: false})
+				search := newIDSearch(knownIDs{was[i].ID: {}})
 				for p := range slices.Chunk(log, size) {
 					search.add(p)
 				}

@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -23,9 +25,50 @@ type oldLog struct {
 	size int64
 
 	// What scan finds out.
-	head int64           // so many bytes stay when entries follow
-	sum  maphash.Hash    // of these
-	has  map[string]bool // by the ids that scan looked for: whether the log has them
+	head int64        // so many bytes stay when entries follow
+	sum  maphash.Hash // of these
+	has  knownIDs     // the ids that scan looked for
+}
+
+// knownIDs are the ids that are looked for in a log, each with the content of the
+// entry that has it; the zero contentSum: none has.
+type knownIDs map[string]contentSum
+
+// contentSum is a hash of what makes two entries the same.
+type contentSum [sha256.Size]byte
+
+// sumOfContent covers the action, the status and the metadata, less the space between
+// the parts of the metadata.
+func sumOfContent(e *LogEntry) contentSum {
+	var metadata bytes.Buffer
+	if err := json.Compact(&metadata, e.Metadata); err != nil { // there is none, or encodeEntry will refuse it
+		metadata.Reset()
+		metadata.Write(e.Metadata)
+	}
+	h := sha256.New()
+	h.Write(appendSized(appendSized(nil, e.Action), e.Status))
+	h.Write(metadata.Bytes())
+	return contentSum(h.Sum(nil))
+}
+
+// found takes note of an entry of the log. The first one that has an ID counts.
+func (k knownIDs) found(e *LogEntry) {
+	if sum, wanted := k[e.ID]; wanted && sum == (contentSum{}) {
+		k[e.ID] = sumOfContent(e)
+	}
+}
+
+// repeats reports whether the log has the ID of e, and fails with ErrKeyReused if it
+// is that of an entry with other content.
+func (k knownIDs) repeats(e *LogEntry) (bool, error) {
+	sum := k[e.ID]
+	switch {
+	case sum == (contentSum{}):
+		return false, nil
+	case sum != sumOfContent(e):
+		return true, ErrKeyReused
+	}
+	return true, nil
 }
 
 // close closes the file. A second call does nothing.
@@ -37,16 +80,12 @@ func (l *oldLog) close() {
 
 // growLog adds entries to the log old, which is empty if there is none yet: the
 // new log is head and tail, head being a part of old. An entry that cannot be
-// added has its error put into errs; one whose ID is there already is left out,
+// added has its error put into errs; one that is there already is left out,
 // and every ID is looked for. It fails with ErrDamaged. sound tells that parseLog
 // is known to take old: then it is parsed only if an ID may be in it.
 func growLog(old []byte, entries []LogEntry, errs []error, sound bool) (head, tail []byte, err error) {
 	l := &oldLog{data: old, size: int64(len(old))}
-	ids := make(map[string]bool, len(entries))
-	for i := range entries {
-		ids[entries[i].ID] = false
-	}
-	if err := l.scan(ids, maphash.MakeSeed(), func(uint64) bool { return sound }); err != nil {
+	if err := l.scan(idsOfAll(entries), maphash.MakeSeed(), func(uint64) bool { return sound }); err != nil {
 		return nil, nil, err
 	}
 	tail = l.grow(entries, errs)
@@ -54,21 +93,29 @@ func growLog(old []byte, entries []LogEntry, errs []error, sound bool) (head, ta
 }
 
 // idsToFind are the ids of the entries that may be in the log already, for scan.
-func idsToFind(entries []LogEntry) map[string]bool {
-	ids := make(map[string]bool, len(entries))
+func idsToFind(entries []LogEntry) knownIDs {
+	ids := make(knownIDs, len(entries))
 	for i := range entries {
 		if !entries[i].Fresh {
-			ids[entries[i].ID] = false
+			ids[entries[i].ID] = contentSum{}
 		}
 	}
 	return ids
 }
 
-// scan reads the log in order to add to it, and sets ids to whether the log has
-// them. It fails with ErrDamaged. known reports whether a hash is that of a log
+// idsOfAll are the ids of the entries, fresh or not.
+func idsOfAll(entries []LogEntry) knownIDs {
+	ids := make(knownIDs, len(entries))
+	for i := range entries {
+		ids[entries[i].ID] = contentSum{}
+	}
+	return ids
+}
+
+// scan reads the log in order to add to it, and looks for ids. It fails with ErrDamaged. known reports whether a hash is that of a log
 // that parseLog takes: then it is parsed only if an id may be in it. A log that is
 // full takes nothing, so it is only searched.
-func (l *oldLog) scan(ids map[string]bool, seed maphash.Seed, known func(sum uint64) bool) error {
+func (l *oldLog) scan(ids knownIDs, seed maphash.Seed, known func(sum uint64) bool) error {
 	l.has = ids
 	l.sum.SetSeed(seed)
 	full := l.size >= maxLogSize
@@ -92,9 +139,7 @@ func (l *oldLog) scan(ids map[string]bool, seed maphash.Seed, known func(sum uin
 		return err
 	}
 	err = scanEntries(l.reader(), func(e LogEntry) error {
-		if _, wanted := ids[e.ID]; wanted {
-			ids[e.ID] = true
-		}
+		ids.found(&e)
 		return nil
 	})
 	if full && errors.Is(err, ErrDamaged) {
@@ -104,19 +149,20 @@ func (l *oldLog) scan(ids map[string]bool, seed maphash.Seed, known func(sum uin
 }
 
 // grow is what follows the head of the log when entries are added, empty if none
-// is. An entry that cannot be added has its error put into errs; one whose ID is
+// is. An entry that cannot be added has its error put into errs; one that is
 // there already is left out.
 func (l *oldLog) grow(entries []LogEntry, errs []error) (tail []byte) {
 	for i := range entries {
-		id := entries[i].ID
-		if l.has[id] {
+		e := &entries[i]
+		if there, err := l.has.repeats(e); there {
+			errs[i] = err
 			continue
 		}
 		if size := l.size + int64(len(tail)); size >= maxLogSize {
 			errs[i] = fmt.Errorf("%w: it has %d bytes", ErrLogFull, size)
 			continue
 		}
-		line, err := encodeEntry(entries[i])
+		line, err := encodeEntry(*e)
 		if err != nil {
 			errs[i] = err
 			continue
@@ -127,7 +173,9 @@ func (l *oldLog) grow(entries []LogEntry, errs []error) (tail []byte) {
 			tail = append(tail, ",\n"...)
 		}
 		tail = append(tail, line...)
-		l.has[id] = true
+		if !e.Fresh { // else no other entry has its ID
+			l.has[e.ID] = sumOfContent(e)
+		}
 	}
 	if len(tail) > 0 {
 		tail = append(tail, "\n]\n"...)
@@ -177,14 +225,14 @@ func (l *oldLog) ReadAt(p []byte, off int64) (int, error) {
 // JSON string is what stands between two quotes, so no id is overlooked. Where
 // something is, any id may be there.
 type idSearch struct {
-	ids               map[string]bool
+	ids               knownIDs
 	shortest, longest int    // lengths of an id
 	quoted            bool   // the last piece ended within a string
 	text              []byte // the beginning of that, one byte longer than the longest id at most
 	may               bool   // an id may be in the log
 }
 
-func newIDSearch(ids map[string]bool) *idSearch {
+func newIDSearch(ids knownIDs) *idSearch {
 	s := &idSearch{ids: ids, shortest: math.MaxInt}
 	for id := range ids {
 		s.shortest = min(s.shortest, len(id))

@@ -213,7 +213,7 @@ func TestLogThatIsCutWhileItIsRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	known := func(uint64) bool { return true }
-	wantError(t, old.scan(map[string]bool{}, n.sound.seed, known), io.ErrUnexpectedEOF)
+	wantError(t, old.scan(knownIDs{}, n.sound.seed, known), io.ErrUnexpectedEOF)
 	temp, err := n.disk.createTemp(dir)
 	if err != nil {
 		t.Fatal(err)

@@ -166,7 +166,7 @@ func errorKind(err error) string {
 	}{
 		{errTooLarge, "client"}, {errEmptyBody, "client"}, {errStalled, "client"}, {errBodyCut, "client"}, {errRevoked, "busy"},
 		{ErrPrecondition, "precondition"}, {ErrNotFound, "not_found"}, {ErrBadCursor, "client"}, {ErrTooLarge, "client"},
-		{ErrLogFull, "log_full"}, {ErrDamaged, "damaged"}, {ErrNoSpace, "no_space"}, {ErrReadOnly, "read_only"},
+		{ErrLogFull, "log_full"}, {ErrKeyReused, "key_reused"}, {ErrDamaged, "damaged"}, {ErrNoSpace, "no_space"}, {ErrReadOnly, "read_only"},
 		{ErrBusy, "busy"}, {ErrUnavailable, "unavailable"}, {ErrDenied, "denied"}, {ErrUnsupported, "unsupported"},
 	} {
 		if errors.Is(err, e.err) {

@@ -56,9 +56,7 @@ func (s *objectStore) appendLog(key string, entries []LogEntry) []error {
 			!errors.Is(err, ErrPrecondition) && !errors.Is(err, errConflict) && !errors.Is(err, ErrUnavailable):
 			return slices.Repeat([]error{err}, len(entries))
 		}
-		for i := range entries {
-			ids[entries[i].ID] = false
-		}
+		ids = idsOfAll(entries)
 		s.stats.conflicts.Inc()
 		select {
 		case <-ctx.Done():
@@ -73,7 +71,7 @@ func (s *objectStore) appendLog(key string, entries []LogEntry) []error {
 // tryAppend appends what is not in the log yet, on the condition that the log
 // is still the one that was read. Entries that cannot be added have errors of
 // their own in errs. ids are those that the log may have.
-func (s *objectStore) tryAppend(ctx context.Context, key string, entries []LogEntry, ids map[string]bool, errs []error) error {
+func (s *objectStore) tryAppend(ctx context.Context, key string, entries []LogEntry, ids knownIDs, errs []error) error {
 	reading, cancel := context.WithCancel(ctx)
 	defer cancel()
 	body, info, err := s.bucket.get(reading, key, "", 0, -1)
@@ -127,14 +125,12 @@ func (s *objectStore) tryAppend(ctx context.Context, key string, entries []LogEn
 	return nil
 }
 
-// refuseFull puts ErrLogFull into errs for each of entries that is not in the log
-// old, which is full. It reads the log in pieces, and only if it may have one of ids.
-func refuseFull(old io.Reader, entries []LogEntry, ids map[string]bool, errs []error) error {
+// refuseFull puts an error into errs for each of entries that is not in the log old,
+// which is full. It reads the log in pieces, and only if it may have one of ids.
+func refuseFull(old io.Reader, entries []LogEntry, ids knownIDs, errs []error) error {
 	if len(ids) > 0 {
 		err := scanEntries(old, func(e LogEntry) error {
-			if _, wanted := ids[e.ID]; wanted {
-				ids[e.ID] = true
-			}
+			ids.found(&e)
 			return nil
 		})
 		if err != nil && !errors.Is(err, ErrDamaged) { // full, damaged or not
@@ -142,9 +138,11 @@ func refuseFull(old io.Reader, entries []LogEntry, ids map[string]bool, errs []e
 		}
 	}
 	for i := range entries {
-		if !ids[entries[i].ID] {
-			errs[i] = ErrLogFull
+		there, err := ids.repeats(&entries[i])
+		if !there {
+			err = ErrLogFull
 		}
+		errs[i] = err
 	}
 	return nil
 }

@@ -65,10 +65,11 @@ func TestAppendTakesItsMemoryFirst(t *testing.T) {
 	}{
 		{"small", bigLog(t, 70_000), entry("new", "b", testTime), nil, 4 * 70_000, 5 * 70_000},
 		{"large", large, entry("new", "b", testTime), nil, maxLogSize, maxLogSize + 8<<20},
-		{"there already", large, entry("big-7", "b", testTime), nil, maxLogSize, maxLogSize + 8<<20},
+		{"there already", large, bigEntry(7), nil, maxLogSize, maxLogSize + 8<<20},
 		{"damaged", damaged, entry("new", "b", testTime), ErrDamaged, maxLogSize, maxLogSize + 8<<20},
 		{"full", bigLog(t, maxLogSize), entry("new", "b", testTime), ErrLogFull, 1 << 20, 6 << 20},
-		{"full, there already", bigLog(t, maxLogSize), entry("big-7", "b", testTime), nil, 1 << 20, 6 << 20},
+		{"full, there already", bigLog(t, maxLogSize), bigEntry(7), nil, 1 << 20, 6 << 20},
+		{"full, another there", bigLog(t, maxLogSize), entry("big-7", "b", testTime), ErrKeyReused, 1 << 20, 6 << 20},
 		{"full and a fresh id", bigLog(t, maxLogSize), fresh("new", "b"), ErrLogFull, -1, -1},
 		{"too large", make([]byte, maxLogRead+1), fresh("new", "b"), ErrLogFull, -1, -1},
 	} {

@@ -28,7 +28,7 @@ var errLogChanged = fmt.Errorf("%w: the log is not what it was a moment ago", Er
 // but for kept and stale, and is safe for concurrent use.
 type storedLog struct {
 	count   int
-	sum     [16]byte  // of what a list tells of the entries, but their metadata
+	sum     [16]byte  // of what a list tells of the entries
 	first   time.Time // when the first entry was written
 	size    [2]int64  // bytes of the entries in a list: without metadata, and with it
 	largest int64     // bytes of the largest entry in a list
@@ -91,6 +91,7 @@ func (l *storedLog) each(metadata bool, open func() (*openedLog, error), f func(
 	var failed error // of f
 	n := 0
 	err = r.scan(func(e LogEntry) error {
+		e.Metadata = listable(e.Metadata)
 		sum.add(&e)
 		if n++; n == l.count && sum.sum() != l.sum {
 			return errLogChanged
@@ -134,9 +135,11 @@ type logScan struct {
 
 func newLogScan(buildID string) *logScan { return &logScan{buildID: buildID, log: new(storedLog)} }
 
-// add takes the next entry, of which it keeps what is small.
+// add takes the next entry, of which it keeps what is small. It makes the metadata
+// listable.
 func (s *logScan) add(e *LogEntry) {
 	l := s.log
+	e.Metadata = listable(e.Metadata)
 	if l.count == 0 {
 		l.first = e.Timestamp
 	} else { // a comma
@@ -202,25 +205,29 @@ func (l *openedLog) scan(each func(e LogEntry) error) error {
 	return scanEntries(bufio.NewReaderSize(l, int(min(l.size, scanBuffer))), each)
 }
 
-// entrySum is a hash of what a list tells of entries but their metadata, in their
-// order, the same in every process.
+// entrySum is a hash of what a list tells of entries, in their order, the same in
+// every process.
 type entrySum struct {
 	b []byte
 	h hash.Hash // nil: all is in b
 }
 
 func (s *entrySum) add(e *LogEntry) {
-	s.b = appendSized(s.b, e.ID) // names the entry, and so its metadata, which never changes
+	s.b = appendSized(s.b, e.ID)
 	s.b = appendSized(s.b, e.Action)
 	s.b = appendSized(s.b, e.Status)
 	s.b = binary.AppendVarint(s.b, e.Timestamp.UnixNano())
-	if len(s.b) >= 4<<10 {
-		if s.h == nil {
-			s.h = sha256.New()
-		}
-		s.h.Write(s.b)
-		s.b = s.b[:0]
+	s.b = binary.AppendUvarint(s.b, uint64(len(e.Metadata)))
+	if len(s.b)+len(e.Metadata) < 4<<10 {
+		s.b = append(s.b, e.Metadata...)
+		return
 	}
+	if s.h == nil {
+		s.h = sha256.New()
+	}
+	s.h.Write(s.b)
+	s.h.Write(e.Metadata)
+	s.b = s.b[:0]
 }
 
 func (s *entrySum) sum() [16]byte {

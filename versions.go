@@ -66,8 +66,18 @@ func parseCursor(s string) (*Version, error) {
 	return v, nil
 }
 
-// versionSum is a hash of everything that a listing tells of v but metadata,
-// the same in every process.
+// listable returns v with metadata in its Logs that a list can show.
+func (v *Version) listable() *Version {
+	c := *v // v is shared
+	c.Logs = slices.Clone(v.Logs)
+	for i := range c.Logs {
+		c.Logs[i].Metadata = listable(c.Logs[i].Metadata)
+	}
+	return &c
+}
+
+// versionSum is a hash of everything that a listing tells of v, the same in every
+// process.
 func versionSum(v *Version) [16]byte {
 	b := appendSized(make([]byte, 0, 256), v.BuildID)
 	b = binary.AppendVarint(b, v.SizeBytes)

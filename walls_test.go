@@ -19,7 +19,8 @@ var walls = []struct {
 }{
 	{"github.com/valyala/", "main server handlers uploads downloads redirect history listbody answers ready exchange observe peers", "only the HTTP side knows fasthttp"},
 	{"github.com/fasthttp/", "handlers", "only the table of routes knows the router"},
-	{"github.com/goccy/", "answers history listingjson", "only the HTTP side writes its answers"},
+	{"github.com/goccy/", "answers listingjson", "only the HTTP side writes its answers"},
+	{"github.com/go-json-experiment/", "history", "only the HTTP side reads what clients send"},
 	{"github.com/caarlos0/", "config", "only the configuration reads variables"},
 	{"github.com/dustin/", "config", "only the configuration reads sizes"},
 	{"golang.org/x/sys/", "atomic disk diskcheck disk_clock disk_open nfs_names nfs_replace tempfill sweep lock nfs logfile listing siteindex sitescan mount conn listener splicers smallfiles syncs", "system calls stay where they are explained"},
