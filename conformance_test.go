@@ -62,7 +62,10 @@ func testBackend(t *testing.T, open func(t *testing.T) Backend, but ...differenc
 		{"a build deleted meanwhile does not mix into a stream", testDeletedWhileRead, changeWaits, testDeleteWaits},
 		{"an entry is appended as it was sent", testLog, "", nil},
 		{"an entry whose id is in the log is a success and not appended", testLogTwice, "", nil},
+		{"an entry whose id another one has is refused", testKeyReused, "", nil},
+		{"of different entries with one id that arrive at once one is kept", testKeyReusedAtOnce, "", nil},
 		{"entries appended at once are all kept", testLogAtOnce, "", nil},
+		{"entries stand in the order of appending whatever their times", testLogOrder, "", nil},
 		{"a damaged or full log is left alone and listed as what it is", testBadLogs, "", nil},
 		{"every build with an artifact or a log is listed newest first", testList, "", nil},
 		{"an unknown site has no versions", testListUnknown, "", nil},
@@ -487,6 +490,116 @@ func testLogTwice(t *testing.T, open func() store) {
 	}
 }
 
+// repeat is an entry, and whether it is the same as the first of its ID.
+type repeat struct {
+	LogEntry
+	same bool
+}
+
+// sameID are entries of one ID, the first of which is in a log or comes into it.
+func sameID(id, buildID string) []repeat {
+	with := func(same bool, action, status, metadata string) repeat {
+		e := entry(id, buildID, time.Now())
+		e.Action, e.Status = action, status
+		if metadata != "" {
+			e.Metadata = json.RawMessage(metadata)
+		}
+		return repeat{e, same}
+	}
+	return []repeat{
+		with(true, "deploy", "ok", `{"a":[1,"x y"]}`),
+		with(true, "deploy", "ok", "{ \"a\":\t[1 ,\n\"x y\"] }"),
+		with(false, "build", "ok", `{"a":[1,"x y"]}`),
+		with(false, "deploy", "failed", `{"a":[1,"x y"]}`),
+		with(false, "deployo", "k", `{"a":[1,"x y"]}`),
+		with(false, "deploy", "ok", `{"a":[1,"xy"]}`),
+		with(false, "deploy", "ok", `{"a":[1.0,"x y"]}`),
+		with(false, "deploy", "ok", `{"a":[1,"x\u0020y"]}`),
+		with(false, "deploy", "ok", `{}`),
+		with(false, "deploy", "ok", ""),
+	}
+}
+
+func testKeyReused(t *testing.T, open func() store) {
+	one, two, site := open(), open(), newSite()
+	entries := sameID("k", "b")
+	for _, b := range []store{one, two, one} { // as it is known to one, and as the other finds it
+		for _, e := range entries {
+			want := ErrKeyReused
+			if e.same {
+				want = nil
+			}
+			if err := b.WriteLog(site, e.LogEntry); !errors.Is(err, want) {
+				t.Errorf("%s %s %s: %v, want %v", e.Action, e.Status, e.Metadata, err, want)
+			}
+		}
+	}
+	mustLog(t, two, site, entry("l", "b", time.Now()))
+	v := versionOf(t, one, site, "b")
+	if !slices.Equal(idsOf(v.Logs), []string{"k", "l"}) || string(v.Logs[0].Metadata) != string(entries[0].Metadata) {
+		t.Errorf("the log has %+v", v.Logs)
+	}
+}
+
+func testKeyReusedAtOnce(t *testing.T, open func() store) {
+	const rounds, each = 3, 6
+	stores, site := []store{open(), open()}, newSite()
+	for round := range rounds {
+		id := fmt.Sprint("b", round)
+		errs := make([]error, 2*each)
+		content := func(i int) string { return fmt.Sprint("content ", i%3) }
+		var g sync.WaitGroup
+		start := make(chan struct{})
+		for i := range errs {
+			g.Go(func() {
+				e := entry("k", id, time.Now())
+				e.Action = content(i)
+				<-start
+				errs[i] = stores[i/each].WriteLog(site, e)
+			})
+		}
+		close(start)
+		g.Wait()
+		v := versionOf(t, stores[0], site, id)
+		if v == nil || len(v.Logs) != 1 {
+			t.Fatalf("the log has %+v", v)
+		}
+		for i, err := range errs {
+			want := ErrKeyReused
+			if content(i) == v.Logs[0].Action {
+				want = nil
+			}
+			if !errors.Is(err, want) {
+				t.Errorf("%q, where %q is kept: %v, want %v", content(i), v.Logs[0].Action, err, want)
+			}
+		}
+	}
+}
+
+// testLogOrder: two replicas append in turn, and the clock of one is far behind.
+func testLogOrder(t *testing.T, open func() store) {
+	stores, site := []store{open(), open()}, newSite()
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	var ids []string
+	for i := range 6 {
+		id := fmt.Sprint(i)
+		mustLog(t, stores[i%2], site, entry(id, "b", now.Add(time.Duration(i)*time.Second-time.Duration(i%2)*time.Hour)))
+		ids = append(ids, id)
+	}
+	mustLog(t, stores[0], site, entry("later", "c", now.Add(-time.Second))) // but older than the first entry of b
+	for i, b := range stores {
+		page, err := listPage(b, site, VersionQuery{Limit: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, v := range map[string]*Version{"the list": versionOf(t, b, site, "b"), "the first page": page.Versions[0]} {
+			if v == nil || v.BuildID != "b" || !slices.Equal(idsOf(v.Logs), ids) || !v.CreatedAt.Equal(v.Logs[0].Timestamp) {
+				t.Errorf("%s of process %d has %+v", what, i, v)
+			}
+		}
+	}
+}
+
 // plantLog puts data under the name of a log, as somebody else would.
 func plantLog(t *testing.T, b Backend, site, id string, data []byte) {
 	t.Helper()
@@ -525,18 +638,19 @@ func testBadLogs(t *testing.T, open func() store) {
 		data     []byte
 		appended error // of another entry
 		again    error // of the entry that is there
+		reused   error // of another one with its id
 		listed   string
 		entries  int
 	}{
-		{"damaged", true, []byte(`[{"id":"1",`), ErrDamaged, ErrDamaged, "the log is damaged", 0},
-		{"damaged-alone", false, []byte(`[{"id":"1",`), ErrDamaged, ErrDamaged, "the log is damaged", 0},
-		{"empty", true, nil, ErrDamaged, ErrDamaged, "the log is damaged", 0},
-		{"no-entries", true, []byte("[]"), ErrDamaged, ErrDamaged, "the log is damaged", 0},
-		{"nearly-full", true, log(maxLogSize - 1), nil, nil, "", 2},
-		{"full", true, log(maxLogSize), ErrLogFull, nil, "", 1},
-		{"full-and-damaged", true, append(log(maxLogSize), `{"x":"\"`...), ErrLogFull, nil, "the log is damaged", 0},
-		{"too-large", true, log(maxLogRead + 1), ErrLogFull, ErrLogFull, "the log is full", 0},
-		{"too-large-alone", false, log(maxLogRead + 1), ErrLogFull, ErrLogFull, "the log is full", 0},
+		{"damaged", true, []byte(`[{"id":"1",`), ErrDamaged, ErrDamaged, ErrDamaged, "the log is damaged", 0},
+		{"damaged-alone", false, []byte(`[{"id":"1",`), ErrDamaged, ErrDamaged, ErrDamaged, "the log is damaged", 0},
+		{"empty", true, nil, ErrDamaged, ErrDamaged, ErrDamaged, "the log is damaged", 0},
+		{"no-entries", true, []byte("[]"), ErrDamaged, ErrDamaged, ErrDamaged, "the log is damaged", 0},
+		{"nearly-full", true, log(maxLogSize - 1), nil, nil, ErrKeyReused, "", 2},
+		{"full", true, log(maxLogSize), ErrLogFull, nil, ErrKeyReused, "", 1},
+		{"full-and-damaged", true, append(log(maxLogSize), `{"x":"\"`...), ErrLogFull, nil, ErrKeyReused, "the log is damaged", 0},
+		{"too-large", true, log(maxLogRead + 1), ErrLogFull, ErrLogFull, ErrLogFull, "the log is full", 0},
+		{"too-large-alone", false, log(maxLogRead + 1), ErrLogFull, ErrLogFull, ErrLogFull, "the log is full", 0},
 	}
 	for _, c := range cases {
 		if c.artifact {
@@ -545,6 +659,11 @@ func testBadLogs(t *testing.T, open func() store) {
 		plantLog(t, one, site, c.id, c.data)
 		if err := one.WriteLog(site, entry("1", c.id, time.Now())); !errors.Is(err, c.again) {
 			t.Errorf("%s: the entry that is there: %v, want %v", c.id, err, c.again)
+		}
+		reused := entry("1", c.id, time.Now())
+		reused.Status = "failed"
+		if err := two.WriteLog(site, reused); !errors.Is(err, c.reused) {
+			t.Errorf("%s: another entry with the id of the one that is there: %v, want %v", c.id, err, c.reused)
 		}
 		if err := two.WriteLog(site, entry("2", c.id, time.Now())); !errors.Is(err, c.appended) {
 			t.Errorf("%s: another entry: %v, want %v", c.id, err, c.appended)
@@ -582,8 +701,8 @@ func testLogAtOnce(t *testing.T, open func() store) {
 }
 
 // appendAtOnce appends writers x each entries to build b. Each writer waits for
-// its entry before it sends the next, and the log must show them in that order.
-// All have one time, because entries of one time are listed as they were appended.
+// its entry before it sends the next, and the log must show them in that order. Their
+// times go backward, and say nothing about it.
 func appendAtOnce(t *testing.T, stores []store, site string, writers, each int) {
 	t.Helper()
 	start := time.Now()
@@ -591,7 +710,7 @@ func appendAtOnce(t *testing.T, stores []store, site string, writers, each int) 
 	for w := range writers {
 		g.Go(func() {
 			for i := range each {
-				e := entry(fmt.Sprintf("%d-%d", w, i), "b", start)
+				e := entry(fmt.Sprintf("%d-%d", w, i), "b", start.Add(-time.Duration(i)*time.Minute))
 				if err := stores[w%len(stores)].WriteLog(site, e); err != nil {
 					t.Errorf("writer %d, entry %d: %v", w, i, err)
 				}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -99,12 +100,14 @@ func TestParseEntry(t *testing.T) {
 	}
 }
 
-// FuzzEntry: what is taken can be written into a log and read again as it was.
+// FuzzEntry: what is taken can be written into a log, read again as it was and listed as
+// it was, and strict decoders can read it.
 func FuzzEntry(f *testing.F) {
 	for _, s := range []string{
 		`{"build_id":"b","action":"a","status":"s"}`, `{"build_id":"b","action":"a","status":"s","metadata":{"a":[1,{"b":null}]}}`,
 		`[]`, `{"build_id":1}`, `{"build_id":"b","action":"\ud800","status":"s"}`, `{"build_id":"b","build_id":"c","action":"a","status":"s"}`,
 		`{"Build_ID":"b","action":"a","status":"s"}`, "{\"metadata\":{\"a\":\"\u2028\"}}",
+		`{"build_id":"b","action":"a","status":"s","metadata":{"a":"\ud83d\ude00","\udead":1}}`, `{"build_id":"b","action":"a","status":"s","metadata":{"a":[1e308,1e309]}}`,
 	} {
 		f.Add([]byte(s))
 	}
@@ -119,5 +122,163 @@ func FuzzEntry(f *testing.F) {
 		if e.Metadata != nil && (!json.Valid(e.Metadata) || e.Metadata[0] != '{' || !bytes.Contains(body, e.Metadata)) {
 			t.Errorf("%q has the metadata %q", body, e.Metadata)
 		}
+		if e.Metadata != nil {
+			if err := strictly(e.Metadata); err != nil || !bytes.Equal(listable(e.Metadata), e.Metadata) {
+				t.Errorf("%q has the metadata %q, listed as %q: %v", body, e.Metadata, listable(e.Metadata), err)
+			}
+		}
 	})
+}
+
+// The rules of an Idempotency-Key, through the front door (draft-ietf-httpapi-idempotency-key-header,
+// section 2.7).
+func TestIdempotencyKey(t *testing.T) {
+	for name, b := range map[string]Backend{"directory": openTestNFS(t, t.TempDir()), "objects": openMem(newMemBucket())} {
+		t.Run(name, func(t *testing.T) {
+			s, _ := startBackend(t, b)
+			post := func(status int, body string, key ...string) {
+				t.Helper()
+				r := s.post(t, status, "/sites/s/logs", body, key...)
+				if status == 201 && len(key) > 0 {
+					var got success
+					if r.into(t, &got); got.EntryID != key[1] {
+						t.Errorf("%s has the entry id %q", body, got.EntryID)
+					}
+				}
+				if status == 422 && !strings.Contains(string(r.body), "the Idempotency-Key was used for another entry") {
+					t.Errorf("%s is answered %s", body, r.body)
+				}
+			}
+			body := `{"build_id":"b","action":"deploy","status":"ok","metadata":{"n":1,"s":"x y"}}`
+			post(201, body, "Idempotency-Key", "k")
+			post(201, body, "Idempotency-Key", "k")
+			post(201, "{ \"metadata\": { \"n\" : 1,\n\"s\":\"x y\"}, \"status\":\"ok\",\"action\":\"deploy\",\"build_id\":\"b\",\"x\":1 }", "Idempotency-Key", "k")
+			post(422, strings.Replace(body, "deploy", "build", 1), "Idempotency-Key", "k")
+			post(422, strings.Replace(body, "ok", "failed", 1), "Idempotency-Key", "k")
+			post(422, strings.Replace(body, "1", "2", 1), "Idempotency-Key", "k")
+			post(422, strings.Replace(body, "1", "1.0", 1), "Idempotency-Key", "k")
+			post(422, strings.Replace(body, "x y", "xy", 1), "Idempotency-Key", "k")
+			post(422, `{"build_id":"b","action":"deploy","status":"ok"}`, "Idempotency-Key", "k")
+			post(422, `{"build_id":"b","action":"deploy","status":"ok","metadata":{}}`, "Idempotency-Key", "k")
+			post(201, strings.Replace(body, `"b"`, `"c"`, 1), "Idempotency-Key", "k") // of another log
+			post(201, strings.Replace(body, "ok", "failed", 1), "Idempotency-Key", "k2")
+			post(201, strings.Replace(body, "ok", "failed", 1))
+			v := s.versions(t, "/sites/s/versions?metadata=true")
+			for _, b := range v.Versions {
+				if want := map[string]int{"b": 3, "c": 1}[b.Build_ID]; len(b.Logs) != want {
+					t.Errorf("%s has %d entries", b.Build_ID, len(b.Logs))
+				}
+			}
+		})
+	}
+}
+
+// oddMetadata is what older services took, and how it is listed.
+var oddMetadata = [][2]string{
+	{`{"s":"\ud83d"}`, `{"s":"\ufffd"}`},
+	{`{"\uDE00":[{"\\ud83d":"\ud83d\ude00"}]}`, `{"\ufffd":[{"\\ud83d":"\ud83d\ude00"}]}`},
+	{`{"n":1e999, "m" : [-1E+400,9007199254740993]}`, `{"n":"1e999", "m" : ["-1E+400",9007199254740993]}`},
+	{`{"ok":1.50}`, `{"ok":1.50}`},
+}
+
+// Entries of older services are listed so that strict decoders can read the list, with
+// the length that was announced, and stay as they are in the log.
+func TestListOfOddMetadata(t *testing.T) {
+	for name, b := range listStores(t) {
+		s, svc := startBackend(t, b)
+		for _, padding := range []int{0, keepMetadata} { // kept in memory, and not
+			t.Run(fmt.Sprint(name, "/", padding), func(t *testing.T) {
+				site := newSite()
+				pad := strings.Repeat(" ", padding)
+				var entries []LogEntry
+				for i, m := range oddMetadata {
+					e := entry(fmt.Sprint(i), "b", testTime)
+					e.Metadata = json.RawMessage(m[0][:1] + pad + m[0][1:])
+					entries = append(entries, e)
+				}
+				plantEntries(t, b, site, "b", entries)
+				mustLog(t, b, site, entry("new", "b", testTime))
+				if err := b.WriteLog(site, entries[0]); err != nil { // the log still has it
+					t.Error(err)
+				}
+				for _, buffered := range []int64{0, 1 << 40} {
+					svc.listBuffered = buffered
+					r := s.get(t, 200, "/sites/"+site+"/versions?metadata=true")
+					if err := strictly(r.body); err != nil || r.length != int64(len(r.body)) {
+						t.Fatalf("%d bytes, announced as %d: %v", len(r.body), r.length, err)
+					}
+					var v versionsBody
+					r.into(t, &v)
+					for i, e := range v.Versions[0].Logs[:len(oddMetadata)] {
+						want := oddMetadata[i][1]
+						if string(e.Metadata) != want[:1]+pad+want[1:] {
+							t.Errorf("%s is listed as %.100s", oddMetadata[i][0], e.Metadata)
+						}
+					}
+					if n := len(v.Versions[0].Logs); n != len(oddMetadata)+1 {
+						t.Errorf("%d entries are listed", n)
+					}
+				}
+			})
+		}
+	}
+}
+
+// fixedList is a backend that lists what it is given, and has no pages.
+type fixedList struct {
+	Backend
+	versions []*Version
+}
+
+func (f fixedList) ListVersions(string) ([]*Version, error) { return f.versions, nil }
+
+// The list of a backend without pages is made listable by the service, which does not
+// change the versions.
+func TestListOfOddMetadataWithoutPages(t *testing.T) {
+	v := &Version{BuildID: "b"}
+	for _, m := range oddMetadata {
+		e := entry("1", "b", testTime)
+		e.Metadata = json.RawMessage(m[0])
+		v.Logs = append(v.Logs, e)
+	}
+	s, _ := startBackend(t, fixedList{versions: []*Version{v}})
+	for range 2 {
+		r := s.get(t, 200, "/sites/s/versions?metadata=true")
+		if err := strictly(r.body); err != nil || r.length != int64(len(r.body)) {
+			t.Errorf("%d bytes, announced as %d: %v", len(r.body), r.length, err)
+		}
+		for i, e := range v.Logs {
+			if string(e.Metadata) != oddMetadata[i][0] {
+				t.Errorf("entry %d has become %s", i, e.Metadata)
+			}
+			if !bytes.Contains(r.body, []byte(oddMetadata[i][1])) {
+				t.Errorf("entry %d is not listed as %s", i, oddMetadata[i][1])
+			}
+		}
+	}
+}
+
+// The entity tags of both kinds of lists name their format and cover the metadata.
+func TestETagOfListCoversMetadata(t *testing.T) {
+	for name, b := range listStores(t) {
+		t.Run(name, func(t *testing.T) {
+			s, _ := startBackend(t, b)
+			for _, size := range []int{20, 5 << 10} {
+				seen := map[string]string{}
+				for _, fill := range []string{"m", "n"} {
+					site := newSite() // the tag does not name it
+					e := withMetadata(entry("1", "b", testTime), size)
+					e.Metadata = bytes.ReplaceAll(e.Metadata, []byte("m"), []byte(fill))
+					plantEntries(t, b, site, "b", []LogEntry{e})
+					for _, query := range []string{"", "?metadata=true"} {
+						tag := s.get(t, 200, "/sites/"+site+"/versions"+query).header.Get("ETag")
+						if was, ok := seen[tag]; ok || !strings.HasPrefix(tag, `"`+listFormat+"-") {
+							t.Errorf("%d bytes of %s%s: the ETag is %s, and %q has it too", size, fill, query, tag, was)
+						}
+						seen[tag] = fill + query
+					}
+				}
+			}
+		})
+	}
 }

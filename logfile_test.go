@@ -271,6 +271,41 @@ func TestGrowLog(t *testing.T) {
 	f(true, true)
 }
 
+// Entries that share a write are compared with each other. If the write fails, none of
+// them is told that its ID is in the log.
+func TestKeyReusedInOneWrite(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	batch := func() (entries []LogEntry) {
+		for _, e := range sameID("k", "b") {
+			entries = append(entries, e.LogEntry)
+		}
+		return entries
+	}
+	n.remote = true
+	n.disk.linking = func() { // the first write of the log: another host is faster
+		n.disk.linking = nil
+		if err := os.WriteFile(logPath(t, base), wideLog(t, 0, 0), 0o644); err != nil {
+			t.Error(err)
+		}
+	}
+	for i, err := range n.appendLog("s", "b", batch()) {
+		if !errors.Is(err, ErrUnavailable) {
+			t.Errorf("entry %d: %v, where nothing was written", i, err)
+		}
+	}
+	n.remote = false
+	errs := n.appendLog("s", "b", batch())
+	for i, e := range sameID("k", "b") {
+		if e.same != (errs[i] == nil) || !e.same && !errors.Is(errs[i], ErrKeyReused) {
+			t.Errorf("entry %d, which is the same: %v: %v", i, e.same, errs[i])
+		}
+	}
+	if v := versionOf(t, n, "s", "b"); !slices.Equal(idsOf(v.Logs), []string{"first", "last", "k"}) {
+		t.Errorf("the log has %v", idsOf(v.Logs))
+	}
+}
+
 // No id is overlooked, wherever the log is cut into pieces.
 func TestIDSearch(t *testing.T) {
 	f := func(log, id string, want bool) {

@@ -181,3 +181,60 @@ func TestLostReplyOfTheLastEntry(t *testing.T) {
 	mustLog(t, b, "s", last)
 	wantError(t, b.WriteLog("s", fresh("another", "b")), ErrLogFull)
 }
+
+// A write whose outcome is not known, or that another process was faster than, is tried
+// again: an entry with our ID is ours if its content is.
+func TestKeyReusedWhileAnotherWrites(t *testing.T) {
+	mine, other := entry("k", "b", testTime), entry("k", "b", testTime)
+	other.Status = "failed"
+	lost := fmt.Errorf("%w: no answer", ErrUnavailable)
+	for _, c := range []struct {
+		name   string
+		rival  *LogEntry // is in the log just before our write
+		stored bool      // our write is done
+		err    error     // of our write
+		want   error
+		kept   LogEntry
+	}{
+		{"the reply is lost", nil, true, lost, nil, mine},
+		{"the write is lost", nil, false, lost, nil, mine},
+		{"the same entry is faster", &mine, false, nil, nil, mine},
+		{"another entry is faster", &other, false, nil, ErrKeyReused, other},
+		{"another entry is faster and the write is lost", &other, false, lost, ErrKeyReused, other},
+	} {
+		for _, old := range [][]byte{nil, bigLog(t, 70_000)} {
+			t.Run(fmt.Sprint(c.name, "/", len(old)), func(t *testing.T) {
+				m := newMemBucket()
+				b, rival := openMem(m), openMem(m)
+				for _, s := range []*objectStore{b, rival} {
+					if err := s.trusted(conditionalPut); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if old != nil {
+					plantLog(t, b, "s", "b", old)
+				}
+				m.fault = func(op, _ string) (bool, error) {
+					if op != "put" {
+						return false, nil
+					}
+					m.fault = nil
+					if c.rival != nil {
+						m.mu.Unlock()
+						err := rival.WriteLog("s", *c.rival)
+						m.mu.Lock()
+						if err != nil {
+							t.Error(err)
+						}
+					}
+					return c.stored, c.err
+				}
+				wantError(t, b.WriteLog("s", mine), c.want)
+				logs := versionOf(t, b, "s", "b").Logs
+				if last := logs[len(logs)-1]; last.ID != "k" || last.Status != c.kept.Status || len(logs) > 2 {
+					t.Errorf("the last of %d entries is %+v", len(logs), last)
+				}
+			})
+		}
+	}
+}
