@@ -106,6 +106,11 @@ func TestLogBuffer(t *testing.T) {
 				l.lines(otherLine, ten("other"))
 			}
 		}, []string{ten("first"), strings.Repeat(ten("access")+"\n", 14) + ten("access"), strings.Repeat(ten("other")+"\n", 19) + ten("other"), notice(5, 0)}, lineCounts{5, 0}},
+		{"a short access line does not pass a long one that was dropped", 160, 300, func(l logTest) {
+			stuck(l)
+			l.lines(accessLine, strings.Repeat("x", 150), "y")
+			l.lines(otherLine, "other")
+		}, []string{ten("first"), "other", notice(2, 0)}, lineCounts{2, 0}},
 		{"other lines are dropped when the reserve is full", 160, 300, func(l logTest) {
 			stuck(l)
 			for range 60 {
@@ -433,7 +438,9 @@ func TestReaderOfTheLogStalls(t *testing.T) {
 	p := startProgram(t, nil)
 	finish := p.beginUpload(t)
 	p.fill(t)
-	p.damage(t, "while-it-stalls")
+	for i := range 20 { // more than a gap that is too small for an access line
+		p.damage(t, fmt.Sprint("while-it-stalls-", i))
+	}
 	p.fill(t)
 	got := scrape(t, &p.testServer)
 	dropped := got[`pagewright_log_lines_dropped_total{kind="access"}`]
@@ -446,8 +453,10 @@ func TestReaderOfTheLogStalls(t *testing.T) {
 	if got := finish(); got != 201 {
 		t.Errorf("the upload in flight: %v", got)
 	}
-	if line := p.waitFor(t, `"ERROR"`); !strings.Contains(line, "while-it-stalls") {
-		t.Errorf("the ERROR line is %s", line)
+	for i := range 20 {
+		if line := p.waitFor(t, `"request failed"`); !strings.Contains(line, fmt.Sprintf(`"while-it-stalls-%d"`, i)) {
+			t.Errorf("an ERROR line is %s", line)
+		}
 	}
 	told := 0
 	for told < int(dropped) {
