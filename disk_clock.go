@@ -58,7 +58,7 @@ func (d *disk) compareClocks(f *os.File, before, after time.Time) {
 	if c.diff != 0 {
 		d.warnClock.Do(func() {
 			d.log.Warn("the clock of this host is not that of the store; files and log entries get the store's time",
-				"store_ahead_by", c.diff.Round(time.Millisecond).String())
+				"store_ahead_by_ms", c.diff.Milliseconds())
 		})
 	}
 }
