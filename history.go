@@ -141,18 +141,38 @@ func parseEntry(body []byte) (LogEntry, error) {
 	case dec.PeekKind() != jsontext.KindBeginObject && dec.PeekKind() != jsontext.KindInvalid:
 		return LogEntry{}, errors.New("the body is not a JSON object")
 	}
-	if _, err := dec.ReadToken(); err != nil {
+	e, err := entryMembers(dec, body)
+	if err != nil {
+		return LogEntry{}, err
+	}
+	if _, err := dec.ReadToken(); err != io.EOF {
 		return LogEntry{}, syntaxError(err)
 	}
-	e, seen := LogEntry{}, map[string]bool{}
+	for _, m := range []struct{ name, value string }{{"build_id", e.BuildID}, {"action", e.Action}, {"status", e.Status}} {
+		if m.value == "" {
+			return LogEntry{}, fmt.Errorf("%s is missing", m.name)
+		}
+	}
+	if err := checkID(e.BuildID); err != nil {
+		return LogEntry{}, fmt.Errorf("build_id %w", err)
+	}
+	return e, nil
+}
+
+// entryMembers reads the object of parseEntry, in which members may be missing.
+func entryMembers(dec *jsontext.Decoder, body []byte) (e LogEntry, err error) {
+	if _, err := dec.ReadToken(); err != nil {
+		return e, syntaxError(err)
+	}
+	seen := map[string]bool{} // of the names that are known
 	for dec.PeekKind() != jsontext.KindEndObject {
 		t, err := dec.ReadToken()
 		if err != nil {
-			return LogEntry{}, syntaxError(err)
+			return e, syntaxError(err)
 		}
 		name := t.String()
 		if seen[name] {
-			return LogEntry{}, fmt.Errorf("%s is there twice", name)
+			return e, fmt.Errorf("%s is there twice", name)
 		}
 		switch name {
 		case "build_id":
@@ -165,28 +185,17 @@ func parseEntry(body []byte) (LogEntry, error) {
 			e.Metadata, err = entryMetadata(dec, body)
 		default:
 			if err := dec.SkipValue(); err != nil {
-				return LogEntry{}, syntaxError(err)
+				return e, syntaxError(err)
 			}
 			continue
 		}
 		if err != nil {
-			return LogEntry{}, err
+			return e, err
 		}
 		seen[name] = true
 	}
-	if _, err := dec.ReadToken(); err != nil { // the brace
-		return LogEntry{}, syntaxError(err)
-	}
-	if _, err := dec.ReadToken(); err != io.EOF {
-		return LogEntry{}, syntaxError(err)
-	}
-	for _, m := range []struct{ name, value string }{{"build_id", e.BuildID}, {"action", e.Action}, {"status", e.Status}} {
-		if m.value == "" {
-			return LogEntry{}, fmt.Errorf("%s is missing", m.name)
-		}
-	}
-	if err := checkID(e.BuildID); err != nil {
-		return LogEntry{}, fmt.Errorf("build_id %w", err)
+	if _, err := dec.ReadToken(); err != nil {
+		return e, syntaxError(err)
 	}
 	return e, nil
 }
