@@ -65,6 +65,7 @@ func TestTheDocumentTellsWhatTheServiceAnswers(t *testing.T) {
 		{"GET", build, "", 304, []string{"If-None-Match", "*"}},
 		{"HEAD", build, "", 200, nil},
 		{"POST", "/sites/a/logs", `{"build_id":"b","action":"deploy","status":"ok","metadata":{"x":1}}`, 201, []string{"Idempotency-Key", "k"}},
+		{"POST", "/sites/a/logs", `{"build_id":"b","action":"deploy","status":"ok"}`, 422, []string{"Idempotency-Key", "k"}},
 		{"POST", "/sites/a/logs", `{"build_id":"b"}`, 400, nil},
 		{"POST", "/sites/a/logs", strings.Repeat(" ", 1<<20+1), 413, nil},
 		{"GET", "/sites/a/versions?limit=1&metadata=true", "", 200, nil},
