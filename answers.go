@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -110,4 +111,15 @@ func (s *service) fail(ctx *fasthttp.RequestCtx, op, siteID, buildID string, err
 			slog.String("request_id", requestIDOf(ctx)), slog.String("error", err.Error()))
 	}
 	refuse(ctx, status, "cannot %s: %s", op, reason)
+}
+
+// failLater makes known what fails after the header has left, when the answer can
+// only be cut: what failed, and the call of the backend that it belongs to.
+func (s *service) failLater(c *conn, what, call, siteID, buildID string) {
+	id := c.ex.id
+	c.ex.sourceFailed = func(err error) {
+		s.metrics.failures(call, errorKind(err)).Inc()
+		s.log.LogAttrs(context.Background(), slog.LevelWarn, what+" was cut", slog.String("site", siteID),
+			slog.String("build", buildID), slog.String("request_id", id), slog.String("error", err.Error()))
+	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"container/list"
 	"errors"
 	"fmt"
@@ -305,12 +306,12 @@ func (c *conn) writeHeld() error {
 	return c.dstErr
 }
 
-// failed reports whether an error that a splice has just returned is the
+// failed reports whether an error that a splice or a sendfile has just returned is the
 // socket's own, and not that of the file. The error itself does not tell: a file
 // on a remote store fails with ETIMEDOUT or ENOTCONN too. The socket does: the
 // kernel closes one before it reports an error of it, and a closed socket has no
 // peer (getpeername(2)). If an error of it is still pending (SO_ERROR), the
-// splice did not report that one, and its own was the file's.
+// call did not report that one, and its own was the file's.
 func (c *conn) failed() bool {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -394,6 +395,9 @@ func (c *conn) setLowMark(on bool) {
 // Write writes all of p, for as long as the client takes at least stallBytes
 // within each stall timeout.
 func (c *conn) Write(p []byte) (int, error) {
+	if c.ex.sent == 0 {
+		c.ex.head = headSize(p)
+	}
 	total := 0
 	for {
 		n, err := c.sendOnce(func() (int64, error) {
@@ -408,12 +412,24 @@ func (c *conn) Write(p []byte) (int, error) {
 	}
 }
 
+// headSize is the size of the header that p begins with. fasthttp writes a header
+// at once: it is smaller than the buffer (writeBuffer).
+func headSize(p []byte) int64 {
+	const end = "\r\n\r\n"
+	if i := bytes.Index(p, []byte(end)); i >= 0 {
+		return int64(i + len(end))
+	}
+	return int64(len(p))
+}
+
 // ReadFrom sends r under the same rule as Write: by sendfile(2) if r is a file
-// in an io.LimitedReader, as fasthttp passes it on.
+// in an io.LimitedReader, as fasthttp passes it on. A file that ends before the
+// limit has failed (sourceFailed): fasthttp closes the connection then.
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
+	var file *os.File
 	lr, ok := r.(*io.LimitedReader)
 	if ok {
-		_, ok = lr.R.(*os.File)
+		file, ok = lr.R.(*os.File)
 	}
 	if !ok {
 		// The source may be slow, and that is not the client's fault: only
@@ -422,18 +438,48 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	}
 	total := int64(0)
 	for ended := false; lr.N > 0 && !ended; {
+		ofFile := false
 		n, err := c.sendOnce(func() (int64, error) {
 			n, err := c.TCPConn.ReadFrom(lr)
 			ended = err == nil // all of it, or all that the file has
+			ofFile = err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !c.failed()
 			return n, err
 		})
 		total += n
 		c.ex.sent += n
+		if ofFile {
+			return total, c.sourceFailed(readError(file.Name(), err))
+		}
 		if err != nil {
 			return total, c.sent(err)
 		}
 	}
+	if lr.N > 0 {
+		return total, c.sourceFailed(cutError(file.Name(), lr.N))
+	}
 	return total, nil
+}
+
+// readError is the error of a file that could not be read while it was sent.
+func readError(path string, err error) error {
+	if errno := unix.Errno(0); errors.As(err, &errno) {
+		err = errno // without the names of the calls and of the connection
+	}
+	return diskError("read", path, err)
+}
+
+// cutError is the error of a source that ended missing bytes too early.
+func cutError(name string, missing int64) error {
+	return fmt.Errorf("cannot read %q: it ended %d bytes too early: %w", name, missing, io.ErrUnexpectedEOF)
+}
+
+// sourceFailed notes that an answer is cut because what it is made of failed,
+// and reports that, if the answer says how.
+func (c *conn) sourceFailed(err error) error {
+	if c.ex.sourceFailed != nil {
+		c.ex.sourceFailed(err)
+	}
+	return c.sent(err)
 }
 
 // sent notes why an answer was not sent whole.
@@ -450,6 +496,9 @@ func (c *conn) endExchange() {
 	if c.exOpen.CompareAndSwap(true, false) {
 		if c.ex.release != nil {
 			c.ex.release()
+		}
+		if c.ex.sendErr != nil {
+			c.ex.out = max(0, c.ex.sent-c.ex.head)
 		}
 		c.l.ended(&c.ex)
 	}

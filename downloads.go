@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -27,7 +28,7 @@ func (s *service) getArtifact(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	defer func() { place.release() }()
-	d := download{ctx: ctx, siteID: siteID, buildID: buildID, cond: cond, memory: s.downloads}
+	d := download{ctx: ctx, siteID: siteID, buildID: buildID, cond: cond, s: s}
 	if s.redirect(&d) {
 		return
 	}
@@ -77,7 +78,7 @@ type download struct {
 	ctx             *fasthttp.RequestCtx
 	siteID, buildID string
 	cond            Precondition
-	memory          *budget
+	s               *service
 	held            *grant // for the bytes that pass through the service; nil: not taken
 }
 
@@ -93,45 +94,68 @@ func (d *download) ask() ask {
 
 // tryHold takes the memory of the download if there is some now, hold waits for it.
 func (d *download) tryHold() bool {
-	d.held = d.memory.tryTake(d.ask())
+	d.held = d.s.downloads.tryTake(d.ask())
 	return d.held != nil
 }
 
 func (d *download) hold() (err error) {
-	d.held, err = d.memory.take(d.ask())
+	d.held, err = d.s.downloads.take(d.ask())
 	return err
 }
 
 // send sends what r yields, n bytes if n is not negative, in the memory that is
 // held. Both are given back with the stream, which fasthttp closes.
 func (d *download) send(r io.ReadCloser, n int64) {
-	body := &downloadStream{r, r, d.ctx.Conn().(*conn), d.held}
-	if n >= 0 {
-		body.Reader = io.LimitReader(r, n)
-	}
-	d.ctx.SetBodyStream(body, int(n))
+	d.sendStream(&downloadStream{ReadCloser: r, name: d.buildID, conn: d.ctx.Conn().(*conn), held: d.held, left: n}, n)
 	d.held = nil
 }
 
-type downloadStream struct {
-	io.Reader
-	source io.Closer
-	conn   *conn
-	held   *grant
+// sendStream sends body, n bytes if n is not negative. If it fails, the answer is cut.
+func (d *download) sendStream(body io.Reader, n int64) {
+	d.s.failLater(d.ctx.Conn().(*conn), "a download", callFetch, d.siteID, d.buildID)
+	d.ctx.SetBodyStream(body, int(n))
 }
 
-// Read notes an error of the store: the download is cut then.
-func (s *downloadStream) Read(p []byte) (int, error) {
-	n, err := s.Reader.Read(p)
-	if err != nil && err != io.EOF {
-		_ = s.conn.sent(err)
+// downloadStream is the body of a download that passes through the service.
+type downloadStream struct {
+	io.ReadCloser
+	name string
+	conn *conn
+	held *grant
+	left int64 // bytes that must still come; negative: not known
+	err  error // why no more come
+}
+
+// Read yields what was announced, or fails and goes on to fail. Not every source
+// does: after an error fasthttp may read again, and would take an io.EOF for the
+// end of a chunked body.
+func (s *downloadStream) Read(p []byte) (n int, err error) {
+	if s.err != nil || s.left == 0 {
+		return 0, cmp.Or(s.err, io.EOF)
 	}
+	if s.left > 0 {
+		p = p[:min(int64(len(p)), s.left)]
+	}
+	n, err = s.ReadCloser.Read(p)
+	if s.left > 0 {
+		s.left -= int64(n)
+		switch {
+		case s.left == 0:
+			err = nil // nothing is missing
+		case err == io.EOF:
+			err = cutError(s.name, s.left)
+		}
+	}
+	if err != nil && err != io.EOF {
+		_ = s.conn.sourceFailed(err)
+	}
+	s.err = err
 	return n, err
 }
 
 func (s *downloadStream) Close() error {
 	defer s.held.release()
-	return s.source.Close()
+	return s.ReadCloser.Close()
 }
 
 // fromReader answers out of what FetchArtifact opens.
@@ -175,10 +199,20 @@ func (d *download) fromReader(b Backend) error {
 			return err
 		}
 	}
-	if f, ok := a.(FileReader); ok {
+	f, ok := a.(FileReader)
+	switch {
+	case ok && d.ctx.IsGet() && part.length <= smallSize:
+		// Read before the header leaves, so that an error has a status.
+		data := make([]byte, part.length)
+		if _, err := io.ReadFull(f.File(), data); err != nil {
+			return readError(f.File().Name(), err)
+		}
+		d.ctx.Response.SetBodyRaw(data)
+		return nil
+	case ok:
 		// The bare file: fasthttp hands it to sendfile(2), and stops at the length.
-		d.ctx.SetBodyStream(f.File(), int(part.length))
-	} else {
+		d.sendStream(f.File(), part.length)
+	default:
 		if err := d.hold(); err != nil {
 			return err
 		}

@@ -2,14 +2,22 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A build that is replaced between the look and the read is sent whole, as the
@@ -189,4 +197,268 @@ func TestDownloadThatTheStoreCuts(t *testing.T) {
 	}
 	eventually(t, "it is counted", func() bool { return svc.metrics.cut.Get() == 1 })
 	eventually(t, "the access log says why", func() bool { return strings.Contains(s.log.String(), `"cut":"the store`) })
+}
+
+// source is a store whose builds are what it opens.
+type source struct {
+	Backend
+	open func() io.ReadCloser
+}
+
+func (b source) FetchArtifact(string, string) (io.ReadCloser, error) { return b.open(), nil }
+
+// withInfo is a reader with a length that may not be that of what it yields.
+type withInfo struct {
+	io.ReadCloser
+	size int64
+}
+
+func (a withInfo) Info() ArtifactInfo {
+	return ArtifactInfo{Size: a.size, ETag: `"1"`, ModTime: testTime}
+}
+
+// failsOnce yields its bytes, one error with the last of them, and after that io.EOF.
+type failsOnce struct {
+	io.Reader
+	err error
+}
+
+func (f *failsOnce) Read(p []byte) (int, error) {
+	n, err := f.Reader.Read(p)
+	if err == io.EOF {
+		err = cmp.Or(f.err, io.EOF)
+		f.err = nil
+	}
+	return n, err
+}
+
+func (f *failsOnce) Close() error { return nil }
+
+// yields opens n bytes that end with err.
+func yields(n int, err error) func() io.ReadCloser {
+	return func() io.ReadCloser { return &failsOnce{iotest.DataErrReader(bytes.NewReader(body(n, 1))), err} }
+}
+
+// ofSize is what open opens, announced as size bytes.
+func ofSize(size int64, open func() io.ReadCloser) func() io.ReadCloser {
+	return func() io.ReadCloser { return withInfo{open(), size} }
+}
+
+// unreadable is an open file of that size of which no byte can be read: the memory
+// of this process at address 0 (proc_pid_mem(5)), which fails with EIO.
+func unreadable(t *testing.T, size int64) func() io.ReadCloser {
+	return func() io.ReadCloser {
+		f, err := os.Open("/proc/self/mem")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &artifactFile{f, withInfo{size: size}.Info()}
+	}
+}
+
+// cutOnce asks for path on a connection of its own, calls begun when the header of
+// the answer is there, and returns the bytes of the body that came before it was cut.
+func cutOnce(t *testing.T, s *testServer, path string, begun func()) int64 {
+	t.Helper()
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
+	r, err := c.Get("http://" + s.addr + path)
+	if err != nil { // it was cut before the header left
+		return 0
+	}
+	defer r.Body.Close()
+	if begun != nil {
+		begun()
+	}
+	n, err := io.Copy(io.Discard, r.Body)
+	if r.StatusCode != 200 || err == nil {
+		t.Errorf("answered %d, and the body ends after %d bytes with %v; want it cut", r.StatusCode, n, err)
+	}
+	return n
+}
+
+// accessLine is the line of the access log for the first GET of path.
+func accessLine(t *testing.T, s *testServer, path string) (line struct {
+	Bytes_Out int64
+	Cut       string
+}) {
+	t.Helper()
+	eventually(t, "the request is logged", func() bool {
+		for text := range strings.Lines(s.log.String()) {
+			if strings.Contains(text, `"method":"GET","path":"`+path+`"`) {
+				return json.Unmarshal([]byte(text), &line) == nil
+			}
+		}
+		return false
+	})
+	return line
+}
+
+// A download whose source ends early, or fails, is cut, and the operator sees it.
+func TestDownloadWhoseSourceFails(t *testing.T) {
+	const path = "/sites/s/artifacts/b"
+	eio, gone := errors.New("input/output error"), fmt.Errorf("%w: by the test", ErrUnavailable)
+	for _, c := range []struct {
+		name        string
+		open        func() io.ReadCloser
+		kind, cause string
+		sent        int64 // bytes of the body that the client gets, at least
+	}{
+		{"a file that cannot be read", unreadable(t, 1<<20), "internal", "/proc/self/mem", 0},
+		{"a stream that fails", ofSize(1<<20, yields(300_000, gone)), "unavailable", "by the test", 280_000},
+		{"a stream that fails at once", ofSize(1<<20, yields(0, gone)), "unavailable", "by the test", 0},
+		{"a stream that ends early", ofSize(1<<20, yields(300_000, nil)), "internal", "748576 bytes too early", 280_000},
+		{"a stream of unknown length that fails", yields(300_000, gone), "unavailable", "by the test", 280_000},
+		{"a stream of unknown length that fails at once", yields(0, eio), "internal", "input/output", 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, svc := startBackend(t, source{openTestNFS(t, t.TempDir()), c.open})
+			s.do(t, 200, request{"HEAD", path, nil, nil})
+			if n := svc.metrics.cut.Get() + svc.metrics.failures(callFetch, c.kind).Get(); n != 0 {
+				t.Errorf("HEAD counts %d", n)
+			}
+			wantCut(t, s, svc, path, c.kind, c.cause, cutOnce(t, s, path, nil), c.sent)
+		})
+	}
+}
+
+// wantCut checks what is known of a download that its source cut: the client has got
+// n bytes, and at least so many were to come.
+func wantCut(t *testing.T, s *testServer, svc *service, path, kind, cause string, n, least int64) {
+	t.Helper()
+	line := accessLine(t, s, path)
+	framing := n / 100 // of chunks
+	if n < least || line.Bytes_Out < n || line.Bytes_Out > n+framing {
+		t.Errorf("the client got %d bytes, at least %d should come, logged are %d", n, least, line.Bytes_Out)
+	}
+	if !strings.Contains(line.Cut, cause) {
+		t.Errorf("the access log says of the cause %q, want %q", line.Cut, cause)
+	}
+	warned := false
+	for text := range strings.Lines(s.log.String()) {
+		warned = warned || strings.Contains(text, `"level":"WARN"`) && strings.Contains(text, `"msg":"a download was cut"`) &&
+			strings.Contains(text, `"site":"s","build":"b","request_id":"`) && strings.Contains(text, cause)
+	}
+	if !warned {
+		t.Errorf("no warning names %q:\n%s", cause, s.log)
+	}
+	if got := svc.metrics.cut.Get(); got != 1 {
+		t.Errorf("%d cut answers are counted", got)
+	}
+	if got := svc.metrics.failures(callFetch, kind).Get(); got != 1 {
+		t.Errorf("%d errors of the kind %s are counted", got, kind)
+	}
+	nothingIsHeld(t, svc)
+}
+
+// A file that becomes shorter while it is sent cuts the download. What is logged as
+// sent is what the client got.
+func TestFileThatIsShortenedWhileItIsSent(t *testing.T) {
+	const path, size, left = "/sites/s/artifacts/b", 128 << 20, 96 << 20 // more than sockets hold
+	n := openTestNFS(t, t.TempDir())
+	s, svc := startBackend(t, n)
+	s.put(t, 201, path, randomBytes(100<<10))
+	file := n.filePath("s", artifactsDir, "b")
+	if err := os.Truncate(file, size); err != nil {
+		t.Fatal(err)
+	}
+	got := cutOnce(t, s, path, func() {
+		if err := os.Truncate(file, left); err != nil {
+			t.Error(err)
+		}
+	})
+	if got != left || accessLine(t, s, path).Bytes_Out != got {
+		t.Errorf("the client got %d bytes of the %d that are left", got, left)
+	}
+	wantCut(t, s, svc, path, "internal", file, got, left)
+}
+
+// A small part of a file is read before it is answered: its error has a status.
+func TestSmallPartThatCannotBeRead(t *testing.T) {
+	s, svc := startBackend(t, source{openTestNFS(t, t.TempDir()), unreadable(t, 1<<20)})
+	s.get(t, 500, "/sites/s/artifacts/b", "Range", "bytes=100-299")
+	if n := svc.metrics.failures(callFetch, "internal").Get(); n != 1 {
+		t.Errorf("%d errors are counted", n)
+	}
+	large := openTestNFS(t, t.TempDir())
+	s, _ = startBackend(t, large)
+	data := randomBytes(100 << 10)
+	s.put(t, 201, "/sites/s/artifacts/b", data)
+	for _, c := range []struct{ from, to int }{{0, 0}, {100, 299}, {5000, 5000 + smallSize - 1}, {5000, 5000 + smallSize}, {99 << 10, 100<<10 - 1}} {
+		r := s.get(t, 206, "/sites/s/artifacts/b", "Range", fmt.Sprintf("bytes=%d-%d", c.from, c.to))
+		if !bytes.Equal(r.body, data[c.from:c.to+1]) {
+			t.Errorf("%d to %d: other bytes came", c.from, c.to)
+		}
+	}
+}
+
+// A client that leaves, or reads nothing, is no error of the store.
+func TestClientThatCutsADownload(t *testing.T) {
+	const path, size = "/sites/s/artifacts/b", 128 << 20
+	large := func(t *testing.T) Backend {
+		n := openTestNFS(t, t.TempDir())
+		mustStore(t, n, "s", "b", randomBytes(100<<10))
+		if err := os.Truncate(n.filePath("s", artifactsDir, "b"), size); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	endless := func(t *testing.T) Backend {
+		return source{openTestNFS(t, t.TempDir()), ofSize(size, func() io.ReadCloser { return io.NopCloser(zeros{}) })}
+	}
+	for _, c := range []struct {
+		name  string
+		store func(t *testing.T) Backend
+		end   func(c *net.TCPConn)
+	}{
+		{"it closes, of a file", large, func(c *net.TCPConn) { c.Close() }},
+		{"it resets, of a file", large, func(c *net.TCPConn) { c.SetLinger(0); c.Close() }},
+		{"it stalls, of a file", large, nil},
+		{"it closes, of a stream", endless, func(c *net.TCPConn) { c.Close() }},
+		{"it resets, of a stream", endless, func(c *net.TCPConn) { c.SetLinger(0); c.Close() }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s, svc := startBackend(t, c.store(t), "STALL_TIMEOUT=1s")
+			client, err := net.Dial("tcp", s.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			fmt.Fprintf(client, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path)
+			if _, err := io.ReadFull(client, make([]byte, 1000)); err != nil {
+				t.Fatal(err)
+			}
+			if c.end != nil {
+				c.end(client.(*net.TCPConn))
+			}
+			line := accessLine(t, s, path)
+			if line.Cut == "" || line.Bytes_Out >= size {
+				t.Errorf("logged is %+v", line)
+			}
+			if strings.Contains(s.log.String(), "WARN") {
+				t.Errorf("a warning:\n%s", s.log)
+			}
+			if cut, failed := svc.metrics.cut.Get(), svc.metrics.failures(callFetch, "internal").Get(); cut != 1 || failed != 0 {
+				t.Errorf("%d cut answers and %d errors of the store are counted", cut, failed)
+			}
+		})
+	}
+}
+
+// zeros has no end.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// The error of a file that is sent is classified as that of one that is opened.
+func TestReadError(t *testing.T) {
+	for _, c := range []struct {
+		errno unix.Errno
+		kind  string
+	}{{unix.ESTALE, "unavailable"}, {unix.ETIMEDOUT, "unavailable"}, {unix.EACCES, "denied"}, {unix.EIO, "internal"}} {
+		err := readError("/a/file", &net.OpError{Op: "readfrom", Err: os.NewSyscallError("sendfile", c.errno)})
+		if errorKind(err) != c.kind || !strings.HasSuffix(err.Error(), `cannot read "/a/file": `+c.errno.Error()) {
+			t.Errorf("%v: %v is %s", c.errno, err, errorKind(err))
+		}
+	}
 }

@@ -20,10 +20,13 @@ type exchange struct {
 	refused string // why, as the client was told; empty: it was not
 	route   string // of the table of routes; empty if it has none
 	status  int
-	in, out int64  // bytes of the bodies; out as announced, -1 if it was not
+	in, out int64  // bytes of the bodies; out as announced, -1 if it was not; if the answer was cut as sent (chunks with their framing)
 	sent    int64  // bytes that were written to the connection
+	head    int64  // of sent, those of the header
 	sendErr error  // why the answer was not sent whole
 	release func() // gives back what the answer held; nil: nothing
+
+	sourceFailed func(error) // reports a failed source of the body; nil: the body has none that can fail
 }
 
 // begin notes the request, and ends the exchange before it: pipelined requests

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"io"
-	"log/slog"
 
 	"github.com/valyala/fasthttp"
 )
@@ -19,7 +18,6 @@ const (
 // one piece of it, and one entry. Its size is known before, so that a client sees
 // when it was cut.
 type listBody struct {
-	log      *slog.Logger
 	conn     *conn
 	site     string
 	page     *VersionPage
@@ -41,8 +39,7 @@ func (l *listBody) WriteTo(w io.Writer) (int64, error) {
 	lw := listWriter{w: w, b: make([]byte, 0, listPiece+listPiece/4)}
 	err := lw.versions(l.site, l.page, l.metadata)
 	if err != nil && lw.err == nil { // not the client's doing
-		l.log.Warn("a list was cut", "site", l.site, "error", err)
-		_ = l.conn.sent(err)
+		_ = l.conn.sourceFailed(err)
 	}
 	return lw.written, err
 }
@@ -76,7 +73,8 @@ func (s *service) sendList(ctx *fasthttp.RequestCtx, siteID string, page *Versio
 		}
 	}
 	if !buffered {
-		ctx.SetBodyStream(&listBody{s.log, c, siteID, page, metadata, memory}, int(size))
+		s.failLater(c, "a list", callList, siteID, "")
+		ctx.SetBodyStream(&listBody{c, siteID, page, metadata, memory}, int(size))
 		return true, nil
 	}
 	c.ex.release = memory.release
