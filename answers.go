@@ -80,6 +80,7 @@ func statusOf(err error) (int, string) {
 		{ErrUnavailable, fasthttp.StatusServiceUnavailable},
 		{ErrDenied, fasthttp.StatusBadGateway},
 		{ErrUnsupported, fasthttp.StatusNotImplemented},
+		{ErrOccupied, fasthttp.StatusConflict}, // the last: to who reads it is an ErrNotFound
 	} {
 		if errors.Is(err, e.err) {
 			if large := (*tooLargeError)(nil); errors.As(err, &large) {
@@ -101,9 +102,10 @@ func reasonOf(err error) string {
 // logged, with all that is known of it.
 func (s *service) fail(ctx *fasthttp.RequestCtx, op, siteID, buildID string, err error) {
 	status, reason := statusOf(err)
-	if status >= 500 {
+	if occupied := errors.Is(err, ErrOccupied); status >= 500 || occupied {
 		level := slog.LevelError
-		if errors.Is(err, ErrBusy) { // nothing is wrong but that too much is asked at once
+		// With ErrBusy nothing is wrong but that too much is asked at once.
+		if errors.Is(err, ErrBusy) || status < 500 {
 			level = slog.LevelWarn
 		}
 		s.log.LogAttrs(ctx, level, "request failed", slog.String("operation", op),

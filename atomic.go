@@ -132,12 +132,12 @@ func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
 	}
 	fd, err := openFd(int(parent.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	if err == unix.ENOTDIR {
-		if link := d.linkIn(path); link != "" {
+		if link := d.firstIn(path, isLinkMode); link != "" {
 			return nil, &linkError{link}
 		}
 	}
 	if err != nil {
-		return nil, diskError("open", path, err)
+		return nil, d.openError(path, err)
 	}
 	dir := os.NewFile(uintptr(fd), path)
 	ino := inode(dir)
@@ -411,6 +411,9 @@ func (t *tempFile) rename(name string) error {
 	// rename was done if our file is there. Otherwise the temp was swept.
 	if err == unix.ENOENT && t.isAt(name) {
 		err = nil
+	}
+	if err == unix.EISDIR {
+		return notAFile(t.dir.Name() + "/" + name)
 	}
 	if err != nil {
 		return diskError("rename", t.path, err)

@@ -316,6 +316,7 @@ var (
 	ErrDenied       = errors.New("the store denied access")
 	ErrUnsupported  = errors.New("not supported by this store")
 	ErrBadCursor    = errors.New("bad cursor")
+	ErrOccupied     = errors.New("something else is in its place in the store") // a directory in that of a file, or the reverse
 )
 
 // tooLargeError is an ErrTooLarge that says which limit it is, for the client too.

@@ -31,11 +31,16 @@ func diskError(op, path string, err error) error {
 		kind = ErrUnavailable
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		kind = ErrDenied
+	case errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENXIO): // the last: a socket
+		kind = ErrOccupied
 	default:
 		return fmt.Errorf("cannot %s %q: %w", op, path, err)
 	}
 	return fmt.Errorf("%w: cannot %s %q: %w", kind, op, path, err)
 }
+
+// notAFile is the error of what is no regular file where a build or a log should be.
+func notAFile(path string) error { return fmt.Errorf("%w: %q is not a file", ErrOccupied, path) }
 
 // uninterrupted calls f until it is not interrupted by a signal.
 func uninterrupted(f func() error) error {

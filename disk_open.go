@@ -62,7 +62,7 @@ func (d *disk) openPath(name string, flags int) (fd int, err error) {
 		fd, err = d.walk(name, flags)
 	}
 	if err == unix.ELOOP || err == unix.ENOTDIR {
-		if link := d.linkIn(name); link != "" {
+		if link := d.firstIn(name, isLinkMode); link != "" {
 			return -1, &linkError{link}
 		}
 	}
@@ -91,19 +91,23 @@ func (d *disk) walk(name string, flags int) (int, error) {
 	return openFd(at, below[len(below)-1], flags|unix.O_NOFOLLOW)
 }
 
-// linkIn is the first part of a path below the base that is a symbolic link,
-// empty if there is none.
-func (d *disk) linkIn(name string) string {
+// firstIn is the first part of a path below the base whose mode is one that is
+// asked for, empty if there is none.
+func (d *disk) firstIn(name string, is func(mode uint32) bool) string {
 	at := d.base
 	for _, part := range strings.Split(strings.Trim(strings.TrimPrefix(name, d.base), "/"), "/") {
 		at += "/" + part
 		var st unix.Stat_t
-		if unix.Lstat(at, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		if unix.Lstat(at, &st) == nil && is(st.Mode) {
 			return at
 		}
 	}
 	return ""
 }
+
+func isLinkMode(mode uint32) bool { return mode&unix.S_IFMT == unix.S_IFLNK }
+
+func isDirMode(mode uint32) bool { return mode&unix.S_IFMT == unix.S_IFDIR }
 
 // openDir opens a directory; an absent one is fs.ErrNotExist. On NFS this, and
 // not stat, brings the client's idea of what is in it up to date
@@ -116,18 +120,28 @@ func (d *disk) openDir(path string) (*os.File, error) {
 func (d *disk) openFile(path string, flags int) (*os.File, error) {
 	fd, err := d.openPath(path, flags)
 	if err != nil {
-		return nil, openError(path, err)
+		return nil, d.openError(path, err)
 	}
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// openError is the diskError of openPath.
-func openError(path string, err error) error {
+// openError is the diskError of openPath. Where a directory should be and is not, it
+// names what is there; directly below the base that is an ErrUnavailable, for then no
+// site can be reached.
+func (d *disk) openError(name string, err error) error {
 	var link *linkError
 	if errors.As(err, &link) {
 		return err
 	}
-	return diskError("open", path, err)
+	if err == unix.ENOTDIR {
+		if at := d.firstIn(name, func(mode uint32) bool { return !isDirMode(mode) }); at != "" {
+			name = at
+		}
+		if path.Dir(name) == d.base {
+			return fmt.Errorf("%w: %w", ErrUnavailable, diskError("open", name, err))
+		}
+	}
+	return diskError("open", name, err)
 }
 
 // openPathRead opens a file for reading as openRead does.
@@ -139,7 +153,7 @@ func (d *disk) openPathRead(path string) (int, error) {
 func (d *disk) statPath(path string, st *unix.Stat_t) error {
 	fd, err := d.openPath(path, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
-		return openError(path, err)
+		return d.openError(path, err)
 	}
 	return statAndClose(fd, path, st)
 }

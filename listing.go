@@ -326,8 +326,10 @@ func newLogFile(fd int, path string) (*logFile, error) {
 	switch {
 	case err != nil:
 		err = diskError("stat", path, err)
-	case f.st.Mode&unix.S_IFMT != unix.S_IFREG, f.st.Size == 0:
-		err = fmt.Errorf("%w: %q is empty, or no file", ErrDamaged, path)
+	case f.st.Mode&unix.S_IFMT != unix.S_IFREG:
+		err = notAFile(path)
+	case f.st.Size == 0:
+		err = fmt.Errorf("%w: %q is empty", ErrDamaged, path)
 	case f.st.Size > maxLogRead:
 		err = fmt.Errorf("%w: %q has %d bytes", ErrLogFull, path, f.st.Size)
 	default:
@@ -367,7 +369,7 @@ func (n *nfs) logOpener(siteID string) func(buildID string) (*openedLog, error) 
 		err = n.find(siteID, logsDir, buildID, func(path string) error {
 			fd, err := n.disk.openPathRead(path)
 			if err != nil {
-				return openError(path, err)
+				return n.disk.openError(path, err)
 			}
 			f, err := newLogFile(fd, path)
 			log = f.opened()

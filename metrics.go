@@ -168,6 +168,7 @@ func errorKind(err error) string {
 		{ErrPrecondition, "precondition"}, {ErrNotFound, "not_found"}, {ErrBadCursor, "client"}, {ErrTooLarge, "client"},
 		{ErrLogFull, "log_full"}, {ErrKeyReused, "key_reused"}, {ErrDamaged, "damaged"}, {ErrNoSpace, "no_space"}, {ErrReadOnly, "read_only"},
 		{ErrBusy, "busy"}, {ErrUnavailable, "unavailable"}, {ErrDenied, "denied"}, {ErrUnsupported, "unsupported"},
+		{ErrOccupied, "occupied"},
 	} {
 		if errors.Is(err, e.err) {
 			return e.kind

@@ -253,9 +253,10 @@ func (n *nfs) filePath(siteID, dir, buildID string) string {
 	return n.base + "/" + sitesDir + "/" + siteID + "/" + dir + "/" + buildID + suffixOf(dir)
 }
 
-// notFound turns an absent file or directory into ErrNotFound, if the store is here.
+// notFound turns an absent file or directory, or something else in its place, into
+// ErrNotFound, if the store is here.
 func (n *nfs) notFound(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrOccupied) && !errors.Is(err, ErrUnavailable) {
 		if gone := n.here(); gone != nil {
 			return gone
 		}
@@ -289,7 +290,7 @@ func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
 		return nil, fmt.Errorf("%w: %q is a symbolic link", ErrNotFound, path)
 	}
 	if err != nil {
-		return nil, openError(path, err)
+		return nil, n.disk.openError(path, err)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -302,7 +303,7 @@ func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		unix.Close(fd)
-		return nil, fmt.Errorf("%w: %q is not a file", ErrNotFound, path)
+		return nil, notAFile(path)
 	}
 	if st.Size > smallSize {
 		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0) // as openAt: the poller is not asked

@@ -175,6 +175,10 @@ func (n *nfs) place(temp *tempFile, siteID, buildID string, cond Precondition) e
 	c.cond = Precondition{} // link(2) fails if the name exists, so no check is needed
 	err := n.changeIf(c, n.createFile)
 	if errors.Is(err, fs.ErrExist) {
+		var st unix.Stat_t
+		if name := fileName(artifactsDir, buildID); statAt(temp.dir, name, &st) == nil && isDirMode(st.Mode) {
+			return notAFile(temp.dir.Name() + "/" + name)
+		}
 		return errExists
 	}
 	return err
@@ -223,6 +227,8 @@ func (n *nfs) putInPlace(temp *tempFile, name string, lock *buildLock) error {
 	var st unix.Stat_t
 	err := statAt(temp.dir, name, &st)
 	switch {
+	case err == nil && isDirMode(st.Mode): // it could be renamed away, and then not removed
+		return notAFile(temp.dir.Name() + "/" + name)
 	case err == nil:
 		return n.replaceInSteps(temp, name, lock)
 	case !errors.Is(err, fs.ErrNotExist):

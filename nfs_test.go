@@ -53,7 +53,11 @@ func TestWhatIsNoFile(t *testing.T) {
 		if _, err := n.StatArtifact("site", name); !errors.Is(err, ErrNotFound) {
 			t.Errorf("stat of a %s: %v", name, err)
 		}
-		if err := n.WriteLog("site", entry("1", name, time.Now())); !errors.Is(err, ErrDamaged) {
+		want := ErrOccupied
+		if name == "link" || name == "nowhere" {
+			want = ErrDamaged
+		}
+		if err := n.WriteLog("site", entry("1", name, time.Now())); !errors.Is(err, want) {
 			t.Errorf("entry to a %s: %v", name, err)
 		}
 	}
@@ -382,5 +386,66 @@ func TestMountLostOverAnotherStore(t *testing.T) {
 	wantBytes(t, n, "s", "b", []byte("below"))
 	if got := idsOf(versionOf(t, n, "s", "b").Logs); !slices.Equal(got, []string{"1"}) {
 		t.Errorf("the log has %v", got)
+	}
+}
+
+// What is in the place of a build, a log or a directory of a site is left alone, and
+// the service log names it.
+func TestOccupiedPlaces(t *testing.T) {
+	const build, log, list = "/sites/s/artifacts/b", "/sites/s/logs", "/sites/s/versions"
+	file := func(path string) error { return os.WriteFile(path, []byte("mine"), 0o644) }
+	dir := func(path string) error { return os.Mkdir(path, 0o755) }
+	for _, c := range []struct {
+		name, path                 string
+		plant                      func(path string) error
+		get, list, create, delete_ int // statuses
+		post, put                  int
+		listed                     string // in the list; empty: there are no builds
+	}{
+		{"a directory as a build", "sites/s/artifacts/b.tar.gz", dir, 404, 200, 409, 409, 201, 409, ""},
+		{"a file as the artifacts", "sites/s/artifacts", file, 404, 200, 409, 409, 201, 409, ""},
+		{"a file as a site", "sites/s", file, 404, 200, 409, 409, 409, 409, ""},
+		{"a directory as the lock", "sites/s/.lock", dir, 404, 200, 201, 204, 409, 201, ""},
+		{"a file as the logs", "sites/s/logs", file, 404, 200, 201, 204, 409, 201, ""},
+		{"a directory as a log", "sites/s/logs/b.json", dir, 404, 200, 201, 204, 409, 201, "the log is damaged"},
+		{"a file as the sites", "sites", file, 503, 503, 503, 503, 503, 503, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := startServer(t)
+			path := filepath.Join(s.dir, c.path)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), c.plant(path)); err != nil {
+				t.Fatal(err)
+			}
+			before, _ := os.Lstat(path)
+			f := func(named bool, status int, r request) {
+				t.Helper()
+				from := len(s.log.String())
+				answer := s.do(t, status, r)
+				if r.path == list && status == 200 && (c.listed == "") != (!strings.Contains(string(answer.body), "build_id")) ||
+					!strings.Contains(string(answer.body), c.listed) && r.path == list {
+					t.Errorf("listed is %s", answer.body)
+				}
+				if named {
+					eventually(t, r.method+" names it in the log", func() bool {
+						return strings.Contains(s.log.String()[from:], path+`\"`)
+					})
+				}
+			}
+			places := c.create >= 409 // on the way to the build
+			f(places, c.get, request{"GET", build, nil, nil})
+			f(places, c.get, request{"HEAD", build, nil, nil})
+			f(strings.HasPrefix(c.name, "a file"), c.list, request{"GET", list, nil, nil})
+			f(places, c.create, request{"PUT", build, "x", header("If-None-Match", "*")})
+			f(c.delete_ >= 409, c.delete_, request{"DELETE", build, nil, nil})
+			f(c.post >= 409, c.post, request{"POST", log, `{"build_id":"b","action":"a","status":"s"}`, nil})
+			f(c.put >= 409, c.put, request{"PUT", build, "x", nil})
+			after, err := os.Lstat(path)
+			if err != nil || !os.SameFile(before, after) {
+				t.Errorf("what was there is gone: %v", err)
+			}
+			if left, _ := filepath.Glob(s.dir + "/sites/s/*/.*"); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
 	}
 }

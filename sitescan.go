@@ -64,9 +64,13 @@ func (n *nfs) scanSite(siteID string, ix *siteIndex, run *listRun) (*siteScan, e
 func (s *siteScan) close() { s.logs.Close() }
 
 // openWatched opens a directory of a site and describes it. An absent one is
-// nil (which can be closed) and the zero fileID.
+// nil (which can be closed) and the zero fileID, and so is something else in its place.
 func (n *nfs) openWatched(siteID, name string) (*os.File, fileID, error) {
 	dir, err := n.openBuilds(siteID, name)
+	if errors.Is(err, ErrOccupied) && !errors.Is(err, ErrUnavailable) {
+		n.log.Warn("cannot list what is no directory", "site", siteID, "error", err)
+		return nil, fileID{}, nil
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fileID{}, nil
 	}
@@ -120,7 +124,7 @@ func (s *siteScan) readArtifacts(dir *os.File) error {
 		if unsure[ids[i]] || s.n.remote && errors.Is(err, fs.ErrNotExist) {
 			err = s.n.find(s.site, artifactsDir, ids[i], func(path string) error { return s.n.stat(path, &found[i]) })
 		}
-		if errors.Is(err, ErrNotFound) { // a link, which is not listed
+		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrOccupied) { // a link, or a socket, which is not listed
 			return nil
 		}
 		return unlessGone(err)
@@ -342,7 +346,7 @@ func (s *siteScan) loadOne(b *siteBuild) error {
 	case err == nil:
 		b.setLog(scan.done(func(cost int64) bool { return s.n.lists.charge(s.ix, cost) }), "")
 		return nil
-	case errors.Is(err, ErrDamaged), errors.Is(err, ErrLogFull):
+	case errors.Is(err, ErrDamaged), errors.Is(err, ErrOccupied), errors.Is(err, ErrLogFull):
 		if !told {
 			s.n.log.Error("a log cannot be listed", "file", s.logs.Name()+"/"+name, "error", err)
 		}

@@ -136,7 +136,7 @@ func (n *nfs) describe(path string) (ArtifactInfo, error) {
 		return ArtifactInfo{}, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return ArtifactInfo{}, fmt.Errorf("%w: %q is not a file", ErrNotFound, path)
+		return ArtifactInfo{}, notAFile(path)
 	}
 	n.small.keep(n.small.looked, path, smallFileOf(&st))
 	return infoOf(&st), nil
@@ -153,7 +153,7 @@ func (n *nfs) stat(path string, st *unix.Stat_t) error {
 		return fmt.Errorf("%w: %q is a symbolic link", ErrNotFound, path)
 	}
 	if err != nil {
-		return openError(path, err)
+		return n.disk.openError(path, err)
 	}
 	return statAndClose(fd, path, st)
 }
