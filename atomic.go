@@ -126,7 +126,7 @@ func (d *disk) ensureDir(base string, names ...string) (*os.File, error) {
 // is known to be, and opens it. Another process may have made it a moment ago
 // and not have synced it yet, so "it exists" is not enough.
 func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
-	err := uninterrupted(func() error { return unix.Mkdirat(int(parent.Fd()), name, 0o755) })
+	err := uninterrupted(func() error { return unix.Mkdirat(int(parent.Fd()), name, 0o777) })
 	if err != nil && err != unix.EEXIST {
 		return nil, diskError("make directory", path, err)
 	}

@@ -51,10 +51,11 @@ func uninterrupted(f func() error) error {
 	}
 }
 
-// openFd is openat(2).
+// openFd is openat(2). What it makes gets the mode that the umask leaves, as directories
+// do, so that a group can share a store.
 func openFd(dirfd int, name string, flags int) (fd int, err error) {
 	err = uninterrupted(func() error {
-		fd, err = unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, 0o644)
+		fd, err = unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, 0o666)
 		return err
 	})
 	return fd, err
