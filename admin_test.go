@@ -137,7 +137,7 @@ func TestTheAdminAddressAnswersUntilTheEnd(t *testing.T) {
 // requests are taken, and neither is missing on the admin address.
 func TestTheAdminAddressIsNotTheAPIs(t *testing.T) {
 	h := hanging{release: make(chan struct{})}
-	cfg, err := parseConfig([]string{"PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_ADMIN_LISTEN=" + freeAddr(t)})
+	cfg, _, err := parseConfig([]string{"PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_ADMIN_LISTEN=" + freeAddr(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -63,40 +65,125 @@ type Config struct {
 }
 
 // parseConfig reads the configuration out of environ, which is as os.Environ
-// gives it. It fails with one line that names the variable at fault, also for a
-// variable with envPrefix that there is not: most likely it is misspelt. An
-// object store is not forgotten in favour of a directory: with a variable of
-// one, the backend must be told.
-func parseConfig(environ []string) (*Config, error) {
-	c := &Config{}
+// gives it. It fails with one line that names the variable at fault, also for an
+// unknown variable that is probably meant for the service. Other programs of an
+// installation use envPrefix too: foreign are the names of what is probably theirs.
+// The variables that Kubernetes makes for a Service (isServiceLink) are left out. An
+// object store is not forgotten in favour of a directory: with a variable of one, the
+// backend must be told.
+func parseConfig(environ []string) (c *Config, foreign []string, err error) {
+	c = &Config{}
 	vars := env.ToMap(environ)
+	maps.DeleteFunc(vars, isServiceLink)
 	if err := env.ParseWithOptions(c, env.Options{Environment: vars, Prefix: envPrefix}); err != nil {
-		return nil, configError(err, vars)
+		return nil, nil, configError(err, vars)
 	}
-	known := map[string]bool{}
+	var known, unknown []string
 	for _, v := range c.variables() {
-		known[v.name] = true
+		known = append(known, v.name)
 	}
-	unknown := []string{}
-	for name := range vars {
-		if strings.HasPrefix(name, envPrefix) && !known[name] {
-			unknown = append(unknown, name)
+	for _, name := range slices.Sorted(maps.Keys(vars)) {
+		if !strings.HasPrefix(name, envPrefix) || slices.Contains(known, name) {
+			continue
+		}
+		if nearest, ours := probablyOurs(name, known); ours {
+			unknown = append(unknown, name+" (the nearest is "+nearest+")")
+		} else {
+			foreign = append(foreign, name)
 		}
 	}
 	if len(unknown) > 0 {
-		slices.Sort(unknown)
-		return nil, fmt.Errorf("%s: no such variable; -h lists them all", strings.Join(unknown, ", "))
+		return nil, nil, fmt.Errorf("%s: no such variable; -h lists them all", strings.Join(unknown, ", "))
 	}
 	if vars[envPrefix+"STORAGE_BACKEND"] == "" {
 		for _, v := range (&Config{}).variables() {
 			for _, backend := range []string{"s3", "azure", "gcs"} {
 				if vars[v.name] != "" && strings.HasPrefix(v.name, envPrefix+strings.ToUpper(backend)+"_") {
-					return nil, fmt.Errorf("%sSTORAGE_BACKEND: must be set, to %s or another, since %s is", envPrefix, backend, v.name)
+					return nil, nil, fmt.Errorf("%sSTORAGE_BACKEND: must be set, to %s or another, since %s is", envPrefix, backend, v.name)
 				}
 			}
 		}
 	}
-	return c, c.check()
+	return c, foreign, c.check()
+}
+
+// ourGroups are the groups of variables of the service, with those that later
+// versions may have: no other program of an installation has any use for them.
+var ourGroups = []string{"S3_", "NFS_", "AZURE_", "GCS_", "ACCESS_", "TLS_", "DIGEST_", "REQUIRE_", "RETENTION_",
+	"PRUNE_", "ADMIN_", "UI_", "MAX_", "MIN_"}
+
+// probablyOurs reports whether an unknown variable is probably meant for the service:
+// it is in one of ourGroups, or at most two edits from a known one, and fewer than half
+// of that one's letters, or HOST would be taken for PORT. nearest is the known variable
+// that has the fewest edits, one of its group if there is one.
+func probablyOurs(name string, known []string) (nearest string, ours bool) {
+	const maxEdits = 2
+	name = strings.ToUpper(strings.TrimPrefix(name, envPrefix))
+	group := slices.IndexFunc(ourGroups, func(g string) bool { return strings.HasPrefix(name, g) })
+	least, inGroup := 0, false
+	for _, k := range known {
+		bare := strings.TrimPrefix(k, envPrefix)
+		n := edits(name, bare)
+		ours = ours || n <= maxEdits && 2*n < len(bare)
+		sibling := group >= 0 && strings.HasPrefix(bare, ourGroups[group])
+		if nearest == "" || sibling && !inGroup || sibling == inGroup && n < least {
+			nearest, least, inGroup = k, n, sibling
+		}
+	}
+	return nearest, ours || group >= 0
+}
+
+// edits is how many letters must be inserted, deleted, replaced, or swapped with the
+// next one, to make b of a (the optimal string alignment distance).
+func edits(a, b string) int {
+	d := make([][]int, len(a)+1)
+	for i := range d {
+		d[i] = make([]int, len(b)+1)
+		d[i][0] = i
+	}
+	for j := range d[0] {
+		d[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			replace := d[i-1][j-1]
+			if a[i-1] != b[j-1] {
+				replace++
+			}
+			d[i][j] = min(d[i-1][j]+1, d[i][j-1]+1, replace)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				d[i][j] = min(d[i][j], d[i-2][j-2]+1)
+			}
+		}
+	}
+	return d[len(a)][len(b)]
+}
+
+// isServiceLink reports whether a variable with envPrefix is one of those that
+// Kubernetes makes for each Service in a namespace, here one whose name begins with
+// "pagewright": NAME_SERVICE_HOST, NAME_SERVICE_PORT, NAME_PORT and so on
+// (kubernetes.io, "Accessing the Service", Environment variables; pkg/kubelet/envvars).
+// The value is looked at too: PAGEWRIGHT_PORT is a link or ours.
+func isServiceLink(name, value string) bool {
+	const service, protocol = `^PAGEWRIGHT(_[A-Z0-9_]+)?_`, `_(TCP|UDP|SCTP)`
+	for _, form := range []struct{ name, value string }{
+		{`SERVICE_HOST$`, `^[0-9a-fA-F.:]+$`},
+		{`SERVICE_PORT(_[A-Z0-9_]+)?$`, `^[0-9]+$`},
+		{`PORT(_[0-9]+` + protocol + `)?$`, `^(tcp|udp|sctp)://`},
+		{`PORT_[0-9]+` + protocol + `_PROTO$`, `^(tcp|udp|sctp)$`},
+		{`PORT_[0-9]+` + protocol + `_PORT$`, `^[0-9]+$`},
+		{`PORT_[0-9]+` + protocol + `_ADDR$`, `^[0-9a-fA-F.:]+$`},
+	} {
+		if regexp.MustCompile(service+form.name).MatchString(name) && regexp.MustCompile(form.value).MatchString(value) {
+			return true
+		}
+	}
+	return false
+}
+
+// foreignVariables is what is said of variables that are none of the service.
+func foreignVariables(names []string) string {
+	return "no variables of this service, and ignored: " + strings.Join(names, ", ")
 }
 
 // configError names the variable at fault, which the parser's own error leaves

@@ -11,7 +11,7 @@ import (
 )
 
 func TestConfigDefaults(t *testing.T) {
-	c, err := parseConfig(nil)
+	c, _, err := parseConfig(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,5 +85,117 @@ func TestReadmeTable(t *testing.T) {
 	}
 	if err := os.WriteFile("README.md", []byte(before+begin+want+end+after), 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// An unknown variable stops the start if it is probably meant for the service. That of
+// another program is a warning, and what Kubernetes makes for a Service is nothing.
+func TestUnknownVariables(t *testing.T) {
+	f := func(name, value, foreign, nearest string) {
+		t.Helper()
+		c, others, err := parseConfig([]string{envPrefix + name + "=" + value, "OTHER_PROT=1"})
+		if nearest != "" {
+			want := envPrefix + name + " (the nearest is " + envPrefix + nearest + ")"
+			if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), value) {
+				t.Errorf("%s: %v, want %q and no value", name, err, want)
+			}
+			return
+		}
+		if err != nil || strings.Join(others, " ") != foreign {
+			t.Errorf("%s=%s: foreign are %q, want %q; %v", name, value, others, foreign, err)
+		} else if c.Port != 8080 {
+			t.Errorf("%s=%s: the port is %d", name, value, c.Port)
+		}
+	}
+	ours := func(name, nearest string) { t.Helper(); f(name, "secret", "", nearest) }
+	others := func(name string) { t.Helper(); f(name, "secret", envPrefix+name, "") }
+	link := func(name, value string) { t.Helper(); f(name, value, "", "") }
+
+	// Misspelt: a letter less, more or other, two letters swapped, and two of these.
+	ours("PRT", "PORT")
+	ours("PORTS", "PORT")
+	ours("POST", "PORT")
+	ours("PROT", "PORT")
+	ours("LISTNE", "LISTEN")
+	ours("LISENT", "LISTEN")
+	ours("STORAGE_BAKCNED", "STORAGE_BACKEND")
+	ours("NFS_BASEPATH", "NFS_BASE_PATH")
+	ours("LOGLEVLE", "LOG_LEVEL")
+	ours("APPENDONLY", "APPEND_ONLY")
+	ours("Port", "PORT")
+	// In a group of ours.
+	ours("NFS_MOUNT_TIMEOUT", "NFS_REQUIRE_MOUNT")
+	ours("MAX_CONNECTIONS_PER_ADDRESS", "MAX_CONNS_PER_IP")
+	ours("ADMIN_PASSWORD", "ADMIN_LISTEN")
+	ours("MIN_SPACE", "MIN_FREE_SPACE")
+	ours("ACCESS_LOG_FORMAT", "ACCESS_LOG_SAMPLE")
+	for _, group := range ourGroups {
+		_, _, err := parseConfig([]string{envPrefix + group + "SOMETHING_ELSE_ENTIRELY=1"})
+		if err == nil || !strings.Contains(err.Error(), "the nearest is "+envPrefix) {
+			t.Errorf("%s: %v", group, err)
+		}
+	}
+
+	others("MANAGER_URL")
+	others("MANAGER_S3_BUCKET")
+	others("STORAGE_URL")
+	others("STORAGE_PORT") // not with the value of a link
+	others("HOST")         // two letters of four are others
+	others("ENV")
+	others("LOG_DIRECTORY")
+
+	// Of Services called pagewright, pagewright-storage, pagewright-nfs and pagewright-max-x.
+	for _, service := range []string{"", "STORAGE_", "NFS_", "MAX_X_"} {
+		link(service+"SERVICE_HOST", "10.0.0.1")
+		link(service+"SERVICE_HOST", "fd00::1")
+		link(service+"SERVICE_PORT", "80")
+		link(service+"SERVICE_PORT_HTTP_API", "80")
+		link(service+"PORT", "tcp://10.0.0.1:80")
+		link(service+"PORT", "udp://[fd00::1]:80")
+		for _, protocol := range []string{"TCP", "UDP", "SCTP"} {
+			port := service + "PORT_80_" + protocol
+			link(port, strings.ToLower(protocol)+"://10.0.0.1:80")
+			link(port+"_PROTO", strings.ToLower(protocol))
+			link(port+"_PORT", "80")
+			link(port+"_ADDR", "10.0.0.1")
+		}
+	}
+	// Of the form, with another value.
+	ours("NFS_PORT", "NFS_BASE_PATH")
+	ours("MAX_X_SERVICE_HOST", "MAX_ARTIFACT_SIZE")
+	others("STORAGE_SERVICE_HOST")
+	others("STORAGE_PORT_80_TCP")
+}
+
+// Names of foreign variables are in the service log and in the report of doctor, their
+// values are not.
+func TestForeignVariablesAreNamed(t *testing.T) {
+	vars := []string{"MANAGER_URL=http://user:secret@host", "WEB_PORT=tcp://10.0.0.1:80", "EDITOR_KEY=secret"}
+	const want = "PAGEWRIGHT_EDITOR_KEY, PAGEWRIGHT_MANAGER_URL"
+	s := startServer(t, vars...)
+	warned := 0
+	for line := range strings.Lines(s.log.String()) {
+		if strings.Contains(line, `"level":"WARN"`) && strings.Contains(line, want) {
+			warned++
+		}
+	}
+	if warned != 1 || strings.Contains(s.log.String(), "secret") || strings.Contains(s.log.String(), "WEB_PORT") {
+		t.Errorf("%d lines name them:\n%s", warned, s.log)
+	}
+	environ := []string{envPrefix + "NFS_BASE_PATH=" + t.TempDir()}
+	for _, v := range vars {
+		environ = append(environ, envPrefix+v)
+	}
+	out, err := runDoctor(environ...)
+	if err != nil || !strings.Contains(out, "warn variables: ") || !strings.Contains(out, want) || strings.Contains(out, "secret") || strings.Contains(out, "WEB_PORT") {
+		t.Errorf("doctor: %v\n%s", err, out)
+	}
+	_, port, _ := strings.Cut(s.addr, ":")
+	eventually(t, "the service is healthy", func() bool {
+		out, err = runWith([]string{"healthcheck"}, append(vars, "PORT="+port)...)
+		return err == nil
+	})
+	if out != "" {
+		t.Errorf("healthcheck says %q", out)
 	}
 }

@@ -538,7 +538,7 @@ type held struct {
 // startHeld serves b and tells began of each request before it is handled.
 func startHeld(t *testing.T, b Backend, began func(held), tune ...func(*listener)) *testServer {
 	t.Helper()
-	cfg, err := parseConfig([]string{"PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_STALL_TIMEOUT=60s"})
+	cfg, _, err := parseConfig([]string{"PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_STALL_TIMEOUT=60s"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,8 +13,8 @@ import (
 // doctor tries out whether the configured store does what the service relies
 // on, and writes a line about each finding: ok, warn (the service works, and
 // promises or does less) or FAIL. It fails if there is a FAIL, and leaves nothing
-// behind in the store.
-func doctor(ctx context.Context, cfg *Config, w io.Writer) error {
+// behind in the store. foreign is that of parseConfig.
+func doctor(ctx context.Context, cfg *Config, foreign []string, w io.Writer) error {
 	found := make(chan finding)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -24,12 +24,16 @@ func doctor(ctx context.Context, cfg *Config, w io.Writer) error {
 	}
 	go func() {
 		defer close(found)
-		check(func(f finding) {
+		tell := func(f finding) {
 			select {
 			case found <- f:
 			case <-ctx.Done():
 			}
-		})
+		}
+		if len(foreign) > 0 {
+			tell(finding{what: "variables", err: errors.New(foreignVariables(foreign)), weak: true})
+		}
+		check(tell)
 	}()
 	return report(ctx, found, w)
 }

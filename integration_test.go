@@ -68,7 +68,7 @@ func (s *realStore) environ(through string) []string {
 func (s *realStore) open(t testing.TB, through string) store {
 	t.Helper()
 	s.setenv(t)
-	cfg, err := parseConfig(s.environ(through))
+	cfg, _, err := parseConfig(s.environ(through))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -77,7 +77,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 		signal.Notify(hangUp, syscall.SIGHUP)
 	}
-	cfg, err := parseConfig(environ)
+	cfg, foreign, err := parseConfig(environ)
 	if err != nil {
 		return err
 	}
@@ -85,12 +85,15 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	case "healthcheck":
 		return healthcheck(cfg)
 	case "doctor":
-		return doctor(ctx, cfg, stdout)
+		return doctor(ctx, cfg, foreign, stdout)
 	}
 	lines := newLogBuffer(stderr)
 	defer lines.close(logCloseWait)
 	log := newBufferedLog(cfg, lines)
 	go reload(ctx, hangUp, log)
+	if len(foreign) > 0 {
+		log.Warn(foreignVariables(foreign))
+	}
 	return serve(ctx, cfg, log)
 }
 

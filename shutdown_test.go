@@ -138,7 +138,7 @@ func startBackend(t testing.TB, b Backend, vars ...string) (*testServer, *servic
 	for _, v := range vars {
 		environ = append(environ, envPrefix+v)
 	}
-	cfg, err := parseConfig(environ)
+	cfg, _, err := parseConfig(environ)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func startTuned(t *testing.T, tune func(*service, *listener), vars ...string) (s
 	for _, v := range vars {
 		environ = append(environ, envPrefix+v)
 	}
-	cfg, err := parseConfig(environ)
+	cfg, _, err := parseConfig(environ)
 	if err != nil {
 		t.Fatal(err)
 	}
