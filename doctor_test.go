@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -280,4 +281,52 @@ func (b lateBucket) stat(ctx context.Context, key string) (objectInfo, error) {
 	info, err := b.memBucket.stat(ctx, key)
 	info.modTime = info.modTime.Add(-time.Hour)
 	return info, err
+}
+
+// The original of this API keeps each entry of a log in a file of its own. Doctor says
+// what these are, and looks at no more than a bounded number of files.
+func TestDoctorKnowsEntriesOfTheOriginal(t *testing.T) {
+	s := startServer(t)
+	post := func(build string) {
+		t.Helper()
+		s.post(t, 201, "/sites/s/logs", `{"build_id":"`+build+`","action":"a","status":"s"}`)
+	}
+	logs := filepath.Join(s.dir, "sites", "s", "logs")
+	plant := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(logs, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	line := func() string {
+		t.Helper()
+		out, err := runDoctor("PAGEWRIGHT_NFS_BASE_PATH=" + s.dir)
+		if err != nil {
+			t.Errorf("%v:\n%s", err, out)
+		}
+		_, line, _ := strings.Cut(out, " logs are logs: ")
+		line, _, _ = strings.Cut(line, "\n")
+		return line
+	}
+	post("b")
+	post("c")
+	plant("d.json", `[{"build_id":`)         // damaged
+	plant("e.json", `{"build_id":"e","acti`) // likewise
+	plant("notes.txt", `{"build_id":"e"}`)   // nobody's
+	if got := line(); got != "4 files of 1 sites were looked at" {
+		t.Errorf("of logs: %s", got)
+	}
+	const entry = `{"build_id":"b","action":"deploy","status":"ok","timestamp":"2025-01-02T03:04:05Z","metadata":{"n":1}}`
+	plant("b-1735787045.json", entry)
+	plant("b-1735787046.json", " \n"+entry+"\n")
+	if got := line(); !strings.HasPrefix(got, "2 files (6 files of 1 sites were looked at) hold one entry each") ||
+		!strings.Contains(got, logs+"/b-173578704") || !strings.Contains(got, "docs/operations.md") {
+		t.Errorf("of logs: %s", got)
+	}
+	for i := range looksAtSite {
+		plant(fmt.Sprintf("b-%d.json", i), entry)
+	}
+	if got := line(); !strings.Contains(got, fmt.Sprintf("(%d files of 1 sites were looked at, and there are more)", looksAtSite)) {
+		t.Errorf("of logs: %s", got)
+	}
 }
