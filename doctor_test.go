@@ -312,14 +312,15 @@ func TestDoctorKnowsEntriesOfTheOriginal(t *testing.T) {
 	post("c")
 	plant("d.json", `[{"build_id":`)         // damaged
 	plant("e.json", `{"build_id":"e","acti`) // likewise
+	plant("f.json", `{}`)                    // likewise
 	plant("notes.txt", `{"build_id":"e"}`)   // nobody's
-	if got := line(); got != "4 files of 1 sites were looked at" {
+	if got := line(); got != "5 files of 1 sites were looked at" {
 		t.Errorf("of logs: %s", got)
 	}
 	const entry = `{"build_id":"b","action":"deploy","status":"ok","timestamp":"2025-01-02T03:04:05Z","metadata":{"n":1}}`
 	plant("b-1735787045.json", entry)
 	plant("b-1735787046.json", " \n"+entry+"\n")
-	if got := line(); !strings.HasPrefix(got, "2 files (6 files of 1 sites were looked at) hold one entry each") ||
+	if got := line(); !strings.HasPrefix(got, "2 files (7 files of 1 sites were looked at) hold one entry each") ||
 		!strings.Contains(got, logs+"/b-173578704") || !strings.Contains(got, "docs/operations.md") {
 		t.Errorf("of logs: %s", got)
 	}
