@@ -103,12 +103,35 @@ func (s *service) dispatch(ctx *fasthttp.RequestCtx, routes fasthttp.RequestHand
 		refuse(ctx, fasthttp.StatusHTTPVersionNotSupported, "only HTTP/1.1 and HTTP/1.0 are spoken here")
 	case hasOtherCoding(&ctx.Request.Header):
 		refuse(ctx, fasthttp.StatusBadRequest, "Transfer-Encoding: only chunked is understood")
+	case !ctx.IsGet() && !ctx.IsHead() && !ctx.IsOptions() && crossSite(ctx):
+		refuse(ctx, fasthttp.StatusForbidden, "the request comes from a page of another site")
+		return true
 	default:
 		routes(ctx)
 		return true
 	}
 	ctx.SetConnectionClose()
 	return false
+}
+
+// crossSite reports whether a browser sent the request for a page of another site.
+// Browsers send Sec-Fetch-Site over https and to localhost only (W3C Fetch Metadata
+// Request Headers), but Origin with each request that changes something (WHATWG
+// Fetch, section 3.2). Other clients send neither.
+func crossSite(ctx *fasthttp.RequestCtx) bool {
+	if site, there := headerValue(ctx, "Sec-Fetch-Site"); there {
+		return site != "same-origin" && site != "none"
+	}
+	origin, there := headerValue(ctx, fasthttp.HeaderOrigin)
+	return there && !originIs(origin, string(ctx.Request.Header.Host()))
+}
+
+// originIs reports whether origin, as in RFC 6454, section 7, has the host and port
+// of a Host header. The scheme is not compared: behind a proxy it is not known.
+func originIs(origin, host string) bool {
+	scheme, of, _ := strings.Cut(origin, "://")
+	port := map[string]string{"http": ":80", "https": ":443"}[scheme]
+	return port != "" && strings.EqualFold(strings.TrimSuffix(of, port), strings.TrimSuffix(host, port))
 }
 
 // hasOtherCoding tells whether a request has a transfer coding that is not

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/rand"
 	"encoding/json"
@@ -632,4 +633,79 @@ func createRace(t *testing.T, s *testServer, size int) {
 	if r := s.get(t, 200, "/sites/race/artifacts/b"); !bytes.Equal(r.body, winner) {
 		t.Error("the build is not the winner's")
 	}
+}
+
+// TestRequestsOfOtherSites: a page of another site cannot let a browser change the store.
+func TestRequestsOfOtherSites(t *testing.T) {
+	s := startServer(t)
+	const put, post, del = "PUT /sites/a/artifacts/b", "POST /sites/a/logs", "DELETE /sites/a/artifacts/b"
+	for _, c := range []struct{ request, host, header, want string }{
+		{put, "h:8080", "Sec-Fetch-Site: cross-site", "403"},
+		{put, "h:8080", "Sec-Fetch-Site: same-site", "403"},
+		{put, "h:8080", "Sec-Fetch-Site: Same-Origin", "403"},
+		{put, "h:8080", "Sec-Fetch-Site:", "403"},
+		{put, "h:8080", "Sec-Fetch-Site: same-origin\r\nSec-Fetch-Site: cross-site", "403"},
+		{put, "h:8080", "Sec-Fetch-Site: cross-site\r\nOrigin: http://h:8080", "403"},
+		{put, "h:8080", "Sec-Fetch-Site: same-origin", "201"},
+		{put, "h:8080", "Sec-Fetch-Site: none", "201"},
+		{put, "h:8080", "Sec-Fetch-Site: same-origin\r\nOrigin: https://outside", "201"}, // a proxy gave us another Host
+		{put, "h:8080", "Origin: http://h:8080", "201"},
+		{put, "h:8080", "Origin: https://h:8080", "201"}, // TLS ends at a proxy
+		{put, "H:8080", "Origin: http://h:8080", "201"},
+		{put, "h", "Origin: http://h", "201"},
+		{put, "h:80", "Origin: http://h", "201"},
+		{put, "h", "Origin: http://h:80", "201"},
+		{put, "h:443", "Origin: https://h", "201"},
+		{put, "[::1]:8080", "Origin: http://[::1]:8080", "201"},
+		{put, "h:8080", "Origin: http://h", "403"},
+		{put, "h:80", "Origin: https://h", "403"},
+		{put, "h:8080", "Origin: http://h:8081", "403"},
+		{put, "h:8080", "Origin: http://i:8080", "403"},
+		{put, "h:8080", "Origin: http://h:8080.evil", "403"},
+		{put, "h:8080", "Origin: http://evil/h:8080", "403"},
+		{put, "h:8080", "Origin: http://h:8080, http://evil", "403"},
+		{put, "h:8080", "Origin: http://evil\r\nOrigin: http://h:8080", "403"},
+		{put, "h:8080", "Origin: extension://h:8080", "403"},
+		{put, "h:8080", "Origin: h:8080", "403"},
+		{put, "h:8080", "Origin: null", "403"},
+		{put, "h:8080", "Origin:", "403"},
+		{post, "h:8080", "Sec-Fetch-Site: cross-site", "403"},
+		{post, "h:8080", "Origin: null", "403"},
+		{post, "h:8080", "Origin: http://h:8080", "201"},
+		{del, "h:8080", "Sec-Fetch-Site: cross-site", "403"},
+		{del, "h:8080", "Origin: http://h:8080", "204"},
+		{"PATCH /sites/a/artifacts/b", "h:8080", "Sec-Fetch-Site: cross-site", "403"},
+		{"PUT /health", "h:8080", "Sec-Fetch-Site: cross-site", "403"},
+		{"GET /health", "h:8080", "Sec-Fetch-Site: cross-site\r\nOrigin: null", "200"},
+		{"HEAD /nothing", "h:8080", "Sec-Fetch-Site: cross-site", "404"},
+		{"OPTIONS /sites/a/logs", "h:8080", "Sec-Fetch-Site: cross-site\r\nOrigin: http://evil", "204"},
+	} {
+		body := `{"build_id":"b","action":"a","status":"s"}`
+		r := answerTo(t, s.addr, fmt.Sprintf("%s HTTP/1.1\r\nHost: %s\r\n%s\r\nContent-Length: %d\r\n\r\n%s", c.request, c.host, c.header, len(body), body))
+		if got := fmt.Sprint(r.status); got != c.want {
+			t.Errorf("%s, Host: %s, %s: answered %s, want %s", c.request, c.host, c.header, got, c.want)
+		}
+		for name := range r.header {
+			if strings.HasPrefix(name, "Access-Control-") {
+				t.Errorf("%s, %s: answered %s", c.request, c.header, name)
+			}
+		}
+	}
+}
+
+// answerTo returns the answer to the request raw.
+func answerTo(t *testing.T, addr, raw string) *response {
+	t.Helper()
+	c := dial(t, addr)
+	defer c.Close()
+	fmt.Fprint(c, raw)
+	r, err := http.ReadResponse(bufio.NewReader(c), &http.Request{Method: strings.Fields(raw)[0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &response{r.StatusCode, r.Header, body, r.ContentLength}
 }
