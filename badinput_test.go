@@ -296,6 +296,11 @@ func TestEarlyRefusalsReachTheClient(t *testing.T) {
 		{"malformed", "/sites/a/artifacts/b", "nonsense\r\n" + sized, "400"},
 		{"header too large", "/sites/a/artifacts/b", "X-A: " + strings.Repeat("a", 100_000) + "\r\n" + sized, "431"},
 		{"coding unknown", "/sites/a/artifacts/b", "Transfer-Encoding: identity\r\n", "400"},
+		{"compressed", "/sites/a/artifacts/b", "Content-Encoding: gzip\r\nContent-Length: 20000000\r\n", "415"},
+		{"compressed, chunked", "/sites/a/artifacts/b", "Content-Encoding: gzip\r\n" + chunked, "415"},
+		{"expecting, compressed", "/sites/a/artifacts/b", expect + "Content-Encoding: gzip\r\nContent-Length: 20000000\r\n", "415"},
+		{"of another site", "/sites/a/artifacts/b", "Sec-Fetch-Site: cross-site\r\nContent-Length: 20000000\r\n", "403"},
+		{"expecting, of another site", "/sites/a/artifacts/b", expect + "Sec-Fetch-Site: cross-site\r\nContent-Length: 20000000\r\n", "403"},
 	} {
 		text := body
 		if strings.Contains(c.header, "chunked") {

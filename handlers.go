@@ -330,3 +330,38 @@ func queryKnown(ctx *fasthttp.RequestCtx, names ...string) bool {
 	}
 	return true
 }
+
+// plainBody refuses a body that would not be stored as its sender means it: one with
+// a content coding, an HTML form, or a digest that is not checked. noun is what the
+// body should be, like the tool that sends it so.
+func plainBody(ctx *fasthttp.RequestCtx, noun, like string) bool {
+	if codings, _ := headerValue(ctx, fasthttp.HeaderContentEncoding); isCoded(codings) {
+		// RFC 9110, sections 15.5.16 and 12.5.3.
+		ctx.Response.Header.Set(fasthttp.HeaderAcceptEncoding, "identity")
+		refuse(ctx, fasthttp.StatusUnsupportedMediaType, "send the %s without Content-Encoding; it is stored as it is", noun)
+		return false
+	}
+	const form = "multipart/"
+	if t := ctx.Request.Header.ContentType(); len(t) >= len(form) && strings.EqualFold(string(t[:len(form)]), form) {
+		refuse(ctx, fasthttp.StatusUnsupportedMediaType, "send the %s itself, as %s does", noun, like)
+		return false
+	}
+	for _, name := range [...]string{"Content-MD5", "Digest"} {
+		if _, there := headerValue(ctx, name); there {
+			refuse(ctx, fasthttp.StatusBadRequest, "%s is not checked; digest headers that are understood: none", name)
+			return false
+		}
+	}
+	return true
+}
+
+// isCoded reports whether the list of a Content-Encoding holds a coding. Empty
+// elements are none (RFC 9110, section 5.6.1.2).
+func isCoded(list string) bool {
+	for coding := range strings.SplitSeq(list, ",") {
+		if coding = trimOWS(coding); coding != "" && !strings.EqualFold(coding, "identity") {
+			return true
+		}
+	}
+	return false
+}

@@ -709,3 +709,57 @@ func answerTo(t *testing.T, addr, raw string) *response {
 	}
 	return &response{r.StatusCode, r.Header, body, r.ContentLength}
 }
+
+// TestBodiesThatAreNotStored: a body that would not be stored as its sender means it is
+// refused before it is sent, by the header alone.
+func TestBodiesThatAreNotStored(t *testing.T) {
+	s := startServer(t)
+	const put, post = "PUT /sites/a/artifacts/b", "POST /sites/a/logs"
+	const coded = "without Content-Encoding"
+	for _, c := range []struct {
+		request, header string
+		status          int
+		text            string // in the answer
+	}{
+		{put, "Content-Encoding: gzip", 415, "send the file without Content-Encoding; it is stored as it is"},
+		{put, "content-encoding: br", 415, coded},
+		{put, "Content-Encoding: identity, GZIP", 415, coded},
+		{put, "Content-Encoding: identity\r\nContent-Encoding: gzip", 415, coded},
+		{put, "Content-Encoding: aws-chunked", 415, coded},
+		{post, "Content-Encoding: deflate", 415, coded},
+		{put, "Content-Type: multipart/form-data; boundary=x", 415, "send the file itself, as curl -T does"},
+		{put, "Content-Type: Multipart/Mixed", 415, "send the file itself"},
+		{post, "Content-Type: multipart/form-data; boundary=x", 415, "send the log entry itself, as curl -d does"},
+		{put, "Content-MD5: 1B2M2Y8AsgTpgAmY7PhCfg==", 400, "Content-MD5 is not checked; digest headers that are understood: none"},
+		{put, "Content-MD5:", 400, "Content-MD5"},
+		{put, "Digest: sha-256=X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=", 400, "Digest is not checked"},
+		{post, "Digest: md5=x", 400, "Digest is not checked"},
+
+		{put, "Content-Encoding: identity", 201, ""},
+		{put, "Content-Encoding: Identity , identity", 201, ""},
+		{put, "Content-Encoding:", 201, ""},
+		{put, "Content-Encoding: ,", 201, ""},
+		{put, "Content-Type: application/x-www-form-urlencoded", 201, ""},
+		{put, "Content-Type: multipart", 201, ""},
+		{put, "Repr-Digest: sha-256=:X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=:", 201, ""},
+		{put, "Want-Repr-Digest: sha-256=1", 201, ""},
+		{post, "Content-Encoding: identity", 201, ""},
+	} {
+		body := `{"build_id":"b","action":"a","status":"s"}`
+		raw := fmt.Sprintf("%s HTTP/1.1\r\nHost: h\r\n%s\r\nContent-Length: %d\r\n", c.request, c.header, len(body))
+		const health = "GET /health HTTP/1.1\r\nHost: h\r\n\r\n"
+		if got, want := exchangeRaw(t, s.addr, raw+"\r\n"+body+health), fmt.Sprint(c.status, " 200"); got != want {
+			t.Errorf("%s, %s: answered %q, want %q", c.request, c.header, got, want)
+		}
+		if c.status < 400 {
+			continue
+		}
+		r := answerTo(t, s.addr, raw+"Expect: 100-continue\r\n\r\n")
+		if r.status != c.status || !strings.Contains(string(r.body), c.text) {
+			t.Errorf("%s, %s, expecting: answered %d %q; want %d %q", c.request, c.header, r.status, r.body, c.status, c.text)
+		}
+		if got, want := r.header.Get("Accept-Encoding"), map[bool]string{true: "identity"}[strings.Contains(c.text, coded)]; got != want {
+			t.Errorf("%s, %s: Accept-Encoding %q, want %q", c.request, c.header, got, want)
+		}
+	}
+}

@@ -34,6 +34,9 @@ func (s *service) postLog(ctx *fasthttp.RequestCtx) {
 		refuse(ctx, fasthttp.StatusBadRequest, "%v", err)
 		return
 	}
+	if !plainBody(ctx, "log entry", "curl -d") {
+		return
+	}
 	if ctx.Request.Header.ContentLength() > maxEntrySize {
 		refuseEntrySize(ctx)
 		return

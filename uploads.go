@@ -90,6 +90,9 @@ func (s *service) admitUpload(ctx *fasthttp.RequestCtx) (up upload, ok bool) {
 	if up.cond, ok = precondition(ctx); !ok {
 		return up, false
 	}
+	if !plainBody(ctx, "file", "curl -T") {
+		return up, false
+	}
 	// In addition to what the client asks for, which can only narrow it. A client
 	// that itself sends If-None-Match: * asks for the same, and is answered 412.
 	up.cond.Absent = s.cfg.AppendOnly && (up.cond.IfNoneMatch == nil || !up.cond.IfNoneMatch.Any)
