@@ -20,6 +20,10 @@ func (s *service) getArtifact(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	cond, ok := precondition(ctx)
+	if !ok {
+		return
+	}
+	redirect, ok := queryBool(ctx, "redirect", true)
 	if !ok || expecting(ctx) {
 		return
 	}
@@ -29,7 +33,7 @@ func (s *service) getArtifact(ctx *fasthttp.RequestCtx) {
 	}
 	defer func() { place.release() }()
 	d := download{ctx: ctx, siteID: siteID, buildID: buildID, cond: cond, s: s}
-	if s.redirect(&d) {
+	if redirect && s.redirect(&d) {
 		return
 	}
 	defer func() { d.held.release() }()

@@ -320,15 +320,41 @@ func precondition(ctx *fasthttp.RequestCtx) (cond Precondition, ok bool) {
 }
 
 // queryKnown refuses arguments that are not in names: most likely they are
-// misspelt, and without them the answer would be another.
+// misspelt, and without them the answer would be another. It also refuses an
+// argument that is there twice.
 func queryKnown(ctx *fasthttp.RequestCtx, names ...string) bool {
 	for k := range ctx.QueryArgs().All() {
 		if !slices.Contains(names, string(k)) {
 			refuse(ctx, fasthttp.StatusBadRequest, "unknown query argument %q", k)
 			return false
 		}
+		if len(ctx.QueryArgs().PeekMultiBytes(k)) > 1 {
+			refuse(ctx, fasthttp.StatusBadRequest, "%s is given more than once", k)
+			return false
+		}
 	}
 	return true
+}
+
+// queryBool reads an argument that is true or false; absent is the value without
+// it. What it refuses it answers.
+func queryBool(ctx *fasthttp.RequestCtx, name string, absent bool) (value, ok bool) {
+	values := ctx.QueryArgs().PeekMulti(name)
+	if len(values) == 0 {
+		return absent, true
+	}
+	if len(values) > 1 {
+		refuse(ctx, fasthttp.StatusBadRequest, "%s is given more than once", name)
+		return false, false
+	}
+	switch string(values[0]) {
+	case "true", "1", "":
+		return true, true
+	case "false", "0":
+		return false, true
+	}
+	refuse(ctx, fasthttp.StatusBadRequest, "%s must be true or false", name)
+	return false, false
 }
 
 // plainBody refuses a body that would not be stored as its sender means it: one with

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
@@ -333,7 +334,7 @@ func historySequence(t *testing.T, s *testServer) {
 	if got := strings.Join(seen, " "); got != "two broken one" {
 		t.Errorf("pages: %s", got)
 	}
-	for _, bad := range []string{"?limit=0", "?limit=-1", "?limit=x", "?limit=", "?limit=99999", "?cursor=x", "?cursor=", "?metadata=1", "?Limit=1", "?cursor=AAAA"} {
+	for _, bad := range []string{"?limit=0", "?limit=-1", "?limit=x", "?limit=", "?limit=99999", "?cursor=x", "?cursor=", "?metadata=2", "?Limit=1", "?cursor=AAAA", "?limit=1&limit=1"} {
 		s.get(t, 400, list+bad)
 	}
 
@@ -761,5 +762,45 @@ func TestBodiesThatAreNotStored(t *testing.T) {
 		if got, want := r.header.Get("Accept-Encoding"), map[bool]string{true: "identity"}[strings.Contains(c.text, coded)]; got != want {
 			t.Errorf("%s, %s: Accept-Encoding %q, want %q", c.request, c.header, got, want)
 		}
+	}
+}
+
+// signedBucket is a bucket in memory with URLs to its objects.
+type signedBucket struct{ *memBucket }
+
+func (signedBucket) presign(context.Context, string, time.Duration, string) (string, error) {
+	return "http://store/signed", nil
+}
+
+func TestBooleansInQueries(t *testing.T) {
+	s, _ := startBackend(t, newObjectStore(signedBucket{newMemBucket()}, "", quiet()), "STORAGE_BACKEND=s3", "DOWNLOAD_REDIRECT=true")
+	const build, list = "/sites/a/artifacts/b", "/sites/a/versions"
+	s.put(t, 201, build, "x")
+	s.post(t, 201, "/sites/a/logs", `{"build_id":"b","action":"a","status":"s","metadata":{"m":1}}`)
+	plain := startServer(t) // redirects nothing
+	plain.put(t, 201, build, "x")
+	for query, want := range map[string]string{
+		"?%s=true": "true", "?%s=1": "true", "?%s=": "true", "?%s": "true",
+		"?%s=false": "false", "?%s=0": "false",
+		"?%s=True": "", "?%s=yes": "", "?%s=2": "", "?%s=%%20": "", "?%s=true&%[1]s=true": "", "?%s=1&%[1]s": "",
+	} {
+		metadata, redirect := fmt.Sprintf(list+query, "metadata"), fmt.Sprintf(build+query, "redirect")
+		if want == "" {
+			s.get(t, 400, metadata)
+			for _, s := range []*testServer{s, plain} {
+				s.get(t, 400, redirect)
+				s.do(t, 400, request{"HEAD", redirect, nil, nil})
+			}
+			continue
+		}
+		if r := s.get(t, 200, metadata); strings.Contains(string(r.body), `"m":1`) != (want == "true") {
+			t.Errorf("%s: %s", metadata, r.body)
+		}
+		s.get(t, map[string]int{"true": 307, "false": 200}[want], redirect)
+		plain.get(t, 200, redirect)
+	}
+	s.get(t, 307, build)
+	if r := s.get(t, 200, list); strings.Contains(string(r.body), "metadata") {
+		t.Errorf("metadata nobody asked for: %s", r.body)
 	}
 }

@@ -425,13 +425,6 @@ func versionQuery(ctx *fasthttp.RequestCtx) (q VersionQuery, ok bool) {
 			return q, false
 		}
 	}
-	switch v := string(args.Peek("metadata")); v {
-	case "", "false":
-	case "true":
-		q.Metadata = true
-	default:
-		refuse(ctx, fasthttp.StatusBadRequest, "metadata must be true or false")
-		return q, false
-	}
-	return q, true
+	q.Metadata, ok = queryBool(ctx, "metadata", false)
+	return q, ok
 }

@@ -11,11 +11,10 @@ import (
 const redirectTime = 5 * time.Minute
 
 // redirect sends the client of a GET to the store itself, if that is configured,
-// the client does not object, the store can sign URLs, and the build is to be
-// sent at all. Then the answer is given. A Range goes along with the client.
+// the store can sign URLs, and the build is to be sent at all. Then the answer is given. A Range goes along with the client.
 func (s *service) redirect(d *download) bool {
 	r, ok := s.backend.(Redirector)
-	if !ok || !s.cfg.DownloadRedirect || !d.ctx.IsGet() || string(d.ctx.QueryArgs().Peek("redirect")) == "false" {
+	if !ok || !s.cfg.DownloadRedirect || !d.ctx.IsGet() {
 		return false
 	}
 	info, err := s.describe(d.siteID, d.buildID)
