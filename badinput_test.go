@@ -152,6 +152,8 @@ func badInputs() []struct{ name, raw, want string } {
 		{"coding that is none", put + "Transfer-Encoding: identity\r\n\r\n" + health, "400"},
 		{"coding that is none, with a length", put + "Transfer-Encoding: identity\r\nContent-Length: 3\r\n\r\nabc", "400"},
 		{"If-Match without a tag", put + "If-Match:\r\nContent-Length: 3\r\n\r\nabc", "400"},
+		{"If-None-Match not quoted on a list", "GET /sites/a/versions HTTP/1.1\r\nHost: h\r\nIf-None-Match: x\r\n\r\n", "200"},
+		{"If-None-Match not quoted on a DELETE", "DELETE /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nIf-None-Match: x\r\n\r\n", "400"},
 		{"If-None-Match without a tag on a GET", "GET /sites/a/versions HTTP/1.1\r\nHost: h\r\nIf-None-Match:\r\n\r\n", "200"},
 		{"If-None-Match without a tag", put + "If-None-Match: \r\nContent-Length: 3\r\n\r\nabc", "400"},
 		{"coding spelt oddly", put + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n" + health, "400"},

@@ -276,15 +276,19 @@ func headerValue(ctx *fasthttp.RequestCtx, name string) (value string, there boo
 	return strings.Join(parts, ", "), true
 }
 
-// headerETags is the list in a header, nil if there is no such header. A GET on
-// the condition that no tag of none matches is a GET.
+// headerETags is the list in a header, nil if there is no such header. A malformed
+// If-None-Match of a GET or HEAD matches nothing, so that the client gets the whole.
+// If-Modified-Since is ignored then as well (RFC 9110, section 13.1.3).
 func headerETags(ctx *fasthttp.RequestCtx, name string) (*ETagList, error) {
 	value, there := headerValue(ctx, name)
-	reads := name == fasthttp.HeaderIfNoneMatch && (ctx.IsGet() || ctx.IsHead())
-	if !there || value == "" && reads {
+	if !there {
 		return nil, nil
 	}
-	return parseETags(value)
+	list, err := parseETags(value)
+	if err != nil && name == fasthttp.HeaderIfNoneMatch && (ctx.IsGet() || ctx.IsHead()) {
+		return &ETagList{}, nil
+	}
+	return list, err
 }
 
 // headerDate is the value of a header as a date, zero if it is none: such a

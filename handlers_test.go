@@ -136,7 +136,10 @@ func conditionalSequence(t *testing.T, s *testServer) {
 		{"If-Match goes before If-Unmodified-Since", 200, header("If-Match", tag, "If-Unmodified-Since", before)},
 		{"If-Match goes before If-None-Match", 412, header("If-Match", `"a"`, "If-None-Match", tag)},
 		{"both hold", 304, header("If-Match", tag, "If-None-Match", tag)},
-		{"not quoted", 400, header("If-None-Match", "abc")},
+		{"not quoted", 200, header("If-None-Match", "abc")},
+		{"its tag, and one that is not quoted", 200, header("If-None-Match", tag+", abc")},
+		{"a malformed If-None-Match goes before If-Modified-Since", 200, header("If-None-Match", "abc", "If-Modified-Since", after)},
+		{"an empty If-None-Match goes before If-Modified-Since", 200, header("If-None-Match", "", "If-Modified-Since", after)},
 		{"not closed", 400, header("If-Match", `"abc`)},
 	} {
 		for _, method := range []string{"GET", "HEAD"} {
