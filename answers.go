@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/goccy/go-json"
 	"github.com/valyala/fasthttp"
@@ -47,6 +49,16 @@ func refuse(ctx *fasthttp.RequestCtx, status int, format string, args ...any) {
 	reason := fmt.Sprintf(format, args...)
 	ctx.Conn().(*conn).ex.refused = reason
 	answer(ctx, status, failure{"error", reason})
+}
+
+// answerDate is the Date that fasthttp writes into an answer now. It keeps a Date for
+// about a second and has no function that returns it, so a header is written for it.
+func answerDate() (time.Time, error) {
+	var h fasthttp.ResponseHeader
+	var buf [128]byte
+	_, rest, _ := bytes.Cut(h.AppendBytes(buf[:0]), []byte("\r\nDate: "))
+	date, _, _ := bytes.Cut(rest, []byte("\r\n"))
+	return fasthttp.ParseHTTPDate(date)
 }
 
 // statusOf is the one map from an error to its status and to what the client

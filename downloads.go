@@ -371,13 +371,23 @@ func (d *download) rangeApplies(info ArtifactInfo) bool {
 
 // describeTo writes the header fields that describe the artifact; nil: nothing
 // is known of it but its name.
+//
+// Last-Modified is never later than Date (RFC 9110, section 8.8.2.1). It can be
+// earlier than the time of the artifact then, by which conditions are judged: they
+// fail on the safe side, until Date has passed that time.
 func (d *download) describeTo(info *ArtifactInfo) {
 	h := &d.ctx.Response.Header
 	h.SetContentType("application/gzip")
 	h.Set(fasthttp.HeaderContentDisposition, `attachment; filename="`+d.siteID+"-"+d.buildID+artifactSuffix+`"`)
-	if info != nil {
-		h.Set(fasthttp.HeaderETag, info.ETag)
-		h.SetLastModified(info.ModTime)
+	if info == nil {
+		return
+	}
+	h.Set(fasthttp.HeaderETag, info.ETag)
+	if date, err := answerDate(); err == nil {
+		if info.ModTime.Before(date) {
+			date = info.ModTime
+		}
+		h.SetLastModified(date)
 	}
 }
 

@@ -105,7 +105,7 @@ func TestConditionalGet(t *testing.T) { conditionalSequence(t, startServer(t, "I
 func conditionalSequence(t *testing.T, s *testServer) {
 	const path = "/sites/cond/artifacts/b"
 	tag := s.put(t, 201, path, "0123456789").header.Get("ETag")
-	modified := s.get(t, 200, path).header.Get("Last-Modified")
+	modified := s.modified(t, path)
 	at, err := http.ParseTime(modified)
 	if err != nil {
 		t.Fatal(err)
@@ -156,6 +156,18 @@ func conditionalSequence(t *testing.T, s *testServer) {
 			}
 		}
 	}
+}
+
+// modified returns the Last-Modified of a build once it is the time of the build: it
+// may be earlier as long as it is the Date.
+func (s *testServer) modified(t *testing.T, path string) (modified string) {
+	t.Helper()
+	eventually(t, "Date is later than the build", func() bool {
+		h := s.do(t, 200, request{"HEAD", path, nil, nil}).header
+		modified = h.Get("Last-Modified")
+		return modified != h.Get("Date")
+	})
+	return modified
 }
 
 func statusOr(r *response, err error) any {
@@ -384,7 +396,7 @@ func TestAppendOnly(t *testing.T) {
 func appendOnlySequence(t *testing.T, s *testServer) {
 	const path = "/sites/a/artifacts/b"
 	tag := s.put(t, 201, path, "one").header.Get("ETag")
-	modified := s.get(t, 200, path).header.Get("Last-Modified")
+	modified := s.modified(t, path)
 	at, err := http.ParseTime(modified)
 	if err != nil {
 		t.Fatal(err)
@@ -806,4 +818,64 @@ func TestBooleansInQueries(t *testing.T) {
 	if r := s.get(t, 200, list); strings.Contains(string(r.body), "metadata") {
 		t.Errorf("metadata nobody asked for: %s", r.body)
 	}
+}
+
+// TestLastModifiedIsNotLaterThanDate: RFC 9110, section 8.8.2.1. Conditions are judged
+// by the time of the file all the same.
+func TestLastModifiedIsNotLaterThanDate(t *testing.T) {
+	s := startServer(t)
+	const path = "/sites/a/artifacts/b"
+	s.put(t, 201, path, "0123456789")
+	file := filepath.Join(s.dir, "sites/a/artifacts/b.tar.gz")
+	times := func(h http.Header) (modified, date time.Time) {
+		t.Helper()
+		var err, err2 error
+		modified, err = http.ParseTime(h.Get("Last-Modified"))
+		date, err2 = http.ParseTime(h.Get("Date"))
+		if err != nil || err2 != nil {
+			t.Fatalf("%v, %v", err, err2)
+		}
+		return modified, date
+	}
+	for _, ahead := range []time.Duration{-time.Hour, time.Hour, 20 * 365 * 24 * time.Hour} {
+		at := time.Now().Add(ahead)
+		if err := os.Chtimes(file, at, at); err != nil {
+			t.Fatal(err)
+		}
+		tag := s.get(t, 200, path).header.Get("ETag")
+		for _, r := range []*response{
+			s.get(t, 200, path),
+			s.do(t, 200, request{"HEAD", path, nil, nil}),
+			s.get(t, 206, path, "Range", "bytes=0-4"),
+			s.get(t, 304, path, "If-None-Match", tag),
+		} {
+			modified, date := times(r.header)
+			if want := at.UTC().Truncate(time.Second); ahead < 0 && !modified.Equal(want) || ahead > 0 && !modified.Equal(date) {
+				t.Errorf("%v ahead, %d: Last-Modified %v, Date %v, the file %v", ahead, r.status, modified, date, want)
+			}
+		}
+		if ahead < 0 {
+			continue
+		}
+		// What a client knows of it is not the time of the file.
+		modified := s.get(t, 200, path).header.Get("Last-Modified")
+		s.get(t, 200, path, "If-Modified-Since", modified)
+		s.get(t, 412, path, "If-Unmodified-Since", modified)
+		s.get(t, 200, path, "Range", "bytes=0-4", "If-Range", modified)
+		s.put(t, 412, path, "another", "If-Unmodified-Since", modified)
+		s.get(t, 206, path, "Range", "bytes=0-4", "If-Range", tag)
+	}
+	// The Date is kept for a second: builds of every moment of it.
+	var dates []time.Time
+	eventually(t, "the Date changes twice", func() bool {
+		s.put(t, 201, path, "0123456789")
+		modified, date := times(s.do(t, 200, request{"HEAD", path, nil, nil}).header)
+		if modified.After(date) {
+			t.Fatalf("Last-Modified %v, Date %v", modified, date)
+		}
+		if len(dates) == 0 || !date.Equal(dates[len(dates)-1]) {
+			dates = append(dates, date)
+		}
+		return len(dates) == 3
+	})
 }
