@@ -38,7 +38,8 @@ func answer(ctx *fasthttp.RequestCtx, status int, v any) {
 	ctx.Response.SetBodyRaw(append(body, '\n'))
 }
 
-// refuse answers with an error whose text is for the client.
+// refuse answers with an error whose text is for the client. No cache may keep it:
+// without a word some statuses may be kept, as 404 (RFC 9110, section 15.1).
 func refuse(ctx *fasthttp.RequestCtx, status int, format string, args ...any) {
 	switch status {
 	case fasthttp.StatusServiceUnavailable:
@@ -46,9 +47,14 @@ func refuse(ctx *fasthttp.RequestCtx, status int, format string, args ...any) {
 	case fasthttp.StatusInsufficientStorage:
 		ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, "60")
 	}
+	noStore(ctx)
 	reason := fmt.Sprintf(format, args...)
 	ctx.Conn().(*conn).ex.refused = reason
 	answer(ctx, status, failure{"error", reason})
+}
+
+func noStore(ctx *fasthttp.RequestCtx) {
+	ctx.Response.Header.Set(fasthttp.HeaderCacheControl, "no-store")
 }
 
 // answerDate is the Date that fasthttp writes into an answer now. It keeps a Date for

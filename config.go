@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -33,6 +35,8 @@ type Config struct {
 	TempMaxAge      time.Duration `env:"TEMP_MAX_AGE" envDefault:"24h" help:"nfs: age at which a file left by a crash is removed; longer than any upload or download lasts"`
 
 	AppendOnly bool `env:"APPEND_ONLY" envDefault:"false" help:"never replace a build (409) nor delete one (403)"`
+
+	BuildCacheControl string `env:"BUILD_CACHE_CONTROL" help:"Cache-Control of builds in an append-only store, as public, max-age=31536000, immutable; empty: no-cache"`
 
 	MinFreeSpace     byteSize `env:"MIN_FREE_SPACE" envDefault:"32MiB" help:"nfs: bytes kept free for logs and deletes; an upload that would touch them is answered 507; 0: none"`
 	DownloadRedirect bool     `env:"DOWNLOAD_REDIRECT" envDefault:"false" help:"s3, azure, gcs: answer GET of a build with 307 and a signed URL of the store; ?redirect=false asks for the bytes all the same"`
@@ -228,6 +232,10 @@ func (c *Config) check() error {
 		return bad("NFS_BASE_PATH", "", "must name a directory")
 	case c.StorageBackend == "nfs" && c.DownloadRedirect:
 		return bad("DOWNLOAD_REDIRECT", true, "a directory has no URLs to redirect to")
+	case c.BuildCacheControl != "" && !isCacheControl(c.BuildCacheControl):
+		return bad("BUILD_CACHE_CONTROL", strconv.Quote(c.BuildCacheControl), "must be a value of Cache-Control, as public, max-age=31536000, immutable")
+	case c.BuildCacheControl != "" && !c.AppendOnly:
+		return bad("BUILD_CACHE_CONTROL", c.BuildCacheControl, "needs PAGEWRIGHT_APPEND_ONLY=true: a build that can be replaced must not be taken from a cache unasked")
 	case c.MaxUploads < 1 || c.MaxUploads > maxConnections:
 		return bad("MAX_UPLOADS", c.MaxUploads, fmt.Sprintf("must be from 1 to %d", maxConnections))
 	case c.MaxConnsPerIP < 0:
@@ -244,6 +252,21 @@ func (c *Config) check() error {
 		return bad("LOG_FORMAT", c.LogFormat, "must be json or text")
 	}
 	return nil
+}
+
+// isCacheControl reports whether s is a value of Cache-Control: directives with an
+// optional argument, separated by commas (RFC 9111, section 5.2).
+func isCacheControl(s string) bool {
+	const (
+		token     = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+		directive = token + `(=(` + token + `|"[\t !#-\[\]-~]*"))?`
+	)
+	return regexp.MustCompile(`^[\t ]*` + directive + `([\t ]*,[\t ]*` + directive + `)*[\t ]*$`).MatchString(s)
+}
+
+// buildCaching is the Cache-Control of builds.
+func (c *Config) buildCaching() string {
+	return cmp.Or(c.BuildCacheControl, "no-cache")
 }
 
 // serves reports whether the API is served at address.

@@ -21,7 +21,7 @@ func TestConfigDefaults(t *testing.T) {
 	want := Config{
 		Listen: "", Port: 8080, StorageBackend: "nfs",
 		NFSBasePath: "/nfs", NFSRequireMount: false, TempMaxAge: 24 * time.Hour,
-		AppendOnly:   false,
+		AppendOnly: false, BuildCacheControl: "",
 		MinFreeSpace: 32 << 20, DownloadRedirect: false,
 		MaxArtifactSize: 0, MaxUploads: 512, UploadMemory: 256 << 20, MaxConnsPerIP: 0,
 		StallTimeout: 30 * time.Second, MinUploadRate: 1 << 10, HeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
@@ -34,6 +34,19 @@ func TestConfigDefaults(t *testing.T) {
 		name := gotValue.Type().Field(i).Name
 		if g, w := gotValue.Field(i).Interface(), wantValue.Field(i).Interface(); !reflect.DeepEqual(g, w) {
 			t.Errorf("%s is %v by default, not %v", name, g, w)
+		}
+	}
+}
+
+func TestIsCacheControl(t *testing.T) {
+	for _, s := range []string{"no-cache", "public, max-age=31536000, immutable", " public\t,max-age=60 ", `private="set-cookie, x", no-transform`} {
+		if !isCacheControl(s) {
+			t.Errorf("%q was not taken", s)
+		}
+	}
+	for _, s := range []string{"", " ", ",", "public,", "max-age 60", "max-age=", "public\n", "public\x00", "püblic", `private="x`, `private="\`, "Cache-Control: public"} {
+		if isCacheControl(s) {
+			t.Errorf("%q was taken", s)
 		}
 	}
 }

@@ -379,6 +379,7 @@ func (d *download) describeTo(info *ArtifactInfo) {
 	h := &d.ctx.Response.Header
 	h.SetContentType("application/gzip")
 	h.Set(fasthttp.HeaderContentDisposition, `attachment; filename="`+d.siteID+"-"+d.buildID+artifactSuffix+`"`)
+	h.Set(fasthttp.HeaderCacheControl, d.s.cfg.buildCaching())
 	if info == nil {
 		return
 	}

@@ -651,6 +651,60 @@ func createRace(t *testing.T, s *testServer, size int) {
 	}
 }
 
+// TestBodiesThatAreNotStored: a body that would not be stored as its sender means it is
+// refused before it is sent, by the header alone.
+func TestBodiesThatAreNotStored(t *testing.T) {
+	s := startServer(t)
+	const put, post = "PUT /sites/a/artifacts/b", "POST /sites/a/logs"
+	const coded = "without Content-Encoding"
+	for _, c := range []struct {
+		request, header string
+		status          int
+		text            string // in the answer
+	}{
+		{put, "Content-Encoding: gzip", 415, "send the file without Content-Encoding; it is stored as it is"},
+		{put, "content-encoding: br", 415, coded},
+		{put, "Content-Encoding: identity, GZIP", 415, coded},
+		{put, "Content-Encoding: identity\r\nContent-Encoding: gzip", 415, coded},
+		{put, "Content-Encoding: aws-chunked", 415, coded},
+		{post, "Content-Encoding: deflate", 415, coded},
+		{put, "Content-Type: multipart/form-data; boundary=x", 415, "send the file itself, as curl -T does"},
+		{put, "Content-Type: Multipart/Mixed", 415, "send the file itself"},
+		{post, "Content-Type: multipart/form-data; boundary=x", 415, "send the log entry itself, as curl -d does"},
+		{put, "Content-MD5: 1B2M2Y8AsgTpgAmY7PhCfg==", 400, "Content-MD5 is not checked; digest headers that are understood: none"},
+		{put, "Content-MD5:", 400, "Content-MD5"},
+		{put, "Digest: sha-256=X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=", 400, "Digest is not checked"},
+		{post, "Digest: md5=x", 400, "Digest is not checked"},
+
+		{put, "Content-Encoding: identity", 201, ""},
+		{put, "Content-Encoding: Identity , identity", 201, ""},
+		{put, "Content-Encoding:", 201, ""},
+		{put, "Content-Encoding: ,", 201, ""},
+		{put, "Content-Type: application/x-www-form-urlencoded", 201, ""},
+		{put, "Content-Type: multipart", 201, ""},
+		{put, "Repr-Digest: sha-256=:X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=:", 201, ""},
+		{put, "Want-Repr-Digest: sha-256=1", 201, ""},
+		{post, "Content-Encoding: identity", 201, ""},
+	} {
+		body := `{"build_id":"b","action":"a","status":"s"}`
+		raw := fmt.Sprintf("%s HTTP/1.1\r\nHost: h\r\n%s\r\nContent-Length: %d\r\n", c.request, c.header, len(body))
+		const health = "GET /health HTTP/1.1\r\nHost: h\r\n\r\n"
+		if got, want := exchangeRaw(t, s.addr, raw+"\r\n"+body+health), fmt.Sprint(c.status, " 200"); got != want {
+			t.Errorf("%s, %s: answered %q, want %q", c.request, c.header, got, want)
+		}
+		if c.status < 400 {
+			continue
+		}
+		r := answerTo(t, s.addr, raw+"Expect: 100-continue\r\n\r\n")
+		if r.status != c.status || !strings.Contains(string(r.body), c.text) {
+			t.Errorf("%s, %s, expecting: answered %d %q; want %d %q", c.request, c.header, r.status, r.body, c.status, c.text)
+		}
+		if got, want := r.header.Get("Accept-Encoding"), map[bool]string{true: "identity"}[strings.Contains(c.text, coded)]; got != want {
+			t.Errorf("%s, %s: Accept-Encoding %q, want %q", c.request, c.header, got, want)
+		}
+	}
+}
+
 // TestRequestsOfOtherSites: a page of another site cannot let a browser change the store.
 func TestRequestsOfOtherSites(t *testing.T) {
 	s := startServer(t)
@@ -709,6 +763,56 @@ func TestRequestsOfOtherSites(t *testing.T) {
 	}
 }
 
+func TestCacheControl(t *testing.T) {
+	const build, logs, list, of = "/sites/a/artifacts/b", "/sites/a/logs", "/sites/a/versions", "public, max-age=60"
+	plain := startServer(t)
+	cached := startServer(t, "APPEND_ONLY=true", "BUILD_CACHE_CONTROL= "+of)
+	for _, s := range []*testServer{plain, cached} {
+		s.put(t, 201, build, "body")
+		s.ready(t)
+	}
+	for _, c := range []struct {
+		request string
+		status  int
+		header  http.Header
+		plain   string
+		cached  string // where builds have a value of their own
+	}{
+		{"GET " + build, 200, nil, "no-cache", of},
+		{"HEAD " + build, 200, nil, "no-cache", of},
+		{"GET " + build, 206, header("Range", "bytes=0-0"), "no-cache", of},
+		{"GET " + build, 304, header("If-None-Match", "*"), "no-cache", of},
+		{"HEAD " + build, 304, header("If-None-Match", "*"), "no-cache", of},
+		{"GET " + build, 416, header("Range", "bytes=99-"), "no-store", "no-store"},
+		{"GET " + build, 412, header("If-Match", `"x"`), "no-store", "no-store"},
+		{"GET " + build, 400, header("If-Match", "x"), "no-store", "no-store"},
+		{"GET " + build + "x", 404, nil, "no-store", "no-store"},
+		{"HEAD " + build + "x", 404, nil, "no-store", "no-store"},
+		{"GET " + list, 200, nil, "no-cache", "no-cache"},
+		{"HEAD " + list, 200, nil, "no-cache", "no-cache"},
+		{"GET " + list, 304, header("If-None-Match", "*"), "no-cache", "no-cache"},
+		{"GET " + list + "?limit=0", 400, nil, "no-store", "no-store"},
+		{"GET " + logs, 405, nil, "no-store", "no-store"},
+		{"GET /nothing", 404, nil, "no-store", "no-store"},
+		{"PUT " + build, 400, nil, "no-store", "no-store"},
+		{"GET /ready", 200, nil, "no-store", "no-store"},
+		{"GET /health", 200, nil, "no-store", "no-store"},
+		{"GET /metrics", 200, nil, "no-store", "no-store"},
+		{"GET /openapi.yaml", 200, nil, "no-cache", "no-cache"},
+	} {
+		for s, want := range map[*testServer]string{plain: c.plain, cached: c.cached} {
+			method, path, _ := strings.Cut(c.request, " ")
+			r := s.do(t, c.status, request{method, path, nil, c.header})
+			if got := r.header.Values("Cache-Control"); len(got) != 1 || got[0] != want {
+				t.Errorf("%s, %v: %d with Cache-Control %q, want %q", c.request, c.header, r.status, got, want)
+			}
+		}
+	}
+	if r := answerTo(t, plain.addr, "GET / HTTP/1.1\r\n\r\n"); r.status != 400 || r.header.Get("Cache-Control") != "no-store" {
+		t.Errorf("a malformed request: %d, %v", r.status, r.header)
+	}
+}
+
 // answerTo returns the answer to the request raw.
 func answerTo(t *testing.T, addr, raw string) *response {
 	t.Helper()
@@ -724,60 +828,6 @@ func answerTo(t *testing.T, addr, raw string) *response {
 		t.Fatal(err)
 	}
 	return &response{r.StatusCode, r.Header, body, r.ContentLength}
-}
-
-// TestBodiesThatAreNotStored: a body that would not be stored as its sender means it is
-// refused before it is sent, by the header alone.
-func TestBodiesThatAreNotStored(t *testing.T) {
-	s := startServer(t)
-	const put, post = "PUT /sites/a/artifacts/b", "POST /sites/a/logs"
-	const coded = "without Content-Encoding"
-	for _, c := range []struct {
-		request, header string
-		status          int
-		text            string // in the answer
-	}{
-		{put, "Content-Encoding: gzip", 415, "send the file without Content-Encoding; it is stored as it is"},
-		{put, "content-encoding: br", 415, coded},
-		{put, "Content-Encoding: identity, GZIP", 415, coded},
-		{put, "Content-Encoding: identity\r\nContent-Encoding: gzip", 415, coded},
-		{put, "Content-Encoding: aws-chunked", 415, coded},
-		{post, "Content-Encoding: deflate", 415, coded},
-		{put, "Content-Type: multipart/form-data; boundary=x", 415, "send the file itself, as curl -T does"},
-		{put, "Content-Type: Multipart/Mixed", 415, "send the file itself"},
-		{post, "Content-Type: multipart/form-data; boundary=x", 415, "send the log entry itself, as curl -d does"},
-		{put, "Content-MD5: 1B2M2Y8AsgTpgAmY7PhCfg==", 400, "Content-MD5 is not checked; digest headers that are understood: none"},
-		{put, "Content-MD5:", 400, "Content-MD5"},
-		{put, "Digest: sha-256=X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=", 400, "Digest is not checked"},
-		{post, "Digest: md5=x", 400, "Digest is not checked"},
-
-		{put, "Content-Encoding: identity", 201, ""},
-		{put, "Content-Encoding: Identity , identity", 201, ""},
-		{put, "Content-Encoding:", 201, ""},
-		{put, "Content-Encoding: ,", 201, ""},
-		{put, "Content-Type: application/x-www-form-urlencoded", 201, ""},
-		{put, "Content-Type: multipart", 201, ""},
-		{put, "Repr-Digest: sha-256=:X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=:", 201, ""},
-		{put, "Want-Repr-Digest: sha-256=1", 201, ""},
-		{post, "Content-Encoding: identity", 201, ""},
-	} {
-		body := `{"build_id":"b","action":"a","status":"s"}`
-		raw := fmt.Sprintf("%s HTTP/1.1\r\nHost: h\r\n%s\r\nContent-Length: %d\r\n", c.request, c.header, len(body))
-		const health = "GET /health HTTP/1.1\r\nHost: h\r\n\r\n"
-		if got, want := exchangeRaw(t, s.addr, raw+"\r\n"+body+health), fmt.Sprint(c.status, " 200"); got != want {
-			t.Errorf("%s, %s: answered %q, want %q", c.request, c.header, got, want)
-		}
-		if c.status < 400 {
-			continue
-		}
-		r := answerTo(t, s.addr, raw+"Expect: 100-continue\r\n\r\n")
-		if r.status != c.status || !strings.Contains(string(r.body), c.text) {
-			t.Errorf("%s, %s, expecting: answered %d %q; want %d %q", c.request, c.header, r.status, r.body, c.status, c.text)
-		}
-		if got, want := r.header.Get("Accept-Encoding"), map[bool]string{true: "identity"}[strings.Contains(c.text, coded)]; got != want {
-			t.Errorf("%s, %s: Accept-Encoding %q, want %q", c.request, c.header, got, want)
-		}
-	}
 }
 
 // signedBucket is a bucket in memory with URLs to its objects.
@@ -814,7 +864,9 @@ func TestBooleansInQueries(t *testing.T) {
 		s.get(t, map[string]int{"true": 307, "false": 200}[want], redirect)
 		plain.get(t, 200, redirect)
 	}
-	s.get(t, 307, build)
+	if r := s.get(t, 307, build); r.header.Get("Cache-Control") != "no-store" {
+		t.Errorf("a redirect with Cache-Control %q", r.header.Get("Cache-Control"))
+	}
 	if r := s.get(t, 200, list); strings.Contains(string(r.body), "metadata") {
 		t.Errorf("metadata nobody asked for: %s", r.body)
 	}

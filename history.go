@@ -339,6 +339,7 @@ func (s *service) answerList(ctx *fasthttp.RequestCtx, siteID string, query Vers
 	if err != nil {
 		return err
 	}
+	ctx.Response.Header.Set(fasthttp.HeaderCacheControl, "no-cache")
 	etag := ""
 	if page.Tag != "" {
 		etag = pageETag(page, query)

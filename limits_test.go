@@ -228,7 +228,7 @@ func TestConnectionsOfOneAddress(t *testing.T) {
 			t.Fatal(err)
 		}
 		body, err := io.ReadAll(r.Body)
-		if r.StatusCode != 429 || r.Header.Get("Retry-After") == "" || r.Header.Get("Date") == "" || r.Header.Get("X-Request-Id") == "" || err != nil || !strings.Contains(string(body), `"status":"error"`) {
+		if r.StatusCode != 429 || r.Header.Get("Retry-After") == "" || r.Header.Get("Date") == "" || r.Header.Get("X-Request-Id") == "" || r.Header.Get("Cache-Control") != "no-store" || err != nil || !strings.Contains(string(body), `"status":"error"`) {
 			t.Errorf("answered %d %v %q %v", r.StatusCode, r.Header, body, err)
 		}
 	}

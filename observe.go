@@ -14,6 +14,7 @@ var openAPI []byte
 
 func getOpenAPI(ctx *fasthttp.RequestCtx) {
 	ctx.SetContentType("application/yaml")
+	ctx.Response.Header.Set(fasthttp.HeaderCacheControl, "no-cache")
 	ctx.Response.SetBodyRaw(openAPI)
 }
 
@@ -27,6 +28,7 @@ func (s *service) getMetrics(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	c.ex.release = place.release // when the answer has left
+	noStore(ctx)
 	ctx.SetContentType("text/plain; version=0.0.4; charset=utf-8")
 	var store *storeMetrics
 	if b, ok := s.backend.(measured); ok {

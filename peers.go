@@ -29,7 +29,7 @@ var (
 
 func (r refusal) answer() []byte {
 	body := `{"status":"error","error":"` + r.reason + `"}` + "\n"
-	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nDate: %s\r\nContent-Type: application/json\r\n"+
+	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nDate: %s\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"+
 		"Content-Length: %d\r\nRetry-After: 5\r\nConnection: close\r\n%s: %s\r\n\r\n%s",
 		r.status, fasthttp.StatusMessage(r.status), fasthttp.AppendHTTPDate(nil, time.Now()), len(body), headerRequestID, rand.Text(), body)
 }

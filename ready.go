@@ -12,6 +12,7 @@ const probeKeep = 2 * time.Second
 // getHealth tells that the process answers. It does not touch the store, so
 // that a store in trouble does not get every replica killed.
 func (s *service) getHealth(ctx *fasthttp.RequestCtx) {
+	noStore(ctx)
 	answer(ctx, fasthttp.StatusOK, struct {
 		Status string    `json:"status"`
 		Time   time.Time `json:"time"`
@@ -34,6 +35,7 @@ func (s *service) getReady(ctx *fasthttp.RequestCtx) {
 			return
 		}
 	}
+	noStore(ctx)
 	answer(ctx, fasthttp.StatusOK, struct {
 		Status string `json:"status"`
 		Writes bool   `json:"writes"`

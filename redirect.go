@@ -29,7 +29,7 @@ func (s *service) redirect(d *download) bool {
 	}
 	h := &d.ctx.Response.Header
 	h.Set(fasthttp.HeaderLocation, url)
-	h.Set(fasthttp.HeaderCacheControl, "no-store") // it ends, and is nobody else's
+	noStore(d.ctx) // the URL expires, and is for this client only
 	d.ctx.SetStatusCode(fasthttp.StatusTemporaryRedirect)
 	return true
 }
