@@ -29,7 +29,7 @@ func main() {
 	ctx, end := context.WithCancel(context.Background())
 	endOnSignal(end)
 	if err := run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr); err != nil {
-		last := newLogBuffer(os.Stderr) // nobody may read it
+		last := newLogQueue(os.Stderr) // nobody may read it
 		last.add(otherLine, fmt.Appendf(nil, "pagewright-storage: %v\n", err))
 		last.close(logCloseWait)
 		os.Exit(1)
@@ -87,7 +87,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	case "doctor":
 		return doctor(ctx, cfg, foreign, stdout)
 	}
-	lines := newLogBuffer(stderr)
+	lines := newLogQueue(stderr)
 	defer lines.close(logCloseWait)
 	log := newBufferedLog(cfg, lines)
 	go reload(ctx, hangUp, log)

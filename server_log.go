@@ -33,11 +33,11 @@ const (
 // lineCounts are numbers of lines by kind.
 type lineCounts [lineKinds]uint64
 
-// logBuffer holds the lines of the service log until its one goroutine has written
+// logQueue holds the lines of the service log until its one goroutine has written
 // them. Its methods do not wait for the writer, but for close. It is bounded: lines
 // without room are dropped and counted, and so are those that could not be written.
 // When there is room again the log says how many. Lines keep their order.
-type logBuffer struct {
+type logQueue struct {
 	w              io.Writer
 	limit, reserve int // bytes
 	flush          *time.Timer
@@ -51,7 +51,7 @@ type logBuffer struct {
 	used       int  // bytes of the lines in the queue, and of those being written
 	due        bool // write the last chunk too
 	armed      bool // the timer runs
-	full       bool // lines were dropped for want of room, and it is still short
+	full       bool // lines were dropped for want of room, which is still short: access lines are dropped
 	closed     bool
 	dropped    lineCounts                               // since the start
 	unreported lineCounts                               // of them, those that the log has not told of
@@ -65,10 +65,10 @@ type logChunk struct {
 	notice lineCounts // what the droppedLines in it tell
 }
 
-// newLogBuffer starts the goroutine that writes to w. Each of its writes is one or
+// newLogQueue starts the goroutine that writes to w. Each of its writes is one or
 // more whole lines.
-func newLogBuffer(w io.Writer) *logBuffer {
-	b := &logBuffer{w: w, limit: logBuffered, reserve: logReserve, done: make(chan struct{})}
+func newLogQueue(w io.Writer) *logQueue {
+	b := &logQueue{w: w, limit: logBuffered, reserve: logReserve, done: make(chan struct{})}
 	b.work.L = &b.mu
 	b.flush = time.AfterFunc(time.Hour, b.timeout)
 	b.flush.Stop()
@@ -77,18 +77,18 @@ func newLogBuffer(w io.Writer) *logBuffer {
 }
 
 // add takes a copy of a line, which ends with a newline, or drops it.
-func (b *logBuffer) add(kind lineKind, line []byte) {
+func (b *logQueue) add(kind lineKind, line []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.report()
 	if b.closed || !b.push(kind, line) {
-		b.full = true
+		b.full = b.used > 0 // else nothing is written that could make room
 		b.drop(kind)
 	}
 }
 
 // push appends a line to the queue, and reports false if there is no room for it.
-func (b *logBuffer) push(kind lineKind, line []byte) bool {
+func (b *logQueue) push(kind lineKind, line []byte) bool {
 	room := b.limit - b.used
 	if kind != accessLine {
 		room += b.reserve
@@ -118,14 +118,14 @@ func (b *logBuffer) push(kind lineKind, line []byte) bool {
 	return true
 }
 
-func (b *logBuffer) last() *logChunk {
+func (b *logQueue) last() *logChunk {
 	if n := len(b.queue); n > 0 {
 		return b.queue[n-1]
 	}
 	return nil
 }
 
-func (b *logBuffer) newChunk(size int) *logChunk {
+func (b *logQueue) newChunk(size int) *logChunk {
 	if c := b.spare; c != nil && size <= cap(c.bytes) {
 		b.spare = nil
 		return c
@@ -133,7 +133,7 @@ func (b *logBuffer) newChunk(size int) *logChunk {
 	return &logChunk{bytes: make([]byte, 0, max(size, logChunkSize))}
 }
 
-func (b *logBuffer) timeout() {
+func (b *logQueue) timeout() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.armed = false
@@ -143,13 +143,13 @@ func (b *logBuffer) timeout() {
 	}
 }
 
-func (b *logBuffer) drop(kind lineKind) {
+func (b *logQueue) drop(kind lineKind) {
 	b.dropped[kind]++
 	b.unreported[kind]++
 }
 
 // report appends a line that tells how many were dropped, if there is room.
-func (b *logBuffer) report() {
+func (b *logQueue) report() {
 	n := b.unreported
 	if n == (lineCounts{}) || b.full || b.notice == nil || !b.push(droppedLine, b.notice(time.Now(), n)) {
 		return
@@ -162,7 +162,7 @@ func (b *logBuffer) report() {
 }
 
 // write is the goroutine that writes.
-func (b *logBuffer) write() {
+func (b *logQueue) write() {
 	defer close(b.done)
 	for c := b.next(); c != nil; c = b.next() {
 		b.written(c, b.send(c.bytes))
@@ -171,7 +171,7 @@ func (b *logBuffer) write() {
 
 // next waits for a chunk to write. It returns nil when the buffer is closed and
 // empty.
-func (b *logBuffer) next() *logChunk {
+func (b *logQueue) next() *logChunk {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for len(b.queue) == 0 || len(b.queue) == 1 && !b.due {
@@ -188,7 +188,7 @@ func (b *logBuffer) next() *logChunk {
 
 // send writes p, and returns how much of it was written. The next line after one
 // that was cut begins with a newline: else it would be lost too.
-func (b *logBuffer) send(p []byte) int {
+func (b *logQueue) send(p []byte) int {
 	if b.cut {
 		if n, _ := b.w.Write([]byte{'\n'}); n < 1 {
 			return 0
@@ -201,7 +201,7 @@ func (b *logBuffer) send(p []byte) int {
 }
 
 // written notes that n bytes of c were written, and the rest could not be.
-func (b *logBuffer) written(c *logChunk, n int) {
+func (b *logQueue) written(c *logChunk, n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.used -= len(c.bytes)
@@ -220,7 +220,7 @@ func (b *logBuffer) written(c *logChunk, n int) {
 }
 
 // lose counts the lines of c that were not written whole.
-func (b *logBuffer) lose(c *logChunk, written int) {
+func (b *logQueue) lose(c *logChunk, written int) {
 	end, told := 0, true
 	for _, line := range c.lines {
 		end += int(line >> 2)
@@ -241,7 +241,7 @@ func (b *logBuffer) lose(c *logChunk, written int) {
 }
 
 // lost is how many lines were dropped since the start.
-func (b *logBuffer) lost() lineCounts {
+func (b *logQueue) lost() lineCounts {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.dropped
@@ -249,7 +249,7 @@ func (b *logBuffer) lost() lineCounts {
 
 // close writes what is in the buffer, for at most d. Lines that are added later are
 // dropped.
-func (b *logBuffer) close(d time.Duration) {
+func (b *logQueue) close(d time.Duration) {
 	b.mu.Lock()
 	b.report()
 	b.closed, b.due = true, true
@@ -263,7 +263,7 @@ func (b *logBuffer) close(d time.Duration) {
 
 // lines adds each Write as a line of one kind.
 type lines struct {
-	b    *logBuffer
+	b    *logQueue
 	kind lineKind
 }
 
@@ -278,16 +278,11 @@ type logHandler struct {
 	slog.Handler
 	debug  slog.Handler
 	access *accessLog
-	buffer *logBuffer // nil: lines are written directly
-}
-
-// newLog returns a logger that writes each line to w.
-func newLog(cfg *Config, w io.Writer) *slog.Logger {
-	return slog.New(&logHandler{lineHandler(cfg, w), lineHandler(cfg, w), &accessLog{w, cfg}, nil})
+	buffer *logQueue // nil: none, as in some tests
 }
 
 // newBufferedLog returns a logger that never waits for the reader of the log.
-func newBufferedLog(cfg *Config, b *logBuffer) *slog.Logger {
+func newBufferedLog(cfg *Config, b *logQueue) *slog.Logger {
 	first, other := lines{b, accessLine}, lines{b, otherLine}
 	b.mu.Lock()
 	b.notice = func(now time.Time, n lineCounts) []byte { return droppedNotice(cfg, now, n) }

@@ -151,7 +151,7 @@ func TestAccessLineOfARequest(t *testing.T) {
 func BenchmarkAccessLine(b *testing.B) {
 	for _, format := range []string{"json", "text"} {
 		b.Run(format, func(b *testing.B) {
-			lines := newLogBuffer(io.Discard)
+			lines := newLogQueue(io.Discard)
 			defer lines.close(logCloseWait)
 			log := newBufferedLog(&Config{LogFormat: format}, lines).Handler().(*logHandler).access
 			x := exampleExchange()

@@ -43,13 +43,13 @@ func (r *slowReader) Write(p []byte) (int, error) {
 
 // logTest is a buffer that is as small as a test likes it.
 type logTest struct {
-	*logBuffer
+	*logQueue
 	r *slowReader
 }
 
 func newLogTest(t *testing.T, limit, reserve int) logTest {
 	r := newSlowReader()
-	b := newLogBuffer(r)
+	b := newLogQueue(r)
 	newBufferedLog(&Config{LogFormat: "text"}, b)
 	b.limit, b.reserve = limit, reserve
 	return logTest{b, r}
@@ -76,7 +76,7 @@ func (l logTest) end(t *testing.T) string {
 	return out
 }
 
-func TestLogBuffer(t *testing.T) {
+func TestLogQueue(t *testing.T) {
 	ten := func(s string) string { return s + strings.Repeat(".", 9-len(s)) } // 10 bytes with its newline
 	stuck := func(l logTest) {                                                // a line of 10 bytes is being written
 		l.lines(otherLine, ten("first"))
@@ -123,6 +123,10 @@ func TestLogBuffer(t *testing.T) {
 			l.lines(otherLine, strings.Repeat("x", 1000))
 			l.lines(otherLine, "next")
 		}, []string{ten("first"), "next", notice(0, 1)}, lineCounts{0, 1}},
+		{"a line larger than all room, alone", 160, 300, func(l logTest) {
+			l.lines(otherLine, strings.Repeat("x", 1000))
+			l.lines(accessLine, "next")
+		}, []string{notice(0, 1), "next"}, lineCounts{0, 1}},
 		{"a line larger than a chunk", 1 << 20, 0, func(l logTest) {
 			l.lines(otherLine, strings.Repeat("x", 2*logChunkSize), "next")
 		}, []string{strings.Repeat("x", 2*logChunkSize), "next"}, lineCounts{}},
@@ -178,9 +182,10 @@ func TestLogBuffer(t *testing.T) {
 	}
 }
 
-// awaitLost waits until the writer has counted n lines.
+// awaitLost waits until the writer has counted n lines. If it does not, the test fails
+// at its end.
 func (l logTest) awaitLost(n lineCounts) {
-	for l.lost() != n {
+	for end := time.Now().Add(10 * time.Second); l.lost() != n && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 }
@@ -188,7 +193,7 @@ func (l logTest) awaitLost(n lineCounts) {
 // An access line does not wait for others that do not come.
 func TestAccessLinesAreFlushed(t *testing.T) {
 	out := &lockedBuffer{}
-	b := newLogBuffer(out)
+	b := newLogQueue(out)
 	defer b.close(time.Minute)
 	for _, line := range []string{"one\n", "two\n"} {
 		b.add(accessLine, []byte(line))
@@ -201,7 +206,7 @@ func TestAccessLinesShareWrites(t *testing.T) {
 	const lines = 10_000 // of 100 bytes: 16 chunks
 	r := newSlowReader()
 	close(r.results)
-	b := newLogBuffer(r)
+	b := newLogQueue(r)
 	for range lines {
 		b.add(accessLine, []byte(strings.Repeat("x", 99)+"\n"))
 	}
@@ -231,7 +236,7 @@ func TestClosedLogDropsLines(t *testing.T) {
 func TestKindsOfLines(t *testing.T) {
 	for _, format := range []string{"json", "text"} {
 		r := newSlowReader()
-		b := newLogBuffer(r)
+		b := newLogQueue(r)
 		log := newBufferedLog(&Config{LogFormat: format, LogLevel: -4}, b)
 		b.add(otherLine, []byte("first\n"))
 		<-r.begun

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -54,6 +55,11 @@ func (l *lockedBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
+}
+
+// newLog returns a logger that writes each line to w before it returns.
+func newLog(cfg *Config, w io.Writer) *slog.Logger {
+	return slog.New(&logHandler{lineHandler(cfg, w), lineHandler(cfg, w), &accessLog{w, cfg}, nil})
 }
 
 // startServer runs the program with vars (NAME=value, without the prefix) over

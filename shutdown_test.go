@@ -264,7 +264,7 @@ func startTuned(t *testing.T, tune func(*service, *listener), vars ...string) (s
 	if err != nil {
 		t.Fatal(err)
 	}
-	lines := newLogBuffer(s.log)
+	lines := newLogQueue(s.log)
 	svc := newService(cfg, openTestNFS(t, s.dir), newBufferedLog(cfg, lines))
 	l, err := svc.listen()
 	if err != nil {
