@@ -39,7 +39,7 @@ type service struct {
 	backend   Backend
 	log       *slog.Logger
 	access    *accessLog // nil: requests are not logged
-	logged    *logQueue // nil: the log has none
+	logged    *logQueue  // nil: the log has none
 	handler   fasthttp.RequestHandler
 	uploads   *budget            // places of the builds that are being received
 	reads     *budget            // places of other requests that read the store

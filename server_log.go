@@ -26,7 +26,7 @@ type lineKind uint32
 const (
 	accessLine  lineKind = iota // access lines and DEBUG: written together, dropped first
 	otherLine                   // all others: written at once
-	droppedLine                 // an otherLine of the buffer itself: how many were dropped
+	droppedLine                 // an otherLine of the queue itself: how many were dropped
 	lineKinds   = droppedLine
 )
 
