@@ -241,6 +241,9 @@ func TestLogThatChangesWhileItsListIsSent(t *testing.T) {
 		{"the metadata at its end are longer", set(changed(2999, func(e *LogEntry) { *e = withMetadata(*e, 41) })), false},
 		{"the metadata at its end are shorter", set(changed(2999, func(e *LogEntry) { *e = withMetadata(*e, 39) })), false},
 		{"the metadata at its end are much longer", set(changed(2999, func(e *LogEntry) { *e = withMetadata(*e, 200<<10) })), false},
+		{"the metadata at its end are others of that length", set(changed(2999, func(e *LogEntry) {
+			e.Metadata = bytes.ReplaceAll(e.Metadata, []byte("m"), []byte("n"))
+		})), false},
 		{"it is shorter", set(was[:2999]), false},
 		{"it is damaged", func(t *testing.T, b Backend, site string) { plantLog(t, b, site, "last", []byte(`[{"id":"e0",`)) }, false},
 		{"it is empty", func(t *testing.T, b Backend, site string) { plantLog(t, b, site, "last", nil) }, false},
