@@ -276,8 +276,8 @@ func cutOnce(t *testing.T, s *testServer, path string, begun func()) int64 {
 	return n
 }
 
-// accessLine is the line of the access log for the first GET of path.
-func accessLine(t *testing.T, s *testServer, path string) (line struct {
+// lineOfGet is the line of the access log for the first GET of path.
+func lineOfGet(t *testing.T, s *testServer, path string) (line struct {
 	Bytes_Out int64
 	Cut       string
 }) {
@@ -325,7 +325,7 @@ func TestDownloadWhoseSourceFails(t *testing.T) {
 // n bytes, and at least so many were to come.
 func wantCut(t *testing.T, s *testServer, svc *service, path, kind, cause string, n, least int64) {
 	t.Helper()
-	line := accessLine(t, s, path)
+	line := lineOfGet(t, s, path)
 	framing := n / 100 // of chunks
 	if n < least || line.Bytes_Out < n || line.Bytes_Out > n+framing {
 		t.Errorf("the client got %d bytes, at least %d should come, logged are %d", n, least, line.Bytes_Out)
@@ -366,7 +366,7 @@ func TestFileThatIsShortenedWhileItIsSent(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if got != left || accessLine(t, s, path).Bytes_Out != got {
+	if got != left || lineOfGet(t, s, path).Bytes_Out != got {
 		t.Errorf("the client got %d bytes of the %d that are left", got, left)
 	}
 	wantCut(t, s, svc, path, "internal", file, got, left)
@@ -431,7 +431,7 @@ func TestClientThatCutsADownload(t *testing.T) {
 			if c.end != nil {
 				c.end(client.(*net.TCPConn))
 			}
-			line := accessLine(t, s, path)
+			line := lineOfGet(t, s, path)
 			if line.Cut == "" || line.Bytes_Out >= size {
 				t.Errorf("logged is %+v", line)
 			}
