@@ -23,7 +23,7 @@ func (b *bench) turns(names []string, rounds int, f func(s *server, round int) e
 		names = append([]string{before}, names...)
 	}
 	if b.alone {
-		names = slices.DeleteFunc(names, func(n string) bool { return n != before && n != pagewright })
+		names = slices.DeleteFunc(names, func(n string) bool { return n != before && n != pagewright && n != pagewrightLog })
 	}
 	for _, name := range names {
 		s, _, err := b.start(name)
@@ -45,6 +45,9 @@ func (b *bench) turns(names []string, rounds int, f func(s *server, round int) e
 	}
 	return nil
 }
+
+// accessLogLoad is the name of the load of accessLog in the results.
+const accessLogLoad = "small GET, access log"
 
 const gb, mb = 1e9, 1e6
 
@@ -265,6 +268,29 @@ func etags(s *server) (tags []string, err error) {
 
 func (s *server) url(path string) string {
 	return fmt.Sprintf("http://127.0.0.1:%d%s", s.addr.Port, path)
+}
+
+// accessLog: GET of 4 KiB with the access log on and off.
+func (b *bench) accessLog() error {
+	body, err := b.bytes(4 << 10)
+	if err != nil {
+		return err
+	}
+	seeded := map[string]bool{}
+	return b.turns([]string{pagewright, pagewrightLog, nginx, nginxLog}, b.rounds, func(s *server, round int) error {
+		if !seeded[s.name] {
+			if err := seed(s, "site", smallFiles, body); err != nil {
+				return err
+			}
+			seeded[s.name] = true
+		}
+		r, err := (&small{addr: s.addr, conns: 64, status: 200, warm: b.warm, duration: b.duration, request: get4K}).run(s.pid())
+		if err != nil {
+			return err
+		}
+		b.add(accessLogLoad, 64, s.name, round, r.values())
+		return nil
+	})
 }
 
 // wrk asks with wrk too: a second opinion on the load driver.

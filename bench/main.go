@@ -117,7 +117,7 @@ func (b *bench) loads(only string, write func() error) error {
 		run  func() error
 	}{
 		{"large-put", b.largePut}, {"large-get", b.largeGet}, {"small-put", b.smallPut}, {"logs", b.logs},
-		{"small-get", b.smallGet}, {"fixed-rate", b.fixedRate}, {"versions", b.versions}, {"footprint", b.footprint},
+		{"small-get", b.smallGet}, {"access-log", b.accessLog}, {"fixed-rate", b.fixedRate}, {"versions", b.versions}, {"footprint", b.footprint},
 		{"growth", b.growth},
 	}
 	names := strings.Split(only, ",")

@@ -27,6 +27,10 @@ const (
 	nginxCache = "nginx, open_file_cache"
 	before     = "before" // another build of the service, to see what a change is worth
 	limit      = "limit"  // what the machine does without HTTP
+
+	// The same servers with their access log on, to a file. No other server writes one.
+	pagewrightLog = "pagewright, access log"
+	nginxLog      = "nginx, access log"
 )
 
 // durability of the writes of each.
@@ -108,10 +112,11 @@ func (b *bench) startIn(name, dir string) (s *server, started time.Duration, err
 func (b *bench) command(name, dir string, port int) (*exec.Cmd, error) {
 	address := fmt.Sprintf("127.0.0.1:%d", port)
 	switch name {
-	case pagewright, directory, before:
-		cmd := exec.Command(map[string]string{pagewright: b.product, directory: b.directory, before: b.before}[name])
+	case pagewright, pagewrightLog, directory, before:
+		cmd := exec.Command(map[string]string{
+			pagewright: b.product, pagewrightLog: b.product, directory: b.directory, before: b.before}[name])
 		cmd.Env = append(os.Environ(), "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_PORT="+strconv.Itoa(port),
-			"PAGEWRIGHT_NFS_BASE_PATH="+dir, "PAGEWRIGHT_ACCESS_LOG=false")
+			"PAGEWRIGHT_NFS_BASE_PATH="+dir, "PAGEWRIGHT_ACCESS_LOG="+strconv.FormatBool(name == pagewrightLog))
 		cmd.Env = append(cmd.Env, b.env...)
 		return cmd, nil
 	case plain:
@@ -133,8 +138,13 @@ func (b *bench) command(name, dir string, port int) (*exec.Cmd, error) {
 		return nil, err
 	}
 	defer f.Close()
+	accessLog := "off"
+	if name == nginxLog {
+		accessLog = filepath.Join(b.scratch, filepath.Base(dir)+".access.log") // beside that of the service
+	}
 	err = template.Must(template.New("").Parse(nginxConf)).Execute(f, map[string]any{
-		"Dir": dir, "Port": port, "User": me.Username, "Cache": name == nginxCache})
+		"AccessLog": `"` + accessLog + `"`,
+		"Dir":       dir, "Port": port, "User": me.Username, "Cache": name == nginxCache})
 	return exec.Command("nginx", "-e", "stderr", "-c", f.Name()), err
 }
 

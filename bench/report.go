@@ -33,6 +33,7 @@ func (r *results) report(dir string) error {
 	}
 	fmt.Fprintf(&b, "- duration: %.0f s\n", r.Seconds)
 	b.WriteString("\nServer and client share the cores; nothing is pinned; each server has its turn in every round.\n" +
+		"The access log of a server is off, unless its name says \"access log\": then it goes to a file.\n" +
 		"Figures are medians of the rounds. A ratio is the median of the ratios of the rounds.\n" +
 		"CPU is that of the server alone, with its children. Every sample is in results.json.\n" +
 		"Memory is used and freed before each large PUT, or a virtual machine would be part of what is measured (NOTES.md).\n\n")
@@ -90,6 +91,7 @@ var tables = []table{
 	{title: "Log append, 1,000 builds", load: "log append, builds: 1000", x: "connections", metrics: []string{"per s", "CPU us", "p50 ms", "p99 ms"}, chart: "per s"},
 	{title: "Small GET (4 KiB)", load: "small GET", x: "connections", metrics: []string{"per s", "CPU us", "p50 ms", "p99 ms", "p99.9 ms"}, chart: "per s"},
 	{title: "Small GET, by wrk", load: "small GET by wrk", x: "connections", metrics: []string{"per s", "CPU us"}},
+	{title: "Small GET (4 KiB), access log on and off", load: accessLogLoad, x: "connections", metrics: []string{"per s", "CPU us", "p50 ms", "p99 ms"}},
 	{title: "HEAD", load: "small HEAD", x: "connections", metrics: []string{"per s", "CPU us", "p50 ms", "p99 ms"}, chart: "per s"},
 	{title: "GET answered 304", load: "small 304", x: "connections", metrics: []string{"per s", "CPU us", "p50 ms", "p99 ms"}, chart: "per s"},
 	{title: "GET at a fixed rate", load: "GET at a fixed rate", x: "requests due per s", metrics: []string{"per s", "CPU us", "p50 ms", "p99 ms", "p99.9 ms"}, chart: "p99 ms"},

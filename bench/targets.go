@@ -48,6 +48,7 @@ var targets = []target{
 	{what: "HEAD: per s / nginx", of: ratioOf("small HEAD", 64, "per s", nginx), want: 1},
 	{what: "304: per s / nginx", of: ratioOf("small 304", 64, "per s", nginx), want: 1},
 	{what: "small GET: per s / nginx with open_file_cache", of: ratioOf("small GET", 64, "per s", nginxCache), want: 1, goal: true},
+	{what: "small GET: CPU us that the access log costs", of: logCost, max: true, want: 3, goal: true},
 	{what: "list of 10,000 builds, repeated with ETag: CPU ms", of: value("list, repeated with ETag", 10000, "CPU ms"), max: true, want: 1},
 	{what: "list of 10,000 builds, repeated: CPU ms", of: value("list, repeated", 10000, "CPU ms"), max: true, want: 10},
 	{what: "list of 10,000 builds after an upload: CPU / first list", of: afterUpload, max: true, want: 0.25},
@@ -57,6 +58,18 @@ var targets = []target{
 	{what: "RSS with 5,000 idle connections, every backend, MB", of: value("idle connections", 5000, "RSS MB"), max: true, want: 100},
 	{what: "RSS with 5,000 idle connections, BACKENDS=nfs, MB", of: valueOf(directory, "idle connections", 5000, "RSS MB"), max: true, want: 100},
 	{what: "200 uploads of 64 MiB: peak RSS above idle, MiB", of: uploadsRSS, max: true, want: 64},
+}
+
+// logCost is the median over the rounds of what the CPU of a request is more with the access log on.
+func logCost(r *results) (float64, bool) {
+	var all []float64
+	off := r.values(accessLogLoad, 64, pagewright, "CPU us")
+	for round, v := range r.values(accessLogLoad, 64, pagewrightLog, "CPU us") {
+		if w, ok := off[round]; ok {
+			all = append(all, v-w)
+		}
+	}
+	return median(all), len(all) > 0
 }
 
 func oneBuild(r *results) (float64, bool) {
