@@ -59,12 +59,16 @@ func noStore(ctx *fasthttp.RequestCtx) {
 
 // answerDate is the Date that fasthttp writes into an answer now. It keeps a Date for
 // about a second and has no function that returns it, so a header is written for it.
-func answerDate() (time.Time, error) {
+func answerDate() time.Time {
 	var h fasthttp.ResponseHeader
 	var buf [128]byte
 	_, rest, _ := bytes.Cut(h.AppendBytes(buf[:0]), []byte("\r\nDate: "))
-	date, _, _ := bytes.Cut(rest, []byte("\r\n"))
-	return fasthttp.ParseHTTPDate(date)
+	text, _, _ := bytes.Cut(rest, []byte("\r\n"))
+	date, err := fasthttp.ParseHTTPDate(text)
+	if err != nil {
+		panic(err) // it is fasthttp's own; the panic handler answers 500
+	}
+	return date
 }
 
 // statusOf is the one map from an error to its status and to what the client

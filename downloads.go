@@ -384,13 +384,18 @@ func (d *download) describeTo(info *ArtifactInfo) {
 		return
 	}
 	h.Set(fasthttp.HeaderETag, info.ETag)
-	if date, err := answerDate(); err == nil {
-		if info.ModTime.Before(date) {
-			date = info.ModTime
+	modified := info.ModTime
+	if time.Since(modified) < maxDateAge {
+		if date := answerDate(); date.Before(modified) {
+			modified = date
 		}
-		h.SetLastModified(date)
 	}
+	h.SetLastModified(modified)
 }
+
+// maxDateAge is more than the Date of an answer can be behind the clock. fasthttp
+// renews it each second; to ask it costs as much as a header.
+const maxDateAge = time.Minute
 
 func seeker(r ArtifactReader) io.Seeker {
 	s, _ := r.(io.Seeker)
