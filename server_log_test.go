@@ -327,13 +327,14 @@ func startProgram(t *testing.T, attr *syscall.SysProcAttr, vars ...string) *prog
 // waitFor reads the log until a line has a text, and returns that line.
 func (p *program) waitFor(t *testing.T, text string) string {
 	t.Helper()
+	_ = p.log.SetReadDeadline(time.Now().Add(time.Minute))
 	for {
 		line, err := p.lines.ReadString('\n')
 		if strings.Contains(line, text) {
 			return line
 		}
 		if err != nil {
-			t.Fatalf("the log ended before it said %s", text)
+			t.Fatalf("the log did not say %s: %v", text, err)
 		}
 	}
 }
