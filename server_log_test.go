@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -190,33 +191,46 @@ func (l logTest) awaitLost(n lineCounts) {
 	}
 }
 
-// An access line does not wait for others that do not come.
-func TestAccessLinesAreFlushed(t *testing.T) {
-	out := &lockedBuffer{}
-	b := newLogQueue(out)
-	defer b.close(time.Minute)
-	for _, line := range []string{"one\n", "two\n"} {
-		b.add(accessLine, []byte(line))
-		eventually(t, "it is written", func() bool { return strings.HasSuffix(out.String(), line) })
-	}
-}
-
-// Access lines are written together, many in one write.
-func TestAccessLinesShareWrites(t *testing.T) {
-	const lines = 10_000 // of 100 bytes: 16 chunks
-	r := newSlowReader()
-	close(r.results)
-	b := newLogQueue(r)
-	for range lines {
-		b.add(accessLine, []byte(strings.Repeat("x", 99)+"\n"))
-	}
-	b.close(time.Minute)
-	if got := strings.Count(r.String(), "\n"); got != lines {
-		t.Errorf("%d lines were written", got)
-	}
-	if got := len(r.begun); got > 40 {
-		t.Errorf("%d writes", got)
-	}
+// Access lines are written together, after a second or when a chunk is full; all
+// others are written at once.
+func TestWhenLinesAreWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newSlowReader()
+		close(r.results)
+		b := newLogQueue(r)
+		defer b.close(time.Minute)
+		lines := 0
+		add := func(kind lineKind, n int) {
+			for range n {
+				b.add(kind, []byte(strings.Repeat("x", 99)+"\n"))
+				synctest.Wait()
+			}
+			lines += n
+		}
+		written := func(when string, writes, want int) {
+			t.Helper()
+			if got := strings.Count(r.String(), "\n"); len(r.begun) != writes || got != want {
+				t.Errorf("%s: %d lines in %d writes, want %d in %d", when, got, len(r.begun), want, writes)
+			}
+		}
+		add(accessLine, 100)
+		time.Sleep(logFlushEvery - 1)
+		written("before a second has passed", 0, 0)
+		time.Sleep(2)
+		synctest.Wait()
+		written("after a second", 1, 100)
+		add(accessLine, logChunkSize/100)
+		written("a chunk that has room", 1, 100)
+		add(accessLine, 1)
+		written("a full chunk", 2, lines-1)
+		add(otherLine, 1)
+		written("a line of the other kind", 3, lines)
+		add(accessLine, 1)
+		written("an access line after it", 3, lines-1)
+		time.Sleep(logFlushEvery)
+		synctest.Wait()
+		written("a second later", 4, lines)
+	})
 }
 
 func TestClosedLogDropsLines(t *testing.T) {
