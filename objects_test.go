@@ -136,13 +136,15 @@ func TestDamagedObjectIsLeftAlone(t *testing.T) {
 
 func TestFullObjectTakesNoMore(t *testing.T) {
 	b, site := openMem(newMemBucket()), newSite()
+	var last LogEntry
 	for i := range maxLogSize/maxScanned + 1 {
-		e := entry(fmt.Sprint(i), "b", time.Now())
-		e.Metadata = json.RawMessage(`{"x":"` + strings.Repeat("x", maxScanned-300) + `"}`)
-		mustLog(t, b, site, e)
+		last = entry(fmt.Sprint(i), "b", time.Now())
+		last.Metadata = json.RawMessage(`{"x":"` + strings.Repeat("x", maxScanned-300) + `"}`)
+		mustLog(t, b, site, last)
 	}
 	wantError(t, b.WriteLog(site, entry("another", "b", time.Now())), ErrLogFull)
-	mustLog(t, b, site, entry("1", "b", time.Now())) // is there already
+	wantError(t, b.WriteLog(site, entry(last.ID, "b", time.Now())), ErrKeyReused)
+	mustLog(t, b, site, last) // is there already
 }
 
 // A reply that was lost must not make a 412 of the sender's own upload.
