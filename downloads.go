@@ -57,6 +57,7 @@ func (s *service) getArtifact(ctx *fasthttp.RequestCtx) {
 	}
 	s.metrics.call(callFetch, start, err)
 	if err != nil {
+		d.describeNothing()
 		s.fail(ctx, "read the artifact", siteID, buildID, err)
 	}
 }
@@ -391,6 +392,15 @@ func (d *download) describeTo(info *ArtifactInfo) {
 		}
 	}
 	h.SetLastModified(modified)
+}
+
+// describeNothing takes back what describeTo and evaluate wrote: what follows is an
+// error, and not a part of the artifact.
+func (d *download) describeNothing() {
+	for _, name := range []string{fasthttp.HeaderETag, fasthttp.HeaderLastModified, fasthttp.HeaderAcceptRanges,
+		fasthttp.HeaderContentRange, fasthttp.HeaderContentDisposition} {
+		d.ctx.Response.Header.Del(name)
+	}
 }
 
 // maxDateAge is more than the Date of an answer can be behind the clock. fasthttp

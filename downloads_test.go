@@ -372,10 +372,16 @@ func TestFileThatIsShortenedWhileItIsSent(t *testing.T) {
 	wantCut(t, s, svc, path, "internal", file, got, left)
 }
 
-// A small part of a file is read before it is answered: its error has a status.
+// A small part of a file is read before it is answered: its error has a status, and
+// no header that describes a part of the build.
 func TestSmallPartThatCannotBeRead(t *testing.T) {
 	s, svc := startBackend(t, source{openTestNFS(t, t.TempDir()), unreadable(t, 1<<20)})
-	s.get(t, 500, "/sites/s/artifacts/b", "Range", "bytes=100-299")
+	failed := s.get(t, 500, "/sites/s/artifacts/b", "Range", "bytes=100-299")
+	for _, name := range []string{"ETag", "Last-Modified", "Accept-Ranges", "Content-Range", "Content-Disposition"} {
+		if v := failed.header.Get(name); v != "" {
+			t.Errorf("the error has %s: %s", name, v)
+		}
+	}
 	if n := svc.metrics.failures(callFetch, "internal").Get(); n != 1 {
 		t.Errorf("%d errors are counted", n)
 	}
