@@ -214,9 +214,9 @@ func TestWhenLinesAreWritten(t *testing.T) {
 			}
 		}
 		add(accessLine, 100)
-		time.Sleep(logFlushEvery - 1)
+		time.Sleep(logFlushEvery - time.Millisecond)
 		written("before a second has passed", 0, 0)
-		time.Sleep(2)
+		time.Sleep(2 * time.Millisecond)
 		synctest.Wait()
 		written("after a second", 1, 100)
 		add(accessLine, logChunkSize/100)
