@@ -137,8 +137,8 @@ func (s *service) fail(ctx *fasthttp.RequestCtx, op, siteID, buildID string, err
 	refuse(ctx, status, "cannot %s: %s", op, reason)
 }
 
-// failLater makes known what fails after the header has left, when the answer can
-// only be cut: what failed, and the call of the backend that it belongs to.
+// failLater reports a failure of the store that comes after the header has left, when the
+// answer can only be cut. what names the answer in the log, call is that of the backend.
 func (s *service) failLater(c *conn, what, call, siteID, buildID string) {
 	id := c.ex.id
 	c.ex.sourceFailed = func(err error) {
