@@ -36,7 +36,7 @@ func TestS3Resumes(t *testing.T) {
 // what was read of what.
 func TestS3ResumesADownload(t *testing.T) {
 	f, s := openFakeS3(t)
-	server, _ := startBackend(t, s)
+	server, svc := startBackend(t, s)
 	const path = "/sites/s/artifacts/b"
 	data := body(1<<20, 1)
 	f.set(func() { f.objects[s.artifactKey("s", "b")], f.after, f.cuts = data, 500_000, 1 })
@@ -46,6 +46,15 @@ func TestS3ResumesADownload(t *testing.T) {
 	f.set(func() {
 		f.after, f.cuts, f.onCut = 500_000, 1, func() { f.objects[s.artifactKey("s", "b")] = data[1:] }
 	})
+	if err := getOnce(server, path); err == nil {
+		t.Error("a build that is replaced came whole")
+	}
+	eventually(t, "the cut is counted", func() bool { return svc.metrics.cut.Get() == 1 })
+	eventually(t, "the log says why", func() bool {
+		log := server.log.String()
+		return strings.Contains(log, `"level":"WARN"`) && strings.Contains(log, "PreconditionFailed")
+	})
+	f.set(func() { f.objects[s.artifactKey("s", "b")], f.cuts = data, 1 })
 	r, err := s.FetchArtifact("s", "b")
 	if err != nil {
 		t.Fatal(err)
