@@ -82,7 +82,7 @@ func TestAccessLine(t *testing.T) {
 
 // FuzzAccessLine: whatever clients send, the line is the one that slog would write.
 func FuzzAccessLine(f *testing.F) {
-	for _, s := range []string{"", "a", "a b", "a=b", `"`, `\`, "\n", "\x00", "\x7f", "\xff", "\u2028", "\u00a0", "ä", "\U000e0001"} {
+	for _, s := range []string{"", "a", "a b", "a=b", `"`, `\`, "\n", "\x00", "\x7f", "a \x7f", "\xff", "\u2028", "\u00a0", "ä", "\U000e0001"} {
 		f.Add("/sites/"+s, s, s, s, int64(1500))
 	}
 	f.Fuzz(func(t *testing.T, path, id, agent, reason string, took int64) {
