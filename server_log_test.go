@@ -445,7 +445,7 @@ func TestHangUpDoesNotEndTheService(t *testing.T) {
 		t.Errorf("the upload in flight: %v", got)
 	}
 	p.signal(t, syscall.SIGTERM)
-	if line := p.waitFor(t, "shutting down"); !strings.Contains(line, `"delay_ms":0,"grace_ms":25000`) {
+	if line := p.waitFor(t, "shutting down"); !strings.Contains(line, `"delay_ms":0,"grace_ms":25000}`) {
 		t.Errorf("logged %s", line)
 	}
 	p.exits(t, 0)
