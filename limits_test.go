@@ -102,7 +102,7 @@ func stored(t *testing.T, s *testServer, body []byte) {
 }
 
 func TestUploadsUnderWayHaveTheirSpace(t *testing.T) {
-	s := startSized(t, 1_000_000, "MIN_FREE_SPACE=100000")
+	s := startSized(t, 1_000_000, "MIN_FREE_SPACE=100000", "STALL_TIMEOUT=1h")
 	r, w := io.Pipe()
 	done := make(chan any, 1)
 	go func() { done <- statusOr(s.try(request{"PUT", "/sites/a/artifacts/slow", sized{r, 600_000}, nil})) }()
@@ -134,7 +134,7 @@ func admitted(t *testing.T, s *testServer, size int64) bool {
 
 // What is allocated ahead of the bytes is not missing twice.
 func TestUploadsUnderWayHaveTheirSpaceOnce(t *testing.T) {
-	s := startOn(t, &sizedStore{total: 10 << 20, blocks: true}, "MIN_FREE_SPACE=1MiB")
+	s := startOn(t, &sizedStore{total: 10 << 20, blocks: true}, "MIN_FREE_SPACE=1MiB", "STALL_TIMEOUT=1h", "MIN_UPLOAD_RATE=0")
 	r, w := io.Pipe()
 	done := make(chan any, 1)
 	go func() { done <- statusOr(s.try(request{"PUT", "/sites/a/artifacts/slow", sized{r, 3 << 20}, nil})) }()
