@@ -137,15 +137,18 @@ func TestUploadsUnderWayHaveTheirSpaceOnce(t *testing.T) {
 	s := startOn(t, &sizedStore{total: 10 << 20, blocks: true}, "MIN_FREE_SPACE=1MiB", "STALL_TIMEOUT=1h", "MIN_UPLOAD_RATE=0")
 	r, w := io.Pipe()
 	done := make(chan any, 1)
-	go func() { done <- statusOr(s.try(request{"PUT", "/sites/a/artifacts/slow", sized{r, 3 << 20}, nil})) }()
+	go func() { done <- statusOr(s.try(request{"PUT", "/sites/a/artifacts/slow", sized{r, 5 << 19}, nil})) }()
 	defer w.Close()
-	_, _ = w.Write(randomBytes(2 << 20))
+	// The byte that fasthttp reads, two whole moves, and what the client may buffer; with
+	// less to come than sets the low-water mark. Else a move waits for the stall timeout.
+	const begun = 1 + 2*moveSize + 64<<10
+	_, _ = w.Write(randomBytes(begun))
 	// 2 MiB are there, the rest is kept ahead of them, and 1 MiB is kept free.
-	eventually(t, "the window has grown", func() bool { return !admitted(t, s, 6<<20+1) })
-	eventually(t, "all else is free", func() bool { return admitted(t, s, 6<<20) })
-	stored(t, s, randomBytes(6<<20))
+	eventually(t, "the window has grown", func() bool { return !admitted(t, s, 13<<19+1) })
+	eventually(t, "all else is free", func() bool { return admitted(t, s, 13<<19) })
+	stored(t, s, randomBytes(13<<19))
 	s.put(t, 507, "/sites/a/artifacts/c", "x")
-	_, _ = w.Write(randomBytes(1 << 20))
+	_, _ = w.Write(randomBytes(5<<19 - begun))
 	w.Close()
 	if got := <-done; got != 201 {
 		t.Errorf("the upload under way: %v", got)
