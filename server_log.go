@@ -26,7 +26,7 @@ type lineKind uint32
 const (
 	accessLine  lineKind = iota // access lines and DEBUG: written together, dropped first
 	otherLine                   // all others: written at once
-	droppedLine                 // an otherLine of the queue itself: how many were dropped
+	droppedLine                 // of the queue itself: how many were dropped
 	lineKinds   = droppedLine
 )
 
@@ -108,7 +108,7 @@ func (b *logQueue) push(kind lineKind, line []byte) bool {
 	c.lines = append(c.lines, uint32(len(line))<<2|uint32(kind))
 	b.used += len(line)
 	switch {
-	case kind != accessLine:
+	case kind == otherLine: // and not droppedLine: while all writes fail there is one for each access line
 		b.due = true
 		b.work.Signal()
 	case !b.armed:

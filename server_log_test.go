@@ -233,6 +233,32 @@ func TestWhenLinesAreWritten(t *testing.T) {
 	})
 }
 
+// While all writes fail, as after the reader has gone, access lines cause no more of
+// them than before.
+func TestWritesThatFailAreNoMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newSlowReader()
+		b := newLogQueue(r)
+		newBufferedLog(&Config{LogFormat: "text"}, b)
+		defer b.close(time.Minute)
+		defer close(r.results)
+		for range 100 {
+			r.results <- result{0, syscall.EPIPE}
+		}
+		for second := range 3 {
+			for range 10 {
+				b.add(accessLine, []byte("line\n"))
+				synctest.Wait()
+			}
+			time.Sleep(logFlushEvery)
+			synctest.Wait()
+			if got, want := len(r.begun), second+1; got != want {
+				t.Errorf("%d writes in %d seconds", got, want)
+			}
+		}
+	})
+}
+
 func TestClosedLogDropsLines(t *testing.T) {
 	l := newLogTest(t, 1000, 1000)
 	l.lines(otherLine, "in time")
