@@ -163,13 +163,16 @@ func edits(a, b string) int {
 	return d[len(a)][len(b)]
 }
 
-// isServiceLink reports whether a variable with envPrefix is one of those that
-// Kubernetes makes for each Service in a namespace, here one whose name begins with
+// isServiceLink reports whether a variable is one of those that
+// Kubernetes makes for each Service in a namespace, one whose name begins with
 // "pagewright": NAME_SERVICE_HOST, NAME_SERVICE_PORT, NAME_PORT and so on
 // (kubernetes.io, "Accessing the Service", Environment variables; pkg/kubelet/envvars).
 // The value is looked at too: PAGEWRIGHT_PORT is a link or ours.
 func isServiceLink(name, value string) bool {
-	const service, protocol = `^PAGEWRIGHT(_[A-Z0-9_]+)?_`, `_(TCP|UDP|SCTP)`
+	if !strings.HasPrefix(name, envPrefix) {
+		return false // as thousands can be, in a large namespace
+	}
+	const service, protocol = `^` + envPrefix + `([A-Z0-9_]+_)?`, `_(TCP|UDP|SCTP)`
 	for _, form := range []struct{ name, value string }{
 		{`SERVICE_HOST$`, `^[0-9a-fA-F.:]+$`},
 		{`SERVICE_PORT(_[A-Z0-9_]+)?$`, `^[0-9]+$`},

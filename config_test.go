@@ -212,3 +212,11 @@ func TestForeignVariablesAreNamed(t *testing.T) {
 		t.Errorf("healthcheck says %q", out)
 	}
 }
+
+// A namespace with many Services has thousands of variables, and healthcheck reads them
+// each time.
+func TestVariablesOfOthersCostNothing(t *testing.T) {
+	if n := testing.AllocsPerRun(10, func() { isServiceLink("APP_SERVICE_HOST", "10.0.0.1") }); n > 0 {
+		t.Errorf("%v allocations for a variable without the prefix", n)
+	}
+}
