@@ -177,10 +177,13 @@ func errorKind(err error) string {
 	return "internal"
 }
 
-// linesDropped sets how many lines the service log has lost.
+// linesDropped sets how many lines the service log has lost. A scrape that is overtaken
+// by another one does not set them back.
 func (m *serviceMetrics) linesDropped(n lineCounts) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for kind, c := range m.dropped {
-		c.Set(n[kind])
+		c.Set(max(c.Get(), n[kind]))
 	}
 }
 

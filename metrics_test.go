@@ -166,3 +166,13 @@ func BenchmarkMetricsOfARequest(b *testing.B) {
 		}
 	})
 }
+
+func TestDroppedLinesAreNotSetBack(t *testing.T) {
+	m := newServiceMetrics()
+	for _, n := range []lineCounts{{1, 5}, {3, 4}, {2, 6}} {
+		m.linesDropped(n)
+	}
+	if access, other := m.dropped[accessLine].Get(), m.dropped[otherLine].Get(); access != 3 || other != 6 {
+		t.Errorf("access %d, other %d, want 3 and 6", access, other)
+	}
+}
