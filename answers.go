@@ -102,7 +102,7 @@ func statusOf(err error) (int, string) {
 		{ErrUnavailable, fasthttp.StatusServiceUnavailable},
 		{ErrDenied, fasthttp.StatusBadGateway},
 		{ErrUnsupported, fasthttp.StatusNotImplemented},
-		{ErrOccupied, fasthttp.StatusConflict}, // the last: to who reads it is an ErrNotFound
+		{ErrOccupied, fasthttp.StatusConflict}, // last, since for a read it is an ErrNotFound too
 	} {
 		if errors.Is(err, e.err) {
 			if large := (*tooLargeError)(nil); errors.As(err, &large) {

@@ -188,7 +188,7 @@ func isServiceLink(name, value string) bool {
 	return false
 }
 
-// foreignVariables is what is said of variables that are none of the service.
+// foreignVariables is the warning about variables that are not the service's.
 func foreignVariables(names []string) string {
 	return "no variables of this service, and ignored: " + strings.Join(names, ", ")
 }

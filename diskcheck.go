@@ -216,7 +216,8 @@ const (
 )
 
 // logs looks for the entries that the original of this API keeps in logs/, each in a
-// file of its own. Here such a file is the damaged log of a build that there is not.
+// file of its own. The service takes such a file for the damaged log of a build that
+// does not exist.
 func (c *diskCheck) logs() (string, error) {
 	sites, err := c.n.disk.openDir(filepath.Join(c.n.base, sitesDir))
 	if err != nil {

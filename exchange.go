@@ -17,7 +17,7 @@ type exchange struct {
 	path    string // empty if this request is not logged
 	agent   string // User-Agent; logged requests only
 	remote  string
-	refused string // why, as the client was told; empty: it was not
+	refused string // the reason that the client was given; empty: it was not refused
 	route   string // of the table of routes; empty if it has none
 	status  int
 	in, out int64  // bytes of the bodies; out as announced, -1 if it was not; if the answer was cut as sent (chunks with their framing)
@@ -26,7 +26,7 @@ type exchange struct {
 	sendErr error  // why the answer was not sent whole
 	release func() // gives back what the answer held; nil: nothing
 
-	sourceFailed func(error) // reports a failed source of the body; nil: the body has none that can fail
+	sourceFailed func(error) // reports a failed source of the body; nil: it cannot fail
 }
 
 // begin notes the request, and ends the exchange before it: pipelined requests

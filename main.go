@@ -72,8 +72,8 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	}
 	hangUp := make(chan os.Signal, 1)
 	if command == "serve" {
-		// Without this Go ends the process when a write to stderr fails with EPIPE. Nobody
-		// looks into the channel.
+		// Without this Go ends the process when a write to stderr fails with EPIPE. The
+		// channel is never read.
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 		signal.Notify(hangUp, syscall.SIGHUP)
 	}

@@ -34,7 +34,7 @@ const (
 type lineCounts [lineKinds]uint64
 
 // logQueue holds the lines of the service log until its one goroutine has written
-// them. Its methods do not wait for the writer, but for close. It is bounded: lines
+// them. Only close waits for the writer. The queue is bounded: lines
 // without room are dropped and counted, and so are those that could not be written.
 // When there is room again the log says how many. Lines keep their order.
 type logQueue struct {
@@ -51,22 +51,21 @@ type logQueue struct {
 	used       int  // bytes of the lines in the queue, and of those being written
 	due        bool // write the last chunk too
 	armed      bool // the timer runs
-	full       bool // lines were dropped for want of room, which is still short: access lines are dropped
+	full       bool // lines had no room, and there is still too little: access lines are dropped
 	closed     bool
 	dropped    lineCounts                               // since the start
-	unreported lineCounts                               // of them, those that the log has not told of
-	notice     func(now time.Time, n lineCounts) []byte // the line that tells; nil: none
+	unreported lineCounts                               // of them, those that no line has reported
+	notice     func(now time.Time, n lineCounts) []byte // makes the line that reports; nil: none
 }
 
 // logChunk is the lines of one write.
 type logChunk struct {
 	bytes  []byte
 	lines  []uint32   // of each line its length and kind
-	notice lineCounts // what the droppedLines in it tell
+	notice lineCounts // what the droppedLines in it report
 }
 
-// newLogQueue starts the goroutine that writes to w. Each of its writes is one or
-// more whole lines.
+// newLogQueue starts the goroutine that writes to w, one or more whole lines at once.
 func newLogQueue(w io.Writer) *logQueue {
 	b := &logQueue{w: w, limit: logBuffered, reserve: logReserve, done: make(chan struct{})}
 	b.work.L = &b.mu
@@ -148,7 +147,7 @@ func (b *logQueue) drop(kind lineKind) {
 	b.unreported[kind]++
 }
 
-// report appends a line that tells how many were dropped, if there is room.
+// report appends a line that says how many were dropped, if there is room.
 func (b *logQueue) report() {
 	n := b.unreported
 	if n == (lineCounts{}) || b.full || b.notice == nil || !b.push(droppedLine, b.notice(time.Now(), n)) {
@@ -210,7 +209,7 @@ func (b *logQueue) written(c *logChunk, n int) {
 	}
 	if n == len(c.bytes) {
 		b.report()
-	} else { // told with the next line: telling at once would fail as well, and again
+	} else { // reported with the next line: a report now would fail as well, and again
 		b.lose(c, n)
 	}
 	if cap(c.bytes) == logChunkSize {
@@ -221,19 +220,19 @@ func (b *logQueue) written(c *logChunk, n int) {
 
 // lose counts the lines of c that were not written whole.
 func (b *logQueue) lose(c *logChunk, written int) {
-	end, told := 0, true
+	end, reported := 0, true
 	for _, line := range c.lines {
 		end += int(line >> 2)
 		kind := lineKind(line & 3)
 		switch {
 		case end <= written:
 		case kind == droppedLine:
-			told = false
+			reported = false
 		default:
 			b.drop(kind)
 		}
 	}
-	if !told {
+	if !reported {
 		for kind := range c.notice {
 			b.unreported[kind] += c.notice[kind]
 		}
@@ -272,8 +271,7 @@ func (l lines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// logHandler formats lines, and sends those that may be dropped first another way
-// than the others.
+// logHandler formats lines. Those of level DEBUG are of the kind of access lines.
 type logHandler struct {
 	slog.Handler
 	debug  slog.Handler
