@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -207,13 +208,7 @@ func (d *download) fromReader(b Backend) error {
 	f, ok := a.(FileReader)
 	switch {
 	case ok && d.ctx.IsGet() && part.length <= smallSize:
-		// Read before the header leaves, so that an error has a status.
-		data := make([]byte, part.length)
-		if _, err := io.ReadFull(f.File(), data); err != nil {
-			return readError(f.File().Name(), err)
-		}
-		d.ctx.Response.SetBodyRaw(data)
-		return nil
+		return d.sendRead(f.File(), part.length)
 	case ok:
 		// The bare file: fasthttp hands it to sendfile(2), and stops at the length.
 		d.sendStream(f.File(), part.length)
@@ -224,6 +219,17 @@ func (d *download) fromReader(b Backend) error {
 		d.send(r, part.length)
 	}
 	sent = true
+	return nil
+}
+
+// sendRead reads n bytes of a file before the header leaves, so that an error has a
+// status, and sends them.
+func (d *download) sendRead(f *os.File, n int64) error {
+	data := make([]byte, n)
+	if _, err := io.ReadFull(f, data); err != nil {
+		return readError(f.Name(), err)
+	}
+	d.ctx.Response.SetBodyRaw(data)
 	return nil
 }
 
