@@ -79,6 +79,9 @@ func parseConfig(environ []string) (c *Config, foreign []string, err error) {
 	c = &Config{}
 	vars := env.ToMap(environ)
 	maps.DeleteFunc(vars, isServiceLink)
+	if _, nameless := vars[envPrefix]; nameless { // the parser would take it for the name of each group
+		return nil, nil, fmt.Errorf("%s: no such variable; -h lists them all", envPrefix)
+	}
 	if err := env.ParseWithOptions(c, env.Options{Environment: vars, Prefix: envPrefix}); err != nil {
 		return nil, nil, configError(err, vars)
 	}
@@ -90,10 +93,13 @@ func parseConfig(environ []string) (c *Config, foreign []string, err error) {
 		if !strings.HasPrefix(name, envPrefix) || slices.Contains(known, name) {
 			continue
 		}
-		if nearest, ours := probablyOurs(name, known); ours {
-			unknown = append(unknown, name+" (the nearest is "+nearest+")")
-		} else {
+		switch nearest, ours := probablyOurs(name, known); {
+		case !ours:
 			foreign = append(foreign, name)
+		case nearest == "":
+			unknown = append(unknown, name)
+		default:
+			unknown = append(unknown, name+" (the nearest is "+nearest+")")
 		}
 	}
 	if len(unknown) > 0 {
@@ -119,7 +125,7 @@ var ourGroups = []string{"S3_", "NFS_", "AZURE_", "GCS_", "ACCESS_", "TLS_", "DI
 // probablyOurs reports whether an unknown variable is probably meant for the service:
 // it is in one of ourGroups, or at most two edits from a known one, and fewer than half
 // of that one's letters, or HOST would be taken for PORT. nearest is the known variable
-// that has the fewest edits, one of its group if there is one.
+// that has the fewest edits, one of its group if there is one; it is empty if none is near.
 func probablyOurs(name string, known []string) (nearest string, ours bool) {
 	const maxEdits = 2
 	name = strings.ToUpper(strings.TrimPrefix(name, envPrefix))
@@ -133,6 +139,9 @@ func probablyOurs(name string, known []string) (nearest string, ours bool) {
 		if nearest == "" || sibling && !inGroup || sibling == inGroup && n < least {
 			nearest, least, inGroup = k, n, sibling
 		}
+	}
+	if !ours && !inGroup {
+		nearest = ""
 	}
 	return nearest, ours || group >= 0
 }

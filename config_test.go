@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -144,9 +145,13 @@ func TestUnknownVariables(t *testing.T) {
 	ours("ACCESS_LOG_FORMAT", "ACCESS_LOG_SAMPLE")
 	for _, group := range ourGroups {
 		_, _, err := parseConfig([]string{envPrefix + group + "SOMETHING_ELSE_ENTIRELY=1"})
-		if err == nil || !strings.Contains(err.Error(), "the nearest is "+envPrefix) {
+		known := slices.ContainsFunc((&Config{}).variables(), func(v variable) bool { return strings.HasPrefix(v.name, envPrefix+group) })
+		if err == nil || strings.Contains(err.Error(), "the nearest is "+envPrefix+group) != known || strings.Contains(err.Error(), "nearest") != known {
 			t.Errorf("%s: %v", group, err)
 		}
+	}
+	if _, _, err := parseConfig([]string{envPrefix + "=1"}); err == nil || err.Error() != "PAGEWRIGHT_: no such variable; -h lists them all" {
+		t.Errorf("without a name: %v", err)
 	}
 
 	others("MANAGER_URL")

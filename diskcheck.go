@@ -32,7 +32,7 @@ func (n *nfs) examine(tell func(finding)) {
 		{"link, which replaces nothing", c.link},
 		{"locks of two descriptors exclude each other", c.lock},
 		{"compare the clocks", c.clock},
-		{"logs are logs", c.logs},
+		{"no log entries of the original API", c.logs},
 	} {
 		note, err := step.do()
 		tell(finding{what: step.what, err: err, note: note, weak: isWeak(err)})

@@ -304,7 +304,7 @@ func TestDoctorKnowsEntriesOfTheOriginal(t *testing.T) {
 		if err != nil {
 			t.Errorf("%v:\n%s", err, out)
 		}
-		_, line, _ := strings.Cut(out, " logs are logs: ")
+		_, line, _ := strings.Cut(out, " no log entries of the original API: ")
 		line, _, _ = strings.Cut(line, "\n")
 		return line
 	}

@@ -104,7 +104,7 @@ func (s *service) dispatch(ctx *fasthttp.RequestCtx, routes fasthttp.RequestHand
 	case hasOtherCoding(&ctx.Request.Header):
 		refuse(ctx, fasthttp.StatusBadRequest, "Transfer-Encoding: only chunked is understood")
 	case !ctx.IsGet() && !ctx.IsHead() && !ctx.IsOptions() && crossSite(ctx):
-		refuse(ctx, fasthttp.StatusForbidden, "the request comes from a page of another site")
+		refuse(ctx, fasthttp.StatusForbidden, "the request comes from a page of another origin")
 		return true
 	default:
 		routes(ctx)
@@ -114,7 +114,7 @@ func (s *service) dispatch(ctx *fasthttp.RequestCtx, routes fasthttp.RequestHand
 	return false
 }
 
-// crossSite reports whether a browser sent the request for a page of another site.
+// crossSite reports whether a browser sent the request for a page of another origin.
 // Browsers send Sec-Fetch-Site over https and to localhost only (W3C Fetch Metadata
 // Request Headers), but Origin with each request that changes something (WHATWG
 // Fetch, section 3.2). Other clients send neither.
