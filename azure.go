@@ -222,7 +222,7 @@ func (b *azureBucket) list(ctx context.Context, prefix string, page func([]objec
 	for pages.More() {
 		out, err := pages.NextPage(ctx)
 		if err != nil {
-			return needs("blobs/read", azureError(err)) // of the whole container
+			return needs("blobs/read", listError(azureError(err))) // of the whole container
 		}
 		objects := make([]objectInfo, 0, len(out.Segment.BlobItems))
 		for _, i := range out.Segment.BlobItems {

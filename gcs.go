@@ -255,7 +255,7 @@ func (b *gcsBucket) list(ctx context.Context, prefix string, page func([]objectI
 		var attrs []*storage.ObjectAttrs
 		next, err := pages.NextPage(&attrs)
 		if err != nil {
-			return needs("storage.objects.list", gcsError(err))
+			return needs("storage.objects.list", listError(gcsError(err)))
 		}
 		objects := make([]objectInfo, len(attrs))
 		for i, a := range attrs {

@@ -25,6 +25,7 @@ type fakeStore struct {
 
 	after, cuts int  // so many answers with a body break off after so many bytes
 	gone        bool // there is no bucket
+	bare        bool // what is not there is a status alone, as of a proxy
 	noList      bool // listing is denied, and so absent objects are too
 	noCondition bool // If-Match is ignored
 	onCut       func()
@@ -97,7 +98,7 @@ func (f *fakeStore) fail(w http.ResponseWriter, r *http.Request, status int, cod
 		code = azureCode
 	}
 	w.WriteHeader(status)
-	if r.Method != "HEAD" {
+	if r.Method != "HEAD" && !(f.bare && status == 404) {
 		fmt.Fprintf(w, "<Error><Code>%s</Code><Message>as the test wants it</Message></Error>", code)
 	}
 }

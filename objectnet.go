@@ -117,6 +117,14 @@ func ofKind(kind func(error) error, err error) error {
 	return err
 }
 
+// listError is the error of a list: what it does not find is the bucket.
+func listError(err error) error {
+	if errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("%w: %v", errBucketGone, err)
+	}
+	return err
+}
+
 // needs adds to an ErrDenied which permission is probably missing.
 func needs(permission string, err error) error {
 	if errors.Is(err, ErrDenied) {

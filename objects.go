@@ -136,7 +136,10 @@ func (s *objectStore) settle(key string, opts putOptions, cond Precondition, cau
 	switch {
 	case err == nil && info.mark == opts.mark:
 		return info, nil
-	case !rival || err != nil && !errors.Is(err, ErrNotFound):
+	case err != nil && !errors.Is(err, ErrNotFound):
+		// Not %w of cause: its ErrPrecondition may be of our own put.
+		return objectInfo{}, fmt.Errorf("%w: cannot tell whether %q was stored: %v, after %v", ErrUnavailable, key, err, cause)
+	case !rival:
 		return objectInfo{}, fmt.Errorf("%w: cannot store %q: %w", ErrUnavailable, key, cause)
 	}
 	var current *ArtifactInfo

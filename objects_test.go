@@ -184,6 +184,32 @@ func TestLostReplyOfAnUpload(t *testing.T) {
 	f("full", false, ErrNoSpace, ErrNoSpace, Precondition{})
 }
 
+// After a reply that may be of our own upload, a look that fails leaves open what
+// became of it: that is no 412.
+func TestLookAfterALostReplyFails(t *testing.T) {
+	for _, reply := range []error{fmt.Errorf("%w: the second try", ErrPrecondition), errConflict} {
+		for _, look := range []error{ErrUnavailable, errBucketGone, ErrDenied} {
+			m := newMemBucket()
+			b := assumeSound(openMem(m))
+			stored := false
+			m.fault = func(op, _ string) (bool, error) {
+				if op == "put" {
+					stored = true
+					return true, reply
+				}
+				if op == "stat" && stored {
+					return false, look
+				}
+				return false, nil
+			}
+			_, err := b.StoreArtifactIf("s", "b", known(body(10, 1)), createOnly)
+			if status, _ := statusOf(err); status != 503 || errorKind(err) != "unavailable" {
+				t.Errorf("after %v and then %v: %d, %v", reply, look, status, err)
+			}
+		}
+	}
+}
+
 // The mark of the upload tells what became of it, not that a build is there or
 // has changed.
 func TestLostReplyOfAReplacement(t *testing.T) {

@@ -240,7 +240,7 @@ func (b *s3Bucket) list(ctx context.Context, prefix string, page func([]objectIn
 	for pages.HasMorePages() {
 		out, err := pages.NextPage(ctx)
 		if err != nil {
-			return needs("s3:ListBucket", s3Error(err))
+			return needs("s3:ListBucket", listError(s3Error(err)))
 		}
 		objects := make([]objectInfo, len(out.Contents))
 		for i, o := range out.Contents {

@@ -133,6 +133,15 @@ func TestS3BucketGone(t *testing.T) {
 	server.get(t, 200, "/sites/s/artifacts/b")
 }
 
+// A list says by any 404 that there is no bucket, also without a code.
+func TestS3BucketGoneWithoutACode(t *testing.T) {
+	f, s := openFakeS3(t)
+	server, _ := startBackend(t, assumeSound(s))
+	server.put(t, 201, "/sites/s/artifacts/b", "x")
+	f.set(func() { f.gone, f.bare = true, true })
+	everythingIsAway(t, server)
+}
+
 // Without the right to list, absent objects are answered 403, and could as well be
 // there: that stays an error, which names the right.
 func TestS3WithoutTheRightToList(t *testing.T) {
