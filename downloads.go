@@ -285,9 +285,10 @@ func (d *download) fromRanger(b ArtifactRanger) error {
 			d.send(r, part.length)
 			return nil
 		}
-		if !errors.Is(err, ErrPrecondition) {
+		if !errors.Is(err, ErrPrecondition) && !errors.Is(err, errRange) {
 			return err
 		}
+		d.describeNothing() // of the build that is gone
 		if try == tries {
 			return fmt.Errorf("%w: the build is replaced all the time", ErrUnavailable)
 		}

@@ -67,6 +67,50 @@ func TestBuildReplacedBetweenLookAndRead(t *testing.T) {
 	f("the last bytes", 1, 206, rival[1990:], "Range", "bytes=-10")
 }
 
+// The answer for the new build has nothing of the one that it replaced, also if the
+// store notices first that the range is not in it.
+func TestHeaderOfABuildThatIsReplaced(t *testing.T) {
+	m := newMemBucket()
+	store := openMem(m)
+	s, _ := startBackend(t, store)
+	key := store.artifactKey("s", "b")
+	for _, c := range []struct {
+		name   string
+		header []string // OLD is the tag of the old build
+		fault  error
+		status int
+		want   string // Content-Range
+	}{
+		{"all instead of a part", []string{"Range", "bytes=0-99", "If-Range", "OLD"}, nil, 200, ""},
+		{"not modified", []string{"Range", "bytes=0-99", "If-None-Match", `"rival"`}, nil, 304, ""},
+		{"not the one", []string{"Range", "bytes=0-99", "If-Match", "OLD"}, nil, 412, ""},
+		{"no such range", []string{"Range", "bytes=-10", "If-Match", "*"}, errRange, 206, "bytes 1990-1999/2000"},
+	} {
+		old := mustStoreIf(t, store, "s", "b", body(3000, 1), Precondition{})
+		for i := range c.header {
+			c.header[i] = strings.ReplaceAll(c.header[i], "OLD", old.ETag)
+		}
+		replaced := false
+		m.mu.Lock()
+		m.fault = func(op, k string) (bool, error) {
+			if op != "get" || k != key || replaced {
+				return false, nil
+			}
+			replaced = true
+			m.objects[key] = memObject{objectInfo{key: key, etag: `"rival"`, size: 2000}, body(2000, 2)}
+			return false, c.fault
+		}
+		m.mu.Unlock()
+		r := s.get(t, c.status, "/sites/s/artifacts/b", c.header...)
+		if got := r.header.Get("Content-Range"); got != c.want {
+			t.Errorf("%s: Content-Range: %s", c.name, got)
+		}
+		if got := r.header.Get("ETag"); got == old.ETag || c.status < 400 && got != `"rival"` || c.status >= 400 && got != "" {
+			t.Errorf("%s: ETag: %s", c.name, got)
+		}
+	}
+}
+
 // A build that was opened and is not sent after all is closed.
 func TestRefusedDownloadIsClosed(t *testing.T) {
 	p := &panicky{nfs: openTestNFS(t, t.TempDir())}
