@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 )
@@ -93,6 +94,9 @@ func (r *resumingBody) Read(p []byte) (int, error) {
 func (r *resumingBody) resume() error {
 	if r.tries == resumeTries {
 		return fmt.Errorf("the store broke off %d answers in a row: %w", r.tries+1, r.broken)
+	}
+	if strings.Trim(r.info.etag, `"`) == "" { // nothing would tell another object from this one
+		return fmt.Errorf("the store broke off an object without an ETag: %w", r.broken)
 	}
 	wait := resumeDelay << r.tries
 	r.tries++

@@ -44,6 +44,26 @@ func TestResumingWaits(t *testing.T) {
 	})
 }
 
+// An object of which no tag is known may be another one at the next request.
+func TestNothingIsResumedWithoutATag(t *testing.T) {
+	for _, etag := range []string{"", `""`} {
+		calls := 0
+		r, _, err := getResuming(t.Context(), func(_ context.Context, key, _ string, _, _ int64) (io.ReadCloser, objectInfo, error) {
+			calls++
+			part := io.MultiReader(strings.NewReader("a part"), iotest.ErrReader(errors.New("broken off")))
+			return io.NopCloser(part), objectInfo{key: key, etag: etag, size: 100}, nil
+		}, "k", "", 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(r)
+		if string(got) != "a part" || err == nil || !strings.Contains(err.Error(), "broken off") || calls != 1 {
+			t.Errorf("with the tag %q: %q after %d calls, %v", etag, got, calls, err)
+		}
+		r.Close()
+	}
+}
+
 // Close ends the waiting for the next try, and the try.
 func TestCloseEndsResuming(t *testing.T) {
 	f := func(name string, get func(calls int) getFunc) {
