@@ -349,6 +349,7 @@ func TestDownloadWhoseSourceFails(t *testing.T) {
 	}{
 		{"a file that cannot be read", unreadable(t, 1<<20), "internal", "/proc/self/mem", 0},
 		{"a stream that fails", ofSize(1<<20, yields(300_000, gone)), "unavailable", "by the test", 280_000},
+		{"a stream that fails with its last bytes", ofSize(300_000, yields(300_000, gone)), "unavailable", "by the test", 200_000},
 		{"a stream that fails at once", ofSize(1<<20, yields(0, gone)), "unavailable", "by the test", 0},
 		{"a stream that ends early", ofSize(1<<20, yields(300_000, nil)), "internal", "748576 bytes too early", 280_000},
 		{"a stream of unknown length that fails", yields(300_000, gone), "unavailable", "by the test", 280_000},
