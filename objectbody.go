@@ -82,6 +82,9 @@ func (o *objectReader) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := o.body.Read(p[:min(int64(len(p)), o.left)])
+	if err != nil && err != io.EOF && int64(n) == o.left {
+		n = 0 // a wrong checksum, which io.ReadFull would not see behind the last bytes
+	}
 	o.left -= int64(n)
 	if err == nil || err == io.EOF && o.left == 0 {
 		return n, err

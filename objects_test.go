@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -577,6 +578,42 @@ func TestWholeBody(t *testing.T) {
 	f(sized{strings.NewReader("abc"), 2}, "", errBodyCut)
 	f(failing([]byte("abc"), 3, errSender), "abc", errSender)
 	f(failing([]byte("abc"), 3, io.ErrUnexpectedEOF), "abc", io.ErrUnexpectedEOF)
+}
+
+// badChecksum yields objects of which the SDK finds out at their end that they are
+// not what was stored.
+type badChecksum struct{ *memBucket }
+
+func (b badChecksum) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
+	r, info, err := b.memBucket.get(ctx, key, etag, offset, length)
+	if err != nil {
+		return nil, info, err
+	}
+	data, _ := io.ReadAll(r)
+	return io.NopCloser(iotest.DataErrReader(failing(data, len(data), errors.New("bad CRC")))), info, nil
+}
+
+// Nobody takes such an object for whole, and no log is written anew from it.
+func TestObjectWithABadChecksum(t *testing.T) {
+	m := newMemBucket()
+	sound := assumeSound(openMem(m))
+	mustStore(t, sound, "s", "b", body(100, 1))
+	mustLog(t, sound, "s", entry("1", "b", time.Now()))
+	b := assumeSound(newObjectStore(badChecksum{m}, "", quiet()))
+	r, err := b.FetchArtifact("s", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if n, err := io.ReadFull(r, make([]byte, 100)); n == 100 || !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "bad CRC") {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	errs := make([]error, 1)
+	e := []LogEntry{entry("2", "b", time.Now())}
+	wantError(t, b.tryAppend(t.Context(), b.logsPrefix("s")+"b"+logSuffix, e, idsToFind(e), errs), ErrUnavailable)
+	if n := len(versionOf(t, sound, "s", "b").Logs); n != 1 {
+		t.Errorf("the log has %d entries", n)
+	}
 }
 
 // Of a 404 that may be of the bucket, the bucket is asked.
