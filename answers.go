@@ -38,8 +38,8 @@ func answer(ctx *fasthttp.RequestCtx, status int, v any) {
 	ctx.Response.SetBodyRaw(append(body, '\n'))
 }
 
-// refuse answers with an error whose text is for the client. No cache may keep it:
-// without a word some statuses may be kept, as 404 (RFC 9110, section 15.1).
+// refuse answers with an error whose text is for the client. No cache may keep it: by
+// default caches may keep some statuses, such as 404 (RFC 9110, section 15.1).
 func refuse(ctx *fasthttp.RequestCtx, status int, format string, args ...any) {
 	switch status {
 	case fasthttp.StatusServiceUnavailable:

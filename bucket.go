@@ -32,12 +32,12 @@ type bucket interface {
 	// ErrPrecondition unless the object has that very ETag. The info is of the
 	// whole object that the bytes are of. The caller closes the reader, which may
 	// be done early. ctx spans the reading. A body that the store breaks off is
-	// continued with the same object, a few times. Fewer bytes than asked for are
-	// an error, or an io.EOF that objectReader takes for one.
+	// continued with the same object, a few times. If bytes are missing at its end,
+	// the reader returns an error or io.EOF: objectReader counts.
 	get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error)
 
-	// stat describes the object, or fails with ErrNotFound, as get does: with
-	// errUnsure where it may be the bucket that is not there.
+	// stat describes the object, or fails with ErrNotFound: as get does, with
+	// errUnsure if the store does not say whether the object or the bucket is missing.
 	stat(ctx context.Context, key string) (objectInfo, error)
 
 	// remove removes the object; if etag is not empty, only the one that has
@@ -48,7 +48,8 @@ type bucket interface {
 	// list calls page with the objects whose keys begin with prefix, in the
 	// order of keys, some at a time, until page fails, and returns that error
 	// as it is. Of each it tells the key, size, modTime and etag. An object
-	// that is neither made nor removed meanwhile is listed exactly once.
+	// that is neither made nor removed meanwhile is listed exactly once. It fails
+	// with errBucketGone if there is no bucket.
 	list(ctx context.Context, prefix string, page func([]objectInfo) error) error
 
 	// presign makes a URL with which anybody can GET the object for ttl under

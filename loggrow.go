@@ -112,9 +112,10 @@ func idsOfAll(entries []LogEntry) knownIDs {
 	return ids
 }
 
-// scan reads the log in order to add to it, and looks for ids. It fails with ErrDamaged. known reports whether a hash is that of a log
-// that parseLog takes: then it is parsed only if an id may be in it. A log that is
-// full takes nothing, so it is only searched.
+// scan reads the log in order to add to it, and looks for ids. It fails with
+// ErrDamaged. known reports whether a hash is that of a log that parseLog takes: then
+// it is parsed only if an id may be in it. A log that is full takes nothing, so it is
+// only searched.
 func (l *oldLog) scan(ids knownIDs, seed maphash.Seed, known func(sum uint64) bool) error {
 	l.has = ids
 	l.sum.SetSeed(seed)

@@ -242,14 +242,14 @@ func (s *objectStore) look(key string) (*ArtifactInfo, error) {
 	return &a, nil
 }
 
-// stat is that of the bucket, and sure.
+// stat is the stat of the bucket, with the error of sure.
 func (s *objectStore) stat(ctx context.Context, key string) (objectInfo, error) {
 	info, err := s.bucket.stat(ctx, key)
 	return info, s.sure(err)
 }
 
-// sure makes errBucketGone of an errUnsure if the bucket is gone, or the error
-// with which the store refuses to tell. It asks the store at most once in
+// sure returns err, unless it is an errUnsure and the bucket is not there, or does not
+// answer: then it returns an ErrUnavailable. It asks the store at most once in
 // bucketAgain.
 func (s *objectStore) sure(err error) error {
 	if !errors.Is(err, errUnsure) {

@@ -10,8 +10,9 @@ import (
 // redirectTime is how long a client has to begin the download at the store.
 const redirectTime = 5 * time.Minute
 
-// redirect sends the client of a GET to the store itself, if that is configured,
-// the store can sign URLs, and the build is to be sent at all. Then the answer is given. A Range goes along with the client.
+// redirect sends the client of a GET to the store itself, if that is configured, the
+// store can sign URLs, and the conditions let the build be sent. It reports whether it
+// has answered. The client sends its Range to the store.
 func (s *service) redirect(d *download) bool {
 	r, ok := s.backend.(Redirector)
 	if !ok || !s.cfg.DownloadRedirect || !d.ctx.IsGet() {
