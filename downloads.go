@@ -317,9 +317,10 @@ func (d *download) fromRangerAtOnce(b ArtifactRanger) (done bool, err error) {
 	}
 	if part, send := d.evaluate(r.Info(), true); send {
 		d.send(r, part.length)
-		return true, nil
+	} else {
+		r.Close() // it is answered, whatever Close says
 	}
-	return true, r.Close()
+	return true, nil
 }
 
 // rangeAhead is the range to ask a store for before the size of the build is known,

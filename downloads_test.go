@@ -111,6 +111,32 @@ func TestHeaderOfABuildThatIsReplaced(t *testing.T) {
 	}
 }
 
+// closesBadly is a store that notices only after the call that a range is behind the
+// end, and whose readers fail to close.
+type closesBadly struct{ *memBucket }
+
+func (b closesBadly) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
+	r, info, err := b.memBucket.get(ctx, key, etag, offset, length)
+	return struct {
+		io.Reader
+		io.Closer
+	}{r, closeFunc(func() error { return errors.New("by the test") })}, info, err
+}
+
+type closeFunc func() error
+
+func (f closeFunc) Close() error { return f() }
+
+// An answer stays what it is if the reader that it does not need fails to close.
+func TestRangeBehindTheEndStays416(t *testing.T) {
+	store := newObjectStore(closesBadly{newMemBucket()}, "", quiet())
+	s, _ := startBackend(t, assumeSound(store))
+	s.put(t, 201, "/sites/s/artifacts/b", body(100, 1))
+	if r := s.get(t, 416, "/sites/s/artifacts/b", "Range", "bytes=100-"); r.header.Get("Content-Range") != "bytes */100" {
+		t.Errorf("the answer has %v", r.header)
+	}
+}
+
 // A build that was opened and is not sent after all is closed.
 func TestRefusedDownloadIsClosed(t *testing.T) {
 	p := &panicky{nfs: openTestNFS(t, t.TempDir())}

@@ -310,16 +310,12 @@ func (s *service) getVersions(ctx *fasthttp.RequestCtx) {
 	if !ok {
 		return
 	}
-	ifNoneMatch, err := headerETags(ctx, fasthttp.HeaderIfNoneMatch)
-	if err != nil {
-		refuse(ctx, fasthttp.StatusBadRequest, "If-None-Match: %v", err)
-		return
-	}
+	ifNoneMatch, _ := headerETags(ctx, fasthttp.HeaderIfNoneMatch) // of a GET or HEAD none is an error
 	if expecting(ctx) {
 		return
 	}
 	query.Client = ctx.Conn().(*conn).client()
-	err = s.answerList(ctx, siteID, query, ifNoneMatch)
+	err := s.answerList(ctx, siteID, query, ifNoneMatch)
 	if errors.Is(err, errLogChanged) { // it is known now that it did
 		err = s.answerList(ctx, siteID, query, ifNoneMatch)
 	}
