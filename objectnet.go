@@ -117,9 +117,9 @@ func ofKind(kind func(error) error, err error) error {
 	return err
 }
 
-// listError is the error of a list: what it does not find is the bucket.
+// listError is the error of a list: a 404 that names nothing is of the bucket.
 func listError(err error) error {
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, errUnsure) {
 		return fmt.Errorf("%w: %v", errBucketGone, err)
 	}
 	return err
