@@ -77,11 +77,7 @@ func TestCloseEndsResuming(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				end := make(chan error, 1)
-				go func() {
-					_, err := r.Read(make([]byte, 10))
-					end <- err
-				}()
+				end := beginRead(r)
 				synctest.Wait()
 				if name == "the try" {
 					time.Sleep(time.Minute)
@@ -124,17 +120,23 @@ func TestResumingClosesALateBody(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	end := make(chan error, 1)
-	go func() {
-		_, err := r.Read(make([]byte, 10))
-		end <- err
-	}()
+	end := beginRead(r)
 	<-asked
 	r.Close()
 	close(answer)
 	if err := <-end; !errors.Is(err, context.Canceled) || !late.closed {
 		t.Errorf("closed is %v, %v", late.closed, err)
 	}
+}
+
+// beginRead reads from r, and returns where the error will be.
+func beginRead(r io.Reader) <-chan error {
+	end := make(chan error, 1)
+	go func() {
+		_, err := r.Read(make([]byte, 10))
+		end <- err
+	}()
+	return end
 }
 
 type closing struct {
