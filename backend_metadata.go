@@ -13,7 +13,7 @@ import (
 
 // listable returns valid JSON with U+FFFD in place of each lone surrogate, and with
 // each number outside binary64 as a string of its digits. It returns raw itself if
-// there are none, and never changes it. The result has no more of them.
+// nothing is to be replaced, and never changes it. The result needs no replacement.
 func listable(raw []byte) []byte {
 	var out []byte
 	done := 0 // bytes of raw that are in out

@@ -72,9 +72,8 @@ type Config struct {
 // gives it. It fails with one line that names the variable at fault, also for an
 // unknown variable that is probably meant for the service. Other programs of an
 // installation use envPrefix too: foreign are the names of what is probably theirs.
-// The variables that Kubernetes makes for a Service (isServiceLink) are left out. An
-// object store is not forgotten in favour of a directory: with a variable of one, the
-// backend must be told.
+// The variables that Kubernetes makes for a Service (isServiceLink) are left out. With
+// a variable of an object store, the backend must be set: it would be a directory otherwise.
 func parseConfig(environ []string) (c *Config, foreign []string, err error) {
 	c = &Config{}
 	vars := env.ToMap(environ)

@@ -91,8 +91,8 @@ func (d *disk) walk(name string, flags int) (int, error) {
 	return openFd(at, below[len(below)-1], flags|unix.O_NOFOLLOW)
 }
 
-// firstIn is the first part of a path below the base whose mode is one that is
-// asked for, empty if there is none.
+// firstIn is the first part of a path below the base whose mode
+// satisfies is, or empty.
 func (d *disk) firstIn(name string, is func(mode uint32) bool) string {
 	at := d.base
 	for _, part := range strings.Split(strings.Trim(strings.TrimPrefix(name, d.base), "/"), "/") {

@@ -236,7 +236,7 @@ func (c *diskCheck) logs() (string, error) {
 		found.sites++
 		dir, err := c.n.disk.openDir(c.n.sitePath(site, logsDir))
 		if err != nil {
-			return nil // there is none, or requests tell what is wrong with it
+			return nil // the site has no logs, or requests that use them report the error
 		}
 		defer dir.Close()
 		return found.site(dir)

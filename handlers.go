@@ -332,8 +332,7 @@ func queryKnown(ctx *fasthttp.RequestCtx, names ...string) bool {
 			refuse(ctx, fasthttp.StatusBadRequest, "unknown query argument %q", k)
 			return false
 		}
-		if len(ctx.QueryArgs().PeekMultiBytes(k)) > 1 {
-			refuse(ctx, fasthttp.StatusBadRequest, "%s is given more than once", k)
+		if !queryOnce(ctx, string(k)) {
 			return false
 		}
 	}
@@ -343,15 +342,13 @@ func queryKnown(ctx *fasthttp.RequestCtx, names ...string) bool {
 // queryBool reads an argument that is true or false; absent is the value without
 // it. What it refuses it answers.
 func queryBool(ctx *fasthttp.RequestCtx, name string, absent bool) (value, ok bool) {
-	values := ctx.QueryArgs().PeekMulti(name)
-	if len(values) == 0 {
+	if !ctx.QueryArgs().Has(name) {
 		return absent, true
 	}
-	if len(values) > 1 {
-		refuse(ctx, fasthttp.StatusBadRequest, "%s is given more than once", name)
+	if !queryOnce(ctx, name) {
 		return false, false
 	}
-	switch string(values[0]) {
+	switch string(ctx.QueryArgs().Peek(name)) {
 	case "true", "1", "":
 		return true, true
 	case "false", "0":
@@ -359,6 +356,15 @@ func queryBool(ctx *fasthttp.RequestCtx, name string, absent bool) (value, ok bo
 	}
 	refuse(ctx, fasthttp.StatusBadRequest, "%s must be true or false", name)
 	return false, false
+}
+
+// queryOnce refuses an argument that is there twice.
+func queryOnce(ctx *fasthttp.RequestCtx, name string) bool {
+	if len(ctx.QueryArgs().PeekMulti(name)) > 1 {
+		refuse(ctx, fasthttp.StatusBadRequest, "%s is given more than once", name)
+		return false
+	}
+	return true
 }
 
 // plainBody refuses a body that would not be stored as its sender means it: one with
@@ -386,7 +392,7 @@ func plainBody(ctx *fasthttp.RequestCtx, noun, like string) bool {
 }
 
 // isCoded reports whether the list of a Content-Encoding holds a coding. Empty
-// elements are none (RFC 9110, section 5.6.1.2).
+// elements do not count (RFC 9110, section 5.6.1.2).
 func isCoded(list string) bool {
 	for coding := range strings.SplitSeq(list, ",") {
 		if coding = trimOWS(coding); coding != "" && !strings.EqualFold(coding, "identity") {

@@ -272,7 +272,7 @@ func TestGrowLog(t *testing.T) {
 }
 
 // Entries that share a write are compared with each other. If the write fails, none of
-// them is told that its ID is in the log.
+// them learns that its ID is in the log.
 func TestKeyReusedInOneWrite(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)

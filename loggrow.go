@@ -41,7 +41,7 @@ type contentSum [sha256.Size]byte
 // the parts of the metadata.
 func sumOfContent(e *LogEntry) contentSum {
 	var metadata bytes.Buffer
-	if err := json.Compact(&metadata, e.Metadata); err != nil { // there is none, or encodeEntry will refuse it
+	if err := json.Compact(&metadata, e.Metadata); err != nil { // no metadata, or some that encodeEntry will refuse
 		metadata.Reset()
 		metadata.Write(e.Metadata)
 	}

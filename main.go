@@ -107,7 +107,7 @@ func setThreads() {
 	}
 }
 
-// reload reads files again at each SIGHUP, until ctx ends. There are none so far.
+// reload reads files again at each SIGHUP, until ctx ends. So far the service has no such files.
 func reload(ctx context.Context, hangUp <-chan os.Signal, log *slog.Logger) {
 	for {
 		select {

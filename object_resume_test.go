@@ -80,7 +80,7 @@ func TestCloseEndsResuming(t *testing.T) {
 				end := beginRead(r)
 				synctest.Wait()
 				if name == "the try" {
-					time.Sleep(time.Minute)
+					time.Sleep(time.Minute) // of the fake clock: past the wait
 				}
 				start := time.Now()
 				r.Close()
