@@ -38,7 +38,7 @@ import (
 //
 // A directory that was made, or whose making was not seen to be durable by this
 // process, has its parent fsynced before anything in it is acknowledged. The two
-// fsyncs of a temp may be shared with others (syncs.go).
+// fsyncs of a temp may be shared with others (disk_fsync.go).
 // Sources: fsync(2), rename(2), open(2) "NFS", and "Can Applications Recover
 // from fsync Failures?" (USENIX ATC 2020).
 

@@ -206,7 +206,7 @@ func (s *service) httpServer(routes fasthttp.RequestHandler) *fasthttp.Server {
 		Concurrency:     maxConnections + 2*maxRefusing,
 		ReadBufferSize:  readBuffer,
 		WriteBufferSize: writeBuffer,
-		// Of the whole header: a body has the rule of its own (conn.go). There
+		// Of the whole header: a body has the rule of its own (server_conn.go). There
 		// is no WriteTimeout for the same reason.
 		ReadTimeout: s.cfg.HeaderTimeout,
 		IdleTimeout: s.cfg.IdleTimeout,

@@ -31,13 +31,13 @@ var (
 	lateLink   = vm.After("atomic.go", `err := uninterrupted(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })`, lateSync)
 
 	// A single writer shares its syncs with itself.
-	shareAlways = vm.Replace("syncs.go", `shareFrom = 24`, `shareFrom = 1`)
-	alsoLarge   = vm.Replace("syncs.go", `|| s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load()`, ``)
-	noSyncfs    = vm.Replace("syncs.go", `err := uninterrupted(func() error { return unix.Syncfs(int(s.root.Fd())) })`, `err := error(nil)`)
+	shareAlways = vm.Replace("disk_fsync.go", `shareFrom = 24`, `shareFrom = 1`)
+	alsoLarge   = vm.Replace("disk_fsync.go", `|| s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load()`, ``)
+	noSyncfs    = vm.Replace("disk_fsync.go", `err := uninterrupted(func() error { return unix.Syncfs(int(s.root.Fd())) })`, `err := error(nil)`)
 
 	// Both answers are promises of their own, with an fsync of their own.
 	noDeleteSync = vm.Replace("nfs.go", `return n.disk.syncDir(dir)`, `return nil`)
-	noRepeatSync = vm.Replace("logfile.go", `return n.disk.syncDir(dir)`, `return nil`)
+	noRepeatSync = vm.Replace("nfs_log.go", `return n.disk.syncDir(dir)`, `return nil`)
 )
 
 // There is no variant of these faults, because no cut of these machines can show
@@ -60,7 +60,7 @@ var variants = []vm.Variant{
 
 // sharing is the service on a faster machine: one without KVM never has as many
 // syncs at once as it takes, nor are they as quick.
-var sharing = vm.Variant{Name: "shares from 4", Edits: []vm.Edit{vm.Replace("syncs.go", `shareFrom = 24`, `shareFrom = 4`), alsoLarge}}
+var sharing = vm.Variant{Name: "shares from 4", Edits: []vm.Edit{vm.Replace("disk_fsync.go", `shareFrom = 24`, `shareFrom = 4`), alsoLarge}}
 
 func build(t *testing.T, v vm.Variant) string {
 	t.Helper()

@@ -163,7 +163,7 @@ func TestAQuestionThatPanicsIsAnError(t *testing.T) {
 	probe, space := "probe", "space"
 	p.at.Store(&probe)
 	s.get(t, 503, "/ready")
-	if log := s.log.String(); !strings.Contains(log, "a bug in probe") || !strings.Contains(log, "panic_test.go") {
+	if log := s.log.String(); !strings.Contains(log, "a bug in probe") || !strings.Contains(log, "handlers_panic_test.go") {
 		t.Errorf("the log does not say where it panicked:\n%s", log)
 	}
 	p.at.Store(&space)

@@ -56,7 +56,7 @@ type conn struct {
 	remote  string      // see remoteText
 	backlog int64       // bytes unsent when the last write deadline fired
 
-	// evict.go
+	// server_evict.go
 	accepted time.Time
 	fresh    bool         // nothing has arrived yet
 	waiting  bool         // the next Read waits for a request

@@ -172,7 +172,7 @@ func TestPanicIsAnAnswerAndALine(t *testing.T) {
 	if got := strings.TrimSpace(string(r.body)); got != `{"status":"error","error":"internal error"}` {
 		t.Errorf("answered %s", got)
 	}
-	for _, want := range []string{"panic in a handler", "a bug", "shutdown_test.go"} {
+	for _, want := range []string{"panic in a handler", "a bug", "server_shutdown_test.go"} {
 		if !strings.Contains(s.log.String(), want) {
 			t.Errorf("the log lacks %q", want)
 		}
