@@ -71,7 +71,7 @@ type disk struct {
 	hooks
 	copyBuffers sync.Pool
 	lastStamp   atomic.Pointer[timeStamp]
-	syncs       syncs
+	fsyncs      fsyncGroup
 	metrics     *storeMetrics
 }
 
@@ -87,7 +87,7 @@ func newDisk(log *slog.Logger) *disk {
 		panic(err) // the size is a positive constant
 	}
 	d := &disk{log: log, durable: durable, metrics: newStoreMetrics(), openat2: canOpenat2()}
-	d.syncs.shared = func(files int) { d.metrics.commit.Update(float64(files)) }
+	d.fsyncs.shared = func(files int) { d.metrics.commit.Update(float64(files)) }
 	d.copyBuffers.New = func() any { return new([copySize]byte) }
 	return d
 }
@@ -126,7 +126,7 @@ func (d *disk) ensureDir(base string, names ...string) (*os.File, error) {
 // is known to be, and opens it. Another process may have made it a moment ago
 // and not have synced it yet, so "it exists" is not enough.
 func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
-	err := uninterrupted(func() error { return unix.Mkdirat(int(parent.Fd()), name, 0o777) })
+	err := retryEINTR(func() error { return unix.Mkdirat(int(parent.Fd()), name, 0o777) })
 	if err != nil && err != unix.EEXIST {
 		return nil, diskError("make directory", path, err)
 	}
@@ -157,7 +157,7 @@ func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
 // once: there the promise is the mount's, not ours.
 func (d *disk) syncDir(dir *os.File) error {
 	start := time.Now()
-	err := d.syncs.fsync(dir)
+	err := d.fsyncs.fsync(dir)
 	d.metrics.dirSync.UpdateDuration(start)
 	return d.dirSynced(dir, err)
 }
@@ -192,7 +192,7 @@ func (d *disk) unlinkAt(dir *os.File, name string) error {
 	if d.removing != nil {
 		d.removing()
 	}
-	return uninterrupted(func() error { return unix.Unlinkat(int(dir.Fd()), name, 0) })
+	return retryEINTR(func() error { return unix.Unlinkat(int(dir.Fd()), name, 0) })
 }
 
 // remove is unlink, to which an absent file is a success.
@@ -207,7 +207,7 @@ func (d *disk) remove(dir *os.File, name string) error {
 // knows. It is durable after syncDir.
 func (d *disk) renameTo(dir *os.File, from, to string) error {
 	start := time.Now()
-	err := uninterrupted(func() error { return unix.Renameat(int(dir.Fd()), from, int(dir.Fd()), to) })
+	err := retryEINTR(func() error { return unix.Renameat(int(dir.Fd()), from, int(dir.Fd()), to) })
 	if err != nil {
 		return diskError("rename", dir.Name()+"/"+from, err)
 	}
@@ -225,7 +225,7 @@ func (d *disk) linkTo(dir *os.File, from, to string) error {
 		d.linking()
 	}
 	start := time.Now()
-	err := uninterrupted(func() error { return unix.Linkat(int(dir.Fd()), from, int(dir.Fd()), to, 0) })
+	err := retryEINTR(func() error { return unix.Linkat(int(dir.Fd()), from, int(dir.Fd()), to, 0) })
 	d.metrics.link.UpdateDuration(start)
 	switch err {
 	case nil:
@@ -250,7 +250,7 @@ func (d *disk) setSameMode(path, name string) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return &linkError{path + name}
 	}
-	err = uninterrupted(func() error { return unix.Fchmodat(int(dir.Fd()), name, st.Mode&0o7777, 0) })
+	err = retryEINTR(func() error { return unix.Fchmodat(int(dir.Fd()), name, st.Mode&0o7777, 0) })
 	if err != nil {
 		return diskError("set the mode of", path+name, err)
 	}
@@ -259,7 +259,7 @@ func (d *disk) setSameMode(path, name string) error {
 
 // removeDir removes the empty directory name in parent.
 func (d *disk) removeDir(parent *os.File, name string) error {
-	err := uninterrupted(func() error { return unix.Unlinkat(int(parent.Fd()), name, unix.AT_REMOVEDIR) })
+	err := retryEINTR(func() error { return unix.Unlinkat(int(parent.Fd()), name, unix.AT_REMOVEDIR) })
 	if err != nil {
 		return diskError("remove directory", parent.Name()+"/"+name, err)
 	}
@@ -307,13 +307,13 @@ type tempFile struct {
 	path string
 	stat unix.Stat_t // as sealed
 
-	size     int64 // bytes written
-	reserved int64 // bytes preallocated; -1: this file system cannot
-	flushed  int64 // bytes whose write-back was started
-	placed   bool
-	coarse   bool   // this file system keeps times in steps larger than fineTime
-	large    bool   // counted in disk.syncs.large
-	since    uint64 // disk.syncs.failures when it was made
+	size         int64 // bytes written
+	preallocated int64 // bytes preallocated; -1: this file system cannot
+	flushed      int64 // bytes whose write-back was started
+	committed    bool
+	coarse       bool   // this file system keeps times in steps larger than fineTime
+	large        bool   // counted in disk.syncs.large
+	since        uint64 // disk.syncs.failures when it was made
 }
 
 // createTemp makes an empty file under a random name in dir, which stays the
@@ -321,7 +321,7 @@ type tempFile struct {
 func (d *disk) createTemp(dir *os.File) (*tempFile, error) {
 	name := tempPrefix + rand.Text()
 	path := filepath.Join(dir.Name(), name)
-	since, before := d.syncs.failures.Load(), time.Now()
+	since, before := d.fsyncs.failures.Load(), time.Now()
 	f, err := openAt(int(dir.Fd()), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, path)
 	if err != nil {
 		return nil, err
@@ -358,7 +358,7 @@ func (t *tempFile) seal() (unix.Stat_t, error) {
 // sync makes what is in the file durable; f is open on it.
 func (t *tempFile) sync(f *os.File) error {
 	start := time.Now()
-	err := t.disk.syncs.sync(f, t.stat.Dev, t.since)
+	err := t.disk.fsyncs.sync(f, t.stat.Dev, t.since)
 	t.disk.metrics.fsync.UpdateDuration(start)
 	if err != nil {
 		return diskError("fsync", t.path, err)
@@ -369,7 +369,7 @@ func (t *tempFile) sync(f *os.File) error {
 // syncDir makes the new name of the file durable: the syncDir of its directory.
 func (t *tempFile) syncDir() error {
 	start := time.Now()
-	err := t.disk.syncs.syncDir(t.dir, t.stat.Dev, t.since)
+	err := t.disk.fsyncs.syncDir(t.dir, t.stat.Dev, t.since)
 	t.disk.metrics.dirSync.UpdateDuration(start)
 	return t.disk.dirSynced(t.dir, err)
 }
@@ -382,9 +382,9 @@ func (t *tempFile) setLarge(large bool) {
 	}
 	t.large = large
 	if large {
-		t.disk.syncs.large.Add(1)
+		t.disk.fsyncs.large.Add(1)
 	} else {
-		t.disk.syncs.large.Add(-1)
+		t.disk.fsyncs.large.Add(-1)
 	}
 }
 
@@ -394,7 +394,7 @@ func (t *tempFile) replace(name string) error {
 	if err := t.rename(name); err != nil {
 		return err
 	}
-	t.placed = true
+	t.committed = true
 	return nil
 }
 
@@ -402,7 +402,7 @@ func (t *tempFile) replace(name string) error {
 func (t *tempFile) rename(name string) error {
 	dirfd := int(t.dir.Fd())
 	start := time.Now()
-	err := uninterrupted(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })
+	err := retryEINTR(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })
 	t.disk.metrics.rename.UpdateDuration(start)
 	if t.disk.renamed != nil {
 		t.disk.renamed()
@@ -445,20 +445,20 @@ func (t *tempFile) create(name string) error {
 		t.disk.linking()
 	}
 	start := time.Now()
-	err := uninterrupted(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })
+	err := retryEINTR(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })
 	t.disk.metrics.link.UpdateDuration(start)
 	switch {
 	case err == nil, t.isAt(name): // it was done, and the reply was lost (open(2), "NFS")
 		if err := t.disk.remove(t.dir, t.name); err != nil {
 			t.disk.log.Warn("a temporary file stays until it is swept", "error", err)
 		}
-		t.placed = true
+		t.committed = true
 		return nil
 	case err == unix.EPERM, err == unix.EOPNOTSUPP, err == unix.ENOSYS: // no hard links here
-		err = uninterrupted(func() error {
+		err = retryEINTR(func() error {
 			return unix.Renameat2(dirfd, t.name, dirfd, name, unix.RENAME_NOREPLACE)
 		})
-		t.placed = err == nil
+		t.committed = err == nil
 		if err == unix.EINVAL || err == unix.ENOSYS {
 			return fmt.Errorf("%w: neither link(2) nor RENAME_NOREPLACE works for %q", ErrUnsupported, t.path)
 		}
@@ -477,7 +477,7 @@ func (t *tempFile) discard() {
 		t.f.Close()
 		t.f = nil
 	}
-	if t.placed {
+	if t.committed {
 		return
 	}
 	if err := t.disk.remove(t.dir, t.name); err != nil {

@@ -65,12 +65,12 @@ func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
 	placed, _ := r.(Placed)
 	start := t.size
 	for {
-		before := t.reserved
-		if err := t.reserve(size); err != nil {
+		before := t.preallocated
+		if err := t.preallocate(size); err != nil {
 			return t.size - start, err
 		}
-		if placed != nil && t.reserved > before {
-			placed.Placed(t.reserved - before)
+		if placed != nil && t.preallocated > before {
+			placed.Placed(t.preallocated - before)
 		}
 		n, err := mover.MoveTo(t.f, moveSize)
 		t.size += n
@@ -111,7 +111,7 @@ func (t *tempFile) checkFree(size int64) error {
 		return nil // not worth a look: the write will tell
 	}
 	var st unix.Statfs_t
-	if err := uninterrupted(func() error { return unix.Fstatfs(int(t.f.Fd()), &st) }); err != nil {
+	if err := retryEINTR(func() error { return unix.Fstatfs(int(t.f.Fd()), &st) }); err != nil {
 		return diskError("statfs", t.path, err)
 	}
 	// A file system that tells no size (some FUSE) tells 0 blocks.
@@ -121,25 +121,25 @@ func (t *tempFile) checkFree(size int64) error {
 	return nil
 }
 
-// reserve keeps the blocks of a file of size bytes allocated ahead of the
+// preallocate keeps the blocks of a file of size bytes allocated ahead of the
 // writes: it makes them cheaper and meets a full disk early. The window grows
 // with what has arrived: an upload that only announces a lot takes no space.
-func (t *tempFile) reserve(size int64) error {
-	if size < reserveMin || t.reserved < 0 || t.reserved >= size {
+func (t *tempFile) preallocate(size int64) error {
+	if size < reserveMin || t.preallocated < 0 || t.preallocated >= size {
 		return nil
 	}
 	upTo := t.size + windowOf(t.size, size)
-	if t.reserved-t.size > (upTo-t.size)/2 {
+	if t.preallocated-t.size > (upTo-t.size)/2 {
 		return nil
 	}
-	err := uninterrupted(func() error {
-		return unix.Fallocate(int(t.f.Fd()), unix.FALLOC_FL_KEEP_SIZE, t.reserved, upTo-t.reserved)
+	err := retryEINTR(func() error {
+		return unix.Fallocate(int(t.f.Fd()), unix.FALLOC_FL_KEEP_SIZE, t.preallocated, upTo-t.preallocated)
 	})
 	switch err {
 	case nil:
-		t.reserved = upTo
+		t.preallocated = upTo
 	case unix.EOPNOTSUPP, unix.ENOSYS, unix.EINVAL:
-		t.reserved = -1
+		t.preallocated = -1
 	default:
 		return diskError("allocate", t.path, err)
 	}

@@ -31,7 +31,7 @@ func watchFsyncs(t *testing.T, base string) *fsyncs {
 	t.Helper()
 	w := &fsyncs{n: openTestNFS(t, base)}
 	w.base = w.n.base
-	w.n.disk.syncs.fsyncHook = w.fsync
+	w.n.disk.fsyncs.fsyncHook = w.fsync
 	return w
 }
 
@@ -367,7 +367,7 @@ func TestFailedCloseIsNotAcknowledged(t *testing.T) {
 	s, _ := startBackend(t, w.n)
 	s.put(t, 201, "/sites/s/artifacts/b", "old")
 	s.do(t, 201, postOf("s", "1"))
-	w.n.disk.syncs.fsyncHook = func(f *os.File) error {
+	w.n.disk.fsyncs.fsyncHook = func(f *os.File) error {
 		err := w.fsync(f)
 		if strings.Contains(f.Name(), tempPrefix) {
 			f.Close()
@@ -393,7 +393,7 @@ func TestFailedCloseIsNotAcknowledged(t *testing.T) {
 // A shared sync tells of an error once, to one of those who share it. So a write
 // fails on each error that was told to anybody since it began.
 func TestErrorToldToAnother(t *testing.T) {
-	toldTo := func(w *fsyncs) { w.n.disk.syncs.failures.Add(1) }
+	toldTo := func(w *fsyncs) { w.n.disk.fsyncs.failures.Add(1) }
 	for _, test := range []struct {
 		name string
 		when func(w *fsyncs, temp *tempFile) // nil: never
@@ -455,11 +455,11 @@ func TestErrorToldToAnother(t *testing.T) {
 	}
 	defer temp.discard()
 	toldTo(w)
-	w.n.disk.syncs.dev++
+	w.n.disk.fsyncs.dev++
 	if _, err := temp.seal(); err != nil {
 		t.Fatal(err)
 	}
-	w.n.disk.syncs.dev--
+	w.n.disk.fsyncs.dev--
 	wantError(t, temp.syncDir(), unix.EIO)
 }
 
@@ -470,11 +470,11 @@ func share(t *testing.T, n *nfs) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if old := n.disk.syncs.root; old != nil {
+	if old := n.disk.fsyncs.root; old != nil {
 		old.Close()
 	}
-	n.disk.syncs.share(root, unix.XFS_SUPER_MAGIC)
-	if n.disk.syncs.root == nil {
+	n.disk.fsyncs.share(root, unix.XFS_SUPER_MAGIC)
+	if n.disk.fsyncs.root == nil {
 		t.Skip("a kernel before 5.8 shares no syncs")
 	}
 	t.Cleanup(func() { root.Close() })

@@ -273,7 +273,7 @@ func TestStampAfterIsDurable(t *testing.T) {
 	d, dir := openTestDir(t)
 	temp := sealed(t, d, dir, "new")
 	old, syncs, failure := temp.stat.Mtim, 0, error(nil)
-	d.syncs.fsyncHook = func(*os.File) error { syncs++; return failure }
+	d.fsyncs.fsyncHook = func(*os.File) error { syncs++; return failure }
 	for _, want := range []int{1, 1} { // the second time it is later already
 		if err := temp.stampAfter(old); err != nil || syncs != want || temp.stat.Mtim.Nano() <= old.Nano() {
 			t.Errorf("%d fsyncs, want %d; the time is %d, was %d: %v", syncs, want, temp.stat.Mtim.Nano(), old.Nano(), err)

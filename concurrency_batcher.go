@@ -2,19 +2,19 @@ package main
 
 import "sync"
 
-// group runs one call at a time for each key, and lets those who ask while it
+// batcher runs one call at a time for each key, and lets those who ask while it
 // runs share the next one: the call that serves an item always begins after the
 // item was handed in. The zero value is ready for use.
-type group[T, R any] struct {
+type batcher[T, R any] struct {
 	// enter, if it is set, is called for an item that has to wait. It returns what
 	// gives its place back, or nil and the result of an item that is not taken.
-	enter func(key string) (leave func(), refused R)
+	acquire func(key string) (leave func(), refused R)
 
 	mu     sync.Mutex
-	queues map[string]*queue[T, R]
+	queues map[string]*batchQueue[T, R]
 }
 
-type queue[T, R any] struct {
+type batchQueue[T, R any] struct {
 	turn  sync.Mutex   // held while a batch runs
 	next  *batch[T, R] // those who wait for the turn; nil: nobody
 	users int
@@ -27,25 +27,25 @@ type batch[T, R any] struct {
 	done   chan struct{}
 }
 
-// do hands item in and returns the result of the run that had it, and its place
+// submit hands item in and returns the result of the run that had it, and its place
 // among the items of that run. One of those who share the run calls run.
-func (g *group[T, R]) do(key string, item T, run func(items []T) R) (R, int) {
+func (g *batcher[T, R]) submit(key string, item T, run func(items []T) R) (R, int) {
 	g.mu.Lock()
 	q := g.queues[key]
 	if q == nil {
-		q = new(queue[T, R])
+		q = new(batchQueue[T, R])
 		if g.queues == nil {
-			g.queues = make(map[string]*queue[T, R])
+			g.queues = make(map[string]*batchQueue[T, R])
 		}
 		g.queues[key] = q
 	}
 	q.users++
 	waits := q.users > 1
 	g.mu.Unlock()
-	defer g.leave(key, q)
+	defer g.releaseQueue(key, q)
 
-	if waits && g.enter != nil {
-		leave, refused := g.enter(key)
+	if waits && g.acquire != nil {
+		leave, refused := g.acquire(key)
 		if leave == nil {
 			return refused, 0
 		}
@@ -79,7 +79,7 @@ func (g *group[T, R]) do(key string, item T, run func(items []T) R) (R, int) {
 	return b.result, place
 }
 
-func (g *group[T, R]) leave(key string, q *queue[T, R]) {
+func (g *batcher[T, R]) releaseQueue(key string, q *batchQueue[T, R]) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if q.users--; q.users == 0 {

@@ -38,7 +38,7 @@ type budget struct {
 
 	// Called for each request that was refused, and for each holding that was
 	// ended; nil: nobody counts.
-	refused, ended func()
+	onRejected, onRevoked func()
 
 	mu       sync.Mutex
 	used     int64
@@ -50,17 +50,17 @@ type budget struct {
 
 // holder is a client.
 type holder struct {
-	n       int64    // what it holds
-	ends    []*grant // its holdings that can be ended, the oldest first
-	waiting int      // its requests in the queue
+	n         int64    // what it holds
+	revocable []*grant // its holdings that can be ended, the oldest first
+	waiting   int      // its requests in the queue
 }
 
-// ask is what a request wants of a budget.
-type ask struct {
+// budgetRequest is what a request wants of a budget.
+type budgetRequest struct {
 	client string // "": shares with nobody, and is never ended
 	n      int64  // more than the limit is taken as the limit
 	caps   []keyCap
-	end    func() // makes the holder give up soon; must not block; nil: it cannot
+	revoke func() // makes the holder give up soon; must not block; nil: it cannot
 }
 
 // keyCap bounds what all holders with a key have together, whoever waits.
@@ -72,9 +72,9 @@ type keyCap struct {
 // grant is a part of a budget. A nil grant is of no budget.
 type grant struct {
 	b *budget
-	ask
-	endedAt time.Time // when end was called
-	done    bool
+	budgetRequest
+	revokedAt time.Time // when end was called
+	done      bool
 }
 
 type waiter struct {
@@ -87,13 +87,13 @@ func newBudget(limit int64, wait time.Duration) *budget {
 	return &budget{limit: limit, wait: wait, clients: map[string]*holder{}, keys: map[string]int64{}}
 }
 
-// take takes a part, to be given back with release. It fails with ErrBusy if none
+// acquire takes a part, to be given back with release. It fails with ErrBusy if none
 // is free in time, or at once if too many wait already.
-func (b *budget) take(a ask) (*grant, error) {
-	g, w := b.enter(a)
+func (b *budget) acquire(a budgetRequest) (*grant, error) {
+	g, w := b.enqueue(a)
 	if w == nil {
 		if g == nil {
-			return nil, b.refuse()
+			return nil, b.reject()
 		}
 		return g, nil
 	}
@@ -106,18 +106,18 @@ func (b *budget) take(a ask) (*grant, error) {
 		case <-w.ready:
 			return g, nil
 		case <-patience.C:
-			b.endUnfair(time.Now())
+			b.revokeUnfair(time.Now())
 		case <-end.C:
 			if !b.giveUp(w) {
 				return g, nil // it was granted just now
 			}
-			return nil, b.refuse()
+			return nil, b.reject()
 		}
 	}
 }
 
-// tryTake takes a part without waiting: nil if none is free, or somebody waits.
-func (b *budget) tryTake(a ask) *grant {
+// tryAcquire takes a part without waiting: nil if none is free, or somebody waits.
+func (b *budget) tryAcquire(a budgetRequest) *grant {
 	g := b.newGrant(a)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -128,9 +128,9 @@ func (b *budget) tryTake(a ask) *grant {
 	return g
 }
 
-// enter grants what can be granted at once, or queues: without a waiter and a grant
+// enqueue grants what can be granted at once, or queues: without a waiter and a grant
 // it is refused.
-func (b *budget) enter(a ask) (*grant, *waiter) {
+func (b *budget) enqueue(a budgetRequest) (*grant, *waiter) {
 	g := b.newGrant(a)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -145,18 +145,18 @@ func (b *budget) enter(a ask) (*grant, *waiter) {
 	w := &waiter{grant: g, since: time.Now(), ready: make(chan struct{})}
 	b.queue = append(b.queue, w)
 	b.client(a.client).waiting++
-	b.serve() // those before it may have to let it through
+	b.grantWaiting() // those before it may have to let it through
 	return g, w
 }
 
-func (b *budget) newGrant(a ask) *grant {
+func (b *budget) newGrant(a budgetRequest) *grant {
 	a.n = min(max(a.n, 1), b.limit)
-	return &grant{b: b, ask: a}
+	return &grant{b: b, budgetRequest: a}
 }
 
-func (b *budget) refuse() error {
-	if b.refused != nil {
-		b.refused()
+func (b *budget) reject() error {
+	if b.onRejected != nil {
+		b.onRejected()
 	}
 	return ErrBusy
 }
@@ -169,14 +169,14 @@ func (b *budget) giveUp(w *waiter) bool {
 	if i < 0 {
 		return false
 	}
-	b.leave(i)
+	b.dequeue(i)
 	b.forget(w.grant.client)
-	b.serve() // others may have waited for it
+	b.grantWaiting() // others may have waited for it
 	return true
 }
 
-// leave takes a waiter out of the queue.
-func (b *budget) leave(i int) {
+// dequeue takes a waiter out of the queue.
+func (b *budget) dequeue(i int) {
 	b.client(b.queue[i].grant.client).waiting--
 	b.queue = slices.Delete(b.queue, i, i+1)
 }
@@ -196,8 +196,8 @@ func (g *grant) release() {
 	b.used -= g.n
 	h := b.client(g.client)
 	h.n -= g.n
-	if i := slices.Index(h.ends, g); i >= 0 {
-		h.ends = slices.Delete(h.ends, i, i+1)
+	if i := slices.Index(h.revocable, g); i >= 0 {
+		h.revocable = slices.Delete(h.revocable, i, i+1)
 	}
 	b.forget(g.client)
 	for _, c := range g.caps {
@@ -205,7 +205,7 @@ func (g *grant) release() {
 			delete(b.keys, c.key)
 		}
 	}
-	b.serve()
+	b.grantWaiting()
 }
 
 // add makes g a holding.
@@ -213,8 +213,8 @@ func (b *budget) add(g *grant) {
 	b.used += g.n
 	h := b.client(g.client)
 	h.n += g.n
-	if g.end != nil {
-		h.ends = append(h.ends, g)
+	if g.revoke != nil {
+		h.revocable = append(h.revocable, g)
 	}
 	for _, c := range g.caps {
 		b.keys[c.key] += g.n
@@ -266,15 +266,15 @@ func (b *budget) fair(g *grant) bool {
 	return held == 0 || held+g.n <= b.limit/2
 }
 
-// serve grants what can be granted, in the order that budget describes.
-func (b *budget) serve() {
+// grantWaiting grants what can be granted, in the order that budget describes.
+func (b *budget) grantWaiting() {
 	for {
 		i := b.next()
 		if i < 0 || b.used+b.queue[i].grant.n > b.limit { // nobody passes the next one, or a large part would never be granted
 			return
 		}
 		w := b.queue[i]
-		b.leave(i)
+		b.dequeue(i)
 		b.add(w.grant)
 		close(w.ready)
 	}
@@ -308,32 +308,32 @@ func (b *budget) next() int {
 	return best // it is alone
 }
 
-// endUnfair ends holdings for those that have waited for revokeAfter.
-func (b *budget) endUnfair(now time.Time) {
+// revokeUnfair ends holdings for those that have waited for revokeAfter.
+func (b *budget) revokeUnfair(now time.Time) {
 	b.mu.Lock()
 	var ends []*grant
 	if now.Sub(b.lookedAt) >= revokeAfter/4 { // one of those that wait does it for all
 		b.lookedAt = now
-		ends = b.chooseEnds(now)
+		ends = b.chooseRevocations(now)
 	}
 	b.mu.Unlock()
 	for _, g := range ends {
-		g.end()
-		if b.ended != nil {
-			b.ended()
+		g.revoke()
+		if b.onRevoked != nil {
+			b.onRevoked()
 		}
 	}
 }
 
-// chooseEnds chooses holdings to end, until there is room for all who waited long
+// chooseRevocations chooses holdings to end, until there is room for all who waited long
 // enough, or nobody has too much.
-func (b *budget) chooseEnds(now time.Time) (ends []*grant) {
+func (b *budget) chooseRevocations(now time.Time) (ends []*grant) {
 	held := make(map[string]int64, len(b.clients)) // when all has ended that was told to
 	room := b.limit - b.used
 	for name, h := range b.clients {
 		held[name] = h.n
-		for _, g := range h.ends {
-			if !g.endedAt.IsZero() && now.Sub(g.endedAt) < endTime {
+		for _, g := range h.revocable {
+			if !g.revokedAt.IsZero() && now.Sub(g.revokedAt) < endTime {
 				held[name] -= g.n
 				room += g.n
 			}
@@ -350,7 +350,7 @@ func (b *budget) chooseEnds(now time.Time) (ends []*grant) {
 			if victim == nil {
 				return ends
 			}
-			victim.endedAt = now
+			victim.revokedAt = now
 			ends = append(ends, victim)
 			held[victim.client] -= victim.n
 			room += victim.n
@@ -368,8 +368,8 @@ func (b *budget) newestOfLargest(held map[string]int64, least int64, but string)
 		if name == "" || name == but || held[name] <= least {
 			continue
 		}
-		for _, g := range slices.Backward(h.ends) {
-			if g.endedAt.IsZero() && held[name] > g.n { // the only one it has stays
+		for _, g := range slices.Backward(h.revocable) {
+			if g.revokedAt.IsZero() && held[name] > g.n { // the only one it has stays
 				newest, least = g, held[name]
 				break
 			}
@@ -385,6 +385,6 @@ func (b *budget) inUse() int64 {
 	return b.used
 }
 
-// budgeted is a store that has budgets of its own, by the names that the metrics have
+// hasBudgets is a store that has budgets of its own, by the names that the metrics have
 // for them.
-type budgeted interface{ budgets() map[string]*budget }
+type hasBudgets interface{ budgets() map[string]*budget }

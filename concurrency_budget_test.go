@@ -17,7 +17,7 @@ import (
 // mustTake takes n of b for client, or fails the test.
 func mustTake(t *testing.T, b *budget, client string, n int64) *grant {
 	t.Helper()
-	g, err := b.take(ask{client: client, n: n})
+	g, err := b.acquire(budgetRequest{client: client, n: n})
 	if err != nil {
 		t.Fatalf("%s wants %d of %d, %d are taken: %v", client, n, b.limit, b.inUse(), err)
 	}
@@ -25,14 +25,14 @@ func mustTake(t *testing.T, b *budget, client string, n int64) *grant {
 }
 
 // takeLater takes in the background and returns when it waits.
-func takeLater(t *testing.T, b *budget, a ask) <-chan error {
+func takeLater(t *testing.T, b *budget, a budgetRequest) <-chan error {
 	t.Helper()
 	b.mu.Lock()
 	before := len(b.queue)
 	b.mu.Unlock()
 	result := make(chan error, 1)
 	go func() {
-		_, err := b.take(a)
+		_, err := b.acquire(a)
 		result <- err
 	}()
 	for {
@@ -71,7 +71,7 @@ func TestBudgetIsBounded(t *testing.T) {
 	b := newBudget(10, 20*time.Millisecond)
 	mustTake(t, b, "a", 5)
 	mustTake(t, b, "b", 5)
-	if _, err := b.take(ask{client: "c", n: 1}); !errors.Is(err, ErrBusy) {
+	if _, err := b.acquire(budgetRequest{client: "c", n: 1}); !errors.Is(err, ErrBusy) {
 		t.Errorf("past the limit: %v", err)
 	}
 	if len(b.queue) != 0 {
@@ -86,8 +86,8 @@ func TestBudgetIsShared(t *testing.T) {
 	for range 10 {
 		held = append(held, mustTake(t, b, "hog", 1))
 	}
-	more := takeLater(t, b, ask{client: "hog", n: 1})
-	other := takeLater(t, b, ask{client: "other", n: 1})
+	more := takeLater(t, b, budgetRequest{client: "hog", n: 1})
+	other := takeLater(t, b, budgetRequest{client: "other", n: 1})
 	held[0].release()
 	if err := <-other; err != nil {
 		t.Fatal(err)
@@ -121,7 +121,7 @@ func TestBudgetIsTakenBack(t *testing.T) {
 			var ended []int
 			grants := make([]*grant, 10)
 			for i := range grants {
-				g, err := b.take(ask{client: c.hog, n: 1, end: func() {
+				g, err := b.acquire(budgetRequest{client: c.hog, n: 1, revoke: func() {
 					mu.Lock()
 					defer mu.Unlock()
 					ended = append(ended, i)
@@ -132,7 +132,7 @@ func TestBudgetIsTakenBack(t *testing.T) {
 				}
 				grants[i] = g
 			}
-			_, err := b.take(ask{client: "other", n: c.n})
+			_, err := b.acquire(budgetRequest{client: "other", n: c.n})
 			mu.Lock()
 			defer mu.Unlock()
 			if !slices.Equal(ended, c.ended) {
@@ -151,11 +151,11 @@ func TestBudgetIsTakenBackForEach(t *testing.T) {
 	var ended atomic.Int64
 	for range 10 {
 		var g *grant
-		g, _ = b.take(ask{client: "hog", n: 1, end: func() { ended.Add(1); go g.release() }})
+		g, _ = b.acquire(budgetRequest{client: "hog", n: 1, revoke: func() { ended.Add(1); go g.release() }})
 	}
 	var waiting []<-chan error
 	for i := range 3 {
-		waiting = append(waiting, takeLater(t, b, ask{client: fmt.Sprint("other", i), n: 1}))
+		waiting = append(waiting, takeLater(t, b, budgetRequest{client: fmt.Sprint("other", i), n: 1}))
 	}
 	for _, w := range waiting {
 		if err := <-w; err != nil {
@@ -173,7 +173,7 @@ func TestBudgetOfTwo(t *testing.T) {
 	var ended atomic.Int64
 	for i := range 12 {
 		var g *grant
-		g, _ = b.take(ask{client: fmt.Sprint("half", i%2), n: 1, end: func() { ended.Add(1); go g.release() }})
+		g, _ = b.acquire(budgetRequest{client: fmt.Sprint("half", i%2), n: 1, revoke: func() { ended.Add(1); go g.release() }})
 	}
 	mustTake(t, b, "third", 1)
 	mustTake(t, b, "third", 2)
@@ -186,10 +186,10 @@ func TestBudgetOfTwo(t *testing.T) {
 // budget take turns.
 func TestBudgetOfOne(t *testing.T) {
 	b := newBudget(1, 3*time.Second)
-	if _, err := b.take(ask{client: "a", n: 1, end: func() { t.Error("its only holding is ended") }}); err != nil {
+	if _, err := b.acquire(budgetRequest{client: "a", n: 1, revoke: func() { t.Error("its only holding is ended") }}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.take(ask{client: "b", n: 1}); !errors.Is(err, ErrBusy) {
+	if _, err := b.acquire(budgetRequest{client: "b", n: 1}); !errors.Is(err, ErrBusy) {
 		t.Error(err)
 	}
 }
@@ -199,7 +199,7 @@ func TestBudgetWhatDoesNotEnd(t *testing.T) {
 	b := newBudget(10, time.Minute)
 	for i := range 10 {
 		var g *grant
-		g, _ = b.take(ask{client: "hog", n: 1, end: func() {
+		g, _ = b.acquire(budgetRequest{client: "hog", n: 1, revoke: func() {
 			if i < 5 {
 				go g.release()
 			}
@@ -214,8 +214,8 @@ func TestBudgetLeavesNoRoom(t *testing.T) {
 	b := newBudget(100, time.Minute)
 	first := mustTake(t, b, "a", 40)
 	mustTake(t, b, "a", 60)
-	more := takeLater(t, b, ask{client: "a", n: 10})
-	other := takeLater(t, b, ask{client: "b", n: 10})
+	more := takeLater(t, b, budgetRequest{client: "a", n: 10})
+	other := takeLater(t, b, budgetRequest{client: "b", n: 10})
 	first.release()
 	if err := <-other; err != nil {
 		t.Error(err)
@@ -238,10 +238,10 @@ func TestBudgetQueueIsBounded(t *testing.T) {
 		defer b.mu.Unlock()
 		return len(b.queue) == maxClientQueue
 	})
-	if _, err := b.take(ask{client: "hog", n: 1}); !errors.Is(err, ErrBusy) {
+	if _, err := b.acquire(budgetRequest{client: "hog", n: 1}); !errors.Is(err, ErrBusy) {
 		t.Errorf("past the queue of a client: %v", err)
 	}
-	other := takeLater(t, b, ask{client: "other", n: 1})
+	other := takeLater(t, b, budgetRequest{client: "other", n: 1})
 	held[0].release()
 	if err := <-other; err != nil {
 		t.Errorf("the other client: %v", err)
@@ -255,12 +255,12 @@ func TestBudgetQueueIsBounded(t *testing.T) {
 func TestBudgetCaps(t *testing.T) {
 	b := newBudget(10, time.Minute)
 	site := func(name string) []keyCap { return []keyCap{{"site " + name, 2}} }
-	first, _ := b.take(ask{client: "a", n: 1, caps: site("x")})
-	if _, err := b.take(ask{client: "b", n: 1, caps: site("x")}); err != nil {
+	first, _ := b.acquire(budgetRequest{client: "a", n: 1, caps: site("x")})
+	if _, err := b.acquire(budgetRequest{client: "b", n: 1, caps: site("x")}); err != nil {
 		t.Fatal(err)
 	}
-	third := takeLater(t, b, ask{client: "c", n: 1, caps: site("x")})
-	if _, err := b.take(ask{client: "a", n: 1, caps: site("y")}); err != nil {
+	third := takeLater(t, b, budgetRequest{client: "c", n: 1, caps: site("x")})
+	if _, err := b.acquire(budgetRequest{client: "a", n: 1, caps: site("y")}); err != nil {
 		t.Fatal(err)
 	}
 	if granted(third) {
@@ -276,8 +276,8 @@ func TestBudgetCaps(t *testing.T) {
 func TestBudgetKeepsTheOrder(t *testing.T) {
 	b := newBudget(10, time.Minute)
 	held := mustTake(t, b, "a", 5)
-	large := takeLater(t, b, ask{client: "b", n: 8})
-	small := takeLater(t, b, ask{client: "c", n: 1})
+	large := takeLater(t, b, budgetRequest{client: "b", n: 8})
+	small := takeLater(t, b, budgetRequest{client: "c", n: 1})
 	if granted(small) {
 		t.Error("the small part was granted before the large one")
 	}
@@ -299,7 +299,7 @@ func TestBudgetTogether(t *testing.T) {
 		done.Go(func() {
 			for k := range 200 {
 				n := int64(1 + (i+k)%20)
-				g, err := b.take(ask{client: fmt.Sprint(i % 5), n: n, caps: []keyCap{{fmt.Sprint("k", i%7), 30}}})
+				g, err := b.acquire(budgetRequest{client: fmt.Sprint(i % 5), n: n, caps: []keyCap{{fmt.Sprint("k", i%7), 30}}})
 				if err != nil {
 					failed.Add(1)
 					continue
@@ -444,21 +444,21 @@ func TestWritesThatWait(t *testing.T) {
 // What can be had without waiting is, unless somebody waits for it.
 func TestBudgetTries(t *testing.T) {
 	b := newBudget(10, time.Minute)
-	all := b.tryTake(ask{client: "a", n: 99})
-	if all == nil || b.inUse() != 10 || b.tryTake(ask{client: "a", n: 1}) != nil {
+	all := b.tryAcquire(budgetRequest{client: "a", n: 99})
+	if all == nil || b.inUse() != 10 || b.tryAcquire(budgetRequest{client: "a", n: 1}) != nil {
 		t.Fatalf("%d of 10 are taken", b.inUse())
 	}
 	all.release()
 	half := mustTake(t, b, "a", 5)
-	large := takeLater(t, b, ask{client: "b", n: 8})
-	if b.tryTake(ask{client: "c", n: 1}) != nil {
+	large := takeLater(t, b, budgetRequest{client: "b", n: 8})
+	if b.tryAcquire(budgetRequest{client: "c", n: 1}) != nil {
 		t.Error("who does not wait was served before who waits")
 	}
 	half.release()
 	if err := <-large; err != nil {
 		t.Error(err)
 	}
-	if capped := []keyCap{{"k", 1}}; b.tryTake(ask{client: "c", n: 1, caps: capped}) == nil || b.tryTake(ask{client: "c", n: 1, caps: capped}) != nil {
+	if capped := []keyCap{{"k", 1}}; b.tryAcquire(budgetRequest{client: "c", n: 1, caps: capped}) == nil || b.tryAcquire(budgetRequest{client: "c", n: 1, caps: capped}) != nil {
 		t.Error("a cap is not kept")
 	}
 }

@@ -12,11 +12,11 @@ func BenchmarkBudget(b *testing.B) {
 			budget := newBudget(512, time.Hour)
 			if waiting > 0 {
 				for range 512 {
-					_, _ = budget.take(ask{client: "a", n: 1, end: func() {}})
+					_, _ = budget.acquire(budgetRequest{client: "a", n: 1, revoke: func() {}})
 				}
 			}
 			for i := range waiting {
-				go func() { _, _ = budget.take(ask{client: fmt.Sprint(i % 3), n: 400}) }()
+				go func() { _, _ = budget.acquire(budgetRequest{client: fmt.Sprint(i % 3), n: 400}) }()
 			}
 			for waits := 0; waits < waiting; {
 				budget.mu.Lock()
@@ -27,11 +27,11 @@ func BenchmarkBudget(b *testing.B) {
 			for b.Loop() {
 				if waiting > 0 {
 					budget.mu.Lock()
-					budget.serve()
+					budget.grantWaiting()
 					budget.mu.Unlock()
 					continue
 				}
-				g, _ := budget.take(ask{client: "c", n: 1})
+				g, _ := budget.acquire(budgetRequest{client: "c", n: 1})
 				g.release()
 			}
 		})

@@ -52,11 +52,11 @@ func (r *listRun) sized(builds int) error {
 	if r.place != nil || r.full != nil {
 		return r.full
 	}
-	a := ask{client: r.client, n: 1}
+	a := budgetRequest{client: r.client, n: 1}
 	if r.client != "" { // these cannot be ended for others, so no client gets all
 		a.caps = []keyCap{{"client " + r.client, maxLargeLists / 2}}
 	}
-	r.place, r.full = r.large.take(a)
+	r.place, r.full = r.large.acquire(a)
 	return r.full
 }
 
@@ -65,8 +65,8 @@ func (r *listRun) sized(builds int) error {
 // fails with ErrBusy if the list got no turn for listWait, however long it takes as a
 // whole.
 func (r *listRun) scan(size int64) (*grant, error) {
-	a := ask{client: r.client, n: scanMemory(size)}
-	if g := r.scans.tryTake(a); g != nil {
+	a := budgetRequest{client: r.client, n: scanMemory(size)}
+	if g := r.scans.tryAcquire(a); g != nil {
 		return g, nil
 	}
 	r.turn.Lock()
@@ -74,7 +74,7 @@ func (r *listRun) scan(size int64) (*grant, error) {
 	if r.failed != nil {
 		return nil, r.failed
 	}
-	g, err := r.scans.take(a)
+	g, err := r.scans.acquire(a)
 	r.failed = err
 	return g, err
 }

@@ -95,7 +95,7 @@ func TestListWaitsForMemoryToReadLogs(t *testing.T) {
 				plantEntries(t, b, "s", fmt.Sprint("b", i), []LogEntry{withMetadata(entry("1", "b", testTime), 2*scanBuffer)})
 			}
 			scans := limitsOf(b).scans
-			all, err := scans.take(ask{n: scans.limit})
+			all, err := scans.acquire(budgetRequest{n: scans.limit})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -158,7 +158,7 @@ func TestListsOfLargeSitesWait(t *testing.T) {
 			mustStore(t, b, "small", "b", body(1, 1))
 			large := limitsOf(b).large
 			large.wait = 10 * time.Millisecond
-			all, err := large.take(ask{n: large.limit})
+			all, err := large.acquire(budgetRequest{n: large.limit})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -170,7 +170,7 @@ func TestListsOfLargeSitesWait(t *testing.T) {
 			if _, remembers := b.(*nfs); !remembers {
 				return
 			}
-			if all, err = large.take(ask{n: large.limit}); err != nil {
+			if all, err = large.acquire(budgetRequest{n: large.limit}); err != nil {
 				t.Fatal(err)
 			}
 			s.get(t, 200, "/sites/s/versions?limit=1")

@@ -8,33 +8,33 @@ import (
 	"time"
 )
 
-// lookupWait is how long who asks waits for the answer, unless a lookup says other.
-const lookupWait = 2 * time.Second
+// probeWait is how long who asks waits for the answer, unless a lookup says other.
+const probeWait = 2 * time.Second
 
-// lookup asks something of the store that can block in the kernel for as long
+// cachedProbe asks something of the store that can block in the kernel for as long
 // as an NFS mount hangs: so there is one question at a time, nobody waits for it
 // longer than wait, and an answer can serve more than one who asks. It is
 // safe for concurrent use.
-type lookup[T any] struct {
-	ask  func() (T, error)
-	wait time.Duration // 0: lookupWait
+type cachedProbe[T any] struct {
+	probe func() (T, error)
+	wait  time.Duration // 0: probeWait
 
 	mu      sync.Mutex
-	found   T
+	value   T
 	err     error
 	at      time.Time     // when the last question was answered
 	since   time.Time     // when the one in flight began
 	running chan struct{} // closed when it ends; nil: none is in flight
 }
 
-// look returns an answer that is not older than age, or that of the question in
+// get returns an answer that is not older than age, or that of the question in
 // flight.
-func (l *lookup[T]) look(age time.Duration) (T, error) {
+func (l *cachedProbe[T]) get(age time.Duration) (T, error) {
 	l.mu.Lock()
 	if l.running == nil {
 		if !l.at.IsZero() && time.Since(l.at) < age {
 			defer l.mu.Unlock()
-			return l.found, l.err
+			return l.value, l.err
 		}
 		l.running, l.since = make(chan struct{}), time.Now()
 		go l.run(l.running)
@@ -42,20 +42,20 @@ func (l *lookup[T]) look(age time.Duration) (T, error) {
 	running, since := l.running, l.since
 	l.mu.Unlock()
 
-	timer := time.NewTimer(cmp.Or(l.wait, lookupWait) - time.Since(since))
+	timer := time.NewTimer(cmp.Or(l.wait, probeWait) - time.Since(since))
 	defer timer.Stop()
 	select {
 	case <-running:
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		return l.found, l.err
+		return l.value, l.err
 	case <-timer.C:
 		var none T
 		return none, fmt.Errorf("%w: no answer for %v", ErrUnavailable, time.Since(since).Round(time.Second))
 	}
 }
 
-func (l *lookup[T]) run(done chan struct{}) {
+func (l *cachedProbe[T]) run(done chan struct{}) {
 	var found T
 	var err error
 	defer func() {
@@ -64,9 +64,9 @@ func (l *lookup[T]) run(done chan struct{}) {
 			err = fmt.Errorf("the question to the store panicked: %v\n%s", cause, debug.Stack())
 		}
 		l.mu.Lock()
-		l.found, l.err, l.at, l.running = found, err, time.Now(), nil
+		l.value, l.err, l.at, l.running = found, err, time.Now(), nil
 		l.mu.Unlock()
 		close(done)
 	}()
-	found, err = l.ask()
+	found, err = l.probe()
 }

@@ -2,32 +2,32 @@ package main
 
 import "golang.org/x/sys/unix"
 
-// maxSplicers is how many uploads are spliced at once.
-const maxSplicers = 32
+// maxSpliceSlots is how many uploads are spliced at once.
+const maxSpliceSlots = 32
 
-// splicers lends the slabs of the uploads that are spliced. A slab is an
+// spliceSlots lends the slabs of the uploads that are spliced. A slab is an
 // address range that marks a Read as one to be moved; next to nothing is ever
 // written to it, so it costs no memory. Their number is bounded because each
 // splice holds a pipe of 1 MiB, and past pipe-user-pages-soft (64 MiB by
 // default) a user without privileges gets pipes of a page or two (pipe(7)).
-type splicers struct {
+type spliceSlots struct {
 	free chan []byte
 }
 
-func newSplicers() *splicers {
-	s := &splicers{free: make(chan []byte, maxSplicers)}
-	for range maxSplicers {
+func newSpliceSlots() *spliceSlots {
+	s := &spliceSlots{free: make(chan []byte, maxSpliceSlots)}
+	for range maxSpliceSlots {
 		s.free <- nil // mapped when first used
 	}
 	return s
 }
 
-// borrow returns a slab, or nil if all are lent.
-func (s *splicers) borrow() []byte {
+// acquire returns a slab, or nil if all are lent.
+func (s *spliceSlots) acquire() []byte {
 	select {
 	case slab := <-s.free:
 		if slab == nil {
-			slab = mapSlab()
+			slab = mapMarkerRegion()
 			if slab == nil {
 				s.free <- nil
 			}
@@ -38,10 +38,10 @@ func (s *splicers) borrow() []byte {
 	}
 }
 
-func (s *splicers) giveBack(slab []byte) { s.free <- slab }
+func (s *spliceSlots) release(slab []byte) { s.free <- slab }
 
-// mapSlab maps moveSize bytes of the kernel's zero page, or nil.
-func mapSlab() []byte {
+// mapMarkerRegion maps moveSize bytes of the kernel's zero page, or nil.
+func mapMarkerRegion() []byte {
 	slab, err := unix.Mmap(-1, 0, moveSize, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {

@@ -42,8 +42,8 @@ func diskError(op, path string, err error) error {
 // notAFile is the error of what is no regular file where a build or a log should be.
 func notAFile(path string) error { return fmt.Errorf("%w: %q is not a file", ErrOccupied, path) }
 
-// uninterrupted calls f until it is not interrupted by a signal.
-func uninterrupted(f func() error) error {
+// retryEINTR calls f until it is not interrupted by a signal.
+func retryEINTR(f func() error) error {
 	for {
 		if err := f(); err != unix.EINTR {
 			return err
@@ -54,7 +54,7 @@ func uninterrupted(f func() error) error {
 // openFd is openat(2). What it makes gets the mode that the umask leaves, as directories
 // do, so that a group can share a store.
 func openFd(dirfd int, name string, flags int) (fd int, err error) {
-	err = uninterrupted(func() error {
+	err = retryEINTR(func() error {
 		fd, err = unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, 0o666)
 		return err
 	})
@@ -95,8 +95,8 @@ func inode(f *os.File) uint64 {
 	return st.Ino
 }
 
-// unlessGone is err, unless it says that a file is not there any more.
-func unlessGone(err error) error {
+// ignoreNotExist is err, unless it says that a file is not there any more.
+func ignoreNotExist(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -128,7 +128,7 @@ func readAll(fd int, path string, size int64) ([]byte, error) {
 	data := make([]byte, size)
 	for n := 0; n < len(data); {
 		var got int
-		err := uninterrupted(func() (err error) {
+		err := retryEINTR(func() (err error) {
 			got, err = unix.Pread(fd, data[n:], int64(n))
 			return err
 		})

@@ -112,7 +112,7 @@ func isCoarse(t unix.Timespec) bool { return t.Nsec%int64(fineTime) == 0 }
 // stamp gives the file a modification time, before it is sealed.
 func (t *tempFile) stamp(at time.Time) error {
 	ts := unix.NsecToTimespec(at.UnixNano() | 1) // the last digit shows whether the file system keeps it
-	err := uninterrupted(func() error {
+	err := retryEINTR(func() error {
 		return unix.UtimesNanoAt(int(t.dir.Fd()), t.name, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
 	})
 	if err != nil {

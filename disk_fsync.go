@@ -13,12 +13,12 @@ import (
 )
 
 const (
-	shareFrom = 24                     // syncs at once from which sharing costs less than it waits
-	slowRound = 100 * time.Millisecond // a shared sync that takes longer waits for the data of others
-	slowPause = time.Second            // after which it is tried again
+	minGroupSize = 24                     // syncs at once from which sharing costs less than it waits
+	slowRound    = 100 * time.Millisecond // a shared sync that takes longer waits for the data of others
+	slowPause    = time.Second            // after which it is tried again
 )
 
-// syncs makes writes durable: each by fsync(2) of its own or, when many wait at
+// fsyncGroup makes writes durable: each by fsync(2) of its own or, when many wait at
 // once, those of many files by one syncfs(2), which a journalling file system
 // answers with one commit, and those of one directory by one fsync(2). The order
 // of atomic.go stays: a shared sync only starts after those who share it have
@@ -39,23 +39,23 @@ const (
 //     acknowledged.
 //   - It waits for all dirty data, also of others: not used while a large file is
 //     being written, nor for slowPause after it took long.
-type syncs struct {
+type fsyncGroup struct {
 	root     *os.File // of the store, open from the start, so that no error is older; nil: nothing is shared
 	dev      uint64
 	waiting  atomic.Int32 // syncs of written files and of their directories under way
 	large    atomic.Int32 // large files being written
 	failures atomic.Uint64
 	pause    atomic.Int64 // until when no syncfs is shared, in nanoseconds since the epoch
-	files    group[struct{}, error]
-	dirs     group[*os.File, error] // by inode
-	shared   func(files int)        // told of each shared syncfs; nil: nobody is
+	files    batcher[struct{}, error]
+	dirs     batcher[*os.File, error] // by inode
+	shared   func(files int)          // told of each shared syncfs; nil: nobody is
 
 	fsyncHook func(*os.File) error // called in place of fsync(2); set by tests only
 }
 
 // share allows that syncs on the file system of root be shared, if it is one on
 // which that is known to be right. It keeps root open, or closes it.
-func (s *syncs) share(root *os.File, fsType int64) {
+func (s *fsyncGroup) share(root *os.File, fsType int64) {
 	var st unix.Stat_t
 	if !kernelAtLeast(5, 8) || unix.Fstat(int(root.Fd()), &st) != nil || !journals(fsType, st.Dev) {
 		root.Close()
@@ -93,45 +93,45 @@ func hasJournal(fsType int64, task string) bool {
 
 // sync makes the file f durable, which is on device dev. since is what failures
 // was before the work that is to be durable began.
-func (s *syncs) sync(f *os.File, dev, since uint64) error {
+func (s *fsyncGroup) sync(f *os.File, dev, since uint64) error {
 	if s.root == nil || dev != s.dev {
 		return s.fsync(f)
 	}
 	waiting := s.waiting.Add(1)
 	defer s.waiting.Add(-1)
 	var err error
-	if waiting < shareFrom || s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load() {
+	if waiting < minGroupSize || s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load() {
 		err = s.count(s.fsync(f))
 	} else {
-		err, _ = s.files.do("", struct{}{}, s.syncAll)
+		err, _ = s.files.submit("", struct{}{}, s.syncAll)
 	}
 	return s.judge(err, since)
 }
 
 // syncDir makes what was done in dir durable, as sync does.
-func (s *syncs) syncDir(dir *os.File, dev, since uint64) error {
+func (s *fsyncGroup) syncDir(dir *os.File, dev, since uint64) error {
 	if s.root == nil || dev != s.dev {
 		return s.fsync(dir)
 	}
 	waiting := s.waiting.Add(1)
 	defer s.waiting.Add(-1)
 	var err error
-	if ino := inode(dir); waiting < shareFrom || ino == 0 {
+	if ino := inode(dir); waiting < minGroupSize || ino == 0 {
 		err = s.count(s.fsync(dir))
 	} else {
-		err, _ = s.dirs.do(strconv.FormatUint(ino, 36), dir, func(dirs []*os.File) error {
+		err, _ = s.dirs.submit(strconv.FormatUint(ino, 36), dir, func(dirs []*os.File) error {
 			return s.count(s.fsync(dirs[0]))
 		})
 	}
 	return s.judge(err, since)
 }
 
-func (s *syncs) syncAll(who []struct{}) error {
+func (s *fsyncGroup) syncAll(who []struct{}) error {
 	if s.shared != nil {
 		s.shared(len(who))
 	}
 	start := time.Now()
-	err := uninterrupted(func() error { return unix.Syncfs(int(s.root.Fd())) })
+	err := retryEINTR(func() error { return unix.Syncfs(int(s.root.Fd())) })
 	if time.Since(start) > slowRound {
 		s.pause.Store(time.Now().Add(slowPause).UnixNano())
 	}
@@ -139,7 +139,7 @@ func (s *syncs) syncAll(who []struct{}) error {
 }
 
 // count counts the failure of a sync.
-func (s *syncs) count(err error) error {
+func (s *fsyncGroup) count(err error) error {
 	if err != nil {
 		s.failures.Add(1)
 	}
@@ -148,7 +148,7 @@ func (s *syncs) count(err error) error {
 
 // judge is err, or the error that another sync since then was told of: it may
 // have been ours.
-func (s *syncs) judge(err error, since uint64) error {
+func (s *fsyncGroup) judge(err error, since uint64) error {
 	if err == nil && s.failures.Load() != since {
 		return unix.EIO
 	}
@@ -156,11 +156,11 @@ func (s *syncs) judge(err error, since uint64) error {
 }
 
 // fsync is fsync(2), of a file or of a directory. All fsyncs of the store pass here.
-func (s *syncs) fsync(f *os.File) error {
+func (s *fsyncGroup) fsync(f *os.File) error {
 	if s.fsyncHook != nil {
 		return s.fsyncHook(f)
 	}
-	return uninterrupted(func() error { return unix.Fsync(int(f.Fd())) })
+	return retryEINTR(func() error { return unix.Fsync(int(f.Fd())) })
 }
 
 // kernelAtLeast reports whether the kernel is of that version or a later one.

@@ -24,35 +24,35 @@ func TestSyncsAreSharedOnlyWhereThatIsRight(t *testing.T) {
 	dir := openDirectory(t)
 	for _, test := range []struct {
 		name   string
-		change func(s *syncs)
+		change func(s *fsyncGroup)
 		dir    *os.File // to be synced as a directory; nil: the pipe as a file
 		want   error
 		shared int    // files of one syncfs
 		failed uint64 // failures counted
 	}{
-		{"many wait", func(*syncs) {}, nil, nil, 1, 0},
-		{"few wait", func(s *syncs) { s.waiting.Add(-1) }, nil, unix.EINVAL, 0, 1},
-		{"a large upload is under way", func(s *syncs) { s.large.Add(1) }, nil, unix.EINVAL, 0, 1},
-		{"the last one was slow", func(s *syncs) { s.pause.Store(time.Now().Add(time.Hour).UnixNano()) }, nil, unix.EINVAL, 0, 1},
-		{"a file of another file system", func(s *syncs) { s.dev++ }, nil, unix.EINVAL, 0, 0},
-		{"nothing is shared here", func(s *syncs) { s.root = nil }, nil, unix.EINVAL, 0, 0},
-		{"an error was told to another", func(s *syncs) { s.failures.Add(1) }, nil, unix.EIO, 1, 1},
-		{"the shared sync fails", func(s *syncs) { s.root.Close() }, nil, unix.EBADF, 1, 1},
-		{"directory", func(*syncs) {}, dir, nil, 0, 0},
-		{"directory: an error was told to another", func(s *syncs) { s.failures.Add(1) }, dir, unix.EIO, 0, 1},
-		{"directory: few wait, and another was told", func(s *syncs) { s.waiting.Add(-1); s.failures.Add(1) }, dir, unix.EIO, 0, 1},
-		{"directory: the sync fails", func(*syncs) {}, pipe, unix.EINVAL, 0, 1},
-		{"directory: few wait, and it fails", func(s *syncs) { s.waiting.Add(-1) }, pipe, unix.EINVAL, 0, 1},
-		{"directory: of another file system", func(s *syncs) { s.dev++ }, pipe, unix.EINVAL, 0, 0},
+		{"many wait", func(*fsyncGroup) {}, nil, nil, 1, 0},
+		{"few wait", func(s *fsyncGroup) { s.waiting.Add(-1) }, nil, unix.EINVAL, 0, 1},
+		{"a large upload is under way", func(s *fsyncGroup) { s.large.Add(1) }, nil, unix.EINVAL, 0, 1},
+		{"the last one was slow", func(s *fsyncGroup) { s.pause.Store(time.Now().Add(time.Hour).UnixNano()) }, nil, unix.EINVAL, 0, 1},
+		{"a file of another file system", func(s *fsyncGroup) { s.dev++ }, nil, unix.EINVAL, 0, 0},
+		{"nothing is shared here", func(s *fsyncGroup) { s.root = nil }, nil, unix.EINVAL, 0, 0},
+		{"an error was told to another", func(s *fsyncGroup) { s.failures.Add(1) }, nil, unix.EIO, 1, 1},
+		{"the shared sync fails", func(s *fsyncGroup) { s.root.Close() }, nil, unix.EBADF, 1, 1},
+		{"directory", func(*fsyncGroup) {}, dir, nil, 0, 0},
+		{"directory: an error was told to another", func(s *fsyncGroup) { s.failures.Add(1) }, dir, unix.EIO, 0, 1},
+		{"directory: few wait, and another was told", func(s *fsyncGroup) { s.waiting.Add(-1); s.failures.Add(1) }, dir, unix.EIO, 0, 1},
+		{"directory: the sync fails", func(*fsyncGroup) {}, pipe, unix.EINVAL, 0, 1},
+		{"directory: few wait, and it fails", func(s *fsyncGroup) { s.waiting.Add(-1) }, pipe, unix.EINVAL, 0, 1},
+		{"directory: of another file system", func(s *fsyncGroup) { s.dev++ }, pipe, unix.EINVAL, 0, 0},
 	} {
 		shared := 0
-		s := &syncs{shared: func(files int) { shared = files }}
+		s := &fsyncGroup{shared: func(files int) { shared = files }}
 		s.share(openDirectory(t), unix.XFS_SUPER_MAGIC)
 		if s.root == nil {
 			t.Fatal("a kernel before 5.8: nothing to test here")
 		}
 		dev := s.dev
-		s.waiting.Add(shareFrom - 1)
+		s.waiting.Add(minGroupSize - 1)
 		test.change(s)
 		var err error
 		if test.dir != nil {
@@ -68,15 +68,15 @@ func TestSyncsAreSharedOnlyWhereThatIsRight(t *testing.T) {
 
 // Those who wait for one directory share a sync; nobody waits for another one's.
 func TestSyncsOfOneDirectoryAreShared(t *testing.T) {
-	s := &syncs{}
+	s := &fsyncGroup{}
 	s.share(openDirectory(t), unix.XFS_SUPER_MAGIC)
-	s.waiting.Add(shareFrom)
+	s.waiting.Add(minGroupSize)
 	one, other := openDirectory(t), openDirectory(t)
 	key := strconv.FormatUint(inode(one), 36)
 	holding, release := make(chan struct{}), make(chan struct{})
 	var held sync.WaitGroup
 	held.Go(func() {
-		s.dirs.do(key, one, func([]*os.File) error { close(holding); <-release; return nil })
+		s.dirs.submit(key, one, func([]*os.File) error { close(holding); <-release; return nil })
 	})
 	<-holding
 	for range 3 {
@@ -211,14 +211,14 @@ func TestLargeFilesAreCountedWhileTheyAreWritten(t *testing.T) {
 		if _, err := temp.ReadFrom(bytes.NewReader(make([]byte, 2*reserveMin))); err != nil {
 			t.Fatal(err)
 		}
-		if got := n.disk.syncs.large.Load(); got != 1 {
+		if got := n.disk.fsyncs.large.Load(); got != 1 {
 			t.Errorf("%d large files, not 1", got)
 		}
 		if err := end(temp); err != nil {
 			t.Fatal(err)
 		}
 		temp.discard()
-		if got := n.disk.syncs.large.Load(); got != 0 {
+		if got := n.disk.fsyncs.large.Load(); got != 0 {
 			t.Errorf("%d large files, not 0", got)
 		}
 	}

@@ -54,7 +54,7 @@ func (d *disk) openPath(name string, flags int) (fd int, err error) {
 	flags |= unix.O_CLOEXEC
 	if d.openat2 {
 		how := unix.OpenHow{Flags: uint64(flags), Resolve: unix.RESOLVE_NO_SYMLINKS}
-		err = uninterrupted(func() error {
+		err = retryEINTR(func() error {
 			fd, err = unix.Openat2(unix.AT_FDCWD, name, &how)
 			return err
 		})

@@ -15,7 +15,7 @@ import (
 // promises or does less) or FAIL. It fails if there is a FAIL, and leaves nothing
 // behind in the store. foreign is that of parseConfig.
 func doctor(ctx context.Context, cfg *Config, foreign []string, w io.Writer) error {
-	found := make(chan finding)
+	found := make(chan checkResult)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	check, err := openCheck(ctx, cfg)
@@ -24,14 +24,14 @@ func doctor(ctx context.Context, cfg *Config, foreign []string, w io.Writer) err
 	}
 	go func() {
 		defer close(found)
-		tell := func(f finding) {
+		tell := func(f checkResult) {
 			select {
 			case found <- f:
 			case <-ctx.Done():
 			}
 		}
 		if len(foreign) > 0 {
-			tell(finding{what: "variables", err: errors.New(foreignVariables(foreign)), weak: true})
+			tell(checkResult{what: "variables", err: errors.New(foreignVariables(foreign)), warning: true})
 		}
 		check(tell)
 	}()
@@ -39,7 +39,7 @@ func doctor(ctx context.Context, cfg *Config, foreign []string, w io.Writer) err
 }
 
 // openCheck opens the store and returns what checks it.
-func openCheck(ctx context.Context, cfg *Config) (func(tell func(finding)), error) {
+func openCheck(ctx context.Context, cfg *Config) (func(tell func(checkResult)), error) {
 	log := slog.New(slog.DiscardHandler) // what is wrong is a finding
 	if cfg.StorageBackend == "nfs" {
 		if err := checkMount(cfg.NFSBasePath, cfg.NFSRequireMount, log); err != nil {
@@ -49,7 +49,7 @@ func openCheck(ctx context.Context, cfg *Config) (func(tell func(finding)), erro
 		if err != nil {
 			return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
 		}
-		return n.examine, nil
+		return n.runChecks, nil
 	}
 	b, err := openBackend(ctx, cfg, log)
 	if err != nil {
@@ -59,23 +59,23 @@ func openCheck(ctx context.Context, cfg *Config) (func(tell func(finding)), erro
 	if !ok {
 		return nil, fmt.Errorf("there is no check of %s", cfg.StorageBackend)
 	}
-	return s.tellCheck, nil
+	return s.runChecks, nil
 }
 
 // report writes what is found, until found is closed.
-func report(ctx context.Context, found <-chan finding, w io.Writer) error {
+func report(ctx context.Context, found <-chan checkResult, w io.Writer) error {
 	failed := 0
 	hung := time.NewTimer(checkTimeout)
 	defer hung.Stop()
 	for {
-		var f finding
+		var f checkResult
 		var more bool
 		select {
 		case f, more = <-found:
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-hung.C:
-			f, more = finding{what: "go on", err: fmt.Errorf("the store has not answered for %s", checkTimeout)}, false
+			f, more = checkResult{what: "go on", err: fmt.Errorf("the store has not answered for %s", checkTimeout)}, false
 			fmt.Fprintln(w, f)
 			failed++
 		}
@@ -83,7 +83,7 @@ func report(ctx context.Context, found <-chan finding, w io.Writer) error {
 			break
 		}
 		hung.Reset(checkTimeout)
-		if f.err != nil && !f.weak {
+		if f.err != nil && !f.warning {
 			failed++
 		}
 		if _, err := fmt.Fprintln(w, f); err != nil {
@@ -97,13 +97,13 @@ func report(ctx context.Context, found <-chan finding, w io.Writer) error {
 }
 
 // String is the line of a report.
-func (f finding) String() string {
+func (f checkResult) String() string {
 	switch {
 	case f.err == nil && f.note == "":
 		return "ok   " + f.what
 	case f.err == nil:
 		return "ok   " + f.what + ": " + f.note
-	case f.weak:
+	case f.warning:
 		return "warn " + f.what + ": " + oneLine(f.err)
 	}
 	return "FAIL " + f.what + ": " + oneLine(f.err)
@@ -112,22 +112,22 @@ func (f finding) String() string {
 // oneLine is the text of err, which some SDKs write over many lines.
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
-// tellCheck is check, and what follows from it for the service.
-func (s *objectStore) tellCheck(tell func(finding)) {
+// runChecks is check, and what follows from it for the service.
+func (s *objectStore) runChecks(tell func(checkResult)) {
 	findings, refused, err := s.check()
 	told := false
 	for _, f := range findings {
-		told = told || f.err != nil && !f.weak
+		told = told || f.err != nil && !f.warning
 		tell(f)
 	}
 	if err != nil {
 		if !told {
-			tell(finding{what: "go on", err: err})
+			tell(checkResult{what: "go on", err: err})
 		}
 		return
 	}
 	for _, c := range []struct {
-		kind condition
+		kind capability
 		what string
 	}{
 		{conditionalPut, "entries of logs are refused with 501"},
@@ -135,7 +135,7 @@ func (s *objectStore) tellCheck(tell func(finding)) {
 		{conditionalRemove, "conditional deletes are refused with 501"},
 	} {
 		if refused[c.kind] != nil {
-			tell(finding{what: c.what, err: errors.New("the store does not honour the condition"), weak: c.kind != conditionalPut})
+			tell(checkResult{what: c.what, err: errors.New("the store does not honour the condition"), warning: c.kind != conditionalPut})
 		}
 	}
 }

@@ -102,10 +102,10 @@ func checkMemory(t *testing.T, m *memBucket) (string, error) {
 }
 
 func checkBucket(b bucket) (string, error) {
-	found := make(chan finding)
+	found := make(chan checkResult)
 	go func() {
 		defer close(found)
-		newObjectStore(b, "p/", quiet()).tellCheck(func(f finding) { found <- f })
+		newObjectStore(b, "p/", quiet()).runChecks(func(f checkResult) { found <- f })
 	}()
 	var out bytes.Buffer
 	err := report(context.Background(), found, &out)
@@ -177,7 +177,7 @@ func TestLockWorksTells(t *testing.T) {
 // TestDoctorTellsNamesThatAreOne: the look finds a file under a name that nobody
 // made, as it does where case is ignored.
 func TestDoctorTellsNamesThatAreOne(t *testing.T) {
-	c := &diskCheck{n: openTestNFS(t, t.TempDir()), tell: func(f finding) { t.Error(f) }}
+	c := &diskCheck{n: openTestNFS(t, t.TempDir()), tell: func(f checkResult) { t.Error(f) }}
 	for _, step := range []func() (string, error){c.makeDir, c.write, c.foldsCase} {
 		if _, err := step(); err != nil {
 			t.Fatal(err)
@@ -197,7 +197,7 @@ func TestDoctorTellsNamesThatAreOne(t *testing.T) {
 	if err := c.clean(); err != nil {
 		t.Error(err)
 	}
-	if got := caseFinding(unix.EIO); !errors.Is(got, unix.EIO) {
+	if got := judgeCaseCheck(unix.EIO); !errors.Is(got, unix.EIO) {
 		t.Errorf("a look that failed: %v", got)
 	}
 }
@@ -226,7 +226,7 @@ func TestDoctorTellsKeysThatAreOne(t *testing.T) {
 // TestDoctorMakesOnlyNamesItKnows: a sweep may remove what a doctor that was
 // killed left behind, by these names.
 func TestDoctorMakesOnlyNamesItKnows(t *testing.T) {
-	c := &diskCheck{n: openTestNFS(t, t.TempDir()), tell: func(finding) {}}
+	c := &diskCheck{n: openTestNFS(t, t.TempDir()), tell: func(checkResult) {}}
 	for _, step := range []func() (string, error){c.makeDir, c.write, c.rename, c.foldsCase, c.syncDir, c.read, c.link, c.lock, c.clock} {
 		if _, err := step(); err != nil {
 			t.Fatal(err)
@@ -253,12 +253,12 @@ func TestDoctorMakesOnlyNamesItKnows(t *testing.T) {
 // wrong.
 func TestDoctorOfTheClocks(t *testing.T) {
 	for _, skew := range []time.Duration{0, maxSkew, -maxSkew} {
-		if _, err := clockFinding(skew, "harm"); err != nil {
+		if _, err := judgeClockCheck(skew, "harm"); err != nil {
 			t.Errorf("%s: %v", skew, err)
 		}
 	}
 	for _, skew := range []time.Duration{maxSkew + time.Second, -maxSkew - time.Second} {
-		if _, err := clockFinding(skew, "harm"); err == nil || !strings.Contains(err.Error(), skew.String()+" apart: harm") {
+		if _, err := judgeClockCheck(skew, "harm"); err == nil || !strings.Contains(err.Error(), skew.String()+" apart: harm") {
 			t.Errorf("%s: %v", skew, err)
 		}
 	}

@@ -236,22 +236,22 @@ func artifactIDs(ctx *fasthttp.RequestCtx) (siteID, buildID string, ok bool) {
 
 // toRead takes a place among the requests that read the store, or answers 503.
 func (s *service) toRead(ctx *fasthttp.RequestCtx) (place *grant, ok bool) {
-	return s.take(ctx, s.reads, ask{n: 1})
+	return s.take(ctx, s.reads, budgetRequest{n: 1})
 }
 
 // toWrite takes a place among the requests that change the store, or answers 503.
 // They may wait for the lock of their build, so that few of one build, or one site,
 // get a place at once.
 func (s *service) toWrite(ctx *fasthttp.RequestCtx, siteID, buildID string) (place *grant, ok bool) {
-	return s.take(ctx, s.writes, ask{n: 1, caps: []keyCap{
+	return s.take(ctx, s.writes, budgetRequest{n: 1, caps: []keyCap{
 		{"site " + siteID, maxSiteWrites}, {"build " + siteID + "/" + buildID, maxBuildWrites},
 	}})
 }
 
 // take takes what a request needs for its client, or answers 503.
-func (s *service) take(ctx *fasthttp.RequestCtx, b *budget, a ask) (*grant, bool) {
+func (s *service) take(ctx *fasthttp.RequestCtx, b *budget, a budgetRequest) (*grant, bool) {
 	a.client = ctx.Conn().(*conn).client()
-	g, err := b.take(a)
+	g, err := b.acquire(a)
 	if err != nil {
 		refuse(ctx, fasthttp.StatusServiceUnavailable, "%v", err)
 		return nil, false

@@ -92,20 +92,20 @@ type download struct {
 // service: the buffers of both connections, and that of the copy between them.
 const downloadMemory = 256 << 10
 
-func (d *download) ask() ask {
+func (d *download) ask() budgetRequest {
 	c := d.ctx.Conn().(*conn)
 	token := c.hold()
-	return ask{client: c.client(), n: downloadMemory, end: func() { c.revokeAnswer(token) }}
+	return budgetRequest{client: c.client(), n: downloadMemory, revoke: func() { c.revokeAnswer(token) }}
 }
 
 // tryHold takes the memory of the download if there is some now, hold waits for it.
 func (d *download) tryHold() bool {
-	d.held = d.s.downloads.tryTake(d.ask())
+	d.held = d.s.downloads.tryAcquire(d.ask())
 	return d.held != nil
 }
 
 func (d *download) hold() (err error) {
-	d.held, err = d.s.downloads.take(d.ask())
+	d.held, err = d.s.downloads.acquire(d.ask())
 	return err
 }
 

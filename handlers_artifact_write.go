@@ -30,7 +30,7 @@ func (s *service) putArtifact(ctx *fasthttp.RequestCtx) {
 	}
 	c := ctx.Conn().(*conn)
 	token := c.hold()
-	place, err := s.uploads.take(ask{client: c.client(), n: 1, end: func() { c.revokeBody(token) }})
+	place, err := s.uploads.acquire(budgetRequest{client: c.client(), n: 1, revoke: func() { c.revokeBody(token) }})
 	if err != nil {
 		s.metrics.tooMany.Inc()
 		refuse(ctx, fasthttp.StatusServiceUnavailable, "too many uploads at once")

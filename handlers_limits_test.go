@@ -372,9 +372,9 @@ func TestTheReserveOfHugeNumbers(t *testing.T) {
 	const large = 1 << 50
 	free := uint64(100 << 30)
 	f := func(min int64, total uint64) *reserve {
-		space := &lookup[Space]{}
+		space := &cachedProbe[Space]{}
 		r := &reserve{min: min, space: space}
-		space.ask = r.watch(func() (Space, error) { return Space{FreeBytes: free, TotalBytes: total}, nil })
+		space.probe = r.watch(func() (Space, error) { return Space{FreeBytes: free, TotalBytes: total}, nil })
 		return r
 	}
 	refused := func(r *reserve, sizes ...int64) {

@@ -108,7 +108,7 @@ func (s *service) entryMemory(ctx *fasthttp.RequestCtx) (*grant, bool) {
 	}
 	c := ctx.Conn().(*conn)
 	token := c.hold()
-	return s.take(ctx, s.entries, ask{n: 6*size + 4<<10, end: func() { c.revokeBody(token) }})
+	return s.take(ctx, s.entries, budgetRequest{n: 6*size + 4<<10, revoke: func() { c.revokeBody(token) }})
 }
 
 // entryID is the client's Idempotency-Key, which makes a POST safe to repeat,
@@ -327,7 +327,7 @@ func (s *service) getVersions(ctx *fasthttp.RequestCtx) {
 // answerList answers with the builds that query selects. After an error nothing is
 // answered.
 func (s *service) answerList(ctx *fasthttp.RequestCtx, siteID string, query VersionQuery, ifNoneMatch *ETagList) error {
-	place, ok := s.take(ctx, s.listing, ask{n: 1, caps: []keyCap{{"site " + siteID, maxSiteLists}}})
+	place, ok := s.take(ctx, s.listing, budgetRequest{n: 1, caps: []keyCap{{"site " + siteID, maxSiteLists}}})
 	if !ok {
 		return nil
 	}

@@ -19,11 +19,11 @@ func getOpenAPI(ctx *fasthttp.RequestCtx) {
 }
 
 // getMetrics answers a scrape. It waits for a store that hangs no longer than
-// lookupWait.
+// probeWait.
 func (s *service) getMetrics(ctx *fasthttp.RequestCtx) {
 	c := ctx.Conn().(*conn)
 	token := c.hold()
-	place, ok := s.take(ctx, s.scrapes, ask{n: 1, end: func() { c.revokeAnswer(token) }})
+	place, ok := s.take(ctx, s.scrapes, budgetRequest{n: 1, revoke: func() { c.revokeAnswer(token) }})
 	if !ok {
 		return
 	}
@@ -31,8 +31,8 @@ func (s *service) getMetrics(ctx *fasthttp.RequestCtx) {
 	noStore(ctx)
 	ctx.SetContentType("text/plain; version=0.0.4; charset=utf-8")
 	var store *storeMetrics
-	if b, ok := s.backend.(measured); ok {
-		store = b.measures()
+	if b, ok := s.backend.(instrumented); ok {
+		store = b.metrics()
 	}
 	if s.logged != nil {
 		s.metrics.linesDropped(s.logged.lost())
@@ -46,23 +46,23 @@ func (s *service) addGauges() {
 		"pagewright_uploads_in_flight":     func() float64 { return float64(s.uploads.inUse()) },
 		"pagewright_uploads_limit":         func() float64 { return float64(s.cfg.MaxUploads) },
 		"pagewright_store_calls_in_flight": func() float64 { return float64(s.reads.inUse() + s.listing.inUse() + s.writes.inUse()) },
-		"pagewright_stopping":              func() float64 { return truth(s.stopping.Load()) },
+		"pagewright_stopping":              func() float64 { return boolToFloat(s.stopping.Load()) },
 	}
 	for name, b := range s.budgets() {
 		label := `{budget="` + name + `"}`
 		gauges["pagewright_budget_in_use"+label] = func() float64 { return float64(b.inUse()) }
 		gauges["pagewright_budget_limit"+label] = func() float64 { return float64(b.limit) }
-		b.refused = s.metrics.set.NewCounter("pagewright_budget_refused_total" + label).Inc
-		b.ended = s.metrics.set.NewCounter("pagewright_budget_ended_total" + label).Inc
+		b.onRejected = s.metrics.set.NewCounter("pagewright_budget_refused_total" + label).Inc
+		b.onRevoked = s.metrics.set.NewCounter("pagewright_budget_ended_total" + label).Inc
 	}
 	if s.ready != nil {
 		gauges["pagewright_store_readable"] = func() float64 {
-			_, err := s.ready.look(probeKeep)
-			return truth(err == nil)
+			_, err := s.ready.get(probeKeep)
+			return boolToFloat(err == nil)
 		}
 		gauges["pagewright_store_writable"] = func() float64 {
-			found, err := s.ready.look(probeKeep)
-			return truth(err == nil && found.WriteError == "")
+			found, err := s.ready.get(probeKeep)
+			return boolToFloat(err == nil && found.WriteError == "")
 		}
 	}
 	if s.space != nil {
@@ -73,7 +73,7 @@ func (s *service) addGauges() {
 			"pagewright_store_inodes":      func(v Space) uint64 { return v.TotalInodes },
 		} {
 			gauges[name] = func() float64 {
-				found, _ := s.space.look(spaceKeep) // zero if the store does not answer
+				found, _ := s.space.get(spaceKeep) // zero if the store does not answer
 				return float64(of(found))
 			}
 		}
@@ -92,7 +92,7 @@ func timed[T any](s *service, call string, ask func() (T, error)) func() (T, err
 	}
 }
 
-func truth(b bool) float64 {
+func boolToFloat(b bool) float64 {
 	if b {
 		return 1
 	}

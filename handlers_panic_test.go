@@ -64,7 +64,7 @@ func (r panickyReader) Close() error {
 
 func (p *panicky) WriteLog(siteID string, e LogEntry) error {
 	if at := p.at.Load(); at != nil && *at == "append" { // within what is shared
-		p.appends.do(siteID, e, func([]LogEntry) []error { p.call("append"); return nil })
+		p.appends.submit(siteID, e, func([]LogEntry) []error { p.call("append"); return nil })
 	}
 	return p.nfs.WriteLog(siteID, e)
 }

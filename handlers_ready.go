@@ -29,7 +29,7 @@ func (s *service) getReady(ctx *fasthttp.RequestCtx) {
 	found := Readiness{}
 	if s.ready != nil {
 		var err error
-		if found, err = s.ready.look(probeKeep); err != nil {
+		if found, err = s.ready.get(probeKeep); err != nil {
 			s.fail(ctx, "read the store", "", "", err)
 			ctx.SetStatusCode(fasthttp.StatusServiceUnavailable)
 			return

@@ -29,7 +29,7 @@ const (
 // So two uploads may be let in that do not fit both, and one fails on its way.
 type reserve struct {
 	min   int64
-	space *lookup[Space]
+	space *cachedProbe[Space]
 
 	mu      sync.Mutex
 	at      time.Time // when the store was asked
@@ -192,7 +192,7 @@ func (r *reserve) check(fits func() error) error {
 	if done {
 		return nil
 	}
-	if _, err := r.space.look(0); err != nil {
+	if _, err := r.space.get(0); err != nil {
 		return err
 	}
 	r.mu.Lock()

@@ -54,7 +54,7 @@ func TestReserveCountsWhatIsWrittenMeanwhile(t *testing.T) {
 	const free, size, before, meanwhile = 1000, 500, 100, 200
 	r := &reserve{min: 1}
 	var c *claim
-	r.space = &lookup[Space]{ask: r.watch(func() (Space, error) {
+	r.space = &cachedProbe[Space]{probe: r.watch(func() (Space, error) {
 		c.placed(meanwhile)
 		return Space{FreeBytes: free, TotalBytes: 2 * free}, nil
 	})}
@@ -74,7 +74,7 @@ func TestReserveCountsWhatIsWrittenMeanwhile(t *testing.T) {
 	if got := left(); got != free-size {
 		t.Errorf("of what is claimed %d bytes were placed: %d are left, not %d", before, got, free-size)
 	}
-	if _, err := r.space.look(0); err != nil {
+	if _, err := r.space.get(0); err != nil {
 		t.Fatal(err)
 	}
 	// The answer has what was placed before it was asked for.
@@ -95,14 +95,14 @@ func TestReserveCountsWhatIsWrittenMeanwhile(t *testing.T) {
 func TestReserveCountsWhatWasPlacedOnce(t *testing.T) {
 	free := uint64(100)
 	r := &reserve{min: 1}
-	r.space = &lookup[Space]{ask: r.watch(func() (Space, error) { return Space{FreeBytes: free, TotalBytes: 200}, nil })}
+	r.space = &cachedProbe[Space]{probe: r.watch(func() (Space, error) { return Space{FreeBytes: free, TotalBytes: 200}, nil })}
 	c, err := r.admit(60)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.placed(20)
 	free -= 20 // as the store counts
-	if _, err := r.space.look(0); err != nil {
+	if _, err := r.space.get(0); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.took(20); err != nil {
@@ -139,7 +139,7 @@ func TestTheWindowMoves(t *testing.T) {
 	const mib = 1 << 20
 	free := uint64(100 * mib)
 	r := &reserve{min: 10 * mib}
-	r.space = &lookup[Space]{ask: r.watch(func() (Space, error) { return Space{FreeBytes: free, TotalBytes: 200 * mib}, nil })}
+	r.space = &cachedProbe[Space]{probe: r.watch(func() (Space, error) { return Space{FreeBytes: free, TotalBytes: 200 * mib}, nil })}
 	c, err := r.admit(90 * mib)
 	if err != nil {
 		t.Fatal(err)
@@ -168,7 +168,7 @@ func TestInodesAreKept(t *testing.T) {
 	f := func(name string, free, total uint64, under, made int64, want error) {
 		t.Helper()
 		r := &reserve{min: 1, uploads: under, made: made}
-		r.space = &lookup[Space]{ask: r.watch(func() (Space, error) {
+		r.space = &cachedProbe[Space]{probe: r.watch(func() (Space, error) {
 			r.made += made // while it answers
 			return Space{FreeBytes: 1 << 30, TotalBytes: 1 << 40, FreeInodes: free, TotalInodes: total}, nil
 		})}

@@ -68,7 +68,7 @@ func (s *service) sendList(ctx *fasthttp.RequestCtx, siteID string, page *Versio
 	var memory *grant
 	if size > listFree {
 		token := c.hold()
-		if memory, ok = s.take(ctx, s.lists, ask{n: need, end: func() { c.revokeAnswer(token) }}); !ok {
+		if memory, ok = s.take(ctx, s.lists, budgetRequest{n: need, revoke: func() { c.revokeAnswer(token) }}); !ok {
 			return false, nil
 		}
 	}

@@ -454,7 +454,7 @@ func TestNoMemoryForLists(t *testing.T) {
 	const large, small = "/sites/large/versions?metadata=true", "/sites/small/versions"
 	r := s.get(t, 200, large)
 	eventually(t, "its memory is given back on a connection that is kept", func() bool { return svc.lists.inUse() == 0 })
-	all, err := svc.lists.take(ask{n: svc.lists.limit})
+	all, err := svc.lists.acquire(budgetRequest{n: svc.lists.limit})
 	if err != nil {
 		t.Fatal(err)
 	}

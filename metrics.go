@@ -204,8 +204,8 @@ func (m *serviceMetrics) write(w io.Writer, store *storeMetrics) {
 	metrics.WriteFDMetrics(w)
 }
 
-// measured is a store that counts its inner work.
-type measured interface{ measures() *storeMetrics }
+// instrumented is a store that counts its inner work.
+type instrumented interface{ metrics() *storeMetrics }
 
 // storeMetrics is what a store counts of its inner work. What a store does not
 // do stays at zero.

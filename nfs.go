@@ -45,10 +45,10 @@ type nfs struct {
 	fsid       unix.Fsid     // of its file system at the start (statfs(2))
 	lookAt     func(path string) (baseState, error)
 
-	lockWait time.Duration            // how long a lock is waited for
-	waiting  *budget                  // places of those who wait for locks
-	appends  group[LogEntry, []error] // those of one build that wait go into one write
-	sound    soundLogs
+	lockWait time.Duration              // how long a lock is waited for
+	waiting  *budget                    // places of those who wait for locks
+	appends  batcher[LogEntry, []error] // those of one build that wait go into one write
+	verified verifiedLogs
 	lists    *listings
 	small    smallFiles
 }
@@ -73,15 +73,15 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 		base = real // the base itself may be a link, nothing below it may
 	}
 	n := &nfs{base: base, disk: newDisk(log), log: log, lockWait: lockWait, waiting: newBudget(maxWaiters, 0),
-		sound: newSoundLogs(), lists: newListings(), lookAt: lookAtBase}
-	n.appends.enter = n.enterAppends
+		verified: newVerifiedLogs(), lists: newListings(), lookAt: lookAtBase}
+	n.appends.acquire = n.enterAppends
 	n.disk.base = base
 	dir, err := n.disk.openDir(base)
 	if err != nil {
 		return nil, err
 	}
 	var st unix.Statfs_t
-	if err := uninterrupted(func() error { return unix.Fstatfs(int(dir.Fd()), &st) }); err != nil {
+	if err := retryEINTR(func() error { return unix.Fstatfs(int(dir.Fd()), &st) }); err != nil {
 		dir.Close()
 		return nil, diskError("statfs", base, err)
 	}
@@ -92,7 +92,7 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 		n.dev.Store(at.dev)
 	}
 	n.small = newSmallFiles(n.kind == fsLocal)
-	n.disk.syncs.share(dir, int64(st.Type))
+	n.disk.fsyncs.share(dir, int64(st.Type))
 	return n, nil
 }
 
@@ -118,7 +118,7 @@ func (n *nfs) FetchArtifact(siteID, buildID string) (io.ReadCloser, error) {
 
 // StoreArtifactIf implements ConditionalStorer.
 func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Precondition) (ArtifactInfo, error) {
-	if err := n.here(); err != nil {
+	if err := n.checkMounted(); err != nil {
 		return ArtifactInfo{}, err
 	}
 	if !cond.IsZero() { // refuse early what would be refused at the end
@@ -150,12 +150,12 @@ func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Pre
 
 // DeleteArtifact implements ConditionalStorer.
 func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
-	if err := n.here(); err != nil {
+	if err := n.checkMounted(); err != nil {
 		return err
 	}
 	dir, err := n.openBuilds(siteID, artifactsDir)
 	if errors.Is(err, fs.ErrNotExist) {
-		if gone := n.here(); gone != nil {
+		if gone := n.checkMounted(); gone != nil {
 			return gone
 		}
 		return cond.Check(nil)
@@ -164,7 +164,7 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 		return err
 	}
 	defer dir.Close()
-	if err := n.here(); err != nil { // the directory may be one below a mount that went away
+	if err := n.checkMounted(); err != nil { // the directory may be one below a mount that went away
 		return err
 	}
 	n.outliveTag(dir, fileName(artifactsDir, buildID))
@@ -218,18 +218,18 @@ func checkOf(cond Precondition, info ArtifactInfo, err error) error {
 
 // Space implements SpaceTeller.
 func (n *nfs) Space() (Space, error) {
-	if err := n.here(); err != nil {
+	if err := n.checkMounted(); err != nil {
 		return Space{}, err
 	}
 	var st unix.Statfs_t
-	if err := uninterrupted(func() error { return unix.Statfs(n.base, &st) }); err != nil {
+	if err := retryEINTR(func() error { return unix.Statfs(n.base, &st) }); err != nil {
 		return Space{}, diskError("statfs", n.base, err)
 	}
 	block := uint64(st.Bsize)
 	return Space{st.Bavail * block, st.Blocks * block, st.Ffree, st.Files}, nil
 }
 
-func (n *nfs) measures() *storeMetrics { return n.disk.metrics }
+func (n *nfs) metrics() *storeMetrics { return n.disk.metrics }
 
 // sitePath is a directory of a site.
 func (n *nfs) sitePath(siteID, dir string) string {
@@ -257,7 +257,7 @@ func (n *nfs) filePath(siteID, dir, buildID string) string {
 // ErrNotFound, if the store is here.
 func (n *nfs) notFound(err error) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrOccupied) && !errors.Is(err, ErrUnavailable) {
-		if gone := n.here(); gone != nil {
+		if gone := n.checkMounted(); gone != nil {
 			return gone
 		}
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
@@ -297,7 +297,7 @@ func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
 		unix.Close(fd)
 		return nil, diskError("stat", path, err)
 	}
-	if err := n.isOurs(&st); err != nil {
+	if err := n.checkSameMount(&st); err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
@@ -352,7 +352,7 @@ func (n *nfs) openRoot() (*os.File, error) {
 // it could write there, then writes and syncs a file: in the base if it can, for
 // the caches of other NFS clients of a directory end when it changes.
 func (n *nfs) Probe() (Readiness, error) {
-	if err := n.here(); err != nil {
+	if err := n.checkMounted(); err != nil {
 		return Readiness{}, err
 	}
 	dir, err := n.openRoot()
@@ -374,7 +374,7 @@ func (n *nfs) Probe() (Readiness, error) {
 }
 
 func (n *nfs) probeWrites(root *os.File) error {
-	err := uninterrupted(func() error {
+	err := retryEINTR(func() error {
 		return unix.Faccessat(int(root.Fd()), ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS)
 	})
 	if err != nil {

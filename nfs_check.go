@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-// examine tries out whether the file system does what this package relies on, in
+// runChecks tries out whether the file system does what this package relies on, in
 // a directory of its own that is gone when it returns, and tells each finding
 // as soon as it has it. It blocks for as long as the file system does.
-func (n *nfs) examine(tell func(finding)) {
+func (n *nfs) runChecks(tell func(checkResult)) {
 	c := &diskCheck{n: n, tell: tell}
 	for _, step := range []struct {
 		what string
@@ -35,13 +35,13 @@ func (n *nfs) examine(tell func(finding)) {
 		{"no log entries of the original API", c.logs},
 	} {
 		note, err := step.do()
-		tell(finding{what: step.what, err: err, note: note, weak: isWeak(err)})
+		tell(checkResult{what: step.what, err: err, note: note, warning: isWeak(err)})
 		if c.dir == nil && c.names != nil && err != nil {
 			break // nothing can be written
 		}
 	}
 	if err := c.clean(); err != nil {
-		tell(finding{what: "leave nothing behind", err: err})
+		tell(checkResult{what: "leave nothing behind", err: err})
 	}
 }
 
@@ -58,7 +58,7 @@ var checkNames = []string{checkName, checkLinked, lockName}
 // diskCheck is one check in progress.
 type diskCheck struct {
 	n      *nfs
-	tell   func(finding)
+	tell   func(checkResult)
 	parent *os.File // where the directory of the check is
 	names  []string // of the directory, from the base on
 	dir    *os.File
@@ -72,7 +72,7 @@ func (c *diskCheck) mount() (string, error) {
 		return "", err
 	}
 	for _, w := range m.warnings() {
-		c.tell(finding{what: "mount option", err: w, weak: !w.noLocks})
+		c.tell(checkResult{what: "mount option", err: w, warning: !w.noLocks})
 	}
 	return fmt.Sprintf("%s on %s (%s, %s)", m.FSType, m.Mountpoint, m.Options, m.VFSOptions), nil
 }
@@ -144,16 +144,16 @@ const foldsCaseCheck = "names that differ in case alone are two names"
 // foldsCase looks for the file under its name in capital letters.
 func (c *diskCheck) foldsCase() (string, error) {
 	_, _, err := readFile(c.dir, checkFolded, 1<<10)
-	return "", caseFinding(err)
+	return "", judgeCaseCheck(err)
 }
 
-// caseFinding judges err, which came of the look for a name that was not made,
+// judgeCaseCheck judges err, which came of the look for a name that was not made,
 // and differs in case alone from one that was.
-func caseFinding(err error) error {
+func judgeCaseCheck(err error) error {
 	if err == nil {
 		return errors.New(`"Release" and "release" are one name here: of two sites or builds that are named so, one replaces the other`)
 	}
-	return unlessGone(err)
+	return ignoreNotExist(err)
 }
 
 func (c *diskCheck) syncDir() (string, error) {
@@ -221,7 +221,7 @@ const (
 func (c *diskCheck) logs() (string, error) {
 	sites, err := c.n.disk.openDir(filepath.Join(c.n.base, sitesDir))
 	if err != nil {
-		return "there are none", unlessGone(err)
+		return "there are none", ignoreNotExist(err)
 	}
 	defer sites.Close()
 	var found logCount
@@ -279,7 +279,7 @@ func (l *logCount) site(dir *os.File) error {
 		}
 		data, _, err := readFile(dir, name, maxScanned)
 		if err != nil {
-			return unlessGone(err)
+			return ignoreNotExist(err)
 		}
 		l.files++
 		if isEntry(data) {
@@ -306,7 +306,7 @@ func isEntry(data []byte) bool {
 // directoryClock is the clockFinding of a directory, where the service dates
 // files by the store's clock.
 func directoryClock(skew time.Duration) (note string, err error) {
-	note, err = clockFinding(skew, "builds and log entries get the store's time; set this host's clock right")
+	note, err = judgeClockCheck(skew, "builds and log entries get the store's time; set this host's clock right")
 	if err != nil {
 		err = warning{err}
 	}
@@ -322,9 +322,9 @@ func isWeak(err error) bool {
 	return errors.Is(err, ErrUnsupported) || errors.As(err, &w)
 }
 
-// clockFinding judges the difference between the clock of this host and that of
+// judgeClockCheck judges the difference between the clock of this host and that of
 // the store. harm is what comes of a large one.
-func clockFinding(skew time.Duration, harm string) (note string, err error) {
+func judgeClockCheck(skew time.Duration, harm string) (note string, err error) {
 	skew = skew.Round(time.Second)
 	if skew.Abs() > maxSkew {
 		return "", fmt.Errorf("they are %s apart: %s", skew, harm)

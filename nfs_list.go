@@ -26,7 +26,7 @@ const (
 // It is only ever a short cut: every list asks the store first whether it still
 // holds.
 type listings struct {
-	group   group[VersionQuery, []listed] // one list of a site at a time
+	group   batcher[VersionQuery, []listed] // one list of a site at a time
 	helpers chan struct{}
 
 	limits  listLimits
@@ -62,7 +62,7 @@ func newListings() *listings {
 	return l
 }
 
-// budgets implements budgeted.
+// budgets implements hasBudgets.
 func (n *nfs) budgets() map[string]*budget { return n.lists.limits.budgets() }
 
 // ListVersions implements Backend, with the metadata of all entries.
@@ -82,7 +82,7 @@ func (n *nfs) ListVersions(siteID string) ([]*Version, error) {
 // order is in their log. Of a large log a page has what must be known before it is
 // sent, and not the entries.
 func (n *nfs) ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, error) {
-	answers, i := n.lists.group.do(siteID, q, func(queries []VersionQuery) []listed {
+	answers, i := n.lists.group.submit(siteID, q, func(queries []VersionQuery) []listed {
 		return n.list(siteID, queries)
 	})
 	return answers[i].page, answers[i].err
@@ -347,7 +347,7 @@ func (f *logFile) Read(p []byte) (n int, err error) {
 	if len(p) == 0 {
 		return 0, io.EOF
 	}
-	err = uninterrupted(func() (err error) {
+	err = retryEINTR(func() (err error) {
 		n, err = unix.Pread(f.fd, p, f.read)
 		return err
 	})

@@ -41,7 +41,7 @@ func (n *nfs) scanSite(siteID string, ix *siteIndex, run *listRun) (*siteScan, e
 		return nil, err
 	}
 	s.logs = logs
-	if err := n.here(); err != nil { // what is absent, or is here, may be so below a mount that went away
+	if err := n.checkMounted(); err != nil { // what is absent, or is here, may be so below a mount that went away
 		s.close()
 		return nil, err
 	}
@@ -127,7 +127,7 @@ func (s *siteScan) readArtifacts(dir *os.File) error {
 		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrOccupied) { // a link, or a socket, which is not listed
 			return nil
 		}
-		return unlessGone(err)
+		return ignoreNotExist(err)
 	})
 	if err != nil {
 		return err
@@ -191,7 +191,7 @@ func (s *siteScan) readLogNames() error {
 		}
 		err := statAt(s.logs, known[i].id+logSuffix, &found[i])
 		stale[i] = err != nil || idOf(&found[i]) != known[i].logID
-		return unlessGone(err)
+		return ignoreNotExist(err)
 	})
 	if err != nil {
 		return err

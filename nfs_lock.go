@@ -138,7 +138,7 @@ func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, bu
 // order to do what, or fails with ErrBusy.
 func (n *nfs) waitPlace(what, siteID, buildID string) (*grant, error) {
 	key := what + " " + siteID
-	place, err := n.waiting.take(ask{n: 1, caps: []keyCap{{key, maxSiteWaiters}, {key + "/" + buildID, maxBuildWaiters}}})
+	place, err := n.waiting.acquire(budgetRequest{n: 1, caps: []keyCap{{key, maxSiteWaiters}, {key + "/" + buildID, maxBuildWaiters}}})
 	if err != nil {
 		return nil, fmt.Errorf("%w: too many wait for the lock of build %q of site %q, or for others of this site", err, buildID, siteID)
 	}
@@ -232,7 +232,7 @@ func lockRegion(dir, buildID string) int64 {
 }
 
 func lockFile(f *os.File, cmd int, kind int16, region int64) error {
-	return uninterrupted(func() error {
+	return retryEINTR(func() error {
 		return unix.FcntlFlock(f.Fd(), cmd, &unix.Flock_t{Type: kind, Whence: io.SeekStart, Start: region, Len: 1})
 	})
 }

@@ -19,7 +19,7 @@ const knownLogs = 4096 // logs remembered as sound: about a megabyte
 // is being written go into it together, by the next write: so an entry waits for
 // two writes at most.
 func (n *nfs) WriteLog(siteID string, entry LogEntry) error {
-	errs, i := n.appends.do(siteID+"/"+entry.BuildID, entry, func(entries []LogEntry) []error {
+	errs, i := n.appends.submit(siteID+"/"+entry.BuildID, entry, func(entries []LogEntry) []error {
 		return n.appendLog(siteID, entry.BuildID, entries)
 	})
 	return errs[i]
@@ -55,7 +55,7 @@ func (n *nfs) appendLog(siteID, buildID string, entries []LogEntry) []error {
 // is nil, errs has those of single ones. The memory that it takes does not grow with
 // the log.
 func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error) error {
-	if err := n.here(); err != nil {
+	if err := n.checkMounted(); err != nil {
 		return err
 	}
 	lock, err := n.lockBuild(siteID, logsDir, buildID, true)
@@ -71,14 +71,14 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 		return err
 	}
 	defer dir.Close()
-	if err := n.here(); err != nil { // the directory may be one below a mount that went away
+	if err := n.checkMounted(); err != nil { // the directory may be one below a mount that went away
 		return err
 	}
 	name := buildID + logSuffix
 	path := dir.Name() + "/" + name
 	old, err := n.openLog(dir, name)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := n.settle(dir, name); err != nil {
+		if err := n.finishReplacement(dir, name); err != nil {
 			return err
 		}
 		old, err = n.openLog(dir, name)
@@ -96,7 +96,7 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 			entries[i].Timestamp = entries[i].Timestamp.Add(diff)
 		}
 	}
-	if err := old.scan(idsToFind(entries), n.sound.seed, func(sum uint64) bool { return n.sound.has(path, sum) }); err != nil {
+	if err := old.scan(idsToFind(entries), n.verified.seed, func(sum uint64) bool { return n.verified.has(path, sum) }); err != nil {
 		return fmt.Errorf("cannot append to %q: %w", path, err)
 	}
 	tail := old.grow(entries, errs)
@@ -111,7 +111,7 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 	}
 	lock.release()
 	old.sum.Write(tail)
-	n.sound.add(path, old.sum.Sum64())
+	n.verified.add(path, old.sum.Sum64())
 	return temp.syncDir()
 }
 
@@ -164,27 +164,27 @@ func (l *oldLog) copyTo(temp *tempFile, tail []byte) error {
 	return err
 }
 
-// soundLogs remembers by their paths the logs that this process wrote, each as a
+// verifiedLogs remembers by their paths the logs that this process wrote, each as a
 // hash of what it wrote. What is read and has that hash is sound, whatever
 // happened to the file meanwhile. Safe for concurrent use.
-type soundLogs struct {
+type verifiedLogs struct {
 	seed maphash.Seed
 	sums *lru.Cache[string, uint64]
 }
 
-func newSoundLogs() soundLogs {
+func newVerifiedLogs() verifiedLogs {
 	sums, err := lru.New[string, uint64](knownLogs)
 	if err != nil {
 		panic(err) // the size is a positive constant
 	}
-	return soundLogs{maphash.MakeSeed(), sums}
+	return verifiedLogs{maphash.MakeSeed(), sums}
 }
 
 // add remembers the hash of the log at path.
-func (s soundLogs) add(path string, sum uint64) { s.sums.Add(path, sum) }
+func (s verifiedLogs) add(path string, sum uint64) { s.sums.Add(path, sum) }
 
 // has reports whether sum is what was remembered of path.
-func (s soundLogs) has(path string, sum uint64) bool {
+func (s verifiedLogs) has(path string, sum uint64) bool {
 	known, ok := s.sums.Get(path)
 	return ok && known == sum
 }

@@ -145,7 +145,7 @@ func TestSoundLogIsDamaged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !n.sound.has(path, maphash.Bytes(n.sound.seed, sound)) {
+		if !n.verified.has(path, maphash.Bytes(n.verified.seed, sound)) {
 			t.Error("what was written is not known")
 		}
 		st, err := os.Stat(path)

@@ -81,13 +81,13 @@ func (m mountInfo) warnings() []mountWarning {
 	return nfsOptionWarnings(m.VFSOptions)
 }
 
-// here fails with ErrUnavailable if the base is gone, is not the mount point
+// checkMounted fails with ErrUnavailable if the base is gone, is not the mount point
 // any more that it was when the service started, or is on another kind of file
 // system: what is not found then is not known to be absent, and what is written
 // would go to the disk below, or without what that kind needs. Unless something
 // was mounted, it does not ask the NFS server (statx(2); before Linux 5.8 no
 // mount point is seen).
-func (n *nfs) here() error {
+func (n *nfs) checkMounted() error {
 	at, err := n.lookAt(n.base)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
@@ -102,21 +102,21 @@ func (n *nfs) here() error {
 	return nil
 }
 
-// isOurs fails with ErrUnavailable if a file that was found is not of the store,
+// checkSameMount fails with ErrUnavailable if a file that was found is not of the store,
 // but lies below a mount that went away, or on one that came. It costs nothing
 // for a file on the device of the base; others may be on a mount below it.
-func (n *nfs) isOurs(st *unix.Stat_t) error {
+func (n *nfs) checkSameMount(st *unix.Stat_t) error {
 	if st.Dev == n.dev.Load() {
 		return nil
 	}
-	return n.here()
+	return n.checkMounted()
 }
 
 // remounted judges another device at the base. It serves if it is of the kind that
 // the service was started on, and a local file system only if it is the same one.
 func (n *nfs) remounted(dev uint64) error {
 	var st unix.Statfs_t
-	if err := uninterrupted(func() error { return unix.Statfs(n.base, &st) }); err != nil {
+	if err := retryEINTR(func() error { return unix.Statfs(n.base, &st) }); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, diskError("statfs", n.base, err))
 	}
 	kind := kindOfFS(int64(st.Type))
@@ -141,7 +141,7 @@ type baseState struct {
 
 func lookAtBase(path string) (baseState, error) {
 	var st unix.Statx_t
-	err := uninterrupted(func() error {
+	err := retryEINTR(func() error {
 		return unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st)
 	})
 	if err != nil {

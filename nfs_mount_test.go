@@ -51,7 +51,7 @@ func TestHere(t *testing.T) {
 		n := openTestNFS(t, t.TempDir())
 		n.mountPoint = c.was
 		n.lookAt = func(string) (baseState, error) { return baseState{c.is, n.dev.Load() + c.other}, nil }
-		if err := n.here(); (err == nil) != c.available || err != nil && !errors.Is(err, ErrUnavailable) {
+		if err := n.checkMounted(); (err == nil) != c.available || err != nil && !errors.Is(err, ErrUnavailable) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}

@@ -114,7 +114,7 @@ func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error
 	}
 	defer lock.release()
 	if exclusive {
-		if err := n.settle(c.dir, fileName(artifactsDir, c.buildID)); err != nil {
+		if err := n.finishReplacement(c.dir, fileName(artifactsDir, c.buildID)); err != nil {
 			return err
 		}
 	}
@@ -132,9 +132,9 @@ func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error
 	return do(c, lock)
 }
 
-// settle puts the file of a replacement that was cut under its name. The caller
+// finishReplacement puts the file of a replacement that was cut under its name. The caller
 // holds the exclusive lock of the file.
-func (n *nfs) settle(dir *os.File, name string) error {
+func (n *nfs) finishReplacement(dir *os.File, name string) error {
 	if n.remote { // only an open brings the client up to date
 		fresh, err := n.disk.openDir(dir.Name())
 		if err != nil {
@@ -165,7 +165,7 @@ func (n *nfs) settle(dir *os.File, name string) error {
 // place puts the sealed temp in the place of the build if cond holds.
 func (n *nfs) place(temp *tempFile, siteID, buildID string, cond Precondition) error {
 	// The store may have gone while the body came.
-	if err := n.here(); err != nil {
+	if err := n.checkMounted(); err != nil {
 		return err
 	}
 	c := change{dir: temp.dir, siteID: siteID, buildID: buildID, cond: cond, temp: temp}
@@ -211,7 +211,7 @@ func (n *nfs) replaceFile(c change, lock *buildLock) error {
 		if err == nil {
 			err = c.temp.stampAfter(st.Mtim)
 		}
-		if unlessGone(err) != nil {
+		if ignoreNotExist(err) != nil {
 			return err
 		}
 	}
@@ -255,7 +255,7 @@ func (n *nfs) replaceInSteps(temp *tempFile, name string, lock *buildLock) error
 	err := lock.alive()
 	if err == nil {
 		// Absent: a late rename of another client took it.
-		err = unlessGone(n.disk.renameTo(dir, name, former))
+		err = ignoreNotExist(n.disk.renameTo(dir, name, former))
 	}
 	if err != nil {
 		n.giveUp(temp, name, lock)
@@ -264,7 +264,7 @@ func (n *nfs) replaceInSteps(temp *tempFile, name string, lock *buildLock) error
 	if err := n.disk.renameTo(dir, interim, name); err != nil && !temp.isAt(name) {
 		// A late rename may have put it in its place, and another one may have
 		// taken it away again.
-		if !errors.Is(err, fs.ErrNotExist) || lock.alive() != nil || n.settle(dir, name) != nil || !temp.isAt(name) {
+		if !errors.Is(err, fs.ErrNotExist) || lock.alive() != nil || n.finishReplacement(dir, name) != nil || !temp.isAt(name) {
 			return err
 		}
 	}
@@ -293,7 +293,7 @@ func (n *nfs) linkInterim(temp *tempFile, name string, lock *buildLock) error {
 	}
 	if errors.Is(err, ErrUnsupported) {
 		if err = temp.rename(interim); err == nil {
-			temp.placed = true // it has no temporary name any more
+			temp.committed = true // it has no temporary name any more
 		}
 	}
 	return err
@@ -326,7 +326,7 @@ func (n *nfs) removeAside(dir *os.File, name, at string) error {
 			removed = ""
 		}
 	}
-	if err := n.settle(dir, name); err != nil {
+	if err := n.finishReplacement(dir, name); err != nil {
 		return err
 	}
 	var st unix.Stat_t
@@ -418,7 +418,7 @@ func (n *nfs) anyThere(dir string, names [3]string) (bool, error) {
 	for _, name := range names {
 		path := dir + name
 		var st unix.Stat_t
-		err := uninterrupted(func() error { return unix.Fstatat(unix.AT_FDCWD, path, &st, unix.AT_SYMLINK_NOFOLLOW) })
+		err := retryEINTR(func() error { return unix.Fstatat(unix.AT_FDCWD, path, &st, unix.AT_SYMLINK_NOFOLLOW) })
 		if err == nil {
 			return true, nil
 		}

@@ -132,7 +132,7 @@ func (n *nfs) describe(path string) (ArtifactInfo, error) {
 	if err != nil {
 		return ArtifactInfo{}, err
 	}
-	if err := n.isOurs(&st); err != nil {
+	if err := n.checkSameMount(&st); err != nil {
 		return ArtifactInfo{}, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {

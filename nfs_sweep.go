@@ -107,7 +107,7 @@ func (n *nfs) sweepDir(dir *os.File, sweep func(name string) (bool, error)) (rem
 			n.disk.metrics.tempsSwept.Inc()
 		}
 		if first == nil {
-			first = unlessGone(err)
+			first = ignoreNotExist(err)
 		}
 		return nil
 	})
@@ -203,7 +203,7 @@ func (n *nfs) sweepInterim(dir *os.File, siteID, kind, buildID, interim string, 
 	}
 	defer lock.release()
 	name := fileName(kind, buildID)
-	if err := n.settle(dir, name); err != nil {
+	if err := n.finishReplacement(dir, name); err != nil {
 		return false, err
 	}
 	var st unix.Stat_t
@@ -214,7 +214,7 @@ func (n *nfs) sweepInterim(dir *os.File, siteID, kind, buildID, interim string, 
 			removed = err == nil
 		}
 	}
-	if unlessGone(err) != nil {
+	if ignoreNotExist(err) != nil {
 		return removed, err
 	}
 	return removed, n.disk.syncDir(dir)

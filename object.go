@@ -31,17 +31,17 @@ const (
 // Nothing but a cache is kept in memory: each decision is the store's own, by a
 // condition on the very object that was looked at.
 type objectStore struct {
-	bucket  bucket
-	prefix  string // of every key; empty or ending in a slash
-	log     *slog.Logger
-	logs    *logCache
-	lists   group[VersionQuery, []listed] // one list of a site at a time
-	limits  listLimits
-	appends group[LogEntry, []error] // one write of a log at a time
-	memory  *budget                  // for the logs that are being changed
-	trust   trust
-	there   lookup[struct{}] // whether the bucket is there
-	stats   *storeMetrics
+	bucket       bucket
+	prefix       string // of every key; empty or ending in a slash
+	log          *slog.Logger
+	logs         *logCache
+	lists        batcher[VersionQuery, []listed] // one list of a site at a time
+	limits       listLimits
+	appends      batcher[LogEntry, []error] // one write of a log at a time
+	memory       *budget                    // for the logs that are being changed
+	capabilities capabilities
+	bucketProbe  cachedProbe[struct{}] // whether the bucket is there
+	stats        *storeMetrics
 }
 
 var (
@@ -59,12 +59,12 @@ func newObjectStore(b bucket, prefix string, log *slog.Logger) *objectStore {
 		limits: newListLimits(), stats: newStoreMetrics(),
 		memory: newBudget(logMemory, logWait),
 	}
-	s.trust.asked.ask, s.trust.asked.wait = s.learn, trustWait
-	s.there.ask, s.there.wait = s.askBucket, trustWait
+	s.capabilities.probe.probe, s.capabilities.probe.wait = s.probeCapabilities, capabilityWait
+	s.bucketProbe.probe, s.bucketProbe.wait = s.probeBucket, capabilityWait
 	return s
 }
 
-// budgets implements budgeted.
+// budgets implements hasBudgets.
 func (s *objectStore) budgets() map[string]*budget {
 	all := s.limits.budgets()
 	all["log_memory"] = s.memory
@@ -74,7 +74,7 @@ func (s *objectStore) budgets() map[string]*budget {
 	return all
 }
 
-func (s *objectStore) measures() *storeMetrics { return s.stats }
+func (s *objectStore) metrics() *storeMetrics { return s.stats }
 
 // StoreArtifact implements Backend.
 func (s *objectStore) StoreArtifact(siteID, buildID string, reader io.Reader) error {
@@ -91,9 +91,9 @@ func (s *objectStore) FetchArtifact(siteID, buildID string) (io.ReadCloser, erro
 // is zero where the store does not tell it.
 func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Precondition) (ArtifactInfo, error) {
 	key := s.artifactKey(siteID, buildID)
-	opts := putOptions{contentType: artifactType, mark: rand.Text()}
+	opts := putOptions{contentType: artifactType, uploadID: rand.Text()}
 	if !cond.IsZero() {
-		if err := s.trusted(conditionalParts); err != nil {
+		if err := s.requireCapability(conditionalParts); err != nil {
 			return ArtifactInfo{}, err
 		}
 		current, err := s.look(key)
@@ -108,7 +108,7 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 	if c, ok := reader.(Charged); ok {
 		opts.client, opts.revoke = c.Client(), c.Revoke
 	}
-	body := newWholeBody(reader)
+	body := newExactReader(reader)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	info, err := s.bucket.put(ctx, key, body, body.size, opts)
@@ -116,16 +116,16 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 		return ArtifactInfo{}, fmt.Errorf("cannot store %q: %w", key, body.err)
 	}
 	if err != nil {
-		info, err = s.settle(key, opts, cond, err)
+		info, err = s.resolveAmbiguousPut(key, opts, cond, err)
 	}
 	return infoOfObject(info), err
 }
 
-// settle finds out what became of a put that failed. A reply that was lost, or
+// resolveAmbiguousPut finds out what became of a put that failed. A reply that was lost, or
 // that a retry of the SDK ran into, may have been a success: the mark tells. A
 // condition is judged again: the build may have become another for which it
 // holds too.
-func (s *objectStore) settle(key string, opts putOptions, cond Precondition, cause error) (objectInfo, error) {
+func (s *objectStore) resolveAmbiguousPut(key string, opts putOptions, cond Precondition, cause error) (objectInfo, error) {
 	rival := errors.Is(cause, ErrPrecondition) || errors.Is(cause, errConflict)
 	if !rival && !errors.Is(cause, ErrUnavailable) {
 		return objectInfo{}, fmt.Errorf("cannot store %q: %w", key, cause)
@@ -134,7 +134,7 @@ func (s *objectStore) settle(key string, opts putOptions, cond Precondition, cau
 	defer cancel()
 	info, err := s.stat(ctx, key)
 	switch {
-	case err == nil && info.mark == opts.mark:
+	case err == nil && info.uploadID == opts.uploadID:
 		return info, nil
 	case err != nil && !errors.Is(err, ErrNotFound):
 		// Not %w of cause: its ErrPrecondition may be of our own put.
@@ -164,7 +164,7 @@ func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) 
 		}
 		return nil
 	}
-	if err := s.trusted(conditionalRemove); err != nil {
+	if err := s.requireCapability(conditionalRemove); err != nil {
 		return err
 	}
 	for try := range removeTries {
@@ -192,7 +192,7 @@ func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) 
 func (s *objectStore) remove(key, etag string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
-	if err := s.sure(s.bucket.remove(ctx, key, etag)); err != nil {
+	if err := s.checkBucket(s.bucket.remove(ctx, key, etag)); err != nil {
 		return fmt.Errorf("cannot delete %q: %w", key, err)
 	}
 	return nil
@@ -245,26 +245,26 @@ func (s *objectStore) look(key string) (*ArtifactInfo, error) {
 // stat is the stat of the bucket, with the error of sure.
 func (s *objectStore) stat(ctx context.Context, key string) (objectInfo, error) {
 	info, err := s.bucket.stat(ctx, key)
-	return info, s.sure(err)
+	return info, s.checkBucket(err)
 }
 
-// sure returns err, unless it is an errUnsure and the bucket is not there, or does not
+// checkBucket returns err, unless it is an errAmbiguousNotFound and the bucket is not there, or does not
 // answer: then it returns an ErrUnavailable. It asks the store at most once in
 // bucketAgain.
-func (s *objectStore) sure(err error) error {
-	if !errors.Is(err, errUnsure) {
+func (s *objectStore) checkBucket(err error) error {
+	if !errors.Is(err, errAmbiguousNotFound) {
 		return err
 	}
-	if _, gone := s.there.look(bucketAgain); gone != nil {
+	if _, gone := s.bucketProbe.get(bucketAgain); gone != nil {
 		return fmt.Errorf("%w, after %v", gone, err)
 	}
 	return err
 }
 
-// askBucket fails if the bucket is not there, or nobody answers. It lists, which
+// probeBucket fails if the bucket is not there, or nobody answers. It lists, which
 // the service needs the right to do anyway, since every store then says what is
 // missing.
-func (s *objectStore) askBucket() (none struct{}, err error) {
+func (s *objectStore) probeBucket() (none struct{}, err error) {
 	if err = s.listChecks(); !errors.Is(err, ErrUnavailable) {
 		err = nil // also a refusal is the answer of a bucket that is there
 	}

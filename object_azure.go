@@ -147,7 +147,7 @@ func (b *azureBucket) putBlocks(ctx context.Context, key string, r *partReader, 
 }
 
 func azureStored(key string, size int64, modTime *time.Time, etag *azcore.ETag, opts putOptions) objectInfo {
-	return objectInfo{key: key, size: size, modTime: value(modTime), etag: azureETag(etag), mark: opts.mark}
+	return objectInfo{key: key, size: size, modTime: value(modTime), etag: azureETag(etag), uploadID: opts.uploadID}
 }
 
 // makeContainer makes the container if it is ours to make.
@@ -182,7 +182,7 @@ func (b *azureBucket) getOnce(ctx context.Context, key, etag string, offset, len
 	}
 	info := objectInfo{
 		key: key, size: value(out.ContentLength), modTime: value(out.LastModified),
-		etag: azureETag(out.ETag), mark: azureMarkOf(out.Metadata),
+		etag: azureETag(out.ETag), uploadID: azureMarkOf(out.Metadata),
 	}
 	if offset > 0 || length > 0 {
 		if info.size, err = sizeOfRange(value(out.ContentRange), offset); err != nil {
@@ -201,7 +201,7 @@ func (b *azureBucket) stat(ctx context.Context, key string) (objectInfo, error) 
 	}
 	return objectInfo{
 		key: key, size: value(out.ContentLength), modTime: value(out.LastModified),
-		etag: azureETag(out.ETag), mark: azureMarkOf(out.Metadata),
+		etag: azureETag(out.ETag), uploadID: azureMarkOf(out.Metadata),
 	}, nil
 }
 
@@ -253,10 +253,10 @@ func azureCondition(opts putOptions) *blob.AccessConditions {
 }
 
 func azureMark(opts putOptions) map[string]*string {
-	if opts.mark == "" {
+	if opts.uploadID == "" {
 		return nil
 	}
-	return map[string]*string{azureMarkName: &opts.mark}
+	return map[string]*string{azureMarkName: &opts.uploadID}
 }
 
 // azureMarkOf finds the mark: its name comes back as header names are written.

@@ -7,10 +7,10 @@ import (
 	"io"
 )
 
-// wholeBody stands between a reader and an SDK, so that no body is ever taken
+// exactReader stands between a reader and an SDK, so that no body is ever taken
 // for whole that is not: some SDKs read io.ErrUnexpectedEOF as the end. Its
 // errors say nothing to an SDK but that they are errors; err keeps the cause.
-type wholeBody struct {
+type exactReader struct {
 	r    io.Reader
 	size int64 // declared, or -1
 	read int64
@@ -21,15 +21,15 @@ type wholeBody struct {
 // errBodyFailed is what an SDK sees of a reader that failed.
 var errBodyFailed = errors.New("the body failed")
 
-func newWholeBody(r io.Reader) *wholeBody {
-	b := &wholeBody{r: r, size: -1}
+func newExactReader(r io.Reader) *exactReader {
+	b := &exactReader{r: r, size: -1}
 	if s, ok := r.(Sized); ok {
 		b.size = s.Size()
 	}
 	return b
 }
 
-func (b *wholeBody) Read(p []byte) (int, error) {
+func (b *exactReader) Read(p []byte) (int, error) {
 	switch {
 	case b.err != nil:
 		return 0, errBodyFailed
@@ -58,7 +58,7 @@ func (s *objectStore) open(key, etag string, offset, length int64) (ArtifactRead
 	body, info, err := s.bucket.get(ctx, key, etag, offset, length)
 	if err != nil {
 		cancel()
-		return nil, fmt.Errorf("cannot open %q: %w", key, s.sure(err))
+		return nil, fmt.Errorf("cannot open %q: %w", key, s.checkBucket(err))
 	}
 	return &objectReader{body: body, info: info, left: partLength(info.size, offset, length), cancel: cancel}, nil
 }

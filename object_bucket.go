@@ -37,7 +37,7 @@ type bucket interface {
 	get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error)
 
 	// stat describes the object, or fails with ErrNotFound: as get does, with
-	// errUnsure if the store does not say whether the object or the bucket is missing.
+	// errAmbiguousNotFound if the store does not say whether the object or the bucket is missing.
 	stat(ctx context.Context, key string) (objectInfo, error)
 
 	// remove removes the object; if etag is not empty, only the one that has
@@ -60,11 +60,11 @@ type bucket interface {
 
 // objectInfo describes an object.
 type objectInfo struct {
-	key     string
-	size    int64
-	modTime time.Time
-	etag    string // strong, with its quotes, the same from put, get, stat and list; whatever the store compares by
-	mark    string // of the put; told by get and stat only
+	key      string
+	size     int64
+	modTime  time.Time
+	etag     string // strong, with its quotes, the same from put, get, stat and list; whatever the store compares by
+	uploadID string // of the put; told by get and stat only
 }
 
 // putOptions says how an object is stored. At most one of absent and ifMatch is
@@ -73,7 +73,7 @@ type putOptions struct {
 	contentType string
 	absent      bool   // only if there is no object under the key
 	ifMatch     string // only if the object there has this etag
-	mark        string // kept in the object's metadata: tells a put that was done but whose reply was lost
+	uploadID    string // kept in the object's metadata: tells a put that was done but whose reply was lost
 	parts       bool   // in parts, as a large body is, however small this one is
 	client      string // for whom the memory of the upload is held; empty: nobody in particular
 	revoke      func() // makes the body fail soon, as Charged.Revoke does; nil: it cannot
@@ -82,9 +82,9 @@ type putOptions struct {
 // errBucketGone: the store says that it has no such bucket.
 var errBucketGone = fmt.Errorf("%w: there is no such bucket", ErrUnavailable)
 
-// errUnsure is the ErrNotFound of a store that does not say what it did not find,
+// errAmbiguousNotFound is the ErrNotFound of a store that does not say what it did not find,
 // the object or its bucket (HEAD of S3, and all objects of the SDK for Google).
-var errUnsure = fmt.Errorf("%w: the object or its bucket", ErrNotFound)
+var errAmbiguousNotFound = fmt.Errorf("%w: the object or its bucket", ErrNotFound)
 
 // errConflict: the store gave up a change because of a rival one, and it is not
 // known which of both will be there. Look, and then say.

@@ -17,45 +17,45 @@ const (
 	checkTimeout = 60 * time.Second
 	// checkAgain is how long a failed check is remembered, so that a store which
 	// is away is not asked by everybody at once.
-	checkAgain = 2 * time.Second
-	trustWait  = 5 * time.Second // how long one waits for the first check
+	checkAgain     = 2 * time.Second
+	capabilityWait = 5 * time.Second // how long one waits for the first check
 	// maxSkew is the difference of the clocks from which signed requests are in
 	// danger (S3 refuses from 15 minutes on) and the order of versions too.
 	maxSkew = 2 * time.Minute
 )
 
-// condition is a kind of conditional write that a store may or may not honour.
-type condition int
+// capability is a kind of conditional write that a store may or may not honour.
+type capability int
 
 const (
-	conditionalPut    condition = iota // of a small object, in one piece
-	conditionalParts                   // of a large one, in parts
-	conditionalRemove                  // If-Match of a delete
+	conditionalPut    capability = iota // of a small object, in one piece
+	conditionalParts                    // of a large one, in parts
+	conditionalRemove                   // If-Match of a delete
 )
 
-// trust remembers what check found out about the store: for good, or for checkAgain
+// capabilities remembers what check found out about the store: for good, or for checkAgain
 // that it failed. It asks in the background, so that nobody waits longer than
-// trustWait for a slow store.
-type trust struct {
-	refused atomic.Pointer[map[condition]error] // nil: not known yet
-	asked   lookup[map[condition]error]
+// capabilityWait for a slow store.
+type capabilities struct {
+	refused atomic.Pointer[map[capability]error] // nil: not known yet
+	probe   cachedProbe[map[capability]error]
 }
 
-// finding is one thing that a check looked at.
-type finding struct {
-	what string
-	err  error  // nil: as it should be
-	note string // what to know about it all the same
-	weak bool   // err weakens what is promised, and the service works all the same
+// checkResult is one thing that a check looked at.
+type checkResult struct {
+	what    string
+	err     error  // nil: as it should be
+	note    string // what to know about it all the same
+	warning bool   // err weakens what is promised, and the service works all the same
 }
 
-// trusted fails with ErrUnsupported if the store ignores conditions of this
+// requireCapability fails with ErrUnsupported if the store ignores conditions of this
 // kind: then nothing that needs them is done, since it would go wrong in
 // silence. The first call asks the store.
-func (s *objectStore) trusted(c condition) error {
-	refused := s.trust.refused.Load()
+func (s *objectStore) requireCapability(c capability) error {
+	refused := s.capabilities.refused.Load()
 	if refused == nil {
-		found, err := s.trust.asked.look(checkAgain)
+		found, err := s.capabilities.probe.get(checkAgain)
 		if err != nil {
 			return err
 		}
@@ -64,8 +64,8 @@ func (s *objectStore) trusted(c condition) error {
 	return (*refused)[c]
 }
 
-// learn runs the check and remembers what it found.
-func (s *objectStore) learn() (map[condition]error, error) {
+// probeCapabilities runs the check and remembers what it found.
+func (s *objectStore) probeCapabilities() (map[capability]error, error) {
 	findings, refused, err := s.check()
 	if err != nil {
 		return nil, err
@@ -75,17 +75,17 @@ func (s *objectStore) learn() (map[condition]error, error) {
 			s.log.Warn("the store does not do all that is asked of it", "check", f.what, "error", f.err)
 		}
 	}
-	s.trust.refused.Store(&refused)
+	s.capabilities.refused.Store(&refused)
 	return refused, nil
 }
 
 // check tries out whether the store does what this package relies on, under a
 // key of its own, and leaves nothing behind. It fails if that cannot be found
 // out at all; refused has the conditions that the store ignores.
-func (s *objectStore) check() (findings []finding, refused map[condition]error, err error) {
+func (s *objectStore) check() (findings []checkResult, refused map[capability]error, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
 	defer cancel()
-	c := &storeCheck{s: s, ctx: ctx, key: s.prefix + checksDir + rand.Text(), refused: map[condition]error{}}
+	c := &storeCheck{s: s, ctx: ctx, key: s.prefix + checksDir + rand.Text(), refused: map[capability]error{}}
 	defer func() { c.clean(); findings = c.findings }()
 	for _, step := range []func() error{c.access, c.puts, c.parts, c.removes, c.abort} {
 		if err := step(); err != nil {
@@ -99,22 +99,22 @@ type storeCheck struct {
 	s        *objectStore
 	ctx      context.Context
 	key      string
-	findings []finding
-	refused  map[condition]error
+	findings []checkResult
+	refused  map[capability]error
 }
 
 func (c *storeCheck) found(what string, err error, note string) {
-	c.findings = append(c.findings, finding{what: what, err: err, note: note, weak: errors.Is(err, ErrUnsupported)})
+	c.findings = append(c.findings, checkResult{what: what, err: err, note: note, warning: errors.Is(err, ErrUnsupported)})
 }
 
 // put writes the object of the check. A reply that was lost, or an SDK's second
 // attempt that ran into its own first one, is told from a refusal by the mark.
 func (c *storeCheck) put(opts putOptions) (objectInfo, error) {
-	opts.contentType, opts.mark = logType, rand.Text()
+	opts.contentType, opts.uploadID = logType, rand.Text()
 	body := `{"check":"` + rand.Text() + "\"}\n" // each time other bytes: an ETag may be their hash
 	info, err := c.s.bucket.put(c.ctx, c.key, strings.NewReader(body), int64(len(body)), opts)
 	if err != nil {
-		if now, serr := c.s.bucket.stat(c.ctx, c.key); serr == nil && now.mark == opts.mark {
+		if now, serr := c.s.bucket.stat(c.ctx, c.key); serr == nil && now.uploadID == opts.uploadID {
 			return now, nil
 		}
 	}
@@ -136,7 +136,7 @@ func (c *storeCheck) access() error {
 	if err != nil {
 		return fmt.Errorf("cannot look at %q: %w", c.key, err)
 	}
-	note, skewed := clockFinding(time.Since(info.modTime), "signatures are refused, and entries of logs have a wrong time")
+	note, skewed := judgeClockCheck(time.Since(info.modTime), "signatures are refused, and entries of logs have a wrong time")
 	c.found("compare the clocks", skewed, note)
 	c.foldsCase()
 	data, _, err := c.s.readLog(c.ctx, c.key)
@@ -160,7 +160,7 @@ func (c *storeCheck) foldsCase() {
 	if errors.Is(err, ErrNotFound) {
 		err = fs.ErrNotExist
 	}
-	c.found(foldsCaseCheck, caseFinding(err), "")
+	c.found(foldsCaseCheck, judgeCaseCheck(err), "")
 }
 
 // puts tries the conditions of a small object.
@@ -171,7 +171,7 @@ func (c *storeCheck) parts() error {
 	return c.conditions(conditionalParts, "parts", putOptions{parts: true})
 }
 
-func (c *storeCheck) conditions(kind condition, how string, opts putOptions) error {
+func (c *storeCheck) conditions(kind capability, how string, opts putOptions) error {
 	create := opts
 	create.absent = true
 	_, err := c.put(create)
@@ -232,7 +232,7 @@ func (c *storeCheck) staleETag() (string, error) {
 
 // judge notes err, which should be ErrPrecondition. Success means that the
 // store ignores the condition.
-func (c *storeCheck) judge(kind condition, what string, err error) error {
+func (c *storeCheck) judge(kind capability, what string, err error) error {
 	switch {
 	case errors.Is(err, ErrPrecondition), errors.Is(err, errConflict):
 		c.found(what, nil, "refused, as it should be")
@@ -285,7 +285,7 @@ var errEnough = errors.New("enough")
 // and a store that refuses writes tells it to the first.
 func (s *objectStore) Probe() (Readiness, error) {
 	var found Readiness
-	switch err := s.trusted(conditionalPut); {
+	switch err := s.requireCapability(conditionalPut); {
 	case err == nil, errors.Is(err, ErrUnsupported):
 	case errors.Is(err, ErrDenied), errors.Is(err, ErrNoSpace), errors.Is(err, ErrReadOnly):
 		found.WriteError = reasonOf(err)

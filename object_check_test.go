@@ -48,7 +48,7 @@ func TestSlowCheck(t *testing.T) {
 				if !errors.Is(err, ErrUnavailable) {
 					t.Errorf("a change on a condition in second %d: %v", i, err)
 				}
-				if now := time.Since(start); now > max(trustWait, time.Duration(i)*time.Second) {
+				if now := time.Since(start); now > max(capabilityWait, time.Duration(i)*time.Second) {
 					t.Errorf("the one of second %d waited until %s", i, now)
 				}
 			})

@@ -126,8 +126,8 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	w.ContentType = opts.contentType
 	w.ChunkSize = int(chunk)
 	w.ChunkTransferTimeout = storeStall
-	if opts.mark != "" {
-		w.Metadata = map[string]string{gcsMarkName: opts.mark}
+	if opts.uploadID != "" {
+		w.Metadata = map[string]string{gcsMarkName: opts.uploadID}
 	}
 	source := &erringReader{r: body}
 	n, err := io.Copy(w, source)
@@ -157,15 +157,15 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 func (b *gcsBucket) takeChunk(body io.Reader, size int64, opts putOptions) (chunk int64, g *grant, err error) {
 	free := b.memory.limit - b.memory.inUse()
 	chunk = min(b.chunkSize(size), max(gcsChunkStep, free/partsInMemory/gcsChunkStep*gcsChunkStep))
-	a := ask{client: opts.client, n: chunk, end: opts.revoke}
-	if g = b.memory.tryTake(a); g != nil {
+	a := budgetRequest{client: opts.client, n: chunk, revoke: opts.revoke}
+	if g = b.memory.tryAcquire(a); g != nil {
 		return chunk, g, nil
 	}
 	if _, held := body.(*bytes.Reader); held {
 		return gcsChunkStep, nil, nil
 	}
 	a.n = gcsChunkStep
-	g, err = b.memory.take(a)
+	g, err = b.memory.acquire(a)
 	return gcsChunkStep, g, err
 }
 
@@ -212,7 +212,7 @@ func (b *gcsBucket) get(ctx context.Context, key, etag string, offset, length in
 	}
 	info := objectInfo{
 		key: key, size: r.Attrs.Size, modTime: r.Attrs.LastModified,
-		etag: gcsETag(r.Attrs.Generation), mark: r.Metadata()[gcsMarkName],
+		etag: gcsETag(r.Attrs.Generation), uploadID: r.Metadata()[gcsMarkName],
 	}
 	if etag != "" && info.etag != etag {
 		r.Close()
@@ -282,7 +282,7 @@ func (b *gcsBucket) presign(_ context.Context, key string, ttl time.Duration, fi
 // gcsInfo describes an object. Its modTime is that of the generation: changes of
 // metadata do not count.
 func gcsInfo(a *storage.ObjectAttrs) objectInfo {
-	return objectInfo{key: a.Name, size: a.Size, modTime: a.Created, etag: gcsETag(a.Generation), mark: a.Metadata[gcsMarkName]}
+	return objectInfo{key: a.Name, size: a.Size, modTime: a.Created, etag: gcsETag(a.Generation), uploadID: a.Metadata[gcsMarkName]}
 }
 
 // gcsStat is gcsInfo with the time that get tells, in whole seconds.
@@ -333,7 +333,7 @@ func gcsKind(err error) error {
 		return errBucketGone
 	}
 	if errors.Is(err, storage.ErrObjectNotExist) { // the SDK makes it of every 404 of an object
-		return errUnsure
+		return errAmbiguousNotFound
 	}
 	var token *auth.Error // from where credentials are changed into a token
 	if errors.As(err, &token) && token.Response != nil && token.Response.StatusCode < 500 {

@@ -33,7 +33,7 @@ func (s *objectStore) ListVersions(siteID string) ([]*Version, error) {
 // else, since their first entry tells their place. Lists of one site that are asked
 // for while one is made share the next one.
 func (s *objectStore) ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, error) {
-	answers, i := s.lists.do(siteID, q, func(queries []VersionQuery) []listed {
+	answers, i := s.lists.submit(siteID, q, func(queries []VersionQuery) []listed {
 		return s.listPages(siteID, queries)
 	})
 	return answers[i].page, answers[i].err
@@ -262,7 +262,7 @@ func (s *objectStore) openLog(ctx context.Context, cancel context.CancelFunc, ke
 	body, info, err := s.bucket.get(ctx, key, "", 0, -1)
 	if err != nil {
 		cancel()
-		return nil, info, fmt.Errorf("cannot open %q: %w", key, s.sure(err))
+		return nil, info, fmt.Errorf("cannot open %q: %w", key, s.checkBucket(err))
 	}
 	r := &objectReader{body: body, info: info, left: info.size, cancel: cancel}
 	if info.size > maxLogRead {

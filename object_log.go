@@ -28,11 +28,11 @@ const (
 // WriteLog implements Backend by compare-and-swap on the object of the log.
 // Entries of one build that wait in this process go in one write.
 func (s *objectStore) WriteLog(siteID string, entry LogEntry) error {
-	if err := s.trusted(conditionalPut); err != nil {
+	if err := s.requireCapability(conditionalPut); err != nil {
 		return err
 	}
 	key := s.logsPrefix(siteID) + entry.BuildID + logSuffix
-	errs, i := s.appends.do(key, entry, func(entries []LogEntry) []error { return s.appendLog(key, entries) })
+	errs, i := s.appends.submit(key, entry, func(entries []LogEntry) []error { return s.appendLog(key, entries) })
 	return errs[i]
 }
 
@@ -75,7 +75,7 @@ func (s *objectStore) tryAppend(ctx context.Context, key string, entries []LogEn
 	reading, cancel := context.WithCancel(ctx)
 	defer cancel()
 	body, info, err := s.bucket.get(reading, key, "", 0, -1)
-	err = s.sure(err)
+	err = s.checkBucket(err)
 	absent := errors.Is(err, ErrNotFound)
 	switch {
 	case absent:
@@ -97,7 +97,7 @@ func (s *objectStore) tryAppend(ctx context.Context, key string, entries []LogEn
 	if !full {
 		memory += info.size + 2*room // what is added is made apart, and then put behind
 	}
-	grant, err := s.memory.take(ask{client: entries[0].Client, n: memory})
+	grant, err := s.memory.acquire(budgetRequest{client: entries[0].Client, n: memory})
 	if err != nil {
 		return fmt.Errorf("cannot append to %q: %w", key, err)
 	}

@@ -80,7 +80,7 @@ func TestAppendToAnyLog(t *testing.T) {
 				if err != nil || !bytes.Equal(got, want) {
 					t.Fatalf("after %q there are %d bytes and not the %d that were expected: %v", id, len(got), len(want), err)
 				}
-				if known := n.sound.has(path, maphash.Bytes(n.sound.seed, got)); known != (id != "last") { // nothing was written by then
+				if known := n.verified.has(path, maphash.Bytes(n.verified.seed, got)); known != (id != "last") { // nothing was written by then
 					t.Errorf("after %q the log is known to be sound: %v", id, known)
 				}
 			}
@@ -213,7 +213,7 @@ func TestLogThatIsCutWhileItIsRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	known := func(uint64) bool { return true }
-	wantError(t, old.scan(knownIDs{}, n.sound.seed, known), io.ErrUnexpectedEOF)
+	wantError(t, old.scan(knownIDs{}, n.verified.seed, known), io.ErrUnexpectedEOF)
 	temp, err := n.disk.createTemp(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -232,7 +232,7 @@ func TestFreshEntryIsFoundAfterALostReply(t *testing.T) {
 		if size > 0 {
 			plantLog(t, b, site, "b", bigLog(t, size))
 		}
-		if err := b.trusted(conditionalPut); err != nil {
+		if err := b.requireCapability(conditionalPut); err != nil {
 			t.Fatal(err)
 		}
 		lost := false

@@ -37,7 +37,7 @@ func (b readBucket) get(ctx context.Context, key, etag string, offset, length in
 func openReads(t *testing.T, onRead func(key string)) *objectStore {
 	t.Helper()
 	b := newObjectStore(readBucket{newMemBucket(), onRead}, "", quiet())
-	if err := b.trusted(conditionalPut); err != nil {
+	if err := b.requireCapability(conditionalPut); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -164,7 +164,7 @@ func TestAppendWaitsForMemory(t *testing.T) {
 func TestLostReplyOfTheLastEntry(t *testing.T) {
 	m := newMemBucket()
 	b := openMem(m)
-	if err := b.trusted(conditionalPut); err != nil {
+	if err := b.requireCapability(conditionalPut); err != nil {
 		t.Fatal(err)
 	}
 	plantLog(t, b, "s", "b", bigLog(t, maxLogSize-1))
@@ -207,7 +207,7 @@ func TestKeyReusedWhileAnotherWrites(t *testing.T) {
 				m := newMemBucket()
 				b, rival := openMem(m), openMem(m)
 				for _, s := range []*objectStore{b, rival} {
-					if err := s.trusted(conditionalPut); err != nil {
+					if err := s.requireCapability(conditionalPut); err != nil {
 						t.Fatal(err)
 					}
 				}

@@ -83,7 +83,7 @@ func (m *memBucket) put(ctx context.Context, key string, body io.Reader, size in
 		m.made++
 		info = objectInfo{
 			key: key, size: int64(len(data)), etag: fmt.Sprintf(`"mem-%d"`, m.made),
-			modTime: time.Now().UTC(), mark: opts.mark,
+			modTime: time.Now().UTC(), uploadID: opts.uploadID,
 		}
 		m.objects[key] = memObject{info, data}
 		return nil
@@ -149,7 +149,7 @@ func (m *memBucket) list(ctx context.Context, prefix string, page func([]objectI
 	err := m.call(ctx, "list", prefix, func() error {
 		for key, o := range m.objects {
 			if strings.HasPrefix(key, prefix) {
-				o.mark = ""
+				o.uploadID = ""
 				all = append(all, o.objectInfo)
 			}
 		}

@@ -87,7 +87,7 @@ func sizeOfRange(contentRange string, offset int64) (int64, error) {
 func kindOfStatus(status int) error {
 	switch {
 	case status == http.StatusNotFound:
-		return errUnsure
+		return errAmbiguousNotFound
 	case status == http.StatusRequestedRangeNotSatisfiable:
 		return errRange
 	case status == http.StatusPreconditionFailed, status == http.StatusNotModified:
@@ -119,7 +119,7 @@ func ofKind(kind func(error) error, err error) error {
 
 // listError is the error of a list: a 404 that names nothing is of the bucket.
 func listError(err error) error {
-	if errors.Is(err, errUnsure) {
+	if errors.Is(err, errAmbiguousNotFound) {
 		return fmt.Errorf("%w: %v", errBucketGone, err)
 	}
 	return err

@@ -185,8 +185,8 @@ func (r *partReader) nextSize() int64 {
 }
 
 // ask asks for the memory of the next part.
-func (r *partReader) ask() ask {
-	return ask{client: r.client, n: max(chunkSize, roundUp(r.nextSize(), chunkSize)), end: r.revoke}
+func (r *partReader) ask() budgetRequest {
+	return budgetRequest{client: r.client, n: max(chunkSize, roundUp(r.nextSize(), chunkSize)), revoke: r.revoke}
 }
 
 // next reads the next part into the memory of g, or waits for some if g is nil. An
@@ -197,7 +197,7 @@ func (r *partReader) next(g *grant) (err error) {
 		return r.buffers.tooLarge(r.got)
 	}
 	if g == nil {
-		if g, err = r.buffers.memory.take(r.ask()); err != nil {
+		if g, err = r.buffers.memory.acquire(r.ask()); err != nil {
 			return err
 		}
 	}
@@ -304,7 +304,7 @@ func (r *partReader) sendAhead(g *errgroup.Group, send func() error) *grant {
 	if r.last || r.n == r.buffers.maxParts {
 		return nil
 	}
-	next := r.buffers.memory.tryTake(r.ask())
+	next := r.buffers.memory.tryAcquire(r.ask())
 	if next != nil && !g.TryGo(send) {
 		next.release()
 		return nil

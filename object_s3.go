@@ -124,7 +124,7 @@ func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, s
 	if err != nil {
 		return objectInfo{}, s3PutError(err)
 	}
-	return objectInfo{key: key, size: size, etag: quoted(aws.ToString(out.ETag)), mark: opts.mark}, nil
+	return objectInfo{key: key, size: size, etag: quoted(aws.ToString(out.ETag)), uploadID: opts.uploadID}, nil
 }
 
 // putParts stores by a multipart upload, of which nothing is seen before its
@@ -170,7 +170,7 @@ func (b *s3Bucket) sendAndComplete(ctx context.Context, key string, id *string, 
 	if err != nil {
 		return objectInfo{}, s3PutError(err)
 	}
-	return objectInfo{key: key, size: total, etag: quoted(aws.ToString(out.ETag)), mark: opts.mark}, nil
+	return objectInfo{key: key, size: total, etag: quoted(aws.ToString(out.ETag)), uploadID: opts.uploadID}, nil
 }
 
 // abort frees what was sent of an upload. A service that is killed cannot: the
@@ -205,7 +205,7 @@ func (b *s3Bucket) getOnce(ctx context.Context, key, etag string, offset, length
 	}
 	info := objectInfo{
 		key: key, size: aws.ToInt64(out.ContentLength), modTime: aws.ToTime(out.LastModified),
-		etag: quoted(aws.ToString(out.ETag)), mark: out.Metadata[s3MarkName],
+		etag: quoted(aws.ToString(out.ETag)), uploadID: out.Metadata[s3MarkName],
 	}
 	if partial {
 		if info.size, err = sizeOfRange(aws.ToString(out.ContentRange), offset); err != nil {
@@ -224,7 +224,7 @@ func (b *s3Bucket) stat(ctx context.Context, key string) (objectInfo, error) {
 	}
 	return objectInfo{
 		key: key, size: aws.ToInt64(out.ContentLength), modTime: aws.ToTime(out.LastModified),
-		etag: quoted(aws.ToString(out.ETag)), mark: out.Metadata[s3MarkName],
+		etag: quoted(aws.ToString(out.ETag)), uploadID: out.Metadata[s3MarkName],
 	}, nil
 }
 
@@ -290,10 +290,10 @@ func ifNoneMatch(opts putOptions) *string {
 }
 
 func markOf(opts putOptions) map[string]string {
-	if opts.mark == "" {
+	if opts.uploadID == "" {
 		return nil
 	}
-	return map[string]string{s3MarkName: opts.mark}
+	return map[string]string{s3MarkName: opts.uploadID}
 }
 
 // quoted is an ETag with its quotes, which some stores leave out.

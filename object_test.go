@@ -154,7 +154,7 @@ func TestLostReplyOfAnUpload(t *testing.T) {
 		t.Helper()
 		m := newMemBucket()
 		b := openMem(m)
-		if err := b.trusted(conditionalPut); err != nil {
+		if err := b.requireCapability(conditionalPut); err != nil {
 			t.Fatal(err)
 		}
 		m.fault = func(op, _ string) (bool, error) {
@@ -237,8 +237,8 @@ func TestLostReplyOfAReplacement(t *testing.T) {
 		b := openMem(m)
 		old := mustStoreIf(t, b, "s", "b", body(10, 1), createOnly)
 		m.fault = func(op, key string) (bool, error) {
-			if op == "stat" && c.rival && m.objects[key].mark != "rival" && m.made > 100 {
-				m.objects[key] = memObject{objectInfo{key: key, etag: `"rival"`, mark: "rival", size: 1}, []byte("r")}
+			if op == "stat" && c.rival && m.objects[key].uploadID != "rival" && m.made > 100 {
+				m.objects[key] = memObject{objectInfo{key: key, etag: `"rival"`, uploadID: "rival", size: 1}, []byte("r")}
 			}
 			if op == "put" {
 				m.made += 100 // the look after it is the one that settles
@@ -494,7 +494,7 @@ func TestConditionalDeleteWithARival(t *testing.T) {
 		m := newMemBucket()
 		b := openMem(m)
 		first := mustStoreIf(t, b, "s", "b", body(10, 1), createOnly)
-		if err := b.trusted(conditionalRemove); err != nil {
+		if err := b.requireCapability(conditionalRemove); err != nil {
 			t.Fatal(err)
 		}
 		stored := 0
@@ -559,7 +559,7 @@ func TestListOfALogThatWent(t *testing.T) {
 func TestWholeBody(t *testing.T) {
 	f := func(r io.Reader, read string, cause error) {
 		t.Helper()
-		b := newWholeBody(r)
+		b := newExactReader(r)
 		got, err := io.ReadAll(b)
 		if string(got) != read || !errors.Is(b.err, cause) || (cause == nil) != (err == nil) || err != nil && err != errBodyFailed {
 			t.Errorf("read %q, the SDK sees %v, the cause is %v; want %q, %v", got, err, b.err, read, cause)
@@ -631,7 +631,7 @@ func TestAbsentOrWithoutBucket(t *testing.T) {
 			if op == "list" {
 				return false, c.list
 			}
-			return false, fmt.Errorf("%w: 404", errUnsure)
+			return false, fmt.Errorf("%w: 404", errAmbiguousNotFound)
 		}
 		_, err := b.StatArtifact("s", "b")
 		wantError(t, err, c.want)

@@ -41,17 +41,17 @@ type service struct {
 	access    *accessLog // nil: requests are not logged
 	logged    *logQueue  // nil: the log has none
 	handler   fasthttp.RequestHandler
-	uploads   *budget            // places of the builds that are being received
-	reads     *budget            // places of other requests that read the store
-	listing   *budget            // places of lists that are being made
-	writes    *budget            // places of other requests that change it
-	entries   *budget            // bytes of log entries
-	lists     *budget            // bytes of lists that are made and sent
-	downloads *budget            // bytes of the downloads that pass through the service
-	scrapes   *budget            // places of scrapes of the metrics
-	ready     *lookup[Readiness] // nil: the backend cannot be probed
-	space     *lookup[Space]     // nil: the backend has no size
-	reserve   *reserve           // nil: none is kept
+	uploads   *budget                 // places of the builds that are being received
+	reads     *budget                 // places of other requests that read the store
+	listing   *budget                 // places of lists that are being made
+	writes    *budget                 // places of other requests that change it
+	entries   *budget                 // bytes of log entries
+	lists     *budget                 // bytes of lists that are made and sent
+	downloads *budget                 // bytes of the downloads that pass through the service
+	scrapes   *budget                 // places of scrapes of the metrics
+	ready     *cachedProbe[Readiness] // nil: the backend cannot be probed
+	space     *cachedProbe[Space]     // nil: the backend has no size
+	reserve   *reserve                // nil: none is kept
 	metrics   *serviceMetrics
 	seen      atomic.Uint64 // requests, for the sample of the access log
 	stopping  atomic.Bool
@@ -79,13 +79,13 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 		}
 	}
 	if p, ok := backend.(Prober); ok {
-		s.ready = &lookup[Readiness]{ask: timed(s, callProbe, p.Probe)}
+		s.ready = &cachedProbe[Readiness]{probe: timed(s, callProbe, p.Probe)}
 	}
 	if p, ok := backend.(SpaceTeller); ok {
-		s.space = &lookup[Space]{ask: timed(s, callSpace, p.Space)}
+		s.space = &cachedProbe[Space]{probe: timed(s, callSpace, p.Space)}
 		if cfg.MinFreeSpace > 0 {
 			s.reserve = &reserve{min: int64(cfg.MinFreeSpace), space: s.space}
-			s.space.ask = s.reserve.watch(s.space.ask)
+			s.space.probe = s.reserve.watch(s.space.probe)
 		}
 	}
 	s.addGauges()
@@ -98,7 +98,7 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 func (s *service) budgets() map[string]*budget {
 	all := map[string]*budget{"uploads": s.uploads, "reads": s.reads, "writes": s.writes, "listing": s.listing,
 		"entries": s.entries, "lists": s.lists, "downloads": s.downloads, "scrapes": s.scrapes}
-	if b, ok := s.backend.(budgeted); ok {
+	if b, ok := s.backend.(hasBudgets); ok {
 		maps.Copy(all, b.budgets())
 	}
 	return all

@@ -48,7 +48,7 @@ func openBody(c *conn, stream io.Reader, size, limit int64, splice bool) *reques
 	b := &requestBody{conn: c, stream: stream, size: size, limit: limit, token: c.hold()}
 	c.beginBody()
 	if splice && (size < 0 || size > copySize) {
-		b.slab = c.l.splicers.borrow()
+		b.slab = c.l.splicers.acquire()
 	}
 	return b
 }
@@ -65,7 +65,7 @@ func (b *requestBody) close() {
 	b.conn.bodyRead = b.ended
 	b.conn.ex.in = b.read
 	if b.slab != nil {
-		b.conn.l.splicers.giveBack(b.slab)
+		b.conn.l.splicers.release(b.slab)
 		b.slab = nil
 	}
 	if b.buf != nil {

@@ -19,7 +19,7 @@ type toldStore struct {
 func (s *toldStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Precondition) (ArtifactInfo, error) {
 	b := reader.(*requestBody)
 	if s.copied && b.slab != nil {
-		b.conn.l.splicers.giveBack(b.slab)
+		b.conn.l.splicers.release(b.slab)
 		b.slab = nil
 	}
 	took := b.took

@@ -31,7 +31,7 @@ type listener struct {
 	minute   time.Duration // over which it is judged
 	log      *slog.Logger
 	ended    func(*exchange) // called when an answer has left
-	splicers *splicers
+	splicers *spliceSlots
 	buffers  bodyBuffers
 
 	max      int                  // connections that leave descriptors for their files
@@ -67,7 +67,7 @@ func newListener(l *net.TCPListener, requests int, stall time.Duration, log *slo
 	}
 	most := int(limit.Cur)
 	uncounted := func() {}
-	listener := &listener{TCPListener: l, stall: stall, log: log, ended: ended, splicers: newSplicers(),
+	listener := &listener{TCPListener: l, stall: stall, log: log, ended: ended, splicers: newSpliceSlots(),
 		max:  min(maxConnections, (most-min(requests*filesPerRequest, most/2))/2),
 		told: map[string]time.Time{}, count: connCounters{uncounted, uncounted, uncounted, uncounted},
 		open: map[*conn]struct{}{}, clients: map[string]*list.List{}, peers: map[netip.Addr]int{}}

@@ -25,15 +25,15 @@ const lateSync = `
 	}`
 
 var (
-	noFileSync = vm.Replace("atomic.go", `err := t.disk.syncs.sync(f, t.stat.Dev, t.since)`, `err := error(nil)`)
-	noDirSync  = vm.Replace("atomic.go", `err := t.disk.syncs.syncDir(t.dir, t.stat.Dev, t.since)`, `err := error(nil)`)
-	lateRename = vm.After("atomic.go", `err := uninterrupted(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })`, lateSync)
-	lateLink   = vm.After("atomic.go", `err := uninterrupted(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })`, lateSync)
+	noFileSync = vm.Replace("atomic.go", `err := t.disk.fsyncs.sync(f, t.stat.Dev, t.since)`, `err := error(nil)`)
+	noDirSync  = vm.Replace("atomic.go", `err := t.disk.fsyncs.syncDir(t.dir, t.stat.Dev, t.since)`, `err := error(nil)`)
+	lateRename = vm.After("atomic.go", `err := retryEINTR(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })`, lateSync)
+	lateLink   = vm.After("atomic.go", `err := retryEINTR(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })`, lateSync)
 
 	// A single writer shares its syncs with itself.
-	shareAlways = vm.Replace("disk_fsync.go", `shareFrom = 24`, `shareFrom = 1`)
+	shareAlways = vm.Replace("disk_fsync.go", `minGroupSize = 24`, `minGroupSize = 1`)
 	alsoLarge   = vm.Replace("disk_fsync.go", `|| s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load()`, ``)
-	noSyncfs    = vm.Replace("disk_fsync.go", `err := uninterrupted(func() error { return unix.Syncfs(int(s.root.Fd())) })`, `err := error(nil)`)
+	noSyncfs    = vm.Replace("disk_fsync.go", `err := retryEINTR(func() error { return unix.Syncfs(int(s.root.Fd())) })`, `err := error(nil)`)
 
 	// Both answers are promises of their own, with an fsync of their own.
 	noDeleteSync = vm.Replace("nfs.go", `return n.disk.syncDir(dir)`, `return nil`)
@@ -60,7 +60,7 @@ var variants = []vm.Variant{
 
 // sharing is the service on a faster machine: one without KVM never has as many
 // syncs at once as it takes, nor are they as quick.
-var sharing = vm.Variant{Name: "shares from 4", Edits: []vm.Edit{vm.Replace("disk_fsync.go", `shareFrom = 24`, `shareFrom = 4`), alsoLarge}}
+var sharing = vm.Variant{Name: "shares from 4", Edits: []vm.Edit{vm.Replace("disk_fsync.go", `minGroupSize = 24`, `minGroupSize = 4`), alsoLarge}}
 
 func build(t *testing.T, v vm.Variant) string {
 	t.Helper()
