@@ -12,11 +12,7 @@ import (
 // How a tempFile is filled, in order, from its first byte to its last.
 
 const (
-	moveSize     = 1 << 20   // bytes asked of a FileMover at once: the largest pipe splice gets
-	copySize     = 128 << 10 // bytes of the buffer where nothing can be moved
-	reserveAhead = 256 << 20 // bytes preallocated at most ahead of what has arrived
-	reserveMin   = 1 << 20   // bytes preallocated at least, and of the smallest file worth it
-	flushEvery   = 16 << 20  // bytes after which write-back is started
+	flushEvery = 16 << 20 // bytes after which write-back is started
 )
 
 // Write appends p.

@@ -370,3 +370,11 @@ func checkID(id string) error {
 	}
 	return nil
 }
+
+// maxLogRead is the size of the largest log that is read at all.
+const maxLogRead = 4 * maxLogSize
+
+const maxEntrySize = 1 << 20 // bytes of the body of a POST of a log entry
+
+// errRange: the range lies outside of the artifact (416).
+var errRange = errors.New("the range is not satisfiable")

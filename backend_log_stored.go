@@ -115,10 +115,6 @@ func (l *storedLog) each(metadata bool, open func() (*openedLog, error), f func(
 	return err
 }
 
-// scanMemory is about the memory that scanning a log of that size takes: it is for its
-// largest entry, a few times.
-func scanMemory(size int64) int64 { return min(3*size+scanBuffer, logScanBytes/4) }
-
 // errAllRead ends the reading of a log.
 var errAllRead = errors.New("all that was wanted is read")
 

@@ -81,3 +81,7 @@ func (r *listRun) scan(size int64) (*grant, error) {
 
 // close gives back the place. It is called when nothing of the run is going on.
 func (r *listRun) close() { r.place.release() }
+
+// scanMemory is about the memory that scanning a log of that size takes: it is for its
+// largest entry, a few times.
+func scanMemory(size int64) int64 { return min(3*size+scanBuffer, logScanBytes/4) }

@@ -346,3 +346,10 @@ func (b *byteSize) UnmarshalText(text []byte) error {
 	*b = byteSize(n)
 	return nil
 }
+
+// maxConnections bounds the connections, and with them the threads that a
+// hung mount can block: Go ends a process at 10,000 of them.
+const maxConnections = 8192
+
+// version is stamped by the linker.
+var version = "dev"

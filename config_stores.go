@@ -1,10 +1,8 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"strings"
 )
@@ -122,31 +120,6 @@ func checkUploadMemory(memory, size byteSize, name string) error {
 
 func isURL(s string) bool { return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://") }
 
-// openBackend opens the store that is configured. It fails with a line that
-// names the variable at fault; that a store in the net cannot be reached is not
-// found out here.
-func openBackend(ctx context.Context, cfg *Config, log *slog.Logger) (Backend, error) {
-	switch cfg.StorageBackend {
-	case "s3":
-		return openS3(ctx, cfg.S3, cfg.UploadMemory, log)
-	case "azure":
-		return openAzure(cfg.Azure, cfg.UploadMemory, log)
-	case "gcs":
-		return openGCS(ctx, cfg.GCS, cfg.UploadMemory, log)
-	case "nfs":
-		if err := checkMount(cfg.NFSBasePath, cfg.NFSRequireMount, log); err != nil {
-			return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
-		}
-		n, err := openNFS(cfg.NFSBasePath, log)
-		if err != nil {
-			return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
-		}
-		go n.sweepTemps(ctx, cfg.TempMaxAge)
-		return n, nil
-	}
-	return nil, fmt.Errorf("PAGEWRIGHT_STORAGE_BACKEND=%s: not built in", cfg.StorageBackend)
-}
-
 // keyPrefix is a configured prefix as it stands before keys.
 func keyPrefix(configured string) string {
 	if p := strings.Trim(configured, "/"); p != "" {
@@ -154,3 +127,7 @@ func keyPrefix(configured string) string {
 	}
 	return ""
 }
+
+// partsInMemory is how many of the largest parts the memory of all uploads
+// holds, so that no upload takes most of it.
+const partsInMemory = 8

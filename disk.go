@@ -1,10 +1,7 @@
 package main
 
 import (
-	"errors"
-	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"time"
 
@@ -13,34 +10,6 @@ import (
 
 // What is read from the file system, without changing it, and the errors of
 // both. What changes it is in atomic.go.
-
-// diskError names the call, the path and the cause, and wraps the sentinel
-// that the cause stands for, if there is one.
-func diskError(op, path string, err error) error {
-	var kind error
-	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG):
-		kind = ErrNoSpace
-	case errors.Is(err, unix.EROFS):
-		kind = ErrReadOnly
-	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE),
-		errors.Is(err, unix.EREMOTEIO), errors.Is(err, unix.EHOSTDOWN), errors.Is(err, unix.ENOLINK),
-		errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.EPIPE),
-		errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.ECONNREFUSED),
-		errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.ENETDOWN):
-		kind = ErrUnavailable
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		kind = ErrDenied
-	case errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENXIO): // the last: a socket
-		kind = ErrOccupied
-	default:
-		return fmt.Errorf("cannot %s %q: %w", op, path, err)
-	}
-	return fmt.Errorf("%w: cannot %s %q: %w", kind, op, path, err)
-}
-
-// notAFile is the error of what is no regular file where a build or a log should be.
-func notAFile(path string) error { return fmt.Errorf("%w: %q is not a file", ErrOccupied, path) }
 
 // retryEINTR calls f until it is not interrupted by a signal.
 func retryEINTR(f func() error) error {
@@ -93,14 +62,6 @@ func inode(f *os.File) uint64 {
 		return 0
 	}
 	return st.Ino
-}
-
-// ignoreNotExist is err, unless it says that a file is not there any more.
-func ignoreNotExist(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }
 
 // readFile reads the whole of name in dir, if it has no more than limit bytes,

@@ -94,9 +94,6 @@ func evaluateRead(cond Precondition, modifiedSince time.Time, info ArtifactInfo)
 // byteRange is a part of an artifact.
 type byteRange struct{ offset, length int64 }
 
-// errRange: the range lies outside of the artifact (416).
-var errRange = errors.New("the range is not satisfiable")
-
 // parseRange parses a Range header of one byte range for an artifact of size
 // bytes (RFC 9110, section 14.1.2). ok is false where the header is to be
 // ignored: another unit, several ranges, or no range at all.

@@ -16,11 +16,10 @@ import (
 )
 
 const (
-	maxEntrySize = 1 << 20 // bytes of the body of a POST of a log entry
-	maxEntryText = 256     // bytes of an action, and of a status
-	maxPageLimit = 10_000  // builds on a page at most
-	maxKeyLen    = 255     // bytes of an Idempotency-Key
-	maxNesting   = 50      // levels of metadata: in a list they are five deeper, and a few parsers take 64
+	maxEntryText = 256    // bytes of an action, and of a status
+	maxPageLimit = 10_000 // builds on a page at most
+	maxKeyLen    = 255    // bytes of an Idempotency-Key
+	maxNesting   = 50     // levels of metadata: in a list they are five deeper, and a few parsers take 64
 )
 
 // postLog appends an entry to the log of a build.

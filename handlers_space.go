@@ -55,12 +55,6 @@ type claim struct {
 	open  bool  // counts among the uploads
 }
 
-// windowOf is how far ahead of the bytes that were sent space is kept for an
-// upload of size bytes.
-func windowOf(sent, size int64) int64 {
-	return min(max(sent, reserveMin), reserveAhead, size-sent)
-}
-
 // admit lets an upload of size bytes in, -1 if that is not known, if all of it
 // would fit now, or fails with ErrNoSpace. The claim is to be released.
 func (r *reserve) admit(size int64) (*claim, error) {

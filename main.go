@@ -21,9 +21,6 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// version is stamped by the linker.
-var version = "dev"
-
 func main() {
 	setThreads()
 	ctx, end := context.WithCancel(context.Background())
@@ -85,7 +82,11 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	case "healthcheck":
 		return healthcheck(cfg)
 	case "doctor":
-		return doctor(ctx, cfg, foreign, stdout)
+		store, err := openBackend(ctx, cfg, slog.New(slog.DiscardHandler)) // the checks report what is wrong
+		if err != nil {
+			return err
+		}
+		return doctor(ctx, store, foreign, stdout)
 	}
 	lines := newLogQueue(stderr)
 	defer lines.close(logCloseWait)
@@ -135,6 +136,7 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	startJobs(ctx, backend, cfg)
 	s := newService(cfg, backend, log)
 	stopAdmin, err := s.serveAdmin()
 	if err != nil {

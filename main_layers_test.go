@@ -24,7 +24,7 @@ var walls = []struct {
 	{"github.com/caarlos0/", "config", "only the configuration reads variables"},
 	{"github.com/dustin/", "config", "only the configuration reads sizes"},
 	{"golang.org/x/sys/", "atomic disk nfs_check disk_clock disk_open nfs_list_names nfs_replace atomic_fill nfs_sweep nfs_lock nfs nfs_log nfs_list nfs_list_index nfs_list_scan nfs_mount server_conn server_listener concurrency_splice nfs_small disk_fsync", "system calls stay where they are explained"},
-	{"github.com/VictoriaMetrics/", "metrics", "one file knows how metrics are kept"},
+	{"github.com/VictoriaMetrics/", "metrics server_metrics", "one file knows how metrics are kept"},
 	{"github.com/KimMachineGun/", "main", "limits of the container are the program's business"},
 	{"net", "main server server_admin server_conn server_listener server_evict config object_net server_peers main_profile", "sockets are the HTTP side's"},
 	{"os/exec", "", "the service starts no other program"},

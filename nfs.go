@@ -15,13 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	sitesDir       = "sites"
-	artifactsDir   = "artifacts"
-	logsDir        = "logs"
-	artifactSuffix = ".tar.gz"
-	logSuffix      = ".json"
-)
+const ()
 
 // nfs is the store in a directory: an NFS mount that several replicas share, or
 // a local one.
@@ -235,17 +229,6 @@ func (n *nfs) metrics() *storeMetrics { return n.disk.metrics }
 func (n *nfs) sitePath(siteID, dir string) string {
 	return n.base + "/" + sitesDir + "/" + siteID + "/" + dir
 }
-
-// suffixOf is how the names of files in a directory of a site end.
-func suffixOf(dir string) string {
-	if dir == logsDir {
-		return logSuffix
-	}
-	return artifactSuffix
-}
-
-// fileName is the name of the artifact or the log of a build, by its directory.
-func fileName(dir, buildID string) string { return buildID + suffixOf(dir) }
 
 // filePath is the path of the artifact or the log of a build, made at once: it is
 // on the way of every download.

@@ -139,21 +139,10 @@ func (c *diskCheck) rename() (string, error) {
 	return "", t.replace(checkName)
 }
 
-const foldsCaseCheck = "names that differ in case alone are two names"
-
 // foldsCase looks for the file under its name in capital letters.
 func (c *diskCheck) foldsCase() (string, error) {
 	_, _, err := readFile(c.dir, checkFolded, 1<<10)
 	return "", judgeCaseCheck(err)
-}
-
-// judgeCaseCheck judges err, which came of the look for a name that was not made,
-// and differs in case alone from one that was.
-func judgeCaseCheck(err error) error {
-	if err == nil {
-		return errors.New(`"Release" and "release" are one name here: of two sites or builds that are named so, one replaces the other`)
-	}
-	return ignoreNotExist(err)
 }
 
 func (c *diskCheck) syncDir() (string, error) {
@@ -320,16 +309,6 @@ type warning struct{ error }
 func isWeak(err error) bool {
 	var w warning
 	return errors.Is(err, ErrUnsupported) || errors.As(err, &w)
-}
-
-// judgeClockCheck judges the difference between the clock of this host and that of
-// the store. harm is what comes of a large one.
-func judgeClockCheck(skew time.Duration, harm string) (note string, err error) {
-	skew = skew.Round(time.Second)
-	if skew.Abs() > maxSkew {
-		return "", fmt.Errorf("they are %s apart: %s", skew, harm)
-	}
-	return skew.String() + " apart", nil
 }
 
 // clean removes what the check made.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -94,11 +93,4 @@ func readNames(dir *os.File) ([]string, error) {
 		return nil, diskError("read directory", dir.Name(), err)
 	}
 	return names, nil
-}
-
-// buildOfFile is the build that a file of a site belongs to. Temporary files and
-// whatever else has no name of ours belong to none.
-func buildOfFile(name, suffix string) (id string, ok bool) {
-	id, ok = strings.CutSuffix(name, suffix)
-	return id, ok && checkID(id) == nil
 }

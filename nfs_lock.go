@@ -12,10 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockName is the file in the directory of a site whose bytes are locked. It is
-// never replaced nor removed: a lock on a file that lost its name guards nothing.
-const lockName = ".lock"
-
 const (
 	lockWait       = 5 * time.Second       // how long a lock is waited for
 	lockPollFirst  = time.Millisecond      // who waits asks again after so long, and then less often

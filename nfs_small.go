@@ -9,9 +9,6 @@ import (
 )
 
 const (
-	// smallSize is the size in bytes up to which an artifact is read whole: with
-	// its header it leaves in one write (writeBuffer).
-	smallSize = 15 << 10
 	smallKept = 1024 // small artifacts kept in memory: 15 MiB at the most
 	// lookedKept is how many artifacts are kept that were looked at: a few hundred
 	// bytes each.

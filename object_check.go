@@ -13,15 +13,13 @@ import (
 )
 
 const (
-	checksDir    = "checks/" // below the prefix: where a check tries what the store does
-	checkTimeout = 60 * time.Second
+	checksDir = "checks/" // below the prefix: where a check tries what the store does
+
 	// checkAgain is how long a failed check is remembered, so that a store which
 	// is away is not asked by everybody at once.
 	checkAgain     = 2 * time.Second
 	capabilityWait = 5 * time.Second // how long one waits for the first check
-	// maxSkew is the difference of the clocks from which signed requests are in
-	// danger (S3 refuses from 15 minutes on) and the order of versions too.
-	maxSkew = 2 * time.Minute
+
 )
 
 // capability is a kind of conditional write that a store may or may not honour.
@@ -39,14 +37,6 @@ const (
 type capabilities struct {
 	refused atomic.Pointer[map[capability]error] // nil: not known yet
 	probe   cachedProbe[map[capability]error]
-}
-
-// checkResult is one thing that a check looked at.
-type checkResult struct {
-	what    string
-	err     error  // nil: as it should be
-	note    string // what to know about it all the same
-	warning bool   // err weakens what is promised, and the service works all the same
 }
 
 // requireCapability fails with ErrUnsupported if the store ignores conditions of this
@@ -304,4 +294,32 @@ func (s *objectStore) listChecks() error {
 		return fmt.Errorf("cannot list %q: %w", s.prefix+checksDir, err)
 	}
 	return nil
+}
+
+// runChecks is check, and what follows from it for the service.
+func (s *objectStore) runChecks(tell func(checkResult)) {
+	findings, refused, err := s.check()
+	told := false
+	for _, f := range findings {
+		told = told || f.err != nil && !f.warning
+		tell(f)
+	}
+	if err != nil {
+		if !told {
+			tell(checkResult{what: "go on", err: err})
+		}
+		return
+	}
+	for _, c := range []struct {
+		kind capability
+		what string
+	}{
+		{conditionalPut, "entries of logs are refused with 501"},
+		{conditionalParts, "conditional uploads are refused with 501"},
+		{conditionalRemove, "conditional deletes are refused with 501"},
+	} {
+		if refused[c.kind] != nil {
+			tell(checkResult{what: c.what, err: errors.New("the store does not honour the condition"), warning: c.kind != conditionalPut})
+		}
+	}
 }

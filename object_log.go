@@ -21,8 +21,6 @@ const (
 	// builds together, and logWait how long an append waits for some of it.
 	logMemory = 64 << 20
 	logWait   = 10 * time.Second
-	// maxLogRead is the size of the largest log that is read at all.
-	maxLogRead = 4 * maxLogSize
 )
 
 // WriteLog implements Backend by compare-and-swap on the object of the log.

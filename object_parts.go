@@ -18,10 +18,8 @@ const (
 	// length double: of 8 MiB, every body below 16 GiB has parts of one size, which
 	// some stores insist on.
 	partsGrowth = 2000
-	// partsInMemory is how many of the largest parts the memory of all uploads
-	// holds, so that no upload takes most of it.
-	partsInMemory = 8
-	partWait      = 30 * time.Second // how long an upload waits for memory
+
+	partWait = 30 * time.Second // how long an upload waits for memory
 )
 
 // partBuffers are what the parts of all uploads are held in. It is safe for

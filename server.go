@@ -15,9 +15,6 @@ import (
 )
 
 const (
-	// maxConnections bounds the connections, and with them the threads that a
-	// hung mount can block: Go ends a process at 10,000 of them.
-	maxConnections = 8192
 	maxReads       = 256             // GETs and HEADs of builds that are in the store at once
 	maxLists       = 64              // lists that are made at once
 	maxSiteLists   = 16              // of one site

@@ -8,10 +8,7 @@ import (
 	"sync"
 )
 
-var (
-	errTooLarge  = errors.New("the body is too large")
-	errEmptyBody = errors.New("the body is empty")
-)
+var ()
 
 // requestBody is the body of one request as a Backend reads it. It yields
 // exactly the body or fails: with errBodyCut, errStalled, errRevoked,

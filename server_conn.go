@@ -22,15 +22,7 @@ const (
 	lingerQuiet = 2 * time.Second  // a client silent for so long has stopped
 )
 
-var (
-	// errStalled: the peer moved less than stallBytes within the stall timeout.
-	errStalled = errors.New("the client stalled")
-	// errBodyCut: the connection ended inside a body. It is an error of our own
-	// and no io.EOF of any kind, which some libraries take for a normal end.
-	errBodyCut = errors.New("the body was cut short")
-	// errRevoked: a budget took back what this request holds.
-	errRevoked = fmt.Errorf("%w: others wait for what your address holds", ErrBusy)
-)
+var ()
 
 // tooSlow is the errStalled of a client that sent fewer bytes a second than this
 // over the last minute.

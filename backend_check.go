@@ -1,0 +1,69 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// checker is a Backend that can test whether its store does what the service relies on.
+type checker interface {
+	// runChecks tests the store and passes each result to report as soon as it is
+	// known. It leaves nothing behind in the store. It blocks for as long as the store
+	// does.
+	runChecks(report func(checkResult))
+}
+
+// checkTimeout bounds one check of a store.
+const checkTimeout = 60 * time.Second
+
+// checkResult is the result of one check.
+type checkResult struct {
+	what    string
+	err     error  // nil: the check passed
+	note    string // worth knowing although the check passed
+	warning bool   // the service works in spite of err, and promises less
+}
+
+// String returns the line of a report.
+func (f checkResult) String() string {
+	switch {
+	case f.err == nil && f.note == "":
+		return "ok   " + f.what
+	case f.err == nil:
+		return "ok   " + f.what + ": " + f.note
+	case f.warning:
+		return "warn " + f.what + ": " + oneLine(f.err)
+	}
+	return "FAIL " + f.what + ": " + oneLine(f.err)
+}
+
+// oneLine returns the text of err on one line. Some SDKs write many.
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+const foldsCaseCheck = "names that differ only in case are two names"
+
+// judgeCaseCheck judges the error of looking for a name that was not created and
+// differs only in case from one that was.
+func judgeCaseCheck(err error) error {
+	if err == nil {
+		return errors.New(`this store ignores case: a site or build called "Release" would replace one called "release"`)
+	}
+	return ignoreNotExist(err)
+}
+
+// maxSkew is the largest difference between the clocks of this host and of the store
+// that passes. Past it signed requests may fail (S3 refuses them from 15 minutes on),
+// and versions may be in the wrong order.
+const maxSkew = 2 * time.Minute
+
+// judgeClockCheck judges the difference between the clock of this host and that of
+// the store. harm says what a large one causes.
+func judgeClockCheck(skew time.Duration, harm string) (note string, err error) {
+	skew = skew.Round(time.Second)
+	if skew.Abs() > maxSkew {
+		return "", fmt.Errorf("they are %s apart: %s", skew, harm)
+	}
+	return skew.String() + " apart", nil
+}

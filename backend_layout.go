@@ -1,0 +1,38 @@
+package main
+
+import "strings"
+
+// Where the files of a site are, on every backend:
+//
+//	{base}/sites/{site}/artifacts/{build}.tar.gz
+//	{base}/sites/{site}/logs/{build}.json
+//	{base}/sites/{site}/.lock	(a directory only)
+const (
+	sitesDir       = "sites"
+	artifactsDir   = "artifacts"
+	logsDir        = "logs"
+	artifactSuffix = ".tar.gz"
+	logSuffix      = ".json"
+
+	// lockName is the file whose bytes are locked. It is never replaced or removed:
+	// a lock on a file that lost its name protects nothing.
+	lockName = ".lock"
+)
+
+// suffixOf returns the suffix of the files in a directory of a site.
+func suffixOf(dir string) string {
+	if dir == logsDir {
+		return logSuffix
+	}
+	return artifactSuffix
+}
+
+// fileName returns the name of a build's file in a directory of its site.
+func fileName(dir, buildID string) string { return buildID + suffixOf(dir) }
+
+// buildOfFile returns the build that a file of a site belongs to. ok is false for
+// temporary files and for all other names that the service does not write.
+func buildOfFile(name, suffix string) (id string, ok bool) {
+	id, ok = strings.CutSuffix(name, suffix)
+	return id, ok && checkID(id) == nil
+}

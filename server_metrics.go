@@ -1,0 +1,201 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+)
+
+// What /metrics tells. Every label has a bounded number of values, whatever
+// clients send: no site, build, path or address is ever one. docs/operations.md
+// lists all names, and deploy/monitoring asks for them.
+
+// serviceMetrics is what the HTTP side counts. It is safe for concurrent use.
+type serviceMetrics struct {
+	set            *metrics.Set
+	received, sent *metrics.Counter
+	cut            *metrics.Counter
+	tooMany        *metrics.Counter // uploads refused
+	noSpace        *metrics.Counter
+	dropped        [lineKinds]*metrics.Counter // lines of the service log
+	calls          map[string]*metrics.PrometheusHistogram
+
+	mu       sync.RWMutex
+	requests map[requestKey]requestMetrics
+}
+
+type requestKey struct {
+	route, method string
+	status        int
+}
+
+type requestMetrics struct {
+	count    *metrics.Counter
+	duration *metrics.PrometheusHistogram
+}
+
+// The routes as a label; requests that match none are routeOther.
+const (
+	routeOther    = "other"
+	routeArtifact = "artifact"
+	routeLogs     = "logs"
+	routeVersions = "versions"
+	routeHealth   = "health"
+	routeReady    = "ready"
+	routeMetrics  = "metrics"
+	routeOpenAPI  = "openapi"
+)
+
+// The calls of the backend as a label.
+const (
+	callStore  = "store"
+	callFetch  = "fetch"
+	callStat   = "stat"
+	callDelete = "delete"
+	callAppend = "append"
+	callList   = "list"
+	callProbe  = "probe"
+	callSpace  = "space"
+	callURL    = "url"
+)
+
+func newServiceMetrics() *serviceMetrics {
+	metrics.ExposeMetadata(true)
+	set := metrics.NewSet()
+	m := &serviceMetrics{
+		set:      set,
+		received: set.NewCounter("pagewright_http_received_bytes_total"),
+		sent:     set.NewCounter("pagewright_http_sent_bytes_total"),
+		cut:      set.NewCounter("pagewright_http_answers_cut_total"),
+		tooMany:  set.NewCounter(`pagewright_uploads_refused_total{reason="too_many"}`),
+		noSpace:  set.NewCounter(`pagewright_uploads_refused_total{reason="no_space"}`),
+		calls:    map[string]*metrics.PrometheusHistogram{},
+		requests: map[requestKey]requestMetrics{},
+	}
+	for kind, name := range []string{accessLine: "access", otherLine: "other"} {
+		m.dropped[kind] = set.NewCounter(fmt.Sprintf(`pagewright_log_lines_dropped_total{kind=%q}`, name))
+	}
+	for _, call := range []string{callStore, callFetch, callStat, callDelete, callAppend, callList, callProbe, callSpace, callURL} {
+		m.calls[call] = set.NewPrometheusHistogramExt(fmt.Sprintf(`pagewright_backend_duration_seconds{operation=%q}`, call), durationBuckets)
+		// From zero on, since an increase is only seen of what was there before.
+		for _, kind := range []string{"internal", "unavailable", "damaged", "denied", "no_space"} {
+			m.failures(call, kind)
+		}
+	}
+	set.NewGauge(fmt.Sprintf(`pagewright_build_info{version=%q,goversion=%q}`, version, runtime.Version()), func() float64 { return 1 })
+	return m
+}
+
+// connections counts the connections that do not end by themselves.
+func (m *serviceMetrics) connections() connCounters {
+	counter := func(name, reason string) func() {
+		return m.set.NewCounter(fmt.Sprintf(`pagewright_http_connections_%s_total{reason=%q}`, name, reason)).Inc
+	}
+	return connCounters{
+		crowded: counter("refused", "address"), full: counter("refused", "limit"),
+		evicted: counter("evicted", "idle"), cut: counter("evicted", "share"),
+	}
+}
+
+// request counts an exchange that ended at now.
+func (m *serviceMetrics) request(x *exchange, now time.Time) {
+	key := requestKey{x.route, x.method, x.status}
+	if key.route == "" {
+		key.route = routeOther
+	}
+	switch key.method {
+	case "GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS":
+	default:
+		key.method = "other"
+	}
+	m.mu.RLock()
+	r, ok := m.requests[key]
+	m.mu.RUnlock()
+	if !ok {
+		r = m.addRequest(key)
+	}
+	r.count.Inc()
+	r.duration.Update(now.Sub(x.start).Seconds())
+	m.received.AddInt64(x.in)
+	m.sent.AddInt64(x.sent)
+	if x.sendErr != nil {
+		m.cut.Inc()
+	}
+}
+
+func (m *serviceMetrics) addRequest(key requestKey) requestMetrics {
+	labels := fmt.Sprintf(`route=%q,method=%q`, key.route, key.method)
+	r := requestMetrics{
+		m.set.GetOrCreateCounter(`pagewright_http_requests_total{` + labels + `,status="` + strconv.Itoa(key.status) + `"}`),
+		m.set.GetOrCreatePrometheusHistogramExt(`pagewright_http_request_duration_seconds{`+labels+`}`, durationBuckets),
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.requests[key] = r
+	return r
+}
+
+// call counts a call of the backend that began at start.
+func (m *serviceMetrics) call(call string, start time.Time, err error) {
+	m.calls[call].UpdateDuration(start)
+	if err != nil {
+		m.failures(call, errorKind(err)).Inc()
+	}
+}
+
+func (m *serviceMetrics) failures(call, kind string) *metrics.Counter {
+	return m.set.GetOrCreateCounter(`pagewright_backend_errors_total{operation="` + call + `",kind="` + kind + `"}`)
+}
+
+// errorKind is the error as a label. Of the client's doing is what a reader of
+// a body failed with.
+func errorKind(err error) string {
+	for _, e := range []struct {
+		err  error
+		kind string
+	}{
+		{errTooLarge, "client"}, {errEmptyBody, "client"}, {errStalled, "client"}, {errBodyCut, "client"}, {errRevoked, "busy"},
+		{ErrPrecondition, "precondition"}, {ErrNotFound, "not_found"}, {ErrBadCursor, "client"}, {ErrTooLarge, "client"},
+		{ErrLogFull, "log_full"}, {ErrKeyReused, "key_reused"}, {ErrDamaged, "damaged"}, {ErrNoSpace, "no_space"}, {ErrReadOnly, "read_only"},
+		{ErrBusy, "busy"}, {ErrUnavailable, "unavailable"}, {ErrDenied, "denied"}, {ErrUnsupported, "unsupported"},
+		{ErrOccupied, "occupied"},
+	} {
+		if errors.Is(err, e.err) {
+			return e.kind
+		}
+	}
+	return "internal"
+}
+
+// linesDropped sets how many lines the service log has lost. A scrape that is overtaken
+// by another one does not set them back.
+func (m *serviceMetrics) linesDropped(n lineCounts) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for kind, c := range m.dropped {
+		c.Set(max(c.Get(), n[kind]))
+	}
+}
+
+// gauges adds what is read at the time of a scrape.
+func (m *serviceMetrics) gauges(values map[string]func() float64) {
+	for name, value := range values {
+		m.set.NewGauge(name, value)
+	}
+}
+
+// write writes everything in the text format of Prometheus.
+func (m *serviceMetrics) write(w io.Writer, store *storeMetrics) {
+	m.set.WritePrometheus(w)
+	if store != nil {
+		store.set.WritePrometheus(w)
+	}
+	metrics.WriteProcessMetrics(w)
+	metrics.WriteFDMetrics(w)
+}
