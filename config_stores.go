@@ -10,17 +10,17 @@ import (
 // s3Config is the configuration of the S3 backend.
 type s3Config struct {
 	Bucket      string   `env:"BUCKET" help:"s3: the bucket; required"`
-	Endpoint    string   `env:"ENDPOINT" help:"s3: URL of a store other than AWS"`
-	Region      string   `env:"REGION" help:"s3: region; empty: that of the AWS configuration, or us-east-1 with an endpoint"`
-	PathStyle   bool     `env:"PATH_STYLE" envDefault:"false" help:"s3: bucket in the path and not in the host name, as MinIO wants it"`
-	Prefix      string   `env:"PREFIX" help:"s3: put before every key"`
-	PartSize    byteSize `env:"PART_SIZE" envDefault:"8MiB" help:"s3: bytes of a part of a large artifact, at least 5MiB; larger ones are used where 10,000 would not do, up to an eighth of PAGEWRIGHT_UPLOAD_MEMORY"`
-	Concurrency int      `env:"CONCURRENCY" envDefault:"4" help:"s3: parts of one upload sent at once"`
+	Endpoint    string   `env:"ENDPOINT" help:"s3: URL of an S3-compatible store; empty means AWS"`
+	Region      string   `env:"REGION" help:"s3: region; empty means the region of the AWS configuration, or us-east-1 if an endpoint is set"`
+	PathStyle   bool     `env:"PATH_STYLE" envDefault:"false" help:"s3: put the bucket in the path instead of the host name; MinIO needs this"`
+	Prefix      string   `env:"PREFIX" help:"s3: prefix of every key"`
+	PartSize    byteSize `env:"PART_SIZE" envDefault:"8MiB" help:"s3: part size of a multipart upload, at least 5MiB; grows if 10,000 parts are not enough, up to 1/8 of PAGEWRIGHT_UPLOAD_MEMORY"`
+	Concurrency int      `env:"CONCURRENCY" envDefault:"4" help:"s3: parts of one upload that are sent in parallel"`
 }
 
 const (
-	s3MinPart = 5 << 20 // bytes of every part but the last
-	maxPart   = 1 << 30 // bytes of a part that it is sensible to hold in memory
+	s3MinPart = 5 << 20 // bytes of every part except the last
+	maxPart   = 1 << 30 // bytes of the largest part that is held in memory
 )
 
 // check names the variable that is missing or wrong.
@@ -37,9 +37,9 @@ func (conf s3Config) check() error {
 	case conf.Concurrency < 1 || conf.Concurrency > 64:
 		return fmt.Errorf("PAGEWRIGHT_S3_CONCURRENCY=%d: must be from 1 to 64", conf.Concurrency)
 	case id && !secret:
-		return errors.New("AWS_SECRET_ACCESS_KEY: must be set, since AWS_ACCESS_KEY_ID is")
+		return errors.New("AWS_SECRET_ACCESS_KEY: must be set, because AWS_ACCESS_KEY_ID is set")
 	case secret && !id:
-		return errors.New("AWS_ACCESS_KEY_ID: must be set, since AWS_SECRET_ACCESS_KEY is")
+		return errors.New("AWS_ACCESS_KEY_ID: must be set, because AWS_SECRET_ACCESS_KEY is set")
 	}
 	return nil
 }
@@ -47,11 +47,11 @@ func (conf s3Config) check() error {
 // azureConfig is the configuration of the Azure backend.
 type azureConfig struct {
 	Container   string   `env:"CONTAINER" help:"azure: the container; required"`
-	AccountURL  string   `env:"ACCOUNT_URL" help:"azure: https://ACCOUNT.blob.core.windows.net, used with the default Azure credentials; without it AZURE_STORAGE_CONNECTION_STRING is used"`
-	Prefix      string   `env:"PREFIX" help:"azure: put before every key"`
-	Create      bool     `env:"CREATE" envDefault:"false" help:"azure: make the container if there is none"`
-	PartSize    byteSize `env:"PART_SIZE" envDefault:"8MiB" help:"azure: bytes of a block of a large artifact; larger ones are used where 50,000 would not do, up to an eighth of PAGEWRIGHT_UPLOAD_MEMORY"`
-	Concurrency int      `env:"CONCURRENCY" envDefault:"4" help:"azure: blocks of one upload sent at once"`
+	AccountURL  string   `env:"ACCOUNT_URL" help:"azure: https://ACCOUNT.blob.core.windows.net, for the default Azure credentials; empty means AZURE_STORAGE_CONNECTION_STRING is used"`
+	Prefix      string   `env:"PREFIX" help:"azure: prefix of every key"`
+	Create      bool     `env:"CREATE" envDefault:"false" help:"azure: create the container if it does not exist"`
+	PartSize    byteSize `env:"PART_SIZE" envDefault:"8MiB" help:"azure: block size of a large upload; grows if 50,000 blocks are not enough, up to 1/8 of PAGEWRIGHT_UPLOAD_MEMORY"`
+	Concurrency int      `env:"CONCURRENCY" envDefault:"4" help:"azure: blocks of one upload that are sent in parallel"`
 }
 
 // azureConnection is Azure's own variable for an account and its key.
@@ -77,7 +77,7 @@ func (conf azureConfig) check() error {
 	if os.Getenv("AZURE_CLIENT_SECRET") != "" {
 		for _, name := range []string{"AZURE_CLIENT_ID", "AZURE_TENANT_ID"} {
 			if os.Getenv(name) == "" {
-				return fmt.Errorf("%s: must be set, since AZURE_CLIENT_SECRET is", name)
+				return fmt.Errorf("%s: must be set, because AZURE_CLIENT_SECRET is set", name)
 			}
 		}
 	}
@@ -86,12 +86,12 @@ func (conf azureConfig) check() error {
 
 // gcsConfig is the configuration of the Google Cloud Storage backend.
 type gcsConfig struct {
-	Bucket    string   `env:"BUCKET" help:"gcs: the bucket; required. Credentials are Google's application default ones"`
-	Prefix    string   `env:"PREFIX" help:"gcs: put before every key"`
-	ChunkSize byteSize `env:"CHUNK_SIZE" envDefault:"8MiB" help:"gcs: bytes sent in one request of an upload, and held in memory for it; a multiple of 256KiB. Smaller ones are used when PAGEWRIGHT_UPLOAD_MEMORY is short"`
+	Bucket    string   `env:"BUCKET" help:"gcs: the bucket; required. Uses the application default credentials of Google"`
+	Prefix    string   `env:"PREFIX" help:"gcs: prefix of every key"`
+	ChunkSize byteSize `env:"CHUNK_SIZE" envDefault:"8MiB" help:"gcs: bytes sent in one request of an upload and held in memory for it; a multiple of 256KiB; shrinks when PAGEWRIGHT_UPLOAD_MEMORY is short"`
 }
 
-// gcsChunkStep is what every chunk but the last is a multiple of.
+// gcsChunkStep divides the size of every chunk except the last.
 const gcsChunkStep = 256 << 10
 
 // check names the variable that is missing or wrong.
@@ -108,11 +108,11 @@ func (conf gcsConfig) check() error {
 // maxUploadMemory is more than any upload can use: 10,000 parts of an eighth of it.
 const maxUploadMemory = 1 << 40
 
-// checkUploadMemory fails if the memory of all uploads is too little for parts of the
+// checkUploadMemory fails if the memory of all uploads is too small for parts of the
 // size that the variable called name sets.
 func checkUploadMemory(memory, size byteSize, name string) error {
 	if memory < partsInMemory*size || memory > maxUploadMemory {
-		return fmt.Errorf("PAGEWRIGHT_UPLOAD_MEMORY=%d: must be at least %d times PAGEWRIGHT_%s=%d, since no part takes more than one of so many, and at most 1TiB",
+		return fmt.Errorf("PAGEWRIGHT_UPLOAD_MEMORY=%d: must be at least %d times PAGEWRIGHT_%s=%d and at most 1TiB",
 			memory, partsInMemory, name, size)
 	}
 	return nil
@@ -120,7 +120,7 @@ func checkUploadMemory(memory, size byteSize, name string) error {
 
 func isURL(s string) bool { return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://") }
 
-// keyPrefix is a configured prefix as it stands before keys.
+// keyPrefix returns a configured prefix in the form that keys begin with.
 func keyPrefix(configured string) string {
 	if p := strings.Trim(configured, "/"); p != "" {
 		return p + "/"
@@ -128,6 +128,6 @@ func keyPrefix(configured string) string {
 	return ""
 }
 
-// partsInMemory is how many of the largest parts the memory of all uploads
-// holds, so that no upload takes most of it.
+// partsInMemory is how many parts of the largest size fit into the memory of all
+// uploads, so that no upload takes most of it.
 const partsInMemory = 8

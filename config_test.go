@@ -109,7 +109,7 @@ func TestUnknownVariables(t *testing.T) {
 		t.Helper()
 		c, others, err := parseConfig([]string{envPrefix + name + "=" + value, "OTHER_PROT=1"})
 		if nearest != "" {
-			want := envPrefix + name + " (the nearest is " + envPrefix + nearest + ")"
+			want := envPrefix + name + " (did you mean " + envPrefix + nearest + "?)"
 			if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), value) {
 				t.Errorf("%s: %v, want %q and no value", name, err, want)
 			}
@@ -146,11 +146,11 @@ func TestUnknownVariables(t *testing.T) {
 	for _, group := range ourGroups {
 		_, _, err := parseConfig([]string{envPrefix + group + "SOMETHING_ELSE_ENTIRELY=1"})
 		known := slices.ContainsFunc((&Config{}).variables(), func(v variable) bool { return strings.HasPrefix(v.name, envPrefix+group) })
-		if err == nil || strings.Contains(err.Error(), "the nearest is "+envPrefix+group) != known || strings.Contains(err.Error(), "nearest") != known {
+		if err == nil || strings.Contains(err.Error(), "did you mean "+envPrefix+group) != known || strings.Contains(err.Error(), "did you mean") != known {
 			t.Errorf("%s: %v", group, err)
 		}
 	}
-	if _, _, err := parseConfig([]string{envPrefix + "=1"}); err == nil || err.Error() != "PAGEWRIGHT_: no such variable; -h lists them all" {
+	if _, _, err := parseConfig([]string{envPrefix + "=1"}); err == nil || err.Error() != "PAGEWRIGHT_: unknown variable; -h lists all variables" {
 		t.Errorf("without a name: %v", err)
 	}
 

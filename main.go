@@ -55,7 +55,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		command = args[0]
 	}
 	if len(args) > 1 {
-		return fmt.Errorf("%s takes no arguments, as %q; -h tells more", command, args[1])
+		return fmt.Errorf("%s takes no arguments, got %q; -h shows the usage", command, args[1])
 	}
 	switch command {
 	case "-h", "-help", "--help", "help":
@@ -65,7 +65,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		return err
 	case "serve", "healthcheck", "doctor":
 	default:
-		return fmt.Errorf("%s: no such command; -h lists them all", command)
+		return fmt.Errorf("%s: unknown command; -h lists all commands", command)
 	}
 	hangUp := make(chan os.Signal, 1)
 	if command == "serve" {
@@ -179,9 +179,9 @@ func printHelp(w io.Writer) error {
 	fmt.Fprint(t, `pagewright-storage stores and serves the versioned builds of web sites.
 
 Commands:
-  serve	serve (what it does without a command)
-  healthcheck	ask the running service, exit 0 if it is healthy and 1 if not
-  doctor	try out whether the store does what is relied on, exit 0 if it does and 1 if not
+  serve	serve the API (the default)
+  healthcheck	ask the running service for its health; exits with 0 if healthy, else 1
+  doctor	test whether the store does what the service relies on; exits with 0 if so, else 1
   version	print the version
   -h	print this
 
