@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 )
 
 const (
@@ -26,3 +27,34 @@ var (
 	// errRevoked: a budget took back what this request holds.
 	errRevoked = fmt.Errorf("%w: others wait for what your address holds", ErrBusy)
 )
+
+// A reader that is passed to StoreArtifact may have any of these optional methods.
+
+// FileMover moves its bytes into a file without passing them through the caller. It
+// returns the number of bytes moved, at most max, and io.EOF at the end of the body, as
+// Read does.
+type FileMover interface {
+	MoveTo(f *os.File, max int64) (int64, error)
+}
+
+// Sized returns how many bytes the reader will yield, or -1 if that is not known. A reader
+// that yields another number fails.
+type Sized interface {
+	Size() int64
+}
+
+// Placed is called when the store has allocated space for n more bytes of the reader,
+// before they are read.
+type Placed interface {
+	Placed(n int64)
+}
+
+// Charged names the client, so that the memory held for the reader is shared fairly
+// among clients.
+type Charged interface {
+	// Client returns who sends the bytes; empty if that is unknown.
+	Client() string
+	// Revoke makes the reader fail soon, because its client holds too much. It
+	// does not block, and any goroutine may call it.
+	Revoke()
+}

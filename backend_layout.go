@@ -1,6 +1,10 @@
 package main
 
-import "strings"
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
 
 // Where the files of a site are, on every backend:
 //
@@ -35,4 +39,31 @@ func fileName(dir, buildID string) string { return buildID + suffixOf(dir) }
 func buildOfFile(name, suffix string) (id string, ok bool) {
 	id, ok = strings.CutSuffix(name, suffix)
 	return id, ok && checkID(id) == nil
+}
+
+// maxIDLen is the maximum length of an id in bytes.
+const maxIDLen = 128
+
+// checkID returns an error unless id can name a site or a build: 1 to maxIDLen of
+// A-Z a-z 0-9 . _ + ~ = @ -, the first a letter or digit. So no id is hidden,
+// names another directory, or needs escaping in a path or a header.
+func checkID(id string) error {
+	if id == "" {
+		return errors.New("is empty")
+	}
+	if len(id) > maxIDLen {
+		return fmt.Errorf("is longer than %d characters", maxIDLen)
+	}
+	for i := range len(id) {
+		c := id[i]
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case i == 0:
+			return errors.New("must begin with a letter or digit")
+		case c == '.', c == '_', c == '+', c == '~', c == '=', c == '@', c == '-':
+		default:
+			return errors.New("has a character outside A-Z a-z 0-9 . _ + ~ = @ -")
+		}
+	}
+	return nil
 }

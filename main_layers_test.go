@@ -21,7 +21,7 @@ var walls = []struct {
 	{"github.com/fasthttp/", "handlers", "only the table of routes knows the router"},
 	{"github.com/goccy/", "handlers_response handlers_versions_json", "only the HTTP side writes its answers"},
 	{"github.com/go-json-experiment/", "handlers_logs", "only the HTTP side reads what clients send"},
-	{"github.com/caarlos0/", "config", "only the configuration reads variables"},
+	{"github.com/caarlos0/", "config config_variables", "only the configuration reads variables"},
 	{"github.com/dustin/", "config", "only the configuration reads sizes"},
 	{"golang.org/x/sys/", "atomic disk nfs_check disk_clock disk_open nfs_list_names nfs_replace atomic_fill nfs_sweep nfs_lock nfs nfs_log nfs_list nfs_list_index nfs_list_scan nfs_mount server_conn server_listener concurrency_splice nfs_small disk_fsync", "system calls stay where they are explained"},
 	{"github.com/VictoriaMetrics/", "metrics server_metrics", "one file knows how metrics are kept"},
