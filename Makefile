@@ -20,10 +20,10 @@ export GOFLAGS := $(GOFLAGS) -tags=$(TAGS)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: help run build test test-integration test-stores test-process test-machines test-images test-torture lint fuzz bench docker-build docker-up docker-down clean
+.PHONY: help run build arm64 test test-integration test-stores test-process test-machines test-images test-torture lint fuzz bench docker-build docker-up docker-down clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: build ## build and serve on port 8080, with ./data as the store
 	@mkdir -p data
@@ -31,6 +31,10 @@ run: build ## build and serve on port 8080, with ./data as the store
 
 build: ## build the static binary bin/pagewright-storage; BACKENDS="nfs s3" leaves others out
 	$(STATIC) -o $(BIN) .
+
+arm64: ## build and vet for the other architecture
+	GOARCH=arm64 $(STATIC) -o bin/pagewright-storage-arm64 .
+	GOARCH=arm64 CGO_ENABLED=0 go vet .
 
 test: ## run the tests that need nothing but Go
 	go test $(RACE) -timeout 20m ./...
