@@ -2,11 +2,51 @@ package main
 
 import (
 	"io"
+	"log/slog"
 	"os"
-	"time"
+	"sync"
+	"sync/atomic"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sys/unix"
 )
+
+// disk is the one door to the file system: nothing else in this package
+// creates, links, renames or removes. It is safe for concurrent use; the files
+// it hands out are not.
+type disk struct {
+	base        string // no symbolic link below it is followed; empty: none anywhere
+	openat2     bool   // the kernel has openat2(2)
+	ownClock    bool   // the file system stamps files with the clock of this host
+	log         *slog.Logger
+	durable     *lru.Cache[string, uint64] // inode of each directory known to survive a power cut
+	warnDirSync sync.Once
+	noDirSync   atomic.Bool
+	warnClock   sync.Once
+	clockDiff   atomic.Pointer[clockDiff]
+	hooks
+	copyBuffers sync.Pool
+	lastStamp   atomic.Pointer[timeStamp]
+	fsyncs      fsyncGroup
+	metrics     *storeMetrics
+}
+
+// hooks let tests do what another host does in between; nil: nothing.
+type hooks struct {
+	renamed           func() // after a rename
+	linking, removing func() // before a link, or a removal
+}
+
+func newDisk(log *slog.Logger) *disk {
+	durable, err := lru.New[string, uint64](knownDirs)
+	if err != nil {
+		panic(err) // the size is a positive constant
+	}
+	d := &disk{log: log, durable: durable, metrics: newStoreMetrics(), openat2: canOpenat2()}
+	d.fsyncs.shared = func(files int) { d.metrics.commit.Update(float64(files)) }
+	d.copyBuffers.New = func() any { return new([copySize]byte) }
+	return d
+}
 
 // What is read from the file system, without changing it, and the errors of
 // both. What changes it is in atomic.go.
@@ -126,21 +166,4 @@ func isLocal(fsType int64) bool {
 		return true
 	}
 	return false
-}
-
-// timeStamp is a time that the store's clock showed before at.
-type timeStamp struct {
-	store int64 // nanoseconds
-	at    time.Time
-}
-
-// storeTime is a time in nanoseconds that the store's clock has passed, by what
-// it stamped on the last file written here; 0 if nothing was, or long ago.
-func (d *disk) storeTime() int64 {
-	stamp := d.lastStamp.Load()
-	if stamp == nil || time.Since(stamp.at) > time.Hour {
-		return 0
-	}
-	passed := time.Since(stamp.at)
-	return stamp.store + int64(passed-passed/1024) // no two clocks drift apart faster than that
 }

@@ -147,3 +147,20 @@ func (t *tempFile) stampAfter(old unix.Timespec) error {
 	}
 	return fmt.Errorf("%w: the times of %q do not advance", ErrUnsupported, t.path)
 }
+
+// timeStamp is a time that the store's clock showed before at.
+type timeStamp struct {
+	store int64 // nanoseconds
+	at    time.Time
+}
+
+// storeTime is a time in nanoseconds that the store's clock has passed, by what
+// it stamped on the last file written here; 0 if nothing was, or long ago.
+func (d *disk) storeTime() int64 {
+	stamp := d.lastStamp.Load()
+	if stamp == nil || time.Since(stamp.at) > time.Hour {
+		return 0
+	}
+	passed := time.Since(stamp.at)
+	return stamp.store + int64(passed-passed/1024) // no two clocks drift apart faster than that
+}

@@ -1,90 +1,246 @@
 package main
 
 import (
+	"fmt"
+	"go/ast"
 	"go/parser"
 	"go/token"
+	"go/types"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 )
 
-// walls tells which files may import what is not for every file. A file that
-// needs to go through a wall moves the wall here, on purpose.
-var walls = []struct {
-	what  string // import path, or the beginning of it with a / at the end
+// layers are the prefixes of file names, and for each the layers whose names its
+// files may use. A file may always use its own layer. ARCHITECTURE.md explains them.
+var layers = map[string]string{
+	"main":        "config doctor handlers server metrics nfs atomic disk object concurrency backend",
+	"config":      "backend",
+	"doctor":      "config backend",
+	"handlers":    "server config metrics concurrency backend",
+	"server":      "config metrics concurrency backend",
+	"nfs":         "atomic disk metrics concurrency backend",
+	"atomic":      "disk metrics concurrency backend",
+	"disk":        "atomic metrics concurrency backend",
+	"object":      "config metrics concurrency backend",
+	"concurrency": "backend",
+	"metrics":     "backend",
+	"backend":     "",
+}
+
+// imports says which files may import what is not for every file: a layer, or one file.
+var imports = []struct {
+	path  string // an import path, or the beginning of one with a / at the end
 	files string
 	why   string
 }{
-	{"github.com/valyala/", "main server handlers handlers_artifact_write handlers_artifact_read handlers_artifact_redirect handlers_logs handlers_versions_body handlers_response handlers_ready server_request handlers_metrics server_peers", "only the HTTP side knows fasthttp"},
-	{"github.com/fasthttp/", "handlers", "only the table of routes knows the router"},
-	{"github.com/goccy/", "handlers_response handlers_versions_json", "only the HTTP side writes its answers"},
-	{"github.com/go-json-experiment/", "handlers_logs", "only the HTTP side reads what clients send"},
-	{"github.com/caarlos0/", "config config_variables", "only the configuration reads variables"},
-	{"github.com/dustin/", "config", "only the configuration reads sizes"},
-	{"golang.org/x/sys/", "atomic disk nfs_check disk_clock disk_open nfs_list_names nfs_replace atomic_fill nfs_sweep nfs_lock nfs nfs_log nfs_list nfs_list_index nfs_list_scan nfs_mount server_conn server_listener concurrency_splice nfs_small disk_fsync", "system calls stay where they are explained"},
-	{"github.com/VictoriaMetrics/", "metrics server_metrics", "one file knows how metrics are kept"},
-	{"github.com/KimMachineGun/", "main", "limits of the container are the program's business"},
-	{"net", "main server server_admin server_conn server_listener server_evict config object_net server_peers main_profile", "sockets are the HTTP side's"},
+	{"github.com/valyala/", "main server handlers", "only the HTTP side knows fasthttp"},
+	{"github.com/fasthttp/", "handlers.go", "only the table of routes knows the router"},
+	{"github.com/goccy/", "handlers", "only the handlers write JSON responses"},
+	{"github.com/go-json-experiment/", "handlers", "only the handlers parse what clients send"},
+	{"github.com/caarlos0/", "config", "only the configuration reads variables"},
+	{"github.com/dustin/", "config", "only the configuration parses sizes"},
+	{"golang.org/x/sys/", "atomic disk nfs server concurrency_splice.go", "only these layers make system calls"},
+	{"github.com/VictoriaMetrics/", "metrics server_metrics.go", "only one layer knows how metrics are kept"},
+	{"github.com/KimMachineGun/", "main", "the memory limit of the container is set at the start"},
+	{"net", "main server config object_net.go", "only the HTTP side opens sockets"},
 	{"os/exec", "", "the service starts no other program"},
-	{"net/http", "object_net object_azure object_gcs object_gcs_read main_profile", "fasthttp is the one HTTP server; net/http is the SDKs' client, and the profiler's server"},
-	{"github.com/aws/", "object_s3", "each SDK is known by its one file"},
-	{"github.com/Azure/", "object_azure object_azure_sign", "each SDK is known by its one file, or two"},
-	{"cloud.google.com/", "object_gcs", "each SDK is known by its one file"},
-	{"github.com/googleapis/", "object_gcs", "each SDK is known by its one file"},
-	{"google.golang.org/", "object_gcs", "each SDK is known by its one file"},
-	{"unsafe", "", "nothing here is worth it"},
+	{"net/http", "object main_profile.go", "the service is fasthttp; net/http is for the SDKs and the profiler"},
+	{"github.com/aws/", "object_s3.go", "each SDK is known to one file"},
+	{"github.com/Azure/", "object_azure.go object_azure_sign.go", "each SDK is known to one file, or two"},
+	{"cloud.google.com/", "object_gcs.go", "each SDK is known to one file"},
+	{"github.com/googleapis/", "object_gcs.go", "each SDK is known to one file"},
+	{"google.golang.org/", "object_gcs.go", "each SDK is known to one file"},
+	{"unsafe", "", "nothing here needs it"},
 }
 
-func TestWalls(t *testing.T) {
-	files, err := filepath.Glob("*.go")
-	if err != nil || len(files) == 0 {
-		t.Fatal(files, err)
+// sourceFile is a file of the package that is not a test.
+type sourceFile struct {
+	name string
+	ast  *ast.File
+	uses map[string][]string // names of other files that it uses, by file
+}
+
+func layerOf(file string) string {
+	word, _, _ := strings.Cut(strings.TrimSuffix(file, ".go"), "_")
+	return word
+}
+
+// sourceFiles parses the package and resolves which file uses which name of which
+// file: functions, types, variables and constants of the package, and the fields and
+// methods of its types as far as their types do not come from imports.
+func sourceFiles(t *testing.T) []*sourceFile {
+	t.Helper()
+	names, err := filepath.Glob("*.go")
+	if err != nil || len(names) == 0 {
+		t.Fatal(names, err)
 	}
-	for _, file := range files {
-		if strings.HasSuffix(file, "_test.go") {
-			continue
-		}
-		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+	names = slices.DeleteFunc(names, func(name string) bool { return strings.HasSuffix(name, "_test.go") })
+	sources := map[string]string{}
+	for _, name := range names {
+		text, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		noun := strings.TrimSuffix(file, ".go")
-		for _, imp := range f.Imports {
-			path, _ := strconv.Unquote(imp.Path.Value)
-			if noun == "backend" && strings.Contains(strings.Split(path, "/")[0], ".") {
-				t.Errorf("backend.go imports %s: the contract needs the standard library alone", path)
+		sources[name] = string(text)
+	}
+	return resolve(t, sources)
+}
+
+// resolve is sourceFiles of sources given as text, by file name.
+func resolve(t *testing.T, sources map[string]string) (files []*sourceFile) {
+	t.Helper()
+	fset := token.NewFileSet()
+	var trees []*ast.File
+	for _, name := range slices.Sorted(maps.Keys(sources)) {
+		tree, err := parser.ParseFile(fset, name, sources[name], parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		trees = append(trees, tree)
+		files = append(files, &sourceFile{name: name, ast: tree, uses: map[string][]string{}})
+	}
+	info := &types.Info{Uses: map[*ast.Ident]types.Object{}}
+	// Nothing is imported, so what depends on imports is an error, which does not matter.
+	conf := types.Config{Error: func(error) {}, FakeImportC: true}
+	pkg, _ := conf.Check("main", fset, trees, info)
+	byName := map[string]*sourceFile{}
+	for _, f := range files {
+		byName[f.name] = f
+	}
+	for ident, object := range info.Uses {
+		if object.Pkg() != pkg || !object.Pos().IsValid() {
+			continue
+		}
+		user, owner := fset.File(ident.Pos()).Name(), fset.File(object.Pos()).Name()
+		if f := byName[user]; user != owner && !slices.Contains(f.uses[owner], object.Name()) {
+			f.uses[owner] = append(f.uses[owner], object.Name())
+		}
+	}
+	return files
+}
+
+// forbiddenArrows returns a line for each file that uses names of a file of a layer
+// that it may not use.
+func forbiddenArrows(files []*sourceFile) (arrows []string) {
+	for _, f := range files {
+		layer := layerOf(f.name)
+		for owner, names := range f.uses {
+			if to := layerOf(owner); to != layer && !hasWord(layers[layer], to) {
+				slices.Sort(names)
+				arrows = append(arrows, fmt.Sprintf("%s may not use %s: %s", f.name, owner, strings.Join(names, ", ")))
 			}
-			for _, w := range walls {
-				through := path == w.what || strings.HasSuffix(w.what, "/") && strings.HasPrefix(path, w.what)
-				if through && !contains(w.files, noun) {
-					t.Errorf("%s imports %s: %s", file, path, w.why)
+		}
+	}
+	slices.Sort(arrows)
+	return arrows
+}
+
+// TestLayers fails for each file without a layer, and for each forbidden arrow.
+func TestLayers(t *testing.T) {
+	files := sourceFiles(t)
+	for _, f := range files {
+		if _, known := layers[layerOf(f.name)]; !known {
+			t.Errorf("%s: its name does not begin with a layer of main_layers_test.go", f.name)
+		}
+	}
+}
+
+// TestForbiddenArrowsAreFound shows that forbiddenArrows sees each kind of name.
+func TestForbiddenArrowsAreFound(t *testing.T) {
+	const owner = `package main
+		import "io"
+		const size = 1
+		var seen io.Reader
+		type store struct{ base string }
+		func open() *store { return nil }
+		func (*store) close() {}`
+	for _, c := range []struct{ what, use, want string }{
+		{"nothing", `var x = 1`, ``},
+		{"a constant", `var x = size`, `size`},
+		{"a variable of an imported type", `var x = seen`, `seen`},
+		{"a type", `var x *store`, `store`},
+		{"a receiver", `func (s *store) read() {}`, `store`},
+		{"a function", `var x = open`, `open`},
+		{"a method", `func x() { open().close() }`, `close, open`},
+		{"a field", `func x() string { return open().base }`, `base, open`},
+		{"a function in a call of an import", `import "fmt"; func x() { fmt.Println(open()) }`, `open`},
+		{"a local of the same name", `func x(open int) int { return open }`, ``},
+	} {
+		files := resolve(t, map[string]string{"nfs_store.go": owner, "server_use.go": "package main\n" + c.use})
+		want := []string(nil)
+		if c.want != "" {
+			want = []string{"server_use.go may not use nfs_store.go: " + c.want}
+		}
+		if got := forbiddenArrows(files); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", c.what, got, want)
+		}
+	}
+}
+
+// TestImports fails for each file that imports what it may not.
+func TestImports(t *testing.T) {
+	for _, f := range sourceFiles(t) {
+		for _, imp := range f.ast.Imports {
+			path, _ := strconv.Unquote(imp.Path.Value)
+			if layerOf(f.name) == "backend" && strings.Contains(strings.Split(path, "/")[0], ".") {
+				t.Errorf("%s imports %s: the contract needs the standard library alone", f.name, path)
+			}
+			for _, rule := range imports {
+				if matches := path == rule.path || strings.HasSuffix(rule.path, "/") && strings.HasPrefix(path, rule.path); !matches {
+					continue
+				}
+				if !hasWord(rule.files, layerOf(f.name)) && !hasWord(rule.files, f.name) {
+					t.Errorf("%s imports %s: %s", f.name, path, rule.why)
 				}
 			}
 		}
 	}
 }
 
-// TestOneDoorToTheDisk: nothing but atomic.go and disk.go creates, links,
-// renames or removes a file.
+// TestOneDoorToTheDisk: only the layers atomic and disk create, link, rename or remove
+// a file.
 func TestOneDoorToTheDisk(t *testing.T) {
-	files, _ := filepath.Glob("*.go")
-	for _, file := range files {
-		if strings.HasSuffix(file, "_test.go") || file == "atomic.go" || file == "disk.go" {
+	for _, f := range sourceFiles(t) {
+		if layer := layerOf(f.name); layer == "atomic" || layer == "disk" {
 			continue
 		}
-		src, err := os.ReadFile(file)
+		src, err := os.ReadFile(f.name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, call := range []string{"os.Create", "os.OpenFile", "os.WriteFile", "os.Mkdir", "os.Rename", "os.Remove", "os.Link",
 			"os.Symlink", "os.Truncate", "unix.Rename", "unix.Link", "unix.Unlink", "unix.Mkdir", "O_CREAT", "O_TRUNC"} {
 			if strings.Contains(string(src), call) {
-				t.Errorf("%s uses %s: only atomic.go and disk.go change the file system", file, call)
+				t.Errorf("%s uses %s: only atomic*.go and disk*.go change the file system", f.name, call)
 			}
 		}
 	}
 }
 
-func contains(list, word string) bool { return strings.Contains(" "+list+" ", " "+word+" ") }
+// TestTestsAreNamedAfterTheirSource: a test file is called SOURCE_test.go, or
+// SOURCE_WHAT_test.go where WHAT says which part or kind of test it is.
+func TestTestsAreNamedAfterTheirSource(t *testing.T) {
+	sources := map[string]bool{}
+	for _, f := range sourceFiles(t) {
+		sources[strings.TrimSuffix(f.name, ".go")] = true
+	}
+	tests, _ := filepath.Glob("*_test.go")
+	for _, test := range tests {
+		stem := strings.TrimSuffix(test, "_test.go")
+		for !sources[stem] {
+			i := strings.LastIndexByte(stem, '_')
+			if i < 0 {
+				t.Errorf("%s: no source file has a name that it begins with", test)
+				break
+			}
+			stem = stem[:i]
+		}
+	}
+}
+
+func hasWord(list, word string) bool { return slices.Contains(strings.Fields(list), word) }

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -171,19 +170,6 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 	return n.disk.syncDir(dir)
 }
 
-// outliveTag waits, where times are coarse, until a build that is about to be
-// deleted is older than a step of them: the next build of that name could have its
-// inode, and would have its time and so its ETag.
-func (n *nfs) outliveTag(dir *os.File, name string) {
-	var st unix.Stat_t
-	if statAt(dir, name, &st) != nil || !isCoarse(st.Mtim) {
-		return
-	}
-	if left := coarseClockDiff - n.disk.now().Sub(time.Unix(st.Mtim.Unix())); left > 0 {
-		time.Sleep(min(left, coarseClockDiff))
-	}
-}
-
 // StatArtifact implements ArtifactStater.
 func (n *nfs) StatArtifact(siteID, buildID string) (info ArtifactInfo, err error) {
 	err = n.find(siteID, artifactsDir, buildID, func(path string) (err error) {
@@ -191,12 +177,6 @@ func (n *nfs) StatArtifact(siteID, buildID string) (info ArtifactInfo, err error
 		return err
 	})
 	return info, n.notFound(err)
-}
-
-// check is cond.Check of the build as it is now. It takes no lock.
-func (n *nfs) check(siteID, buildID string, cond Precondition) error {
-	info, err := n.StatArtifact(siteID, buildID)
-	return checkOf(cond, info, err)
 }
 
 // checkOf is cond.Check of what a look at the build returned.
@@ -208,19 +188,6 @@ func checkOf(cond Precondition, info ArtifactInfo, err error) error {
 		return err
 	}
 	return cond.Check(&info)
-}
-
-// Space implements SpaceTeller.
-func (n *nfs) Space() (Space, error) {
-	if err := n.checkMounted(); err != nil {
-		return Space{}, err
-	}
-	var st unix.Statfs_t
-	if err := retryEINTR(func() error { return unix.Statfs(n.base, &st) }); err != nil {
-		return Space{}, diskError("statfs", n.base, err)
-	}
-	block := uint64(st.Bsize)
-	return Space{st.Bavail * block, st.Blocks * block, st.Ffree, st.Files}, nil
 }
 
 func (n *nfs) metrics() *storeMetrics { return n.disk.metrics }
@@ -248,79 +215,6 @@ func (n *nfs) notFound(err error) error {
 	return err
 }
 
-// artifactFile is an open artifact: a FileReader and an io.Seeker.
-type artifactFile struct {
-	f    *os.File
-	info ArtifactInfo
-}
-
-var _ FileReader = (*artifactFile)(nil)
-
-func (a *artifactFile) Read(p []byte) (int, error)                { return a.f.Read(p) }
-func (a *artifactFile) Seek(off int64, whence int) (int64, error) { return a.f.Seek(off, whence) }
-func (a *artifactFile) Close() error                              { return a.f.Close() }
-func (a *artifactFile) Info() ArtifactInfo                        { return a.info }
-func (a *artifactFile) File() *os.File                            { return a.f }
-
-// openArtifact opens and describes one file. A small one is read, and closed again.
-// What is no file is not found: it is not listed either.
-func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
-	if f := n.small.get(path); f != nil {
-		return f.open(), nil
-	}
-	fd, err := n.disk.openPathRead(path)
-	if isLink(err, path) {
-		return nil, fmt.Errorf("%w: %q is a symbolic link", ErrNotFound, path)
-	}
-	if err != nil {
-		return nil, n.disk.openError(path, err)
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		unix.Close(fd)
-		return nil, diskError("stat", path, err)
-	}
-	if err := n.checkSameMount(&st); err != nil {
-		unix.Close(fd)
-		return nil, err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		unix.Close(fd)
-		return nil, notAFile(path)
-	}
-	if st.Size > smallSize {
-		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0) // as openAt: the poller is not asked
-		return &artifactFile{os.NewFile(uintptr(fd), path), infoOf(&st)}, nil
-	}
-	defer unix.Close(fd)
-	f, err := n.small.read(fd, path, &st)
-	if err != nil {
-		return nil, err
-	}
-	return f.open(), nil
-}
-
-// infoOf describes an artifact by its inode, size and modification time, which
-// are the same on every client of one store. Never by ctime: link, unlink and
-// chmod change it. The time is our own, in nanoseconds (tempFile.seal), so an
-// inode number that is used again does not bring an old tag back.
-func infoOf(st *unix.Stat_t) ArtifactInfo {
-	return ArtifactInfo{
-		Size:    st.Size,
-		ModTime: time.Unix(st.Mtim.Unix()).UTC(),
-		ETag:    fileTag(st.Ino, uint64(st.Size), uint64(st.Mtim.Nano())),
-	}
-}
-
-// fileTag is each number in hexadecimal, joined by "-", in quotes.
-func fileTag(ino, size, mtime uint64) string {
-	b := make([]byte, 0, 56)
-	b = strconv.AppendUint(append(b, '"'), ino, 16)
-	b = strconv.AppendUint(append(b, '-'), size, 16)
-	b = strconv.AppendUint(append(b, '-'), mtime, 16)
-	return string(append(b, '"'))
-}
-
 // openRoot opens the directory in which those of sites are made, or the base as
 // long as there is none.
 func (n *nfs) openRoot() (*os.File, error) {
@@ -329,60 +223,4 @@ func (n *nfs) openRoot() (*os.File, error) {
 		return dir, err
 	}
 	return n.disk.openDir(n.base)
-}
-
-// Probe implements Prober: it reads the directory of the sites and asks whether
-// it could write there, then writes and syncs a file: in the base if it can, for
-// the caches of other NFS clients of a directory end when it changes.
-func (n *nfs) Probe() (Readiness, error) {
-	if err := n.checkMounted(); err != nil {
-		return Readiness{}, err
-	}
-	dir, err := n.openRoot()
-	if err != nil {
-		return Readiness{}, err
-	}
-	defer dir.Close()
-	if _, err := dir.Readdirnames(1); err != nil && err != io.EOF {
-		return Readiness{}, diskError("read directory", dir.Name(), errors.Unwrap(err))
-	}
-	if err := n.probeWrites(dir); err != nil {
-		if errors.Is(err, ErrUnavailable) || errors.Is(err, unix.EIO) {
-			return Readiness{}, err
-		}
-		n.log.Warn("the store takes no writes", "error", err)
-		return Readiness{WriteError: reasonOf(err)}, nil
-	}
-	return Readiness{}, nil
-}
-
-func (n *nfs) probeWrites(root *os.File) error {
-	err := retryEINTR(func() error {
-		return unix.Faccessat(int(root.Fd()), ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS)
-	})
-	if err != nil {
-		return diskError("write to", root.Name(), err)
-	}
-	base, err := n.disk.openDir(n.base)
-	if err == nil {
-		err = n.probeWrite(base)
-		base.Close()
-	}
-	if errors.Is(err, ErrDenied) {
-		return n.probeWrite(root)
-	}
-	return err
-}
-
-func (n *nfs) probeWrite(dir *os.File) error {
-	temp, err := n.disk.createTemp(dir)
-	if err != nil {
-		return err
-	}
-	defer temp.discard()
-	if _, err := temp.Write([]byte("probe\n")); err != nil {
-		return err
-	}
-	_, err = temp.seal()
-	return err
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"fmt"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sys/unix"
@@ -117,40 +116,4 @@ func (smallFiles) keep(files *lru.Cache[string, *smallFile], path string, f *sma
 	if files != nil && !isCoarse(f.mtim) {
 		files.Add(path, f)
 	}
-}
-
-// describe describes the artifact at path without reading it.
-func (n *nfs) describe(path string) (ArtifactInfo, error) {
-	if f := n.small.info(path); f != nil {
-		return f.info, nil
-	}
-	var st unix.Stat_t
-	err := n.stat(path, &st)
-	if err != nil {
-		return ArtifactInfo{}, err
-	}
-	if err := n.checkSameMount(&st); err != nil {
-		return ArtifactInfo{}, err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return ArtifactInfo{}, notAFile(path)
-	}
-	n.small.keep(n.small.looked, path, smallFileOf(&st))
-	return infoOf(&st), nil
-}
-
-// stat is stat(2) of a path, or on NFS an open(2): only that brings the client
-// up to date.
-func (n *nfs) stat(path string, st *unix.Stat_t) error {
-	if !n.remote {
-		return n.disk.statPath(path, st)
-	}
-	fd, err := n.disk.openPathRead(path)
-	if isLink(err, path) {
-		return fmt.Errorf("%w: %q is a symbolic link", ErrNotFound, path)
-	}
-	if err != nil {
-		return n.disk.openError(path, err)
-	}
-	return statAndClose(fd, path, st)
 }

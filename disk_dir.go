@@ -1,0 +1,210 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ensureDir opens the directory names[0]/names[1]/... below base, making what
+// is absent, and returns it when all of it is durable. base itself is never
+// made: absent, it is a mount that is missing.
+func (d *disk) ensureDir(base string, names ...string) (*os.File, error) {
+	path := filepath.Join(base, filepath.Join(names...))
+	if dir, err := d.openDir(path); err == nil {
+		if ino, known := d.durable.Get(path); known && ino == inode(dir) {
+			return dir, nil
+		}
+		dir.Close()
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	parent, err := d.openDir(base)
+	if err != nil {
+		return nil, err
+	}
+	path = base
+	for _, name := range names {
+		path = filepath.Join(path, name)
+		dir, err := d.makeDir(parent, name, path)
+		parent.Close()
+		if err != nil {
+			return nil, err
+		}
+		parent = dir
+	}
+	return parent, nil
+}
+
+// makeDir makes name in parent unless it is there, makes it durable unless it
+// is known to be, and opens it. Another process may have made it a moment ago
+// and not have synced it yet, so "it exists" is not enough.
+func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
+	err := retryEINTR(func() error { return unix.Mkdirat(int(parent.Fd()), name, 0o777) })
+	if err != nil && err != unix.EEXIST {
+		return nil, diskError("make directory", path, err)
+	}
+	fd, err := openFd(int(parent.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	if err == unix.ENOTDIR {
+		if link := d.firstIn(path, isLinkMode); link != "" {
+			return nil, &linkError{link}
+		}
+	}
+	if err != nil {
+		return nil, d.openError(path, err)
+	}
+	dir := os.NewFile(uintptr(fd), path)
+	ino := inode(dir)
+	if have, known := d.durable.Get(path); known && have == ino {
+		return dir, nil
+	}
+	if err := d.syncDir(parent); err != nil {
+		dir.Close()
+		return nil, err
+	}
+	d.durable.Add(path, ino)
+	return dir, nil
+}
+
+// openLockFile opens the lock file of the directory names[0]/names[1]/... below
+// base, making what is absent. Nothing is ever written to it.
+func (d *disk) openLockFile(base string, flags int, names ...string) (*os.File, error) {
+	path := filepath.Join(base, filepath.Join(names...), lockName)
+	f, err := d.openFile(path, flags)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
+	dir, err := d.ensureDir(base, names...)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	f, err = openAt(int(dir.Fd()), lockName, flags|unix.O_CREAT|unix.O_NOFOLLOW, path)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.syncDir(dir); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// syncDir makes what was done in dir durable. A file system that cannot sync a
+// directory (some FUSE and SMB mounts: EINVAL, ENOTSUP) is tolerated and told
+// once: there the promise is the mount's, not ours.
+func (d *disk) syncDir(dir *os.File) error {
+	start := time.Now()
+	err := d.fsyncs.fsync(dir)
+	d.metrics.dirSync.UpdateDuration(start)
+	return d.dirSynced(dir, err)
+}
+
+// dirSynced judges what came of syncing dir.
+func (d *disk) dirSynced(dir *os.File, err error) error {
+	if err == unix.EINVAL || err == unix.ENOTSUP {
+		d.warnDirSync.Do(func() {
+			d.noDirSync.Store(true)
+			d.log.Error("this file system cannot fsync a directory: an acknowledged write may be lost in a power cut",
+				"path", dir.Name(), "cause", err)
+		})
+		return nil
+	}
+	if err != nil {
+		return diskError("fsync directory", dir.Name(), err)
+	}
+	return nil
+}
+
+// unlink removes name in dir; an absent one is fs.ErrNotExist. It is durable
+// after syncDir.
+func (d *disk) unlink(dir *os.File, name string) error {
+	if err := d.unlinkAt(dir, name); err != nil {
+		return diskError("remove", dir.Name()+"/"+name, err)
+	}
+	return nil
+}
+
+// unlinkAt is unlinkat(2), with its error as it is.
+func (d *disk) unlinkAt(dir *os.File, name string) error {
+	if d.removing != nil {
+		d.removing()
+	}
+	return retryEINTR(func() error { return unix.Unlinkat(int(dir.Fd()), name, 0) })
+}
+
+// remove is unlink, to which an absent file is a success.
+func (d *disk) remove(dir *os.File, name string) error {
+	if err := d.unlinkAt(dir, name); err != nil && err != unix.ENOENT {
+		return diskError("remove", dir.Name()+"/"+name, err)
+	}
+	return nil
+}
+
+// removeDir removes the empty directory name in parent.
+func (d *disk) removeDir(parent *os.File, name string) error {
+	err := retryEINTR(func() error { return unix.Unlinkat(int(parent.Fd()), name, unix.AT_REMOVEDIR) })
+	if err != nil {
+		return diskError("remove directory", parent.Name()+"/"+name, err)
+	}
+	return nil
+}
+
+// renameTo renames from to a name in dir that is free, as far as the caller
+// knows. It is durable after syncDir.
+func (d *disk) renameTo(dir *os.File, from, to string) error {
+	start := time.Now()
+	err := retryEINTR(func() error { return unix.Renameat(int(dir.Fd()), from, int(dir.Fd()), to) })
+	if err != nil {
+		return diskError("rename", dir.Name()+"/"+from, err)
+	}
+	d.metrics.rename.UpdateDuration(start)
+	if d.renamed != nil {
+		d.renamed()
+	}
+	return nil
+}
+
+// linkTo gives the file at from a second name in dir. If that name exists it
+// fails with fs.ErrExist, where there are no links with ErrUnsupported.
+func (d *disk) linkTo(dir *os.File, from, to string) error {
+	if d.linking != nil {
+		d.linking()
+	}
+	start := time.Now()
+	err := retryEINTR(func() error { return unix.Linkat(int(dir.Fd()), from, int(dir.Fd()), to, 0) })
+	d.metrics.link.UpdateDuration(start)
+	switch err {
+	case nil:
+		return nil
+	case unix.EPERM, unix.EOPNOTSUPP, unix.ENOSYS:
+		return fmt.Errorf("%w: %w", ErrUnsupported, diskError("link", dir.Name()+"/"+from, err))
+	}
+	return diskError("link", dir.Name()+"/"+from, err)
+}
+
+// setSameMode sets the mode of a file in the directory at path to what it is.
+func (d *disk) setSameMode(path, name string) error {
+	dir, err := d.openDir(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	var st unix.Stat_t
+	if err := statAt(dir, name, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return &linkError{path + name}
+	}
+	err = retryEINTR(func() error { return unix.Fchmodat(int(dir.Fd()), name, st.Mode&0o7777, 0) })
+	if err != nil {
+		return diskError("set the mode of", path+name, err)
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// artifactFile is an open artifact: a FileReader and an io.Seeker.
+type artifactFile struct {
+	f    *os.File
+	info ArtifactInfo
+}
+
+var _ FileReader = (*artifactFile)(nil)
+
+func (a *artifactFile) Read(p []byte) (int, error)                { return a.f.Read(p) }
+func (a *artifactFile) Seek(off int64, whence int) (int64, error) { return a.f.Seek(off, whence) }
+func (a *artifactFile) Close() error                              { return a.f.Close() }
+func (a *artifactFile) Info() ArtifactInfo                        { return a.info }
+func (a *artifactFile) File() *os.File                            { return a.f }
+
+// openArtifact opens and describes one file. A small one is read, and closed again.
+// What is no file is not found: it is not listed either.
+func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
+	if f := n.small.get(path); f != nil {
+		return f.open(), nil
+	}
+	fd, err := n.disk.openPathRead(path)
+	if isLink(err, path) {
+		return nil, fmt.Errorf("%w: %q is a symbolic link", ErrNotFound, path)
+	}
+	if err != nil {
+		return nil, n.disk.openError(path, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return nil, diskError("stat", path, err)
+	}
+	if err := n.checkSameMount(&st); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		unix.Close(fd)
+		return nil, notAFile(path)
+	}
+	if st.Size > smallSize {
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0) // as openAt: the poller is not asked
+		return &artifactFile{os.NewFile(uintptr(fd), path), infoOf(&st)}, nil
+	}
+	defer unix.Close(fd)
+	f, err := n.small.read(fd, path, &st)
+	if err != nil {
+		return nil, err
+	}
+	return f.open(), nil
+}
+
+// infoOf describes an artifact by its inode, size and modification time, which
+// are the same on every client of one store. Never by ctime: link, unlink and
+// chmod change it. The time is our own, in nanoseconds (tempFile.seal), so an
+// inode number that is used again does not bring an old tag back.
+func infoOf(st *unix.Stat_t) ArtifactInfo {
+	return ArtifactInfo{
+		Size:    st.Size,
+		ModTime: time.Unix(st.Mtim.Unix()).UTC(),
+		ETag:    fileTag(st.Ino, uint64(st.Size), uint64(st.Mtim.Nano())),
+	}
+}
+
+// fileTag is each number in hexadecimal, joined by "-", in quotes.
+func fileTag(ino, size, mtime uint64) string {
+	b := make([]byte, 0, 56)
+	b = strconv.AppendUint(append(b, '"'), ino, 16)
+	b = strconv.AppendUint(append(b, '-'), size, 16)
+	b = strconv.AppendUint(append(b, '-'), mtime, 16)
+	return string(append(b, '"'))
+}
+
+// describe describes the artifact at path without reading it.
+func (n *nfs) describe(path string) (ArtifactInfo, error) {
+	if f := n.small.info(path); f != nil {
+		return f.info, nil
+	}
+	var st unix.Stat_t
+	err := n.stat(path, &st)
+	if err != nil {
+		return ArtifactInfo{}, err
+	}
+	if err := n.checkSameMount(&st); err != nil {
+		return ArtifactInfo{}, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return ArtifactInfo{}, notAFile(path)
+	}
+	n.small.keep(n.small.looked, path, smallFileOf(&st))
+	return infoOf(&st), nil
+}
+
+// stat is stat(2) of a path, or on NFS an open(2): only that brings the client
+// up to date.
+func (n *nfs) stat(path string, st *unix.Stat_t) error {
+	if !n.remote {
+		return n.disk.statPath(path, st)
+	}
+	fd, err := n.disk.openPathRead(path)
+	if isLink(err, path) {
+		return fmt.Errorf("%w: %q is a symbolic link", ErrNotFound, path)
+	}
+	if err != nil {
+		return n.disk.openError(path, err)
+	}
+	return statAndClose(fd, path, st)
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// change is a change of one artifact on a condition.
+type change struct {
+	dir             *os.File // of the artifacts
+	siteID, buildID string
+	cond            Precondition
+	temp            *tempFile // the new artifact; nil: it is removed
+}
+
+// changeIf calls do if the condition of c holds. It takes the lock of the
+// build: exclusively to look and then change, shared where there is nothing to
+// look at and the change is one step, so that a change never falls between the
+// look and the change of another. do is called with the lock; nil: this mount has
+// none.
+func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error {
+	look := !c.cond.IsZero()
+	coarse := c.temp != nil && c.temp.coarse
+	exclusive := look || n.remote || coarse
+	lock, err := n.lockBuild(c.siteID, artifactsDir, c.buildID, exclusive)
+	if errors.Is(err, ErrUnsupported) && !look {
+		return do(c, nil) // nobody can look here, so nobody is misled
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.release()
+	if exclusive {
+		if err := n.finishReplacement(c.dir, fileName(artifactsDir, c.buildID)); err != nil {
+			return err
+		}
+	}
+	if look {
+		info, err := n.describe(c.dir.Name() + "/" + fileName(artifactsDir, c.buildID))
+		if err := checkOf(c.cond, info, n.notFound(err)); err != nil {
+			return err
+		}
+	}
+	if exclusive {
+		if err := lock.alive(); err != nil {
+			return err
+		}
+	}
+	return do(c, lock)
+}
+
+// place puts the sealed temp in the place of the build if cond holds.
+func (n *nfs) place(temp *tempFile, siteID, buildID string, cond Precondition) error {
+	// The store may have gone while the body came.
+	if err := n.checkMounted(); err != nil {
+		return err
+	}
+	c := change{dir: temp.dir, siteID: siteID, buildID: buildID, cond: cond, temp: temp}
+	if !cond.CreateOnly() {
+		return n.changeIf(c, n.replaceFile)
+	}
+	c.cond = Precondition{} // link(2) fails if the name exists, so no check is needed
+	err := n.changeIf(c, n.createFile)
+	if errors.Is(err, fs.ErrExist) {
+		var st unix.Stat_t
+		if name := fileName(artifactsDir, buildID); statAt(temp.dir, name, &st) == nil && isDirMode(st.Mode) {
+			return notAFile(temp.dir.Name() + "/" + name)
+		}
+		return errExists
+	}
+	return err
+}
+
+func (n *nfs) createFile(c change, lock *buildLock) error {
+	name := fileName(artifactsDir, c.buildID)
+	if !n.remote {
+		for _, at := range otherNames(name) {
+			var st unix.Stat_t
+			if err := statAt(c.dir, at, &st); !errors.Is(err, fs.ErrNotExist) {
+				if err == nil {
+					err = fs.ErrExist // with or without its name
+				}
+				return err
+			}
+		}
+	}
+	if err := c.temp.create(name); err != nil || lock == nil || !n.remote {
+		return err
+	}
+	return lock.alive() // lost: a late link may have come between two steps of another client
+}
+
+func (n *nfs) replaceFile(c change, lock *buildLock) error {
+	name := fileName(artifactsDir, c.buildID)
+	if c.temp.coarse && lock != nil {
+		var st unix.Stat_t
+		err := statAt(c.dir, name, &st)
+		if err == nil {
+			err = c.temp.stampAfter(st.Mtim)
+		}
+		if ignoreNotExist(err) != nil {
+			return err
+		}
+	}
+	return n.putInPlace(c.temp, name, lock)
+}
+
+// deleteFile removes the file from all its names, its own last. A late rename of
+// another host may move it from there to the former name meanwhile.
+func (n *nfs) deleteFile(c change, _ *buildLock) error {
+	name := fileName(artifactsDir, c.buildID)
+	others := otherNames(name)
+	for _, at := range slices.Backward(others[:]) { // else one that counts less would be the file
+		if err := n.disk.remove(c.dir, at); err != nil {
+			return err
+		}
+	}
+	if !n.remote {
+		return n.disk.remove(c.dir, name)
+	}
+	err := n.disk.unlink(c.dir, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return n.disk.remove(c.dir, formerName(name))
+	}
+	return err
+}
+
+// outliveTag waits, where times are coarse, until a build that is about to be
+// deleted is older than a step of them: the next build of that name could have its
+// inode, and would have its time and so its ETag.
+func (n *nfs) outliveTag(dir *os.File, name string) {
+	var st unix.Stat_t
+	if statAt(dir, name, &st) != nil || !isCoarse(st.Mtim) {
+		return
+	}
+	if left := coarseClockDiff - n.disk.now().Sub(time.Unix(st.Mtim.Unix())); left > 0 {
+		time.Sleep(min(left, coarseClockDiff))
+	}
+}
+
+// check is cond.Check of the build as it is now. It takes no lock.
+func (n *nfs) check(siteID, buildID string, cond Precondition) error {
+	info, err := n.StatArtifact(siteID, buildID)
+	return checkOf(cond, info, err)
+}

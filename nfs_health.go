@@ -1,0 +1,78 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Space implements SpaceTeller.
+func (n *nfs) Space() (Space, error) {
+	if err := n.checkMounted(); err != nil {
+		return Space{}, err
+	}
+	var st unix.Statfs_t
+	if err := retryEINTR(func() error { return unix.Statfs(n.base, &st) }); err != nil {
+		return Space{}, diskError("statfs", n.base, err)
+	}
+	block := uint64(st.Bsize)
+	return Space{st.Bavail * block, st.Blocks * block, st.Ffree, st.Files}, nil
+}
+
+// Probe implements Prober: it reads the directory of the sites and asks whether
+// it could write there, then writes and syncs a file: in the base if it can, for
+// the caches of other NFS clients of a directory end when it changes.
+func (n *nfs) Probe() (Readiness, error) {
+	if err := n.checkMounted(); err != nil {
+		return Readiness{}, err
+	}
+	dir, err := n.openRoot()
+	if err != nil {
+		return Readiness{}, err
+	}
+	defer dir.Close()
+	if _, err := dir.Readdirnames(1); err != nil && err != io.EOF {
+		return Readiness{}, diskError("read directory", dir.Name(), errors.Unwrap(err))
+	}
+	if err := n.probeWrites(dir); err != nil {
+		if errors.Is(err, ErrUnavailable) || errors.Is(err, unix.EIO) {
+			return Readiness{}, err
+		}
+		n.log.Warn("the store takes no writes", "error", err)
+		return Readiness{WriteError: reasonOf(err)}, nil
+	}
+	return Readiness{}, nil
+}
+
+func (n *nfs) probeWrites(root *os.File) error {
+	err := retryEINTR(func() error {
+		return unix.Faccessat(int(root.Fd()), ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS)
+	})
+	if err != nil {
+		return diskError("write to", root.Name(), err)
+	}
+	base, err := n.disk.openDir(n.base)
+	if err == nil {
+		err = n.probeWrite(base)
+		base.Close()
+	}
+	if errors.Is(err, ErrDenied) {
+		return n.probeWrite(root)
+	}
+	return err
+}
+
+func (n *nfs) probeWrite(dir *os.File) error {
+	temp, err := n.disk.createTemp(dir)
+	if err != nil {
+		return err
+	}
+	defer temp.discard()
+	if _, err := temp.Write([]byte("probe\n")); err != nil {
+		return err
+	}
+	_, err = temp.seal()
+	return err
+}
