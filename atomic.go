@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -159,13 +160,7 @@ func (t *tempFile) replace(name string) error {
 
 // rename gives the sealed file another name, over what has it.
 func (t *tempFile) rename(name string) error {
-	dirfd := int(t.dir.Fd())
-	start := time.Now()
-	err := retryEINTR(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })
-	t.disk.metrics.rename.UpdateDuration(start)
-	if t.disk.renamed != nil {
-		t.disk.renamed()
-	}
+	err := t.disk.renameAt(t.dir, t.name, name)
 	// An NFS server whose reply was lost is asked again and finds no source: the
 	// rename was done if our file is there. Otherwise the temp was swept.
 	if err == unix.ENOENT && t.isAt(name) {
@@ -199,47 +194,44 @@ func (t *tempFile) isAt(name string) bool {
 // create puts the sealed file in its place unless something is there
 // (fs.ErrExist). It is durable after t.syncDir.
 func (t *tempFile) create(name string) error {
-	dirfd := int(t.dir.Fd())
-	if t.disk.linking != nil {
-		t.disk.linking()
-	}
-	start := time.Now()
-	err := retryEINTR(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })
-	t.disk.metrics.link.UpdateDuration(start)
-	switch {
-	case err == nil, t.isAt(name): // it was done, and the reply was lost (open(2), "NFS")
-		if err := t.disk.remove(t.dir, t.name); err != nil {
-			t.disk.log.Warn("a temporary file stays until it is swept", "error", err)
-		}
+	err := t.disk.linkTo(t.dir, t.name, name)
+	if err == nil || t.isAt(name) { // the link was made, but the reply was lost (open(2), "NFS")
+		t.remove()
 		t.committed = true
 		return nil
-	case err == unix.EPERM, err == unix.EOPNOTSUPP, err == unix.ENOSYS: // no hard links here
-		err = retryEINTR(func() error {
-			return unix.Renameat2(dirfd, t.name, dirfd, name, unix.RENAME_NOREPLACE)
-		})
-		t.committed = err == nil
-		if err == unix.EINVAL || err == unix.ENOSYS {
-			return fmt.Errorf("%w: neither link(2) nor RENAME_NOREPLACE works for %q", ErrUnsupported, t.path)
-		}
 	}
-	if err != nil {
-		return diskError("link", t.path, err)
+	if !errors.Is(err, ErrUnsupported) {
+		return err
 	}
-	return nil
+	dirfd := int(t.dir.Fd())
+	err = retryEINTR(func() error {
+		return unix.Renameat2(dirfd, t.name, dirfd, name, unix.RENAME_NOREPLACE)
+	})
+	switch err {
+	case nil:
+		t.committed = true
+		return nil
+	case unix.EINVAL, unix.ENOSYS:
+		return fmt.Errorf("%w: neither link(2) nor RENAME_NOREPLACE works for %q", ErrUnsupported, t.path)
+	}
+	return diskError("rename", t.path, err)
 }
 
-// discard removes the file unless it was put in its place. A temp that cannot
-// be removed is left to the sweep.
+// discard removes the file unless it was committed.
 func (t *tempFile) discard() {
 	t.setLarge(false)
 	if t.f != nil {
 		t.f.Close()
 		t.f = nil
 	}
-	if t.committed {
-		return
+	if !t.committed {
+		t.remove()
 	}
+}
+
+// remove removes the temporary name. If that fails, the name is left to the sweep.
+func (t *tempFile) remove() {
 	if err := t.disk.remove(t.dir, t.name); err != nil {
-		t.disk.log.Warn("a temporary file stays until it is swept", "error", err)
+		t.disk.log.Warn("cannot remove a temporary file; the sweep will remove it", "error", err)
 	}
 }

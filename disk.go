@@ -38,11 +38,7 @@ type hooks struct {
 }
 
 func newDisk(log *slog.Logger) *disk {
-	durable, err := lru.New[string, uint64](knownDirs)
-	if err != nil {
-		panic(err) // the size is a positive constant
-	}
-	d := &disk{log: log, durable: durable, metrics: newStoreMetrics(), openat2: canOpenat2()}
+	d := &disk{log: log, durable: newLRU[string, uint64](knownDirs), metrics: newStoreMetrics(), openat2: canOpenat2()}
 	d.fsyncs.shared = func(files int) { d.metrics.commit.Update(float64(files)) }
 	d.copyBuffers.New = func() any { return new([copySize]byte) }
 	return d

@@ -158,16 +158,21 @@ func (d *disk) removeDir(parent *os.File, name string) error {
 // renameTo renames from to a name in dir that is free, as far as the caller
 // knows. It is durable after syncDir.
 func (d *disk) renameTo(dir *os.File, from, to string) error {
-	start := time.Now()
-	err := retryEINTR(func() error { return unix.Renameat(int(dir.Fd()), from, int(dir.Fd()), to) })
-	if err != nil {
+	if err := d.renameAt(dir, from, to); err != nil {
 		return diskError("rename", dir.Name()+"/"+from, err)
 	}
+	return nil
+}
+
+// renameAt is renameat(2) within dir. It returns the bare errno.
+func (d *disk) renameAt(dir *os.File, from, to string) error {
+	start := time.Now()
+	err := retryEINTR(func() error { return unix.Renameat(int(dir.Fd()), from, int(dir.Fd()), to) })
 	d.metrics.rename.UpdateDuration(start)
 	if d.renamed != nil {
 		d.renamed()
 	}
-	return nil
+	return err
 }
 
 // linkTo gives the file at from a second name in dir. If that name exists it

@@ -173,11 +173,7 @@ type verifiedLogs struct {
 }
 
 func newVerifiedLogs() verifiedLogs {
-	sums, err := lru.New[string, uint64](knownLogs)
-	if err != nil {
-		panic(err) // the size is a positive constant
-	}
-	return verifiedLogs{maphash.MakeSeed(), sums}
+	return verifiedLogs{maphash.MakeSeed(), newLRU[string, uint64](knownLogs)}
 }
 
 // add remembers the hash of the log at path.

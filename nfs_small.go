@@ -59,15 +59,7 @@ func newSmallFiles(local bool) smallFiles {
 	if !local {
 		return smallFiles{}
 	}
-	files, err := lru.New[string, *smallFile](smallKept)
-	if err != nil {
-		panic(err) // the size is a positive constant
-	}
-	looked, err := lru.New[string, *smallFile](lookedKept)
-	if err != nil {
-		panic(err) // likewise
-	}
-	return smallFiles{files, looked}
+	return smallFiles{newLRU[string, *smallFile](smallKept), newLRU[string, *smallFile](lookedKept)}
 }
 
 // get is what is kept of path, if that is what path still is.

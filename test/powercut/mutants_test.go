@@ -19,7 +19,7 @@ const renameFirst = "rename before fsync"
 
 // lateSync is the fsync of a file after it got its name.
 const lateSync = `
-	if f, openErr := openAt(dirfd, name, unix.O_RDONLY, name); err == nil && openErr == nil {
+	if f, openErr := openAt(int(dir.Fd()), to, unix.O_RDONLY, to); err == nil && openErr == nil {
 		err = unix.Fsync(int(f.Fd()))
 		f.Close()
 	}`
@@ -27,8 +27,8 @@ const lateSync = `
 var (
 	noFileSync = vm.Replace("atomic.go", `err := t.disk.fsyncs.sync(f, t.stat.Dev, t.since)`, `err := error(nil)`)
 	noDirSync  = vm.Replace("atomic.go", `err := t.disk.fsyncs.syncDir(t.dir, t.stat.Dev, t.since)`, `err := error(nil)`)
-	lateRename = vm.After("atomic.go", `err := retryEINTR(func() error { return unix.Renameat(dirfd, t.name, dirfd, name) })`, lateSync)
-	lateLink   = vm.After("atomic.go", `err := retryEINTR(func() error { return unix.Linkat(dirfd, t.name, dirfd, name, 0) })`, lateSync)
+	lateRename = vm.After("disk_dir.go", `err := retryEINTR(func() error { return unix.Renameat(int(dir.Fd()), from, int(dir.Fd()), to) })`, lateSync)
+	lateLink   = vm.After("disk_dir.go", `err := retryEINTR(func() error { return unix.Linkat(int(dir.Fd()), from, int(dir.Fd()), to, 0) })`, lateSync)
 
 	// A single writer shares its syncs with itself.
 	shareAlways = vm.Replace("disk_fsync.go", `minGroupSize = 24`, `minGroupSize = 1`)
