@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -43,6 +44,18 @@ func (p Precondition) Check(current *ArtifactInfo) error {
 		return errExists
 	}
 	return nil
+}
+
+// checkCondition is cond.Check of the artifact that a stat described as info and err. It
+// returns err unless that is nil or ErrNotFound.
+func checkCondition(cond Precondition, info ArtifactInfo, err error) error {
+	switch {
+	case err == nil:
+		return cond.Check(&info)
+	case errors.Is(err, ErrNotFound):
+		return cond.Check(nil)
+	}
+	return err
 }
 
 // IsZero reports whether p always holds.

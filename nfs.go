@@ -179,17 +179,6 @@ func (n *nfs) StatArtifact(siteID, buildID string) (info ArtifactInfo, err error
 	return info, n.notFound(err)
 }
 
-// checkOf is cond.Check of what a look at the build returned.
-func checkOf(cond Precondition, info ArtifactInfo, err error) error {
-	if errors.Is(err, ErrNotFound) {
-		return cond.Check(nil)
-	}
-	if err != nil {
-		return err
-	}
-	return cond.Check(&info)
-}
-
 func (n *nfs) metrics() *storeMetrics { return n.disk.metrics }
 
 // sitePath is a directory of a site.

@@ -42,7 +42,7 @@ func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error
 	}
 	if look {
 		info, err := n.describe(c.dir.Name() + "/" + fileName(artifactsDir, c.buildID))
-		if err := checkOf(c.cond, info, n.notFound(err)); err != nil {
+		if err := checkCondition(c.cond, info, n.notFound(err)); err != nil {
 			return err
 		}
 	}
@@ -146,5 +146,5 @@ func (n *nfs) outliveTag(dir *os.File, name string) {
 // check is cond.Check of the build as it is now. It takes no lock.
 func (n *nfs) check(siteID, buildID string, cond Precondition) error {
 	info, err := n.StatArtifact(siteID, buildID)
-	return checkOf(cond, info, err)
+	return checkCondition(cond, info, err)
 }
