@@ -2,13 +2,13 @@ package main
 
 import "sync"
 
-// batcher runs one call at a time for each key, and lets those who ask while it
-// runs share the next one: the call that serves an item always begins after the
-// item was handed in. The zero value is ready for use.
+// batcher is a group commit. It runs one batch at a time for each key; items that are
+// submitted while a batch runs form the next one. So the run that handles an item always
+// starts after the item was submitted. The zero value is ready for use.
 type batcher[T, R any] struct {
-	// enter, if it is set, is called for an item that has to wait. It returns what
-	// gives its place back, or nil and the result of an item that is not taken.
-	acquire func(key string) (leave func(), refused R)
+	// acquire, if set, is called for an item that has to wait. It returns a function that
+	// releases the slot of the item, or nil and the result of an item that is rejected.
+	acquire func(key string) (release func(), rejected R)
 
 	mu     sync.Mutex
 	queues map[string]*batchQueue[T, R]
@@ -16,73 +16,79 @@ type batcher[T, R any] struct {
 
 type batchQueue[T, R any] struct {
 	turn  sync.Mutex   // held while a batch runs
-	next  *batch[T, R] // those who wait for the turn; nil: nobody
-	users int
+	next  *batch[T, R] // the batch that items may still join; nil: none
+	users int          // calls of submit in progress
 }
 
 type batch[T, R any] struct {
 	items  []T
 	result R
-	ran    bool // false once done: run panicked
-	done   chan struct{}
+	ran    bool          // false after done: run panicked
+	done   chan struct{} // closed when run has returned
 }
 
-// submit hands item in and returns the result of the run that had it, and its place
-// among the items of that run. One of those who share the run calls run.
-func (g *batcher[T, R]) submit(key string, item T, run func(items []T) R) (R, int) {
-	g.mu.Lock()
-	q := g.queues[key]
-	if q == nil {
-		q = new(batchQueue[T, R])
-		if g.queues == nil {
-			g.queues = make(map[string]*batchQueue[T, R])
+// submit adds item to the next batch of key. It returns the result of that batch, and
+// the index of item in it. The first caller of a batch, its leader, calls run.
+func (b *batcher[T, R]) submit(key string, item T, run func(items []T) R) (R, int) {
+	q, waits := b.openQueue(key)
+	defer b.closeQueue(key, q)
+	if waits && b.acquire != nil {
+		release, rejected := b.acquire(key)
+		if release == nil {
+			return rejected, 0
 		}
-		g.queues[key] = q
+		defer release()
 	}
-	q.users++
-	waits := q.users > 1
-	g.mu.Unlock()
-	defer g.releaseQueue(key, q)
-
-	if waits && g.acquire != nil {
-		leave, refused := g.acquire(key)
-		if leave == nil {
-			return refused, 0
+	batch, index := b.join(q, item)
+	if index > 0 {
+		<-batch.done
+		if !batch.ran {
+			panic("the leader of the batch panicked")
 		}
-		defer leave()
-	}
-	g.mu.Lock()
-	leads := q.next == nil
-	if leads {
-		q.next = &batch[T, R]{done: make(chan struct{})}
-	}
-	b := q.next
-	place := len(b.items)
-	b.items = append(b.items, item)
-	g.mu.Unlock()
-
-	if !leads {
-		<-b.done
-		if !b.ran {
-			panic("the call that was shared has panicked")
-		}
-		return b.result, place
+		return batch.result, index
 	}
 	q.turn.Lock()
 	defer q.turn.Unlock()
-	g.mu.Lock()
-	q.next = nil // from here on nobody joins
-	g.mu.Unlock()
-	defer close(b.done)
-	b.result = run(b.items)
-	b.ran = true
-	return b.result, place
+	b.mu.Lock()
+	q.next = nil // the batch is complete
+	b.mu.Unlock()
+	defer close(batch.done)
+	batch.result = run(batch.items)
+	batch.ran = true
+	return batch.result, index
 }
 
-func (g *batcher[T, R]) releaseQueue(key string, q *batchQueue[T, R]) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if q.users--; q.users == 0 {
-		delete(g.queues, key)
+// openQueue returns the queue of key, and reports whether another call uses it.
+func (b *batcher[T, R]) openQueue(key string) (q *batchQueue[T, R], shared bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	q = b.queues[key]
+	if q == nil {
+		q = new(batchQueue[T, R])
+		if b.queues == nil {
+			b.queues = make(map[string]*batchQueue[T, R])
+		}
+		b.queues[key] = q
 	}
+	q.users++
+	return q, q.users > 1
+}
+
+func (b *batcher[T, R]) closeQueue(key string, q *batchQueue[T, R]) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if q.users--; q.users == 0 {
+		delete(b.queues, key)
+	}
+}
+
+// join adds item to the next batch of q, and returns its index there.
+func (b *batcher[T, R]) join(q *batchQueue[T, R], item T) (*batch[T, R], int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if q.next == nil {
+		q.next = &batch[T, R]{done: make(chan struct{})}
+	}
+	q.next.items = append(q.next.items, item)
+	return q.next, len(q.next.items) - 1
 }
