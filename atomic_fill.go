@@ -32,7 +32,7 @@ func (t *tempFile) copyFile(f *os.File, n int64) error {
 	_, err := t.f.ReadFrom(rest) // its result leaves out what was copied before it fell back to read and write
 	t.size += n - rest.N
 	if err == nil && rest.N > 0 {
-		err = fmt.Errorf("%d bytes of %d: %w", n-rest.N, n, io.ErrUnexpectedEOF)
+		err = fmt.Errorf("copied %d of %d bytes: %w", n-rest.N, n, io.ErrUnexpectedEOF)
 	}
 	if err != nil {
 		return diskError("copy to", t.path, err)
@@ -73,7 +73,7 @@ func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
 		t.setLarge(size >= reserveMin || t.size >= reserveMin)
 		if err == io.EOF {
 			if got := t.size - start; size >= 0 && got != size {
-				return got, fmt.Errorf("cannot write %q: %d bytes of %d: %w", t.path, got, size, io.ErrUnexpectedEOF)
+				return got, fmt.Errorf("cannot write %q: got %d of %d bytes: %w", t.path, got, size, io.ErrUnexpectedEOF)
 			}
 			return t.size - start, nil
 		}

@@ -42,13 +42,13 @@ func (f checkResult) String() string {
 // oneLine returns the text of err on one line. Some SDKs write many.
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
-const foldsCaseCheck = "names that differ only in case are two names"
+const foldsCaseCheck = "names are case-sensitive"
 
 // judgeCaseCheck judges the error of looking for a name that was not created and
 // differs only in case from one that was.
 func judgeCaseCheck(err error) error {
 	if err == nil {
-		return errors.New(`this store ignores case: a site or build called "Release" would replace one called "release"`)
+		return errors.New(`names ignore case: a site or build named "Release" replaces one named "release"`)
 	}
 	return ignoreNotExist(err)
 }

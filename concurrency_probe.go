@@ -61,7 +61,7 @@ func (l *cachedProbe[T]) run(done chan struct{}) {
 	defer func() {
 		// No handler is above this goroutine: a panic would end the process.
 		if cause := recover(); cause != nil {
-			err = fmt.Errorf("the question to the store panicked: %v\n%s", cause, debug.Stack())
+			err = fmt.Errorf("the probe of the store panicked: %v\n%s", cause, debug.Stack())
 		}
 		l.mu.Lock()
 		l.value, l.err, l.at, l.running = found, err, time.Now(), nil

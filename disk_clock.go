@@ -57,7 +57,7 @@ func (d *disk) compareClocks(f *os.File, before, after time.Time) {
 	d.metrics.clockDiff.Set(c.diff.Seconds())
 	if c.diff != 0 {
 		d.warnClock.Do(func() {
-			d.log.Warn("the clock of this host is not that of the store; files and log entries get the store's time",
+			d.log.Warn("the clock of this host differs from the clock of the store; files and log entries get the store's time",
 				"store_ahead_by_ms", c.diff.Milliseconds())
 		})
 	}
@@ -145,7 +145,7 @@ func (t *tempFile) stampAfter(old unix.Timespec) error {
 			return t.sync(f)
 		}
 	}
-	return fmt.Errorf("%w: the times of %q do not advance", ErrUnsupported, t.path)
+	return fmt.Errorf("%w: cannot give %q a later modification time", ErrUnsupported, t.path)
 }
 
 // timeStamp is a time that the store's clock showed before at.

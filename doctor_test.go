@@ -119,7 +119,7 @@ func TestDoctorOfAnObjectStore(t *testing.T) {
 		fails bool
 		lines []string
 	}{
-		{"good", func(*memBucket) {}, false, []string{"ok   write an object", "ok   list it", "ok   compare the clocks", "ok   names that differ only in case", "ok   abort an upload"}},
+		{"good", func(*memBucket) {}, false, []string{"ok   write an object", "ok   list it", "ok   compare the clocks", "ok   names are case-sensitive", "ok   abort an upload"}},
 		{"ignores conditions of parts", func(m *memBucket) { m.blind = func(o putOptions) bool { return o.parts } }, false,
 			[]string{"warn create only, in parts", "warn conditional uploads are refused with 501", "ok   create only, in one piece"}},
 		{"ignores all conditions", func(m *memBucket) { m.blind = func(putOptions) bool { return true } }, true,
@@ -188,7 +188,7 @@ func TestDoctorTellsNamesThatAreOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := c.foldsCase()
-	if err == nil || errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), `this store ignores case`) {
+	if err == nil || errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), `names ignore case`) {
 		t.Errorf("two names of one file: %v, want a failure", err)
 	}
 	if err := os.Remove(folded); err != nil {
@@ -304,7 +304,7 @@ func TestDoctorKnowsEntriesOfTheOriginal(t *testing.T) {
 		if err != nil {
 			t.Errorf("%v:\n%s", err, out)
 		}
-		_, line, _ := strings.Cut(out, " no log entries of the original API: ")
+		_, line, _ := strings.Cut(out, " no logs in the format of the original API: ")
 		line, _, _ = strings.Cut(line, "\n")
 		return line
 	}
@@ -314,20 +314,20 @@ func TestDoctorKnowsEntriesOfTheOriginal(t *testing.T) {
 	plant("e.json", `{"build_id":"e","acti`) // likewise
 	plant("f.json", `{}`)                    // likewise
 	plant("notes.txt", `{"build_id":"e"}`)   // nobody's
-	if got := line(); got != "5 files of 1 sites were looked at" {
+	if got := line(); got != "5 files of 1 sites checked" {
 		t.Errorf("of logs: %s", got)
 	}
 	const entry = `{"build_id":"b","action":"deploy","status":"ok","timestamp":"2025-01-02T03:04:05Z","metadata":{"n":1}}`
 	plant("b-1735787045.json", entry)
 	plant("b-1735787046.json", " \n"+entry+"\n")
-	if got := line(); !strings.HasPrefix(got, "2 files (7 files of 1 sites were looked at) hold one entry each") ||
+	if got := line(); !strings.HasPrefix(got, "2 files (7 files of 1 sites checked) hold a single entry") ||
 		!strings.Contains(got, logs+"/b-173578704") || !strings.Contains(got, "docs/operations.md") {
 		t.Errorf("of logs: %s", got)
 	}
 	for i := range looksAtSite {
 		plant(fmt.Sprintf("b-%d.json", i), entry)
 	}
-	if got := line(); !strings.Contains(got, fmt.Sprintf("(%d files of 1 sites were looked at, and there are more)", looksAtSite)) {
+	if got := line(); !strings.Contains(got, fmt.Sprintf("(%d files of 1 sites checked, more exist)", looksAtSite)) {
 		t.Errorf("of logs: %s", got)
 	}
 }

@@ -23,15 +23,15 @@ func (n *nfs) runChecks(tell func(checkResult)) {
 		{"mount", c.mount},
 		{"make a directory", c.makeDir},
 		{"write a file, fsync and close it", c.write},
-		{"times of files", c.times},
-		{"rename it over another", c.rename},
+		{"file times", c.times},
+		{"rename it over an existing file", c.rename},
 		{foldsCaseCheck, c.foldsCase},
 		{"fsync of a directory", c.syncDir},
 		{"read the file back", c.read},
-		{"link, which replaces nothing", c.link},
+		{"link does not replace a file", c.link},
 		{"locks of two descriptors exclude each other", c.lock},
 		{"compare the clocks", c.clock},
-		{"no log entries of the original API", c.logs},
+		{"no logs in the format of the original API", c.logs},
 	} {
 		note, err := step.do()
 		tell(checkResult{what: step.what, err: err, note: note, warning: isWeak(err)})
@@ -40,7 +40,7 @@ func (n *nfs) runChecks(tell func(checkResult)) {
 		}
 	}
 	if err := c.clean(); err != nil {
-		tell(checkResult{what: "leave nothing behind", err: err})
+		tell(checkResult{what: "remove the test files", err: err})
 	}
 }
 
@@ -122,8 +122,8 @@ func (c *diskCheck) write() (string, error) {
 
 func (c *diskCheck) times() (string, error) {
 	if c.coarse {
-		return "", warning{fmt.Errorf("the file system keeps them in steps of %s or more: small builds are not kept in memory, "+
-			"and a build that replaces another within a step is dated later", fineTime)}
+		return "", warning{fmt.Errorf("the file system stores times in steps of %s or more: small builds are not cached in memory, "+
+			"and a build that replaces another within one step gets a later time", fineTime)}
 	}
 	return "finer than " + fineTime.String(), nil
 }
@@ -157,7 +157,7 @@ func (c *diskCheck) syncDir() (string, error) {
 func (c *diskCheck) read() (string, error) {
 	got, _, err := readFile(c.dir, checkName, 1<<10)
 	if err == nil && !bytes.Equal(got, c.data) {
-		err = fmt.Errorf("%d bytes came back that were not written", len(got))
+		err = fmt.Errorf("%d bytes read back differ from what was written", len(got))
 	}
 	return "", err
 }
@@ -170,7 +170,7 @@ func (c *diskCheck) link() (string, error) {
 	defer t.discard()
 	switch err := t.create(checkName); {
 	case err == nil:
-		return "", errors.New("it replaced a file: of racing create-only uploads several would win")
+		return "", errors.New("link replaced an existing file: several concurrent create-only uploads would succeed")
 	case !errors.Is(err, fs.ErrExist):
 		return "", err
 	}
@@ -201,7 +201,7 @@ func (c *diskCheck) clock() (string, error) {
 // directoryClock is the clockFinding of a directory, where the service dates
 // files by the store's clock.
 func directoryClock(skew time.Duration) (note string, err error) {
-	note, err = judgeClockCheck(skew, "builds and log entries get the store's time; set this host's clock right")
+	note, err = judgeClockCheck(skew, "builds and log entries get the store's time; correct the clock of this host")
 	if err != nil {
 		err = warning{err}
 	}

@@ -18,7 +18,7 @@ const (
 func (c *diskCheck) logs() (string, error) {
 	sites, err := c.n.disk.openDir(filepath.Join(c.n.base, sitesDir))
 	if err != nil {
-		return "there are none", ignoreNotExist(err)
+		return "no logs", ignoreNotExist(err)
 	}
 	defer sites.Close()
 	var found logCount
@@ -42,8 +42,8 @@ func (c *diskCheck) logs() (string, error) {
 		return "", err
 	}
 	if found.entries > 0 {
-		return "", warning{fmt.Errorf("%d files (%s) hold one entry each, as the original of this API keeps them (the first is %q): "+
-			"each is listed as a build with a damaged log; docs/operations.md says how to convert them", found.entries, found, found.first)}
+		return "", warning{fmt.Errorf("%d files (%s) hold a single entry, the format of the original API (first: %q): "+
+			"each is listed as a build with a damaged log; see docs/operations.md to convert them", found.entries, found, found.first)}
 	}
 	return found.String(), nil
 }
@@ -56,9 +56,9 @@ type logCount struct {
 }
 
 func (l logCount) String() string {
-	text := fmt.Sprintf("%d files of %d sites were looked at", l.files, l.sites)
+	text := fmt.Sprintf("%d files of %d sites checked", l.files, l.sites)
 	if l.more {
-		text += ", and there are more"
+		text += ", more exist"
 	}
 	return text
 }

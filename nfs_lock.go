@@ -136,7 +136,7 @@ func (n *nfs) waitPlace(what, siteID, buildID string) (*grant, error) {
 	key := what + " " + siteID
 	place, err := n.waiting.acquire(budgetRequest{n: 1, caps: []keyCap{{key, maxSiteWaiters}, {key + "/" + buildID, maxBuildWaiters}}})
 	if err != nil {
-		return nil, fmt.Errorf("%w: too many wait for the lock of build %q of site %q, or for others of this site", err, buildID, siteID)
+		return nil, fmt.Errorf("%w: too many requests wait for the lock of build %q of site %q, or for other locks of this site", err, buildID, siteID)
 	}
 	return place, nil
 }
@@ -196,7 +196,7 @@ func lockError(path string, err error) error {
 	case unix.ENOLCK:
 		return fmt.Errorf("%w: %w", ErrUnavailable, diskError("lock", path, err))
 	case unix.EOPNOTSUPP, unix.ENOSYS, unix.EINVAL:
-		return fmt.Errorf("%w: no file locks on this mount: cannot lock %q: %w", ErrUnsupported, path, err)
+		return fmt.Errorf("%w: this mount has no file locks: cannot lock %q: %w", ErrUnsupported, path, err)
 	}
 	return diskError("lock", path, err)
 }
@@ -245,12 +245,12 @@ func lockWorks(one, other *os.File) error {
 	switch err := try(other, unix.F_RDLCK, 1); err {
 	case unix.EAGAIN, unix.EACCES:
 	case nil:
-		return errors.New("a lock keeps nobody out: appends to a log can be lost")
+		return errors.New("locks do not exclude each other: concurrent appends to a log can be lost")
 	default:
 		return diskError("lock", other.Name(), err)
 	}
 	if err := try(other, unix.F_WRLCK, 2); err != nil {
-		return fmt.Errorf("a lock on one byte keeps out of others: %w", diskError("lock", other.Name(), err))
+		return fmt.Errorf("a lock on one byte also locks other bytes: %w", diskError("lock", other.Name(), err))
 	}
 	return nil
 }

@@ -43,7 +43,7 @@ func (n *nfs) appendLog(siteID, buildID string, entries []LogEntry) []error {
 	errs := make([]error, len(entries))
 	err := n.appendAll(siteID, buildID, entries, errs)
 	if errors.Is(err, ErrDamaged) {
-		n.log.Error("a log takes no entries until it is mended by hand", "error", err)
+		n.log.Error("the log is corrupt; appends are refused until it is repaired manually", "error", err)
 	}
 	if err != nil { // of all, since errs of some may be due to others that were not written
 		return slices.Repeat([]error{err}, len(entries))

@@ -20,7 +20,7 @@ import (
 func checkMount(base string, require bool, log *slog.Logger) error {
 	mount, err := mountOf(base)
 	if errors.Is(err, errNoMounts) && !require {
-		log.Warn("cannot read the table of mounts", "error", err)
+		log.Warn("cannot read the mount table", "error", err)
 		return nil
 	}
 	if err != nil {
@@ -39,7 +39,7 @@ func checkMount(base string, require bool, log *slog.Logger) error {
 type mountInfo struct{ mountinfo.Info }
 
 // errNoMounts: the table of mounts cannot be read.
-var errNoMounts = errors.New("cannot tell whether it is a mount point")
+var errNoMounts = errors.New("cannot determine whether it is a mount point")
 
 // mountOf is the mount that base is on.
 func mountOf(base string) (mount mountInfo, err error) {
@@ -95,7 +95,7 @@ func (n *nfs) checkMounted() error {
 	case err != nil:
 		return nil // what is done next fails with more detail
 	case n.mountPoint && !at.mountPoint:
-		return fmt.Errorf("%w: %q is not a mount point any more", ErrUnavailable, n.base)
+		return fmt.Errorf("%w: %q is no longer a mount point", ErrUnavailable, n.base)
 	case at.dev != n.dev.Load():
 		return n.remounted(at.dev)
 	}
@@ -121,7 +121,7 @@ func (n *nfs) remounted(dev uint64) error {
 	}
 	kind := kindOfFS(int64(st.Type))
 	if kind != n.kind {
-		return fmt.Errorf("%w: %q is now on %s, and was on %s when the service started; unmount it, or restart the service",
+		return fmt.Errorf("%w: %q is now on %s, but was on %s when the service started; unmount it, or restart the service",
 			ErrUnavailable, n.base, kind, n.kind)
 	}
 	if kind == fsLocal && st.Fsid != n.fsid {
@@ -157,7 +157,7 @@ type fsKind string
 const (
 	fsNFS   fsKind = "NFS"
 	fsLocal fsKind = "a local file system"
-	fsOther fsKind = "a file system of another kind" // FUSE, SMB, overlay ...
+	fsOther fsKind = "another kind of file system" // FUSE, SMB, overlay ...
 )
 
 // kindOfFS is the kind of a file system of that type (statfs(2)).
@@ -175,7 +175,7 @@ func kindOfFS(fsType int64) fsKind {
 // /proc/self/mountinfo has them, weaken the promise of the store (nfs(5)).
 func nfsOptionWarnings(options string) []mountWarning {
 	const (
-		local = "locks are local to this host: log entries of other hosts can be lost, and a build that one of them replaces be taken for absent"
+		local = "locks are local to this host: log entries of other hosts can be lost, and a build can seem absent while another host replaces it"
 		soft  = "a write can fail or be lost while the server restarts; mount with hard"
 	)
 	var warnings []mountWarning
@@ -184,7 +184,7 @@ func nfsOptionWarnings(options string) []mountWarning {
 		{"nolock", local, true},
 		{"local_lock=all", local, true},
 		{"local_lock=posix", local, true},
-		{"nocto", "what other hosts have changed is not seen for a while", false},
+		{"nocto", "changes by other hosts stay invisible for a while", false},
 		{"soft", soft, false},
 		{"softerr", soft, false},
 	} {

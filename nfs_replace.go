@@ -110,7 +110,7 @@ func (n *nfs) finishReplacement(dir *os.File, name string) error {
 			err = n.disk.renameTo(dir, at, name)
 		}
 		if err == nil {
-			n.log.Info("finished a replacement that was cut", "file", dir.Name()+"/"+name)
+			n.log.Info("completed an interrupted replacement", "file", dir.Name()+"/"+name)
 		}
 		return err
 	}
@@ -136,7 +136,7 @@ func (n *nfs) putInPlace(temp *tempFile, name string, lock *buildLock) error {
 	err = temp.create(name)
 	switch {
 	case errors.Is(err, fs.ErrExist):
-		return fmt.Errorf("%w: %q was made by another host meanwhile", ErrUnavailable, name)
+		return fmt.Errorf("%w: another host created %q at the same time", ErrUnavailable, name)
 	case errors.Is(err, ErrUnsupported):
 		return temp.replace(name)
 	}
@@ -207,7 +207,7 @@ func (n *nfs) giveUp(temp *tempFile, name string, lock *buildLock) {
 		return
 	}
 	if err := n.disk.remove(temp.dir, interim); err != nil {
-		n.log.Warn("an unfinished replacement stays until it is swept", "error", err)
+		n.log.Warn("cannot remove an unfinished replacement; a later sweep will", "error", err)
 	}
 }
 
@@ -221,7 +221,7 @@ func (n *nfs) removeAside(dir *os.File, name, at string) error {
 	if at != removed {
 		err := n.disk.renameTo(dir, at, removed)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			n.log.Warn("a replaced file stays until it is swept", "error", err)
+			n.log.Warn("cannot remove a replaced file; a later sweep will", "error", err)
 			removed = ""
 		}
 	}
@@ -230,11 +230,11 @@ func (n *nfs) removeAside(dir *os.File, name, at string) error {
 	}
 	var st unix.Stat_t
 	if err := statAt(dir, name, &st); err != nil {
-		return fmt.Errorf("%w: a late request of another host took the file away: %v", ErrUnavailable, err)
+		return fmt.Errorf("%w: a delayed request of another host moved the file away: %v", ErrUnavailable, err)
 	}
 	if removed != "" {
 		if err := n.disk.remove(dir, removed); err != nil {
-			n.log.Warn("a replaced file stays until it is swept", "error", err)
+			n.log.Warn("cannot remove a replaced file; a later sweep will", "error", err)
 		}
 	}
 	return nil

@@ -31,10 +31,10 @@ func (n *nfs) sweepTemps(ctx context.Context, maxAge time.Duration) {
 	for {
 		removed, err := n.sweepOnce(ctx, maxAge)
 		if removed > 0 {
-			n.log.Info("removed files that a crash left", "count", removed)
+			n.log.Info("removed files left by crashes", "count", removed)
 		}
 		if err != nil && ctx.Err() == nil {
-			n.log.Warn("cannot look everywhere for files that a crash left", "error", err)
+			n.log.Warn("the sweep for files left by crashes is incomplete", "error", err)
 		}
 		select {
 		case <-ctx.Done():
