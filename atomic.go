@@ -12,72 +12,73 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A durable write is this list of system calls, and no other order will do:
+// A durable write makes these system calls in this order. The order matters:
 //
-//	open(dir, O_DIRECTORY)            before the work, so that the write-back
-//	                                  error of the directory cannot be missed
+//	open(dir, O_DIRECTORY)            before the write, so that no write-back error
+//	                                  of the directory is missed
 //	openat(dir, temp, O_CREAT|O_EXCL) a random name: two writers never share it
 //	write, splice ...
-//	utimensat(dir, temp)              a time in nanoseconds of our own: the
-//	                                  kernel's stands still for up to 10 ms, in
-//	                                  which an inode may be freed and taken again.
-//	                                  It is the store's time, not this host's
-//	fsync(temp)                       once: after a failure the kernel may drop
-//	                                  the dirty pages and the next fsync lies
+//	utimensat(dir, temp)              a time that the service chooses, in nanoseconds:
+//	                                  the kernel's clock for files advances only every
+//	                                  10 ms or so, and an inode can be freed and
+//	                                  reused in between. It is the time of the store,
+//	                                  not of this host
+//	fsync(temp)                       once: after a failure the kernel may drop the
+//	                                  dirty pages, and the next fsync succeeds
 //	close(temp)                       checked: NFS reports ENOSPC and EDQUOT here
 //	renameat or linkat(temp, name)    the change becomes visible
-//	fsync(dir)                        and durable; only now it is acknowledged
+//	fsync(dir)                        the change is durable; now it is acknowledged
 //
-// On NFS a rename over a file that this host has open is two steps for the
-// server, and between them the name does not exist: see nfs_replace.go.
+// On NFS, a rename over a file that this host has open takes the server two steps.
+// Between them the name does not exist: see nfs_replace.go.
 //
-// A directory that was made, or whose making was not seen to be durable by this
-// process, has its parent fsynced before anything in it is acknowledged. The two
-// fsyncs of a temp may be shared with others (disk_fsync.go).
+// If this process created a directory, or does not know it to be durable, it fsyncs
+// the parent before it acknowledges anything in the directory. Concurrent writes may
+// share the two fsyncs (disk_fsync.go).
 // Sources: fsync(2), rename(2), open(2) "NFS", and "Can Applications Recover
 // from fsync Failures?" (USENIX ATC 2020).
 
 const (
-	tempPrefix = ".tmp-" // no id begins with a dot, so no temp is ever listed or fetched
-	tempRandom = 26      // characters of base32 behind it (crypto/rand.Text)
+	tempPrefix = ".tmp-" // no id begins with a dot, so a temporary file is never listed or fetched
+	tempRandom = 26      // base32 characters after the prefix (crypto/rand.Text)
 	knownDirs  = 16384   // directories remembered as durable
 
-	// fineTime is the largest step of a file system's times that is fine enough
-	// to tell two files apart by them.
+	// fineTime is the coarsest timestamp granularity at which timestamps still
+	// distinguish two files.
 	fineTime = time.Millisecond
-	// maxClockDiff is how far the store's clock may be from this host's before
-	// files are stamped with the store's.
+	// maxClockDiff is the largest difference between the clocks of the store and of this
+	// host at which files still get the time of this host.
 	maxClockDiff = time.Second
 )
 
-// isTempName reports whether name is one that createTemp gives.
+// isTempName reports whether createTemp could have created name.
 func isTempName(name string) bool {
 	random, ok := strings.CutPrefix(name, tempPrefix)
 	return ok && len(random) == tempRandom && strings.Trim(random, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
 }
 
-// tempFile is a file under a temporary name in the directory it will stay in.
-// It is used by one goroutine: written, sealed, then put in its place by
-// replace or create; discard, deferred, removes it unless it was.
+// tempFile is a file with a temporary name in its final directory. One goroutine uses
+// it: it writes the file, seals it, and commits it with replace or create. A deferred
+// discard removes the file unless it was committed.
 type tempFile struct {
 	disk *disk
 	dir  *os.File
 	f    *os.File // nil once sealed
 	name string
 	path string
-	stat unix.Stat_t // as sealed
+	stat unix.Stat_t // set by seal
 
 	size         int64 // bytes written
-	preallocated int64 // bytes preallocated; -1: this file system cannot
+	preallocated int64 // bytes preallocated; -1: the file system cannot preallocate
 	flushed      int64 // bytes whose write-back was started
 	committed    bool
-	coarse       bool   // this file system keeps times in steps larger than fineTime
-	large        bool   // counted in disk.syncs.large
-	since        uint64 // disk.syncs.failures when it was made
+	coarse       bool   // the file system's timestamps are coarser than fineTime
+	large        bool   // counted in disk.fsyncs.large
+	since        uint64 // disk.fsyncs.failures when the file was created
 }
 
-// createTemp makes an empty file under a random name in dir, which stays the
-// caller's to close, after the temp is done with.
+// createTemp creates an empty file with a random name in dir. The caller keeps dir open
+// for as long as it uses the file, and closes it.
 func (d *disk) createTemp(dir *os.File) (*tempFile, error) {
 	name := tempPrefix + rand.Text()
 	path := filepath.Join(dir.Name(), name)
@@ -92,8 +93,8 @@ func (d *disk) createTemp(dir *os.File) (*tempFile, error) {
 	return &tempFile{disk: d, dir: dir, f: f, name: name, path: path, since: since}, nil
 }
 
-// seal ends the writing: what was written is durable under the temporary name.
-// It returns what was written.
+// seal ends the writing: it makes the file durable under its temporary name, closes it,
+// and returns its attributes.
 func (t *tempFile) seal() (unix.Stat_t, error) {
 	if err := t.stamp(t.disk.now()); err != nil {
 		return t.stat, err
@@ -115,7 +116,7 @@ func (t *tempFile) seal() (unix.Stat_t, error) {
 	return t.stat, nil
 }
 
-// sync makes what is in the file durable; f is open on it.
+// sync makes the content of the file durable. f is an open descriptor of the file.
 func (t *tempFile) sync(f *os.File) error {
 	start := time.Now()
 	err := t.disk.fsyncs.sync(f, t.stat.Dev, t.since)
@@ -126,7 +127,7 @@ func (t *tempFile) sync(f *os.File) error {
 	return nil
 }
 
-// syncDir makes the new name of the file durable: the syncDir of its directory.
+// syncDir makes the new name of the file durable.
 func (t *tempFile) syncDir() error {
 	start := time.Now()
 	err := t.disk.fsyncs.syncDir(t.dir, t.stat.Dev, t.since)
@@ -134,8 +135,8 @@ func (t *tempFile) syncDir() error {
 	return t.disk.dirSynced(t.dir, err)
 }
 
-// setLarge tells whether a large file is in the making, for which no small one
-// is to wait.
+// setLarge sets whether a large file is being written. No small file should wait for
+// its data.
 func (t *tempFile) setLarge(large bool) {
 	if large == t.large {
 		return
@@ -148,8 +149,8 @@ func (t *tempFile) setLarge(large bool) {
 	}
 }
 
-// replace puts the sealed file in its place, over what is there. It is durable
-// after t.syncDir.
+// replace commits the sealed file as name, and replaces an existing file. The change is
+// durable after t.syncDir.
 func (t *tempFile) replace(name string) error {
 	if err := t.rename(name); err != nil {
 		return err
@@ -158,11 +159,12 @@ func (t *tempFile) replace(name string) error {
 	return nil
 }
 
-// rename gives the sealed file another name, over what has it.
+// rename renames the sealed file, and replaces an existing file.
 func (t *tempFile) rename(name string) error {
 	err := t.disk.renameAt(t.dir, t.name, name)
-	// An NFS server whose reply was lost is asked again and finds no source: the
-	// rename was done if our file is there. Otherwise the temp was swept.
+	// If the reply of an NFS server was lost, the client sends the request again, and the
+	// server finds no source. The rename succeeded if our file has the new name; otherwise
+	// a sweep removed the temporary file.
 	if err == unix.ENOENT && t.isAt(name) {
 		err = nil
 	}
@@ -175,10 +177,10 @@ func (t *tempFile) rename(name string) error {
 	return nil
 }
 
-// isAt reports whether name is the sealed file. The inode alone does not say so:
-// that of a swept temp is free, and another writer may have got it.
+// isAt reports whether name refers to the sealed file. The inode number alone does not
+// prove it: after a sweep removed the file, another writer may have got the number.
 func (t *tempFile) isAt(name string) bool {
-	if dir, err := t.disk.openDir(t.dir.Name()); err == nil { // brings an NFS client up to date
+	if dir, err := t.disk.openDir(t.dir.Name()); err == nil { // revalidates the cache of an NFS client
 		dir.Close()
 	}
 	fd, err := openRead(int(t.dir.Fd()), name)
@@ -191,11 +193,11 @@ func (t *tempFile) isAt(name string) bool {
 		st.Size == t.stat.Size && st.Mtim == t.stat.Mtim
 }
 
-// create puts the sealed file in its place unless something is there
-// (fs.ErrExist). It is durable after t.syncDir.
+// create commits the sealed file as name, unless name exists (fs.ErrExist). The change
+// is durable after t.syncDir.
 func (t *tempFile) create(name string) error {
 	err := t.disk.linkTo(t.dir, t.name, name)
-	if err == nil || t.isAt(name) { // the link was made, but the reply was lost (open(2), "NFS")
+	if err == nil || t.isAt(name) { // the reply of an NFS server may be lost (open(2), "NFS")
 		t.remove()
 		t.committed = true
 		return nil

@@ -9,11 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How a tempFile is filled, in order, from its first byte to its last.
+// How a tempFile is written, sequentially from its first byte.
 
-const (
-	flushEvery = 16 << 20 // bytes after which write-back is started
-)
+const flushEvery = 16 << 20 // write-back starts whenever so many bytes were written
 
 // Write appends p.
 func (t *tempFile) Write(p []byte) (int, error) {
@@ -25,11 +23,11 @@ func (t *tempFile) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// copyFile appends n bytes of f from its offset on. The kernel copies them if it can
-// (copy_file_range(2)), on NFSv4.2 the server. Fewer bytes are an error.
+// copyFile appends n bytes of f, from the current offset of f. If possible the kernel
+// copies them (copy_file_range(2)), on NFSv4.2 the server. A shorter f is an error.
 func (t *tempFile) copyFile(f *os.File, n int64) error {
 	rest := &io.LimitedReader{R: f, N: n}
-	_, err := t.f.ReadFrom(rest) // its result leaves out what was copied before it fell back to read and write
+	_, err := t.f.ReadFrom(rest) // the result omits bytes copied before a fallback to read and write
 	t.size += n - rest.N
 	if err == nil && rest.N > 0 {
 		err = fmt.Errorf("copied %d of %d bytes: %w", n-rest.N, n, io.ErrUnexpectedEOF)
@@ -40,10 +38,10 @@ func (t *tempFile) copyFile(f *os.File, n int64) error {
 	return nil
 }
 
-// ReadFrom appends what r yields up to io.EOF, by r's own MoveTo if it is a
-// FileMover. If r is Sized, "no space" is known before r is read, and another
-// number of bytes is an error. If it is Placed, it is told of what is allocated.
-// An error of r is wrapped.
+// ReadFrom appends all bytes of r, with r.MoveTo if r is a FileMover. If r is Sized, it
+// fails with ErrNoSpace before it reads r if the bytes cannot fit, and any other number of
+// bytes is an error. If r is Placed, it calls r.Placed for each preallocation. It wraps
+// errors of r.
 func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
 	size := int64(-1)
 	if s, ok := r.(Sized); ok {
@@ -84,8 +82,8 @@ func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
 	}
 }
 
-// copier is the FileMover of a reader that has none. It goes around
-// os.File.ReadFrom, which would bring a buffer of its own.
+// copier is a FileMover for a reader that is none. It does not use os.File.ReadFrom,
+// which would allocate its own buffer.
 type copier struct {
 	r   io.Reader
 	buf []byte
@@ -101,25 +99,25 @@ func (c copier) MoveTo(f *os.File, _ int64) (int64, error) {
 	return int64(n), err
 }
 
-// checkFree refuses size bytes that cannot fit now.
+// checkFree returns ErrNoSpace if size bytes do not fit.
 func (t *tempFile) checkFree(size int64) error {
 	if size < reserveMin {
-		return nil // not worth a look: the write will tell
+		return nil // not worth a system call: the write fails if there is no space
 	}
 	var st unix.Statfs_t
 	if err := retryEINTR(func() error { return unix.Fstatfs(int(t.f.Fd()), &st) }); err != nil {
 		return diskError("statfs", t.path, err)
 	}
-	// A file system that tells no size (some FUSE) tells 0 blocks.
+	// A file system that does not know its size (some FUSE) reports 0 blocks.
 	if st.Blocks > 0 && uint64(size)/uint64(st.Bsize) > st.Bavail {
 		return diskError("write", t.path, unix.ENOSPC)
 	}
 	return nil
 }
 
-// preallocate keeps the blocks of a file of size bytes allocated ahead of the
-// writes: it makes them cheaper and meets a full disk early. The window grows
-// with what has arrived: an upload that only announces a lot takes no space.
+// preallocate allocates blocks ahead of the writes to a file of size bytes. That makes
+// the writes cheaper, and a full disk fails early. The window grows with the bytes that
+// arrived, so an upload with only a large Content-Length takes no space.
 func (t *tempFile) preallocate(size int64) error {
 	if size < reserveMin || t.preallocated < 0 || t.preallocated >= size {
 		return nil
@@ -142,9 +140,9 @@ func (t *tempFile) preallocate(size int64) error {
 	return nil
 }
 
-// startWriteBack asks the kernel to begin writing what has arrived, without
-// waiting, so that the fsync at the end finds little left. Its result does not
-// matter: fsync tells of every error.
+// startWriteBack starts write-back of the bytes written so far, and does not wait for
+// it, so that the final fsync has little to do. It can ignore the result: fsync reports
+// every error.
 func (t *tempFile) startWriteBack() {
 	if n := t.size - t.flushed; n >= flushEvery {
 		_ = unix.SyncFileRange(int(t.f.Fd()), t.flushed, n, unix.SYNC_FILE_RANGE_WRITE)

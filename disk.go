@@ -11,15 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// disk is the one door to the file system: nothing else in this package
-// creates, links, renames or removes. It is safe for concurrent use; the files
-// it hands out are not.
+// disk is the only way to change the file system: nothing else in this package creates,
+// links, renames or removes files. It is safe for concurrent use; the files that it
+// returns are not.
 type disk struct {
-	base        string // no symbolic link below it is followed; empty: none anywhere
+	base        string // symbolic links below it are not followed; if empty, none are
 	openat2     bool   // the kernel has openat2(2)
 	ownClock    bool   // the file system stamps files with the clock of this host
 	log         *slog.Logger
-	durable     *lru.Cache[string, uint64] // inode of each directory known to survive a power cut
+	durable     *lru.Cache[string, uint64] // inode numbers of directories known to be durable, by path
 	warnDirSync sync.Once
 	noDirSync   atomic.Bool
 	warnClock   sync.Once
@@ -31,7 +31,7 @@ type disk struct {
 	metrics     *storeMetrics
 }
 
-// hooks let tests do what another host does in between; nil: nothing.
+// hooks let tests act as another host between two steps. Each may be nil.
 type hooks struct {
 	renamed           func() // after a rename
 	linking, removing func() // before a link, or a removal
@@ -44,10 +44,7 @@ func newDisk(log *slog.Logger) *disk {
 	return d
 }
 
-// What is read from the file system, without changing it, and the errors of
-// both. What changes it is in atomic.go.
-
-// retryEINTR calls f until it is not interrupted by a signal.
+// retryEINTR calls f again for as long as a signal interrupts it.
 func retryEINTR(f func() error) error {
 	for {
 		if err := f(); err != unix.EINTR {
@@ -56,8 +53,8 @@ func retryEINTR(f func() error) error {
 	}
 }
 
-// openFd is openat(2). What it makes gets the mode that the umask leaves, as directories
-// do, so that a group can share a store.
+// openFd is openat(2). Only the umask limits the mode of a new file, as for directories,
+// so that a group can share a store.
 func openFd(dirfd int, name string, flags int) (fd int, err error) {
 	err = retryEINTR(func() error {
 		fd, err = unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, 0o666)
@@ -66,8 +63,8 @@ func openFd(dirfd int, name string, flags int) (fd int, err error) {
 	return fd, err
 }
 
-// openRead opens a file for reading. It does not wait for the writer of a FIFO
-// that somebody left among the files, and follows no symbolic link (ELOOP).
+// openRead opens a file for reading. It does not block on a FIFO, and does not follow a
+// symbolic link (ELOOP).
 func openRead(dirfd int, name string) (int, error) {
 	return readNonblocking(func(flags int) (int, error) { return openFd(dirfd, name, flags) })
 }
@@ -76,13 +73,13 @@ func openRead(dirfd int, name string) (int, error) {
 func readNonblocking(open func(flags int) (int, error)) (int, error) {
 	const flags = unix.O_RDONLY | unix.O_NOFOLLOW
 	fd, err := open(flags | unix.O_NONBLOCK)
-	if err == unix.EAGAIN { // an NFS server on this host has lent the file out, and must take it back first
+	if err == unix.EAGAIN { // an NFS server on this host delegated the file, and must recall it first
 		fd, err = open(flags)
 	}
 	return fd, err
 }
 
-// openAt is openat(2) as an *os.File that is never handed to the poller.
+// openAt is openat(2). The *os.File that it returns does not use the poller.
 func openAt(dirfd int, name string, flags int, path string) (*os.File, error) {
 	fd, err := openFd(dirfd, name, flags)
 	if err != nil {
@@ -91,7 +88,7 @@ func openAt(dirfd int, name string, flags int, path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// inode is the inode number of an open file, 0 if it cannot be told.
+// inode returns the inode number of an open file, or 0 if fstat fails.
 func inode(f *os.File) uint64 {
 	var st unix.Stat_t
 	if unix.Fstat(int(f.Fd()), &st) != nil {
@@ -100,8 +97,9 @@ func inode(f *os.File) uint64 {
 	return st.Ino
 }
 
-// readFile reads the whole of name in dir, if it has no more than limit bytes,
-// and describes what it read. It is meant for many small files.
+// readFile reads all of name in dir and returns its attributes. The data is nil if name
+// is not a regular file or is larger than limit bytes. It makes few system calls, for
+// callers that read many small files.
 func readFile(dir *os.File, name string, limit int64) ([]byte, unix.Stat_t, error) {
 	var st unix.Stat_t
 	path := dir.Name() + "/" + name
@@ -120,7 +118,7 @@ func readFile(dir *os.File, name string, limit int64) ([]byte, unix.Stat_t, erro
 	return data, st, err
 }
 
-// readAll reads the size bytes of the open file fd.
+// readAll reads the first size bytes of the open file fd.
 func readAll(fd int, path string, size int64) ([]byte, error) {
 	data := make([]byte, size)
 	for n := 0; n < len(data); {
@@ -140,8 +138,8 @@ func readAll(fd int, path string, size int64) ([]byte, error) {
 	return data, nil
 }
 
-// statAt describes name in dir; a symbolic link is itself. It is meant for many
-// files.
+// statAt is stat of name in dir, without following a symbolic link. It does not allocate,
+// for callers that stat many files.
 func statAt(dir *os.File, name string, st *unix.Stat_t) error {
 	for {
 		switch err := unix.Fstatat(int(dir.Fd()), name, st, unix.AT_SYMLINK_NOFOLLOW); err {
@@ -154,8 +152,8 @@ func statAt(dir *os.File, name string, st *unix.Stat_t) error {
 	}
 }
 
-// isLocal tells whether the file system of that type (statfs(2)) belongs to this
-// host alone: what stat(2) tells of it is true.
+// isLocal reports whether only this host uses file systems of that type (statfs(2)), so
+// that stat(2) is never stale.
 func isLocal(fsType int64) bool {
 	switch fsType {
 	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC:

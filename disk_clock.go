@@ -8,19 +8,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Times of the store. The order of versions and, later, their retention depend
-// on modification times, so all replicas must stamp by one clock: the store's.
-// A file that was just made shows it. Where it is more than maxClockDiff from
-// the clock of this host, our times are shifted by the difference. The
-// nanoseconds stay our own.
+// The time of the store. The order of versions and, later, their retention depend on
+// modification times, so all replicas must use one clock: the store's. A new file shows
+// its time. If it differs by more than maxClockDiff from the clock of this host, the
+// service adds the difference to the times that it sets. The nanoseconds are still those
+// of this host.
 
-// clockDiff is the measured difference of the store's clock from ours.
+// clockDiff is a measured difference: the clock of the store minus that of this host.
 type clockDiff struct {
-	diff time.Duration // 0: within maxClockDiff
+	diff time.Duration // 0 within maxClockDiff
 	at   time.Time     // when it was measured
 }
 
-// value is the difference, 0 if none was measured.
+// value returns the difference, or 0 if none was measured.
 func (c *clockDiff) value() time.Duration {
 	if c == nil {
 		return 0
@@ -28,17 +28,16 @@ func (c *clockDiff) value() time.Duration {
 	return c.diff
 }
 
-// coarseClockDiff is maxClockDiff where the store keeps times in steps of up to
-// two seconds, cut off.
+// coarseClockDiff is maxClockDiff for stores that truncate times to steps of up to two
+// seconds.
 const coarseClockDiff = 3 * time.Second
 
-// clockDiffKept is how long a measured difference serves where no file is made
-// anyway.
+// clockDiffKept is how long clockDiffOf uses a measured difference.
 const clockDiffKept = time.Minute
 
-// compareClocks measures the difference by the file f, which was made between
-// before and after, by our clock. It reads the change time: an exclusive create over NFS may
-// keep its verifier in the modification time for a moment (RFC 8881, section
+// compareClocks measures the difference with the file f, which was created between before
+// and after by the clock of this host. It reads the change time: after an exclusive create
+// over NFS, the modification time may briefly hold the verifier (RFC 8881, section
 // 18.16.3).
 func (d *disk) compareClocks(f *os.File, before, after time.Time) {
 	var st unix.Stat_t
@@ -50,7 +49,7 @@ func (d *disk) compareClocks(f *os.File, before, after time.Time) {
 	case isCoarse(st.Ctim):
 		limit = coarseClockDiff
 	case d.clockDiff.Load().value() != 0:
-		limit /= 2 // or files made one after the other would be dated to and fro
+		limit /= 2 // hysteresis: or the times of successive files could jump back and forth
 	}
 	c := &clockDiff{diff: clockDifference(time.Unix(st.Ctim.Unix()), before, after, limit), at: after}
 	d.clockDiff.Store(c)
@@ -63,8 +62,8 @@ func (d *disk) compareClocks(f *os.File, before, after time.Time) {
 	}
 }
 
-// clockDifference is how far the store's clock is ahead of ours, if it showed
-// the time store at a moment between before and after; 0 within limit.
+// clockDifference returns how far the store's clock is ahead of this host's, given that
+// it showed the time store between before and after. It returns 0 within limit.
 func clockDifference(store, before, after time.Time, limit time.Duration) time.Duration {
 	switch {
 	case store.Before(before.Add(-limit)):
@@ -75,11 +74,11 @@ func clockDifference(store, before, after time.Time, limit time.Duration) time.D
 	return 0
 }
 
-// now is the store's time, by the last measurement.
+// now returns the store's time according to the last measurement.
 func (d *disk) now() time.Time { return time.Now().Add(d.clockDiff.Load().value()) }
 
-// clockDiffOf is the difference for a time taken just now, measured in dir if
-// the last measurement is old.
+// clockDiffOf returns the current difference. If the last measurement is too old it
+// creates a temporary file in dir to measure again.
 func (d *disk) clockDiffOf(dir *os.File) time.Duration {
 	if c := d.clockDiff.Load(); !d.ownClock && (c == nil || time.Since(c.at) > clockDiffKept) {
 		if t, err := d.createTemp(dir); err == nil {
@@ -89,8 +88,7 @@ func (d *disk) clockDiffOf(dir *os.File) time.Duration {
 	return d.clockDiff.Load().value()
 }
 
-// clock is what the store's own clock shows, by the time that it gives to a new
-// file in dir. The clock of this host may show another.
+// clock returns the time of the store's clock: the time of a new temporary file in dir.
 func (d *disk) clock(dir *os.File) (time.Time, error) {
 	t, err := d.createTemp(dir)
 	if err != nil {
@@ -104,14 +102,13 @@ func (d *disk) clock(dir *os.File) (time.Time, error) {
 	return time.Unix(st.Ctim.Unix()), nil
 }
 
-// isCoarse reports whether a time that stamp set came back without the digits
-// below fineTime: the file system keeps larger steps (ext4 with inodes of 128
-// bytes keeps whole seconds, FAT two of them).
+// isCoarse reports whether a time set by stamp lost its digits below fineTime, because
+// the file system's timestamps are coarser (ext4 with inodes of 128 bytes: 1 s; FAT: 2 s).
 func isCoarse(t unix.Timespec) bool { return t.Nsec%int64(fineTime) == 0 }
 
-// stamp gives the file a modification time, before it is sealed.
+// stamp sets the modification time of the file.
 func (t *tempFile) stamp(at time.Time) error {
-	ts := unix.NsecToTimespec(at.UnixNano() | 1) // the last digit shows whether the file system keeps it
+	ts := unix.NsecToTimespec(at.UnixNano() | 1) // never 0, so that isCoarse can tell
 	err := retryEINTR(func() error {
 		return unix.UtimesNanoAt(int(t.dir.Fd()), t.name, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
 	})
@@ -121,10 +118,10 @@ func (t *tempFile) stamp(at time.Time) error {
 	return nil
 }
 
-// stampAfter gives the sealed file a time later than that of the build it is to
-// replace, so that no two builds of one name have one ETag: where times are
-// coarse, both may have been sealed within one step. The caller holds the lock
-// of the build. It is durable when stampAfter returns.
+// stampAfter makes the modification time of the sealed file later than old, that of the
+// build it replaces. With coarse timestamps the two could otherwise be equal, and so could
+// the ETags. The caller holds the lock of the build. The time is durable when stampAfter
+// returns.
 func (t *tempFile) stampAfter(old unix.Timespec) error {
 	if t.stat.Mtim.Nano() > old.Nano() {
 		return nil
@@ -148,19 +145,20 @@ func (t *tempFile) stampAfter(old unix.Timespec) error {
 	return fmt.Errorf("%w: cannot give %q a later modification time", ErrUnsupported, t.path)
 }
 
-// timeStamp is a time that the store's clock showed before at.
+// timeStamp says that the store's clock showed the time store before at.
 type timeStamp struct {
 	store int64 // nanoseconds
 	at    time.Time
 }
 
-// storeTime is a time in nanoseconds that the store's clock has passed, by what
-// it stamped on the last file written here; 0 if nothing was, or long ago.
+// storeTime returns a time in nanoseconds that the store's clock has certainly passed. It
+// derives the time from the last file that this process wrote, and returns 0 if there is
+// none from the last hour.
 func (d *disk) storeTime() int64 {
 	stamp := d.lastStamp.Load()
 	if stamp == nil || time.Since(stamp.at) > time.Hour {
 		return 0
 	}
 	passed := time.Since(stamp.at)
-	return stamp.store + int64(passed-passed/1024) // no two clocks drift apart faster than that
+	return stamp.store + int64(passed-passed/1024) // clocks do not drift apart faster than 1/1024
 }

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ensureDir opens the directory names[0]/names[1]/... below base, making what
-// is absent, and returns it when all of it is durable. base itself is never
-// made: absent, it is a mount that is missing.
+// ensureDir opens the directory names[0]/names[1]/... below base, creates what is
+// missing, and returns the directory once all of it is durable. It never creates base: a
+// missing base means a missing mount.
 func (d *disk) ensureDir(base string, names ...string) (*os.File, error) {
 	path := filepath.Join(base, filepath.Join(names...))
 	if dir, err := d.openDir(path); err == nil {
@@ -41,9 +41,9 @@ func (d *disk) ensureDir(base string, names ...string) (*os.File, error) {
 	return parent, nil
 }
 
-// makeDir makes name in parent unless it is there, makes it durable unless it
-// is known to be, and opens it. Another process may have made it a moment ago
-// and not have synced it yet, so "it exists" is not enough.
+// makeDir opens the directory name in parent, and creates it if it is missing. It fsyncs
+// parent unless the directory is known to be durable: an existing one may have been
+// created by another process that has not fsynced it yet.
 func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
 	err := retryEINTR(func() error { return unix.Mkdirat(int(parent.Fd()), name, 0o777) })
 	if err != nil && err != unix.EEXIST {
@@ -71,8 +71,8 @@ func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
 	return dir, nil
 }
 
-// openLockFile opens the lock file of the directory names[0]/names[1]/... below
-// base, making what is absent. Nothing is ever written to it.
+// openLockFile opens the lock file of the directory names[0]/names[1]/... below base, and
+// creates what is missing. Nothing is ever written to the lock file.
 func (d *disk) openLockFile(base string, flags int, names ...string) (*os.File, error) {
 	path := filepath.Join(base, filepath.Join(names...), lockName)
 	f, err := d.openFile(path, flags)
@@ -95,9 +95,9 @@ func (d *disk) openLockFile(base string, flags int, names ...string) (*os.File, 
 	return f, nil
 }
 
-// syncDir makes what was done in dir durable. A file system that cannot sync a
-// directory (some FUSE and SMB mounts: EINVAL, ENOTSUP) is tolerated and told
-// once: there the promise is the mount's, not ours.
+// syncDir makes all changes in dir durable. Where the file system cannot fsync a directory
+// (some FUSE and SMB mounts: EINVAL, ENOTSUP) it succeeds and logs that once: there
+// durability depends on the mount.
 func (d *disk) syncDir(dir *os.File) error {
 	start := time.Now()
 	err := d.fsyncs.fsync(dir)
@@ -105,12 +105,12 @@ func (d *disk) syncDir(dir *os.File) error {
 	return d.dirSynced(dir, err)
 }
 
-// dirSynced judges what came of syncing dir.
+// dirSynced returns the error of syncDir, where err is the result of the fsync of dir.
 func (d *disk) dirSynced(dir *os.File, err error) error {
 	if err == unix.EINVAL || err == unix.ENOTSUP {
 		d.warnDirSync.Do(func() {
 			d.noDirSync.Store(true)
-			d.log.Error("this file system cannot fsync a directory: an acknowledged write may be lost in a power cut",
+			d.log.Error("this file system cannot fsync a directory; a power cut may lose acknowledged writes",
 				"path", dir.Name(), "cause", err)
 		})
 		return nil
@@ -121,8 +121,8 @@ func (d *disk) dirSynced(dir *os.File, err error) error {
 	return nil
 }
 
-// unlink removes name in dir; an absent one is fs.ErrNotExist. It is durable
-// after syncDir.
+// unlink removes name in dir. It fails with fs.ErrNotExist if name is missing. The change
+// is durable after syncDir.
 func (d *disk) unlink(dir *os.File, name string) error {
 	if err := d.unlinkAt(dir, name); err != nil {
 		return diskError("remove", dir.Name()+"/"+name, err)
@@ -130,7 +130,7 @@ func (d *disk) unlink(dir *os.File, name string) error {
 	return nil
 }
 
-// unlinkAt is unlinkat(2), with its error as it is.
+// unlinkAt is unlinkat(2). It returns the bare errno.
 func (d *disk) unlinkAt(dir *os.File, name string) error {
 	if d.removing != nil {
 		d.removing()
@@ -138,7 +138,7 @@ func (d *disk) unlinkAt(dir *os.File, name string) error {
 	return retryEINTR(func() error { return unix.Unlinkat(int(dir.Fd()), name, 0) })
 }
 
-// remove is unlink, to which an absent file is a success.
+// remove is unlink, but succeeds if name is missing.
 func (d *disk) remove(dir *os.File, name string) error {
 	if err := d.unlinkAt(dir, name); err != nil && err != unix.ENOENT {
 		return diskError("remove", dir.Name()+"/"+name, err)
@@ -155,8 +155,8 @@ func (d *disk) removeDir(parent *os.File, name string) error {
 	return nil
 }
 
-// renameTo renames from to a name in dir that is free, as far as the caller
-// knows. It is durable after syncDir.
+// renameTo renames from to to in dir. The caller has checked that to is free. The change
+// is durable after syncDir.
 func (d *disk) renameTo(dir *os.File, from, to string) error {
 	if err := d.renameAt(dir, from, to); err != nil {
 		return diskError("rename", dir.Name()+"/"+from, err)
@@ -175,8 +175,8 @@ func (d *disk) renameAt(dir *os.File, from, to string) error {
 	return err
 }
 
-// linkTo gives the file at from a second name in dir. If that name exists it
-// fails with fs.ErrExist, where there are no links with ErrUnsupported.
+// linkTo gives the file from a second name in dir. It fails with fs.ErrExist if that name
+// exists, and with ErrUnsupported if the file system has no hard links.
 func (d *disk) linkTo(dir *os.File, from, to string) error {
 	if d.linking != nil {
 		d.linking()
@@ -193,7 +193,7 @@ func (d *disk) linkTo(dir *os.File, from, to string) error {
 	return diskError("link", dir.Name()+"/"+from, err)
 }
 
-// setSameMode sets the mode of a file in the directory at path to what it is.
+// setSameMode sets the mode of name, in the directory at path, to its current mode.
 func (d *disk) setSameMode(path, name string) error {
 	dir, err := d.openDir(path)
 	if err != nil {

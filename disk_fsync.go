@@ -13,48 +13,45 @@ import (
 )
 
 const (
-	minGroupSize = 24                     // syncs at once from which sharing costs less than it waits
-	slowRound    = 100 * time.Millisecond // a shared sync that takes longer waits for the data of others
-	slowPause    = time.Second            // after which it is tried again
+	minGroupSize = 24                     // concurrent syncs from which on sharing saves more time than it costs
+	slowRound    = 100 * time.Millisecond // a slower syncfs waits for the data of others
+	slowPause    = time.Second            // how long no syncfs is used after a slow one
 )
 
-// fsyncGroup makes writes durable: each by fsync(2) of its own or, when many wait at
-// once, those of many files by one syncfs(2), which a journalling file system
-// answers with one commit, and those of one directory by one fsync(2). The order
-// of atomic.go stays: a shared sync only starts after those who share it have
-// asked for it.
+// fsyncGroup makes writes durable. A write normally gets an fsync(2) of its own. When many
+// wait at once, one syncfs(2) serves many files, which costs a journalling file system one
+// commit, and one fsync(2) serves all changes of a directory. The order in atomic.go still
+// holds: a shared sync starts only after all callers that share it have asked for it.
 //
-// What syncfs has against it, and what is done about it:
-//   - It succeeds without syncing on most FUSE mounts, on a network file system
-//     it is not cheaper, and without a journal it may leave out an inode. So it is
-//     used on xfs and on ext4 with a journal alone, and there on files of the
-//     store's own device.
-//   - Before Linux 5.8 it does not tell of write-back errors. Not used there.
-//   - It tells of an error once, to whoever asks next, and not who it belongs to.
-//     So an error fails all that was begun before it was told: failures counts
-//     them, and who syncs compares it with what it was before the first write.
-//   - It succeeds on a file system that an error made read-only, or whose journal
-//     has ended (before Linux 6.13 on ext4), and before 5.17 it ignores what the
-//     journal says. The rename or link fails there, without which nothing is
-//     acknowledged.
-//   - It waits for all dirty data, also of others: not used while a large file is
-//     being written, nor for slowPause after it took long.
+// The problems of syncfs, and the answers to them:
+//   - On most FUSE mounts it succeeds without syncing, on a network file system it is not
+//     cheaper, and without a journal it may miss an inode. So it is used only on xfs and
+//     on ext4 with a journal, and there only for files on the device of the store.
+//   - Before Linux 5.8 it does not report write-back errors. It is not used there.
+//   - It reports an error once, to the next caller, and does not say whose error it is.
+//     So an error fails every write that began before the report: failures counts the
+//     errors, and each sync compares it with its value before the first write.
+//   - It succeeds on a file system that is read-only after an error, or whose journal has
+//     aborted (on ext4, before Linux 6.13); before 5.17 it ignores the error of the
+//     journal. There the rename or link fails, and the write is not acknowledged.
+//   - It waits for all dirty data, including that of others. It is not used while a large
+//     file is being written, nor for slowPause after a slow call.
 type fsyncGroup struct {
-	root     *os.File // of the store, open from the start, so that no error is older; nil: nothing is shared
+	root     *os.File // of the store, opened at the start to see every later error; nil: do not share
 	dev      uint64
-	waiting  atomic.Int32 // syncs of written files and of their directories under way
+	waiting  atomic.Int32 // running syncs of files and of their directories
 	large    atomic.Int32 // large files being written
 	failures atomic.Uint64
-	pause    atomic.Int64 // until when no syncfs is shared, in nanoseconds since the epoch
+	pause    atomic.Int64 // no syncfs until this time, in nanoseconds since the epoch
 	files    batcher[struct{}, error]
-	dirs     batcher[*os.File, error] // by inode
-	shared   func(files int)          // told of each shared syncfs; nil: nobody is
+	dirs     batcher[*os.File, error] // keyed by inode
+	shared   func(files int)          // called for each shared syncfs; may be nil
 
-	fsyncHook func(*os.File) error // called in place of fsync(2); set by tests only
+	fsyncHook func(*os.File) error // replaces fsync(2); set by tests only
 }
 
-// share allows that syncs on the file system of root be shared, if it is one on
-// which that is known to be right. It keeps root open, or closes it.
+// share enables shared syncs if they are known to be safe on the file system of root. It
+// owns root, and closes it unless it enables them.
 func (s *fsyncGroup) share(root *os.File, fsType int64) {
 	var st unix.Stat_t
 	if !kernelAtLeast(5, 8) || unix.Fstat(int(root.Fd()), &st) != nil || !journals(fsType, st.Dev) {
@@ -64,8 +61,8 @@ func (s *fsyncGroup) share(root *os.File, fsType int64) {
 	s.root, s.dev = root, st.Dev
 }
 
-// journals reports whether the file system of that type on device dev is known to
-// have a journal.
+// journals reports whether the file system of type fsType on device dev is known to have a
+// journal.
 func journals(fsType int64, dev uint64) bool {
 	task := ""
 	device, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(dev), unix.Minor(dev)))
@@ -76,10 +73,10 @@ func journals(fsType int64, dev uint64) bool {
 	return hasJournal(fsType, task)
 }
 
-// hasJournal is the decision of journals. task is what /sys/fs/ext4/DEVICE/journal_task
-// has: the number of the process that commits, 0 seen from a container, or <none>
-// without a journal; empty: it cannot be read. The type of ext4 is that of ext2
-// too, so the type alone does not decide.
+// hasJournal is journals without the system calls. task is the content of
+// /sys/fs/ext4/DEVICE/journal_task: the process that commits, which is 0 seen from a
+// container, or <none> without a journal. It is empty if it cannot be read. ext2 has the
+// same type as ext4, so the type alone is not enough.
 func hasJournal(fsType int64, task string) bool {
 	switch fsType {
 	case unix.XFS_SUPER_MAGIC:
@@ -91,8 +88,8 @@ func hasJournal(fsType int64, task string) bool {
 	return false
 }
 
-// sync makes the file f durable, which is on device dev. since is what failures
-// was before the work that is to be durable began.
+// sync makes the file f on device dev durable. since is the value of failures before the
+// first write to f.
 func (s *fsyncGroup) sync(f *os.File, dev, since uint64) error {
 	if s.root == nil || dev != s.dev {
 		return s.fsync(f)
@@ -108,7 +105,7 @@ func (s *fsyncGroup) sync(f *os.File, dev, since uint64) error {
 	return s.judge(err, since)
 }
 
-// syncDir makes what was done in dir durable, as sync does.
+// syncDir is sync for the changes in the directory dir.
 func (s *fsyncGroup) syncDir(dir *os.File, dev, since uint64) error {
 	if s.root == nil || dev != s.dev {
 		return s.fsync(dir)
@@ -126,9 +123,10 @@ func (s *fsyncGroup) syncDir(dir *os.File, dev, since uint64) error {
 	return s.judge(err, since)
 }
 
-func (s *fsyncGroup) syncAll(who []struct{}) error {
+// syncAll serves a batch of waiting files with one syncfs(2).
+func (s *fsyncGroup) syncAll(files []struct{}) error {
 	if s.shared != nil {
-		s.shared(len(who))
+		s.shared(len(files))
 	}
 	start := time.Now()
 	err := retryEINTR(func() error { return unix.Syncfs(int(s.root.Fd())) })
@@ -138,7 +136,7 @@ func (s *fsyncGroup) syncAll(who []struct{}) error {
 	return s.count(err)
 }
 
-// count counts the failure of a sync.
+// count counts err if it is not nil, and returns it.
 func (s *fsyncGroup) count(err error) error {
 	if err != nil {
 		s.failures.Add(1)
@@ -146,8 +144,8 @@ func (s *fsyncGroup) count(err error) error {
 	return err
 }
 
-// judge is err, or the error that another sync since then was told of: it may
-// have been ours.
+// judge returns err, or EIO if any sync has failed since then: the error may belong to
+// this write.
 func (s *fsyncGroup) judge(err error, since uint64) error {
 	if err == nil && s.failures.Load() != since {
 		return unix.EIO
@@ -155,7 +153,7 @@ func (s *fsyncGroup) judge(err error, since uint64) error {
 	return err
 }
 
-// fsync is fsync(2), of a file or of a directory. All fsyncs of the store pass here.
+// fsync is fsync(2) of a file or a directory. All fsyncs of the store go through it.
 func (s *fsyncGroup) fsync(f *os.File) error {
 	if s.fsyncHook != nil {
 		return s.fsyncHook(f)
@@ -163,15 +161,15 @@ func (s *fsyncGroup) fsync(f *os.File) error {
 	return retryEINTR(func() error { return unix.Fsync(int(f.Fd())) })
 }
 
-// kernelAtLeast reports whether the kernel is of that version or a later one.
+// kernelAtLeast reports whether the kernel has at least that version.
 func kernelAtLeast(major, minor int) bool {
 	var u unix.Utsname
 	return unix.Uname(&u) == nil && releaseAtLeast(unix.ByteSliceToString(u.Release[:]), major, minor)
 }
 
-// releaseAtLeast reports whether release, as uname(2) has it (6.12.48-amd64,
-// 5.15.0-91-generic, 6.1-rc3), is of that version or a later one. What it cannot
-// read is of none.
+// releaseAtLeast reports whether release, in the format of uname(2) (6.12.48-amd64,
+// 5.15.0-91-generic, 6.1-rc3), is at least that version. It returns false if it cannot
+// parse release.
 func releaseAtLeast(release string, major, minor int) bool {
 	first, rest, ok := strings.Cut(release, ".")
 	if !ok {

@@ -10,15 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How files of the store are opened by their path. No symbolic link below the
-// base is followed: whoever can make one there could have the service read,
-// replace or delete what lies elsewhere. The kernel refuses them (openat2(2),
-// RESOLVE_NO_SYMLINKS); where it cannot (before Linux 5.6, or a seccomp filter
-// that does not know the call), a walk from the base does, one directory at a
-// time.
+// How files of the store are opened by path. Symbolic links below the base are not
+// followed: a user who can create one there could make the service read, replace or
+// delete files elsewhere. The kernel rejects them (openat2(2), RESOLVE_NO_SYMLINKS).
+// Without that call (before Linux 5.6, or under a seccomp filter that does not know it)
+// the service walks from the base, one directory at a time.
 
-// linkError is the refusal of a path that has a symbolic link in it. It is an
-// ErrDenied.
+// linkError reports a path that contains a symbolic link. It wraps ErrDenied.
 type linkError struct {
 	link string // the path of the link itself
 }
@@ -29,7 +27,7 @@ func (e *linkError) Error() string {
 
 func (e *linkError) Unwrap() error { return ErrDenied }
 
-// isLink reports whether err is the refusal of a symbolic link at path itself.
+// isLink reports whether err says that path itself is a symbolic link.
 func isLink(err error, path string) bool {
 	var link *linkError
 	return errors.As(err, &link) && link.link == path
@@ -48,8 +46,7 @@ func canOpenat2() bool {
 	return true
 }
 
-// openPath opens a path that is the base or lies below it. The error is a
-// linkError, or that of the system call as it is.
+// openPath opens the base or a path below it. Its error is a linkError or a bare errno.
 func (d *disk) openPath(name string, flags int) (fd int, err error) {
 	flags |= unix.O_CLOEXEC
 	if d.openat2 {
@@ -91,8 +88,8 @@ func (d *disk) walk(name string, flags int) (int, error) {
 	return openFd(at, below[len(below)-1], flags|unix.O_NOFOLLOW)
 }
 
-// firstIn is the first part of a path below the base whose mode
-// satisfies is, or empty.
+// firstIn returns the first component of a path below the base whose mode satisfies is,
+// or "".
 func (d *disk) firstIn(name string, is func(mode uint32) bool) string {
 	at := d.base
 	for _, part := range strings.Split(strings.Trim(strings.TrimPrefix(name, d.base), "/"), "/") {
@@ -109,9 +106,9 @@ func isLinkMode(mode uint32) bool { return mode&unix.S_IFMT == unix.S_IFLNK }
 
 func isDirMode(mode uint32) bool { return mode&unix.S_IFMT == unix.S_IFDIR }
 
-// openDir opens a directory; an absent one is fs.ErrNotExist. On NFS this, and
-// not stat, brings the client's idea of what is in it up to date
-// (close-to-open consistency, nfs(5)).
+// openDir opens a directory, or fails with fs.ErrNotExist. On NFS this revalidates the
+// client's cache of the directory, which stat(2) does not (close-to-open consistency,
+// nfs(5)).
 func (d *disk) openDir(path string) (*os.File, error) {
 	return d.openFile(path, unix.O_RDONLY|unix.O_DIRECTORY)
 }
@@ -125,9 +122,9 @@ func (d *disk) openFile(path string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// openError is the diskError of openPath. Where a directory should be and is not, it
-// names what is there; directly below the base that is an ErrUnavailable, for then no
-// site can be reached.
+// openError turns an error of openPath into a diskError. If something other than a
+// directory is in the path, the error names it. Directly below the base that is
+// ErrUnavailable, because no site can be reached.
 func (d *disk) openError(name string, err error) error {
 	var link *linkError
 	if errors.As(err, &link) {
@@ -144,12 +141,12 @@ func (d *disk) openError(name string, err error) error {
 	return diskError("open", name, err)
 }
 
-// openPathRead opens a file for reading as openRead does.
+// openPathRead is openRead for a path.
 func (d *disk) openPathRead(path string) (int, error) {
 	return readNonblocking(func(flags int) (int, error) { return d.openPath(path, flags) })
 }
 
-// statPath describes what is at path.
+// statPath is lstat(2) of a path.
 func (d *disk) statPath(path string, st *unix.Stat_t) error {
 	fd, err := d.openPath(path, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
@@ -158,7 +155,7 @@ func (d *disk) statPath(path string, st *unix.Stat_t) error {
 	return statAndClose(fd, path, st)
 }
 
-// statAndClose describes the open file fd, and closes it.
+// statAndClose is fstat(2) of fd. It closes fd.
 func statAndClose(fd int, path string, st *unix.Stat_t) error {
 	defer unix.Close(fd)
 	if err := unix.Fstat(fd, st); err != nil {
