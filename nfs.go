@@ -16,31 +16,31 @@ import (
 
 const ()
 
-// nfs is the store in a directory: an NFS mount that several replicas share, or
-// a local one.
+// nfs is the store in a directory: on an NFS mount that several replicas share, or on a
+// local file system.
 //
 //	{base}/sites/{site}/artifacts/{build}.tar.gz
 //	{base}/sites/{site}/logs/{build}.json
 //	{base}/sites/{site}/.lock
 //
-// Files are only ever replaced whole (atomic.go), so what is read is never in
-// change, and a cache may go by names, inodes and times. A replacement on NFS
-// that was cut may leave the new file under an interim name (nfs_replace.go).
+// Files are only replaced as a whole (atomic.go). So a file that is being read never
+// changes, and a cache can rely on names, inode numbers and times. On NFS, an interrupted
+// replacement may leave the new file under an interim name (nfs_replace.go).
 type nfs struct {
 	base   string
 	disk   *disk
 	log    *slog.Logger
-	remote bool // base is on NFS, where the caches of other clients count
+	remote bool // base is on NFS: other clients have caches
 
-	mountPoint bool          // base was one at the start, and must stay one
-	kind       fsKind        // of file system at the start, and it must stay of this kind
-	dev        atomic.Uint64 // device of base when kind was last seen
-	fsid       unix.Fsid     // of its file system at the start (statfs(2))
+	mountPoint bool          // base was a mount point at the start, and must stay one
+	kind       fsKind        // of the file system at the start; it must stay the same
+	dev        atomic.Uint64 // device of base when kind was last checked
+	fsid       unix.Fsid     // of the file system at the start (statfs(2))
 	lookAt     func(path string) (baseState, error)
 
-	lockWait time.Duration              // how long a lock is waited for
-	waiting  *budget                    // places of those who wait for locks
-	appends  batcher[LogEntry, []error] // those of one build that wait go into one write
+	lockWait time.Duration              // how long to wait for a lock
+	waiting  *budget                    // slots of requests that wait for locks
+	appends  batcher[LogEntry, []error] // groups waiting entries of a build into one write
 	verified verifiedLogs
 	lists    *listings
 	small    smallFiles
@@ -55,15 +55,15 @@ var (
 	_ SpaceTeller       = (*nfs)(nil)
 )
 
-// openNFS opens the store at base, which must be a directory: it is never made,
-// because an absent one is a mount that is missing.
+// openNFS opens the store at base. It never creates base: a missing directory means a
+// missing mount.
 func openNFS(base string, log *slog.Logger) (*nfs, error) {
 	base, err := filepath.Abs(base)
 	if err != nil {
 		return nil, err
 	}
 	if real, err := filepath.EvalSymlinks(base); err == nil {
-		base = real // the base itself may be a link, nothing below it may
+		base = real // base itself may be a symbolic link, but nothing below it
 	}
 	n := &nfs{base: base, disk: newDisk(log), log: log, lockWait: lockWait, waiting: newBudget(maxWaiters, 0),
 		verified: newVerifiedLogs(), lists: newListings(), lookAt: lookAtBase}
@@ -95,8 +95,8 @@ func (n *nfs) StoreArtifact(siteID, buildID string, reader io.Reader) error {
 	return err
 }
 
-// FetchArtifact implements Backend. What it returns is a FileReader, or of a
-// small artifact a MemoryReader.
+// FetchArtifact implements Backend. It returns a FileReader, or a MemoryReader if the
+// artifact is small.
 func (n *nfs) FetchArtifact(siteID, buildID string) (io.ReadCloser, error) {
 	var a ArtifactReader
 	err := n.find(siteID, artifactsDir, buildID, func(path string) (err error) {
@@ -114,7 +114,7 @@ func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Pre
 	if err := n.checkMounted(); err != nil {
 		return ArtifactInfo{}, err
 	}
-	if !cond.IsZero() { // refuse early what would be refused at the end
+	if !cond.IsZero() { // fail early if the condition does not hold now
 		if err := n.check(siteID, buildID, cond); err != nil {
 			return ArtifactInfo{}, err
 		}
@@ -157,7 +157,7 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 		return err
 	}
 	defer dir.Close()
-	if err := n.checkMounted(); err != nil { // the directory may be one below a mount that went away
+	if err := n.checkMounted(); err != nil { // the directory may be below a mount that disappeared
 		return err
 	}
 	n.outliveTag(dir, fileName(artifactsDir, buildID))
@@ -165,8 +165,8 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 	if err := n.changeIf(c, n.deleteFile); err != nil {
 		return err
 	}
-	// Also if it was gone already: another process may have removed it and not
-	// have synced that yet, and this answer is a promise of its own.
+	// Also if the build was missing: another process may have removed it without an fsync
+	// so far, and the reply says that it is durably gone.
 	return n.disk.syncDir(dir)
 }
 
@@ -181,19 +181,19 @@ func (n *nfs) StatArtifact(siteID, buildID string) (info ArtifactInfo, err error
 
 func (n *nfs) metrics() *storeMetrics { return n.disk.metrics }
 
-// sitePath is a directory of a site.
+// sitePath returns the path of a directory of a site.
 func (n *nfs) sitePath(siteID, dir string) string {
 	return n.base + "/" + sitesDir + "/" + siteID + "/" + dir
 }
 
-// filePath is the path of the artifact or the log of a build, made at once: it is
-// on the way of every download.
+// filePath returns the path of the file of a build in dir. It allocates once, since every
+// download calls it.
 func (n *nfs) filePath(siteID, dir, buildID string) string {
 	return n.base + "/" + sitesDir + "/" + siteID + "/" + dir + "/" + buildID + suffixOf(dir)
 }
 
-// notFound turns an absent file or directory, or something else in its place, into
-// ErrNotFound, if the store is here.
+// notFound returns ErrNotFound if err says that a file is missing, or that something else
+// has its name. If the store itself is gone it returns ErrUnavailable.
 func (n *nfs) notFound(err error) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrOccupied) && !errors.Is(err, ErrUnavailable) {
 		if gone := n.checkMounted(); gone != nil {
@@ -204,8 +204,8 @@ func (n *nfs) notFound(err error) error {
 	return err
 }
 
-// openRoot opens the directory in which those of sites are made, or the base as
-// long as there is none.
+// openRoot opens the directory that contains the directories of the sites, or the base if
+// there is none yet.
 func (n *nfs) openRoot() (*os.File, error) {
 	dir, err := n.disk.openDir(n.base + "/" + sitesDir)
 	if !errors.Is(err, fs.ErrNotExist) {

@@ -23,8 +23,8 @@ func (a *artifactFile) Close() error                              { return a.f.C
 func (a *artifactFile) Info() ArtifactInfo                        { return a.info }
 func (a *artifactFile) File() *os.File                            { return a.f }
 
-// openArtifact opens and describes one file. A small one is read, and closed again.
-// What is no file is not found: it is not listed either.
+// openArtifact opens the artifact at path. It reads a small one whole and closes it. If
+// something other than a regular file is there, the artifact is not found, as in lists.
 func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
 	if f := n.small.get(path); f != nil {
 		return f.open(), nil
@@ -50,7 +50,7 @@ func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
 		return nil, notAFile(path)
 	}
 	if st.Size > smallSize {
-		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0) // as openAt: the poller is not asked
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0) // as in openAt: do not use the poller
 		return &artifactFile{os.NewFile(uintptr(fd), path), infoOf(&st)}, nil
 	}
 	defer unix.Close(fd)
@@ -61,10 +61,10 @@ func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
 	return f.open(), nil
 }
 
-// infoOf describes an artifact by its inode, size and modification time, which
-// are the same on every client of one store. Never by ctime: link, unlink and
-// chmod change it. The time is our own, in nanoseconds (tempFile.seal), so an
-// inode number that is used again does not bring an old tag back.
+// infoOf describes an artifact. The ETag consists of inode number, size and modification
+// time, which are the same on every client of a store. It must not contain the ctime, which
+// link, unlink and chmod change. tempFile.seal sets the time in nanoseconds, so a reused
+// inode number does not lead to a reused ETag.
 func infoOf(st *unix.Stat_t) ArtifactInfo {
 	return ArtifactInfo{
 		Size:    st.Size,
@@ -73,7 +73,7 @@ func infoOf(st *unix.Stat_t) ArtifactInfo {
 	}
 }
 
-// fileTag is each number in hexadecimal, joined by "-", in quotes.
+// fileTag returns the ETag "ino-size-mtime", each in hexadecimal.
 func fileTag(ino, size, mtime uint64) string {
 	b := make([]byte, 0, 56)
 	b = strconv.AppendUint(append(b, '"'), ino, 16)
@@ -82,7 +82,7 @@ func fileTag(ino, size, mtime uint64) string {
 	return string(append(b, '"'))
 }
 
-// describe describes the artifact at path without reading it.
+// describe returns the info of the artifact at path without reading it.
 func (n *nfs) describe(path string) (ArtifactInfo, error) {
 	if f := n.small.info(path); f != nil {
 		return f.info, nil
@@ -98,12 +98,12 @@ func (n *nfs) describe(path string) (ArtifactInfo, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return ArtifactInfo{}, notAFile(path)
 	}
-	n.small.keep(n.small.looked, path, smallFileOf(&st))
+	n.small.keep(n.small.stats, path, smallFileOf(&st))
 	return infoOf(&st), nil
 }
 
-// stat is stat(2) of a path, or on NFS an open(2): only that brings the client
-// up to date.
+// stat is stat(2) of a path. On NFS it opens the file, because only open(2) revalidates
+// the cache of the client.
 func (n *nfs) stat(path string, st *unix.Stat_t) error {
 	if !n.remote {
 		return n.disk.statPath(path, st)

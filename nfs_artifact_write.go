@@ -10,26 +10,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// change is a change of one artifact on a condition.
+// change is a conditional change of one artifact.
 type change struct {
-	dir             *os.File // of the artifacts
+	dir             *os.File // of the artifacts of the site
 	siteID, buildID string
 	cond            Precondition
-	temp            *tempFile // the new artifact; nil: it is removed
+	temp            *tempFile // the new artifact; nil removes the artifact
 }
 
-// changeIf calls do if the condition of c holds. It takes the lock of the
-// build: exclusively to look and then change, shared where there is nothing to
-// look at and the change is one step, so that a change never falls between the
-// look and the change of another. do is called with the lock; nil: this mount has
-// none.
+// changeIf calls do if the condition of c holds. It holds the lock of the build: an
+// exclusive lock if it has to check before the change, or if the change takes several
+// steps; otherwise a shared lock. So no other change falls between check and change. do
+// gets the lock, which is nil if the mount has no locks.
 func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error {
 	look := !c.cond.IsZero()
 	coarse := c.temp != nil && c.temp.coarse
 	exclusive := look || n.remote || coarse
 	lock, err := n.lockBuild(c.siteID, artifactsDir, c.buildID, exclusive)
 	if errors.Is(err, ErrUnsupported) && !look {
-		return do(c, nil) // nobody can look here, so nobody is misled
+		return do(c, nil) // without locks nobody can check a condition, so no check is invalidated
 	}
 	if err != nil {
 		return err
@@ -54,9 +53,9 @@ func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error
 	return do(c, lock)
 }
 
-// place puts the sealed temp in the place of the build if cond holds.
+// place commits the sealed temp as the build if cond holds.
 func (n *nfs) place(temp *tempFile, siteID, buildID string, cond Precondition) error {
-	// The store may have gone while the body came.
+	// The store may have gone away during the upload.
 	if err := n.checkMounted(); err != nil {
 		return err
 	}
@@ -83,7 +82,7 @@ func (n *nfs) createFile(c change, lock *buildLock) error {
 			var st unix.Stat_t
 			if err := statAt(c.dir, at, &st); !errors.Is(err, fs.ErrNotExist) {
 				if err == nil {
-					err = fs.ErrExist // with or without its name
+					err = fs.ErrExist // the build exists under this name
 				}
 				return err
 			}
@@ -92,7 +91,7 @@ func (n *nfs) createFile(c change, lock *buildLock) error {
 	if err := c.temp.create(name); err != nil || lock == nil || !n.remote {
 		return err
 	}
-	return lock.alive() // lost: a late link may have come between two steps of another client
+	return lock.alive() // if lost, a delayed link may have fallen between two steps of another client
 }
 
 func (n *nfs) replaceFile(c change, lock *buildLock) error {
@@ -110,12 +109,12 @@ func (n *nfs) replaceFile(c change, lock *buildLock) error {
 	return n.putInPlace(c.temp, name, lock)
 }
 
-// deleteFile removes the file from all its names, its own last. A late rename of
-// another host may move it from there to the former name meanwhile.
+// deleteFile removes all names of the file, its own last. Meanwhile a delayed rename of
+// another host may move the file from its own name to its former name.
 func (n *nfs) deleteFile(c change, _ *buildLock) error {
 	name := fileName(artifactsDir, c.buildID)
 	others := otherNames(name)
-	for _, at := range slices.Backward(others[:]) { // else one that counts less would be the file
+	for _, at := range slices.Backward(others[:]) { // in reverse: otherwise a name of lower priority would become the build
 		if err := n.disk.remove(c.dir, at); err != nil {
 			return err
 		}
@@ -130,9 +129,9 @@ func (n *nfs) deleteFile(c change, _ *buildLock) error {
 	return err
 }
 
-// outliveTag waits, where times are coarse, until a build that is about to be
-// deleted is older than a step of them: the next build of that name could have its
-// inode, and would have its time and so its ETag.
+// outliveTag makes sure that a later build cannot get the ETag of one that is about to be
+// deleted. With coarse timestamps, the next build of that name could get the same inode and
+// the same time. So it waits until the build is older than one timestamp step.
 func (n *nfs) outliveTag(dir *os.File, name string) {
 	var st unix.Stat_t
 	if statAt(dir, name, &st) != nil || !isCoarse(st.Mtim) {
@@ -143,7 +142,7 @@ func (n *nfs) outliveTag(dir *os.File, name string) {
 	}
 }
 
-// check is cond.Check of the build as it is now. It takes no lock.
+// check checks cond against the current build, without a lock.
 func (n *nfs) check(siteID, buildID string, cond Precondition) error {
 	info, err := n.StatArtifact(siteID, buildID)
 	return checkCondition(cond, info, err)

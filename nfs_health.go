@@ -21,9 +21,9 @@ func (n *nfs) Space() (Space, error) {
 	return Space{st.Bavail * block, st.Blocks * block, st.Ffree, st.Files}, nil
 }
 
-// Probe implements Prober: it reads the directory of the sites and asks whether
-// it could write there, then writes and syncs a file: in the base if it can, for
-// the caches of other NFS clients of a directory end when it changes.
+// Probe implements Prober. It reads the directory of the sites and checks that it is
+// writable. Then it writes and fsyncs a file, in the base if possible: a change in the
+// directory of the sites would invalidate the caches of other NFS clients.
 func (n *nfs) Probe() (Readiness, error) {
 	if err := n.checkMounted(); err != nil {
 		return Readiness{}, err

@@ -8,13 +8,11 @@ import (
 )
 
 const (
-	smallKept = 1024 // small artifacts kept in memory: 15 MiB at the most
-	// lookedKept is how many artifacts are kept that were looked at: a few hundred
-	// bytes each.
-	lookedKept = 4096
+	smallKept = 1024 // small artifacts in the cache: at most 15 MiB
+	statsKept = 4096 // artifacts whose attributes are cached: a few hundred bytes each
 )
 
-// smallArtifact is an artifact that was read whole: a MemoryReader and an io.Seeker.
+// smallArtifact is an artifact in memory: a MemoryReader and an io.Seeker.
 type smallArtifact struct {
 	*bytes.Reader
 	kept *smallFile
@@ -26,14 +24,14 @@ func (a smallArtifact) Bytes() []byte      { return a.kept.data }
 
 var _ MemoryReader = smallArtifact{}
 
-// smallFile is the content of a file and what the file was. A file that is
-// still the same has the same content, because none is ever written to
-// after it got its name. It was opened without following a symbolic link, and
-// that need not be done again while it is the same.
+// smallFile is a cached file: its attributes and possibly its content. While the attributes
+// are unchanged the content is too, because a file is never written to after it got its
+// name. The file was opened without following symbolic links, so an unchanged file need not
+// be checked for them again.
 type smallFile struct {
 	dev, ino   uint64
 	mtim, ctim unix.Timespec
-	data       []byte // never changed; nil: not read
+	data       []byte // immutable; nil: not read
 	info       ArtifactInfo
 }
 
@@ -47,34 +45,34 @@ func (f *smallFile) is(st *unix.Stat_t) bool {
 
 func (f *smallFile) open() smallArtifact { return smallArtifact{bytes.NewReader(f.data), f} }
 
-// smallFiles keeps small artifacts by their paths, each to be used only after a
-// look at what is there now. On a local file system that look is one stat(2); on
-// NFS it would have to be an open(2), and nothing is kept. Safe for concurrent use.
+// smallFiles caches small artifacts by path. Each use first checks that the file is
+// unchanged. On a local file system that takes one stat(2). On NFS it would take an
+// open(2), so nothing is cached. It is safe for concurrent use.
 type smallFiles struct {
-	files  *lru.Cache[string, *smallFile] // nil: nothing is kept
-	looked *lru.Cache[string, *smallFile] // of any size, without their bytes
+	files *lru.Cache[string, *smallFile] // nil: nothing is cached
+	stats *lru.Cache[string, *smallFile] // files of any size, without content
 }
 
 func newSmallFiles(local bool) smallFiles {
 	if !local {
 		return smallFiles{}
 	}
-	return smallFiles{newLRU[string, *smallFile](smallKept), newLRU[string, *smallFile](lookedKept)}
+	return smallFiles{newLRU[string, *smallFile](smallKept), newLRU[string, *smallFile](statsKept)}
 }
 
-// get is what is kept of path, if that is what path still is.
+// get returns the cached content of path, or nil if there is none or the file changed.
 func (s smallFiles) get(path string) *smallFile { return unchanged(s.files, path) }
 
-// info is get of what was only looked at, too.
+// info is get, but also returns files without content.
 func (s smallFiles) info(path string) *smallFile {
 	if f := unchanged(s.files, path); f != nil {
 		return f
 	}
-	return unchanged(s.looked, path)
+	return unchanged(s.stats, path)
 }
 
-// unchanged is what files, which may be nil, has of path, if that is what path
-// still is.
+// unchanged returns the entry of path in files, or nil if there is none or the file
+// changed. files may be nil.
 func unchanged(files *lru.Cache[string, *smallFile], path string) *smallFile {
 	if files == nil {
 		return nil
@@ -91,7 +89,7 @@ func unchanged(files *lru.Cache[string, *smallFile], path string) *smallFile {
 	return f
 }
 
-// read reads all of the open file fd, and keeps it.
+// read reads the open file fd whole, and caches it.
 func (s smallFiles) read(fd int, path string, st *unix.Stat_t) (*smallFile, error) {
 	f := smallFileOf(st)
 	var err error
@@ -102,8 +100,8 @@ func (s smallFiles) read(fd int, path string, st *unix.Stat_t) (*smallFile, erro
 	return f, nil
 }
 
-// keep remembers f, unless the file system may keep times so coarse that
-// another file could have the same ones.
+// keep caches f, unless its times may be so coarse that another file could have the same
+// ones.
 func (smallFiles) keep(files *lru.Cache[string, *smallFile], path string, f *smallFile) {
 	if files != nil && !isCoarse(f.mtim) {
 		files.Add(path, f)
