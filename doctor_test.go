@@ -177,7 +177,7 @@ func TestLockWorksTells(t *testing.T) {
 // TestDoctorTellsNamesThatAreOne: the look finds a file under a name that nobody
 // made, as it does where case is ignored.
 func TestDoctorTellsNamesThatAreOne(t *testing.T) {
-	c := &diskCheck{n: openTestNFS(t, t.TempDir()), tell: func(f checkResult) { t.Error(f) }}
+	c := &diskCheck{n: openTestNFS(t, t.TempDir()), report: func(f checkResult) { t.Error(f) }}
 	for _, step := range []func() (string, error){c.makeDir, c.write, c.foldsCase} {
 		if _, err := step(); err != nil {
 			t.Fatal(err)
@@ -226,7 +226,7 @@ func TestDoctorTellsKeysThatAreOne(t *testing.T) {
 // TestDoctorMakesOnlyNamesItKnows: a sweep may remove what a doctor that was
 // killed left behind, by these names.
 func TestDoctorMakesOnlyNamesItKnows(t *testing.T) {
-	c := &diskCheck{n: openTestNFS(t, t.TempDir()), tell: func(checkResult) {}}
+	c := &diskCheck{n: openTestNFS(t, t.TempDir()), report: func(checkResult) {}}
 	for _, step := range []func() (string, error){c.makeDir, c.write, c.rename, c.foldsCase, c.syncDir, c.read, c.link, c.lock, c.clock} {
 		if _, err := step(); err != nil {
 			t.Fatal(err)
@@ -324,10 +324,10 @@ func TestDoctorKnowsEntriesOfTheOriginal(t *testing.T) {
 		!strings.Contains(got, logs+"/b-173578704") || !strings.Contains(got, "docs/operations.md") {
 		t.Errorf("of logs: %s", got)
 	}
-	for i := range looksAtSite {
+	for i := range maxCheckedPerSite {
 		plant(fmt.Sprintf("b-%d.json", i), entry)
 	}
-	if got := line(); !strings.Contains(got, fmt.Sprintf("(%d files of 1 sites checked, more exist)", looksAtSite)) {
+	if got := line(); !strings.Contains(got, fmt.Sprintf("(%d files of 1 sites checked, more exist)", maxCheckedPerSite)) {
 		t.Errorf("of logs: %s", got)
 	}
 }

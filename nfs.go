@@ -67,7 +67,7 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 	}
 	n := &nfs{base: base, disk: newDisk(log), log: log, lockWait: lockWait, waiting: newBudget(maxWaiters, 0),
 		verified: newVerifiedLogs(), lists: newListings(), lookAt: lookAtBase}
-	n.appends.acquire = n.enterAppends
+	n.appends.acquire = n.acquireAppend
 	n.disk.base = base
 	dir, err := n.disk.openDir(base)
 	if err != nil {

@@ -11,11 +11,9 @@ import (
 	"time"
 )
 
-// runChecks tries out whether the file system does what this package relies on, in
-// a directory of its own that is gone when it returns, and tells each finding
-// as soon as it has it. It blocks for as long as the file system does.
-func (n *nfs) runChecks(tell func(checkResult)) {
-	c := &diskCheck{n: n, tell: tell}
+// runChecks implements checker. It works in a temporary directory, which it removes.
+func (n *nfs) runChecks(report func(checkResult)) {
+	c := &diskCheck{n: n, report: report}
 	for _, step := range []struct {
 		what string
 		do   func() (note string, err error)
@@ -34,35 +32,35 @@ func (n *nfs) runChecks(tell func(checkResult)) {
 		{"no logs in the format of the original API", c.logs},
 	} {
 		note, err := step.do()
-		tell(checkResult{what: step.what, err: err, note: note, warning: isWeak(err)})
+		report(checkResult{what: step.what, err: err, note: note, warning: isWeak(err)})
 		if c.dir == nil && c.names != nil && err != nil {
-			break // nothing can be written
+			break // without the directory no further check can run
 		}
 	}
 	if err := c.clean(); err != nil {
-		tell(checkResult{what: "remove the test files", err: err})
+		report(checkResult{what: "remove the test files", err: err})
 	}
 }
 
-// The names in the directory of a check, all of them in checkNames.
+// The files in the directory of a check. checkNames lists them.
 const (
 	checkName   = "one"
 	checkLinked = "two"
-	checkFolded = "ONE" // never made: it is checkName where the file system ignores case
+	checkFolded = "ONE" // never created; the same file as checkName if the file system ignores case
 )
 
-// checkNames are the files that a check makes in its directory.
+// checkNames are the files that a check may create in its directory.
 var checkNames = []string{checkName, checkLinked, lockName}
 
-// diskCheck is one check in progress.
+// diskCheck is one run of the checks.
 type diskCheck struct {
 	n      *nfs
-	tell   func(checkResult)
-	parent *os.File // where the directory of the check is
-	names  []string // of the directory, from the base on
-	dir    *os.File
-	data   []byte
-	coarse bool // the file system keeps times in large steps
+	report func(checkResult)
+	parent *os.File // the parent of dir
+	names  []string // the path of dir below the base
+	dir    *os.File // the directory of the check; nil: not created
+	data   []byte   // the content of checkName
+	coarse bool     // timestamps are coarser than fineTime
 }
 
 func (c *diskCheck) mount() (string, error) {
@@ -71,12 +69,12 @@ func (c *diskCheck) mount() (string, error) {
 		return "", err
 	}
 	for _, w := range m.warnings() {
-		c.tell(checkResult{what: "mount option", err: w, warning: !w.noLocks})
+		c.report(checkResult{what: "mount option", err: w, warning: !w.noLocks})
 	}
 	return fmt.Sprintf("%s on %s (%s, %s)", m.FSType, m.Mountpoint, m.Options, m.VFSOptions), nil
 }
 
-// makeDir makes the directory of the check where those of sites are made.
+// makeDir creates the directory of the check next to the directories of the sites.
 func (c *diskCheck) makeDir() (_ string, err error) {
 	c.names = []string{sitesDir, tempPrefix + rand.Text()}
 	c.parent, err = c.n.disk.openDir(filepath.Join(c.n.base, sitesDir))
@@ -92,7 +90,7 @@ func (c *diskCheck) makeDir() (_ string, err error) {
 	return "", err
 }
 
-// sealed is a file of data under a temporary name. The caller discards it.
+// sealed returns a sealed temporary file that contains data. The caller discards it.
 func (c *diskCheck) sealed(data []byte) (*tempFile, error) {
 	t, err := c.n.disk.createTemp(c.dir)
 	if err != nil {
@@ -138,7 +136,7 @@ func (c *diskCheck) rename() (string, error) {
 	return "", t.replace(checkName)
 }
 
-// foldsCase looks for the file under its name in capital letters.
+// foldsCase looks for checkName under its name in capital letters.
 func (c *diskCheck) foldsCase() (string, error) {
 	_, _, err := readFile(c.dir, checkFolded, 1<<10)
 	return "", judgeCaseCheck(err)
@@ -198,8 +196,8 @@ func (c *diskCheck) clock() (string, error) {
 	return directoryClock(time.Since(at))
 }
 
-// directoryClock is the clockFinding of a directory, where the service dates
-// files by the store's clock.
+// directoryClock is judgeClockCheck for a directory. There a difference is only a warning,
+// because the service sets the times of files by the store's clock.
 func directoryClock(skew time.Duration) (note string, err error) {
 	note, err = judgeClockCheck(skew, "builds and log entries get the store's time; correct the clock of this host")
 	if err != nil {
@@ -208,16 +206,16 @@ func directoryClock(skew time.Duration) (note string, err error) {
 	return note, err
 }
 
-// warning is what a check found that the service can work with.
+// warning is the error of a check that does not keep the service from working.
 type warning struct{ error }
 
-// isWeak reports whether the service works in spite of err.
+// isWeak reports whether the service works in spite of err, but promises less.
 func isWeak(err error) bool {
 	var w warning
 	return errors.Is(err, ErrUnsupported) || errors.As(err, &w)
 }
 
-// clean removes what the check made.
+// clean removes everything that the check created.
 func (c *diskCheck) clean() error {
 	if c.parent == nil {
 		return nil

@@ -8,13 +8,12 @@ import (
 )
 
 const (
-	looksAtLogs = 2000 // sites and logs that a check looks at
-	looksAtSite = 100  // logs of one site
+	maxCheckedLogs    = 2000 // sites and logs
+	maxCheckedPerSite = 100  // logs of one site
 )
 
-// logs looks for the entries that the original of this API keeps in logs/, each in a
-// file of its own. The service takes such a file for the damaged log of a build that
-// does not exist.
+// logs looks for files of the original API in logs/, each of which holds one entry. The
+// service treats such a file as the damaged log of a build that does not exist.
 func (c *diskCheck) logs() (string, error) {
 	sites, err := c.n.disk.openDir(filepath.Join(c.n.base, sitesDir))
 	if err != nil {
@@ -26,14 +25,14 @@ func (c *diskCheck) logs() (string, error) {
 		if checkID(site) != nil {
 			return nil
 		}
-		if found.sites+found.files >= looksAtLogs {
+		if found.sites+found.files >= maxCheckedLogs {
 			found.more = true
 			return errAllRead
 		}
 		found.sites++
 		dir, err := c.n.disk.openDir(c.n.sitePath(site, logsDir))
 		if err != nil {
-			return nil // the site has no logs, or requests that use them report the error
+			return nil // the site has no logs; or requests for them report the error
 		}
 		defer dir.Close()
 		return found.site(dir)
@@ -48,11 +47,11 @@ func (c *diskCheck) logs() (string, error) {
 	return found.String(), nil
 }
 
-// logCount is what a look at logs found.
+// logCount is the result of checking logs.
 type logCount struct {
-	sites, files, entries int    // looked at; entries are files that hold one
-	first                 string // the path of one of these
-	more                  bool   // not all were looked at
+	sites, files, entries int    // checked; entries counts the files of the original API
+	first                 string // the path of the first of them
+	more                  bool   // not all were checked
 }
 
 func (l logCount) String() string {
@@ -63,9 +62,9 @@ func (l logCount) String() string {
 	return text
 }
 
-// site looks at the logs of a site.
+// site checks the logs of one site.
 func (l *logCount) site(dir *os.File) error {
-	end := min(l.files+looksAtSite, looksAtLogs-l.sites)
+	end := min(l.files+maxCheckedPerSite, maxCheckedLogs-l.sites)
 	err := eachName(dir, func(name string) error {
 		if _, ok := buildOfFile(name, logSuffix); !ok {
 			return nil
@@ -92,7 +91,7 @@ func (l *logCount) site(dir *os.File) error {
 	return err
 }
 
-// isEntry reports whether data is an entry by itself, and not an array of entries.
+// isEntry reports whether data is a single entry rather than an array of entries.
 func isEntry(data []byte) bool {
 	var e struct {
 		BuildID *string `json:"build_id"`

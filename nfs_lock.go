@@ -13,33 +13,32 @@ import (
 )
 
 const (
-	lockWait       = 5 * time.Second       // how long a lock is waited for
-	lockPollFirst  = time.Millisecond      // who waits asks again after so long, and then less often
-	lockPollLocal  = 10 * time.Millisecond // down to once in this time
-	lockPollRemote = 50 * time.Millisecond // or in this, where each is a request to a server; never more often than lockPollLocal
+	lockWait       = 5 * time.Second       // how long to wait for a lock
+	lockPollFirst  = time.Millisecond      // first pause between two attempts; it doubles
+	lockPollLocal  = 10 * time.Millisecond // longest pause on a local file system
+	lockPollRemote = 50 * time.Millisecond // longest pause on NFS, where lockPollLocal is the shortest: each attempt is a request
 
-	// Callers that wait in this process. Readers, changes, and entries of a log are
-	// counted apart, so that none of them keeps out the others.
+	// Callers of this process that may wait at once. Reads, changes and log entries are
+	// counted separately, so that none of them blocks the others.
 	maxBuildWaiters = 64      // for one build
-	maxSiteWaiters  = 128     // for the builds of one site
-	maxWaiters      = 1 << 20 // for all: no limit, requests are limited elsewhere
+	maxSiteWaiters  = 128     // for all builds of one site
+	maxWaiters      = 1 << 20 // for all sites: no limit, since other limits bound the requests
 )
 
-// buildLock is a lock on one build of a site, held against every process on
-// every host that shares the store: an open file description lock (fcntl(2)),
-// which NFSv4 carries to the server. It ends with the process.
+// buildLock is a lock on one build, against every process on every host that shares the
+// store. It is an open file description lock (fcntl(2)), which NFSv4 sends to the server.
+// It ends with the process.
 type buildLock struct {
 	f *os.File
 }
 
-// lockBuild locks the artifact or the log of a build (dir tells which), and
-// waits for it as waitForLock does. A shared lock excludes exclusive ones only.
-// Where the mount has no locks it fails with ErrUnsupported.
+// lockBuild locks the artifact or the log of a build, depending on dir, and waits for the
+// lock as waitForLock does. A shared lock excludes only exclusive ones. It fails with
+// ErrUnsupported if the mount has no locks.
 //
-// Each call opens the lock file for itself, because the lock belongs to the
-// open file: so it also excludes other goroutines. A shared lock opens it for
-// reading, which lets an NFSv4 server delegate the file: then shared locks cost
-// no round trip.
+// The lock belongs to the open file. So each call opens the lock file again, and the lock
+// also excludes other goroutines. A shared lock opens the file for reading, so that an
+// NFSv4 server can delegate it: then shared locks cost no round trip.
 func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock, error) {
 	flags, kind := n.lockFlags(exclusive)
 	f, err := n.openLock(siteID, flags)
@@ -57,17 +56,17 @@ func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock
 	return gotLock(f, err)
 }
 
-// openLock opens the lock file of a site, and makes it if it is absent. An NFSv3
-// client remembers that writing was denied while the export was read-only, for as
-// long as the file does not change. So a denial is asked about again: to set the
-// mode to what it is has the client forget that, or fails with the true cause.
+// openLock opens the lock file of a site, and creates it if it is missing. If an export was
+// read-only, an NFSv3 client caches that writes were denied until the file changes. So
+// after EACCES this sets the mode of the file to its current value. That either clears the
+// cache of the client, or fails with the real cause.
 func (n *nfs) openLock(siteID string, flags int) (*os.File, error) {
 	f, err := n.disk.openLockFile(n.base, flags, sitesDir, siteID)
 	if !n.remote || !errors.Is(err, unix.EACCES) {
 		return f, err
 	}
 	switch cause := n.disk.setSameMode(n.sitePath(siteID, ""), lockName); {
-	case errors.Is(cause, ErrDenied): // it is another user's
+	case errors.Is(cause, ErrDenied): // another user owns the file
 		return nil, err
 	case cause != nil:
 		return nil, cause
@@ -75,12 +74,12 @@ func (n *nfs) openLock(siteID string, flags int) (*os.File, error) {
 	return n.disk.openLockFile(n.base, flags, sitesDir, siteID)
 }
 
-// lockToRead takes the shared lock of a build in order to look for its file, and
-// waits for it as waitForLock does. It makes nothing: where there is no lock file,
-// nobody has ever locked, and that is fs.ErrNotExist.
+// lockToRead takes the shared lock of a build so that its file can be found, and waits for
+// the lock as waitForLock does. It creates nothing. It fails with fs.ErrNotExist if there
+// is no lock file, because then nobody holds a lock.
 func (n *nfs) lockToRead(siteID, dir, buildID string) (*buildLock, error) {
 	flags, kind := n.lockFlags(false)
-	site, err := n.openBuilds(siteID, "") // brings an NFS client up to date
+	site, err := n.openBuilds(siteID, "") // revalidates the cache of an NFS client
 	if err != nil {
 		return nil, err
 	}
@@ -97,11 +96,10 @@ func (n *nfs) lockToRead(siteID, dir, buildID string) (*buildLock, error) {
 	return gotLock(f, err)
 }
 
-// waitForLock waits for a lock that somebody else holds, at most n.lockWait
-// (ErrUnavailable). If too many wait already it fails at once (ErrBusy). It asks
-// again and again instead of waiting in the kernel, which would hold a thread and
-// has no bound; an NFS client does no better, and only once a second or less
-// (nfs4_retry_setlk, and statd of NFSv3).
+// waitForLock waits up to n.lockWait for a lock that is held elsewhere, then fails with
+// ErrLocked. If too many callers wait already it fails at once with ErrBusy. It polls: a
+// wait in the kernel would block a thread and has no time limit, and there an NFS client
+// polls too, at most once a second (nfs4_retry_setlk; statd of NFSv3).
 func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, buildID string) (*buildLock, error) {
 	place, err := n.waitPlace(what, siteID, buildID)
 	if err != nil {
@@ -120,8 +118,8 @@ func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, bu
 			f.Close()
 			return nil, fmt.Errorf("%w: build %q of site %q, for %s", ErrLocked, buildID, siteID, n.lockWait)
 		}
-		// By chance, so that no process always comes too late, and the more often the
-		// longer it has waited.
+		// Random, so that no process is always too late. The pauses get shorter towards the
+		// end, in favour of those that have waited longest.
 		wait = max(min(wait, left/50), shortest)
 		time.Sleep(min(wait/2+rand.N(wait), left))
 		if err := lockFile(f, unix.F_OFD_SETLK, kind, region); !isLocked(err) {
@@ -130,8 +128,8 @@ func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, bu
 	}
 }
 
-// waitPlace takes a place among the callers that wait for a lock of a build in
-// order to do what, or fails with ErrBusy.
+// waitPlace takes a slot for a caller that waits for the lock of a build, or fails with
+// ErrBusy. what is the kind of the caller.
 func (n *nfs) waitPlace(what, siteID, buildID string) (*grant, error) {
 	key := what + " " + siteID
 	place, err := n.waiting.acquire(budgetRequest{n: 1, caps: []keyCap{{key, maxSiteWaiters}, {key + "/" + buildID, maxBuildWaiters}}})
@@ -141,7 +139,7 @@ func (n *nfs) waitPlace(what, siteID, buildID string) (*grant, error) {
 	return place, nil
 }
 
-// gotLock is the lock on f, or closes f if err says that there is none.
+// gotLock returns the lock on f. If err is not nil it closes f and returns an error.
 func gotLock(f *os.File, err error) (*buildLock, error) {
 	if err != nil {
 		f.Close()
@@ -150,8 +148,8 @@ func gotLock(f *os.File, err error) (*buildLock, error) {
 	return &buildLock{f}, nil
 }
 
-// tryLock takes the exclusive lock of a build if it is free. The lock is nil if
-// it is not, or if this mount has no locks.
+// tryLock takes the exclusive lock of a build if it is free. It returns nil if the lock is
+// taken, or if the mount has no locks.
 func (n *nfs) tryLock(siteID, dir, buildID string) (*buildLock, error) {
 	flags, kind := n.lockFlags(true)
 	f, err := n.openLock(siteID, flags)
@@ -172,7 +170,7 @@ func (n *nfs) tryLock(siteID, dir, buildID string) (*buildLock, error) {
 	return nil, err
 }
 
-// lockFlags are the flags with which a lock file is opened, and the kind of lock.
+// lockFlags returns the flags for opening a lock file, and the kind of lock.
 func (n *nfs) lockFlags(exclusive bool) (flags int, kind int16) {
 	flags, kind = unix.O_RDONLY, unix.F_RDLCK
 	if exclusive {
@@ -184,13 +182,13 @@ func (n *nfs) lockFlags(exclusive bool) (flags int, kind int16) {
 	return flags, kind
 }
 
-// isLocked reports whether err says that somebody else holds the lock.
+// isLocked reports whether err means that the lock is held elsewhere.
 func isLocked(err error) bool { return err == unix.EAGAIN || err == unix.EACCES }
 
-// lockError is the error of a lock that could not be taken. ENOLCK is not "no
-// locks here": an NFS server or its lock manager says so for a while, when it
-// restarts or has no memory (fcntl(2)). A change without the lock would then
-// fall between the look and the change of another.
+// lockError returns the error for a lock that could not be taken. ENOLCK does not mean that
+// the mount has no locks: an NFS server or its lock manager returns it temporarily, while it
+// restarts or is out of memory (fcntl(2)). To go on without the lock would be wrong: the
+// change could fall between the check and the change of another writer.
 func lockError(path string, err error) error {
 	switch err {
 	case unix.ENOLCK:
@@ -201,15 +199,15 @@ func lockError(path string, err error) error {
 	return diskError("lock", path, err)
 }
 
-// release gives the lock up, by closing the file. A second call does nothing.
+// release releases the lock by closing the file. A second call does nothing.
 func (l *buildLock) release() { l.f.Close() }
 
-// alive fails if the lock was lost: an NFS client that was cut off for longer
-// than the server's lease loses its locks, and is told so by the next read or
-// write through the descriptor that held one. Who holds the lock calls it last
-// before the change that the lock guards, and abandons the change on an error.
+// alive returns an error if the lock was lost. An NFS client loses its locks when it is cut
+// off for longer than the server's lease, and learns it from the next read or write through
+// the descriptor of the lock. The holder calls alive right before the change that the lock
+// protects, and abandons the change on an error.
 func (l *buildLock) alive() error {
-	var b [1]byte // the file is empty, and the answer is its end
+	var b [1]byte // the file is empty: the read returns io.EOF
 	_, err := l.f.ReadAt(b[:], 0)
 	if err == nil || err == io.EOF {
 		return nil
@@ -217,8 +215,8 @@ func (l *buildLock) alive() error {
 	return fmt.Errorf("%w: lost the lock: %w", ErrUnavailable, diskError("read", l.f.Name(), errors.Unwrap(err)))
 }
 
-// lockRegion is the byte of the lock file that stands for a build. Two builds
-// that share one only wait for each other.
+// lockRegion returns the byte of the lock file to lock for a build. If two builds share a
+// byte, they only wait for each other.
 func lockRegion(dir, buildID string) int64 {
 	h := fnv.New64a()
 	io.WriteString(h, dir)
@@ -233,8 +231,8 @@ func lockFile(f *os.File, cmd int, kind int16, region int64) error {
 	})
 }
 
-// lockWorks tells whether a lock of one open file keeps another one out, as it
-// has to also between hosts.
+// lockWorks returns an error unless a lock through one excludes a lock through other on the
+// same byte, and only there.
 func lockWorks(one, other *os.File) error {
 	try := func(f *os.File, kind int16, region int64) error {
 		return lockFile(f, unix.F_OFD_SETLK, kind, region)

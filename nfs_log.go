@@ -13,11 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const knownLogs = 4096 // logs remembered as sound: about a megabyte
+const knownLogs = 4096 // logs remembered as undamaged: about 1 MB
 
-// WriteLog implements Backend. Entries of one build that arrive while its log
-// is being written go into it together, by the next write: so an entry waits for
-// two writes at most.
+// WriteLog implements Backend. Entries of a build that arrive while its log is being
+// written share the next write. So an entry waits for at most two writes.
 func (n *nfs) WriteLog(siteID string, entry LogEntry) error {
 	errs, i := n.appends.submit(siteID+"/"+entry.BuildID, entry, func(entries []LogEntry) []error {
 		return n.appendLog(siteID, entry.BuildID, entries)
@@ -25,9 +24,9 @@ func (n *nfs) WriteLog(siteID string, entry LogEntry) error {
 	return errs[i]
 }
 
-// enterAppends takes a place for an entry that has to wait for the write before
-// its own. key is that of WriteLog.
-func (n *nfs) enterAppends(key string) (leave func(), refused []error) {
+// acquireAppend takes a slot for an entry that has to wait for the write before its own.
+// key is the key of WriteLog.
+func (n *nfs) acquireAppend(key string) (release func(), rejected []error) {
 	siteID, buildID, _ := strings.Cut(key, "/")
 	place, err := n.waitPlace("entries", siteID, buildID)
 	if err != nil {
@@ -36,8 +35,7 @@ func (n *nfs) enterAppends(key string) (leave func(), refused []error) {
 	return place.release, nil
 }
 
-// appendLog appends entries to the log of a build, and tells of each whether it
-// is in the log now.
+// appendLog appends entries to the log of a build, and returns the error of each.
 func (n *nfs) appendLog(siteID, buildID string, entries []LogEntry) []error {
 	n.disk.metrics.batch.Update(float64(len(entries)))
 	errs := make([]error, len(entries))
@@ -45,15 +43,15 @@ func (n *nfs) appendLog(siteID, buildID string, entries []LogEntry) []error {
 	if errors.Is(err, ErrDamaged) {
 		n.log.Error("the log is corrupt; appends are refused until it is repaired manually", "error", err)
 	}
-	if err != nil { // of all, since errs of some may be due to others that were not written
+	if err != nil { // the error of all: a single one in errs may refer to an entry that was not written
 		return slices.Repeat([]error{err}, len(entries))
 	}
 	return errs
 }
 
-// appendAll does the work of appendLog. Its result is the error of all entries; if it
-// is nil, errs has those of single ones. The memory that it takes does not grow with
-// the log.
+// appendAll does the work of appendLog. If its result is not nil it is the error of every
+// entry; otherwise errs has the error of each. Its use of memory does not grow with the
+// log.
 func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error) error {
 	if err := n.checkMounted(); err != nil {
 		return err
@@ -63,15 +61,15 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 		return err
 	}
 	defer lock.release()
-	// Only after the lock, the directory, and only then the log: an NFS client
-	// may remember that there was no such file, and opening the directory makes
-	// it ask again. Else this would write over the entries of another host.
+	// The order matters: lock, then directory, then log. An NFS client may have cached that
+	// there is no such file, and opening the directory revalidates that. Otherwise this
+	// would overwrite entries of another host.
 	dir, err := n.disk.ensureDir(n.base, sitesDir, siteID, logsDir)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	if err := n.checkMounted(); err != nil { // the directory may be one below a mount that went away
+	if err := n.checkMounted(); err != nil { // the directory may be below a mount that disappeared
 		return err
 	}
 	name := buildID + logSuffix
@@ -102,7 +100,7 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 	tail := old.grow(entries, errs)
 	if len(tail) == 0 {
 		lock.release()
-		// Who wrote the entry before may not have come as far as this.
+		// The writer of the existing entry may not have fsynced it yet.
 		return n.disk.syncDir(dir)
 	}
 	temp, err := n.replaceLog(dir, name, lock, old, tail)
@@ -115,8 +113,8 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 	return temp.syncDir()
 }
 
-// replaceLog puts a log file of the head of old and tail in the place of name,
-// unless the lock was lost meanwhile. It is durable after syncDir of what it returns.
+// replaceLog replaces the log file name by the head of old followed by tail, unless the
+// lock was lost. The change is durable after syncDir of the returned file.
 func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, old *oldLog, tail []byte) (*tempFile, error) {
 	temp, err := n.disk.createTemp(dir)
 	if err != nil {
@@ -126,7 +124,7 @@ func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, old *oldLog
 	if err := old.copyTo(temp, tail); err != nil {
 		return nil, err
 	}
-	old.close() // an NFS client would rename it to .nfsXXXX when it is removed
+	old.close() // an NFS client renames an open file to .nfsXXXX instead of removing it
 	if _, err := temp.seal(); err != nil {
 		return nil, err
 	}
@@ -136,14 +134,14 @@ func (n *nfs) replaceLog(dir *os.File, name string, lock *buildLock, old *oldLog
 	return temp, n.putInPlace(temp, name, lock)
 }
 
-// openLog opens a log file to add to it. Its errors are those of openLogAt.
+// openLog opens a log file for appending. It returns the errors of openLogAt.
 func (n *nfs) openLog(dir *os.File, name string) (*oldLog, error) {
 	f, err := openLogAt(dir, name)
 	if err != nil {
 		return nil, err
 	}
 	if f.st.Size > logPiece {
-		_, _ = unix.FcntlInt(uintptr(f.fd), unix.F_SETFL, 0) // as openAt: the poller is not asked
+		_, _ = unix.FcntlInt(uintptr(f.fd), unix.F_SETFL, 0) // as in openAt: do not use the poller
 		return &oldLog{f: os.NewFile(uintptr(f.fd), f.path), size: f.st.Size}, nil
 	}
 	defer f.Close()
@@ -151,7 +149,7 @@ func (n *nfs) openLog(dir *os.File, name string) (*oldLog, error) {
 	return &oldLog{data: data, size: f.st.Size}, err
 }
 
-// copyTo writes into temp what stays of the log, and tail.
+// copyTo writes the head of the log and tail to temp.
 func (l *oldLog) copyTo(temp *tempFile, tail []byte) error {
 	if l.f == nil {
 		_, err := temp.Write(slices.Concat(l.data[:l.head], tail))
@@ -164,9 +162,9 @@ func (l *oldLog) copyTo(temp *tempFile, tail []byte) error {
 	return err
 }
 
-// verifiedLogs remembers by their paths the logs that this process wrote, each as a
-// hash of what it wrote. What is read and has that hash is sound, whatever
-// happened to the file meanwhile. Safe for concurrent use.
+// verifiedLogs remembers, by path, a hash of each log that this process wrote. Content with
+// that hash is undamaged, whatever happened to the file since. It is safe for concurrent
+// use.
 type verifiedLogs struct {
 	seed maphash.Seed
 	sums *lru.Cache[string, uint64]
@@ -179,7 +177,7 @@ func newVerifiedLogs() verifiedLogs {
 // add remembers the hash of the log at path.
 func (s verifiedLogs) add(path string, sum uint64) { s.sums.Add(path, sum) }
 
-// has reports whether sum is what was remembered of path.
+// has reports whether sum is the remembered hash of path.
 func (s verifiedLogs) has(path string, sum uint64) bool {
 	known, ok := s.sums.Get(path)
 	return ok && known == sum
