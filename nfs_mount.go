@@ -13,10 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// checkMount looks at the mount that base is on. With require, a base that is
-// not itself a mount point is refused: else a missing mount would mean that
-// builds fill the root disk, and are gone from sight when the mount comes back.
-// Options that weaken the promise of the store are warned of.
+// checkMount checks the mount that base is on, and logs options that weaken the guarantees
+// of the store. With require, base must be a mount point. Otherwise, while a mount is
+// missing, builds would fill the root disk, and the mount would hide them once it is back.
 func checkMount(base string, require bool, log *slog.Logger) error {
 	mount, err := mountOf(base)
 	if errors.Is(err, errNoMounts) && !require {
@@ -35,13 +34,13 @@ func checkMount(base string, require bool, log *slog.Logger) error {
 	return nil
 }
 
-// mountInfo is a mount; the zero value is none.
+// mountInfo describes a mount. The zero value is no mount.
 type mountInfo struct{ mountinfo.Info }
 
-// errNoMounts: the table of mounts cannot be read.
+// errNoMounts means that the mount table cannot be read.
 var errNoMounts = errors.New("cannot determine whether it is a mount point")
 
-// mountOf is the mount that base is on.
+// mountOf returns the mount that base is on.
 func mountOf(base string) (mount mountInfo, err error) {
 	base, err = filepath.EvalSymlinks(base)
 	if err != nil {
@@ -51,7 +50,7 @@ func mountOf(base string) (mount mountInfo, err error) {
 	if err != nil {
 		return mount, fmt.Errorf("%w: %w", errNoMounts, err)
 	}
-	for _, m := range mounts { // the deepest, and the latest of those
+	for _, m := range mounts { // the deepest mount point counts, and the last mount on it
 		if len(m.Mountpoint) >= len(mount.Mountpoint) {
 			mount.Info = *m
 		}
@@ -59,21 +58,21 @@ func mountOf(base string) (mount mountInfo, err error) {
 	return mount, nil
 }
 
-// isOf tells that base itself is the mount point.
+// isOf reports whether base is the mount point of m.
 func (m mountInfo) isOf(base string) bool {
 	base, err := filepath.EvalSymlinks(base)
 	return err == nil && m.Mountpoint == base
 }
 
-// mountWarning is a mount option that weakens the promise of the store.
+// mountWarning describes a mount option that weakens the guarantees of the store.
 type mountWarning struct {
 	option, why string
-	noLocks     bool // hosts do not exclude each other
+	noLocks     bool // locks do not work between hosts
 }
 
 func (w mountWarning) Error() string { return w.option + ": " + w.why }
 
-// warnings returns the options of the mount that weaken the promise of the store.
+// warnings returns the options of the mount that weaken the guarantees of the store.
 func (m mountInfo) warnings() []mountWarning {
 	if !strings.HasPrefix(m.FSType, "nfs") {
 		return nil
@@ -81,19 +80,18 @@ func (m mountInfo) warnings() []mountWarning {
 	return nfsOptionWarnings(m.VFSOptions)
 }
 
-// checkMounted fails with ErrUnavailable if the base is gone, is not the mount point
-// any more that it was when the service started, or is on another kind of file
-// system: what is not found then is not known to be absent, and what is written
-// would go to the disk below, or without what that kind needs. Unless something
-// was mounted, it does not ask the NFS server (statx(2); before Linux 5.8 no
-// mount point is seen).
+// checkMounted returns ErrUnavailable if base is gone, is no longer the mount point that it
+// was when the service started, or is on another kind of file system. Then a missing file
+// may still exist in the store, and a write would go to the disk below the mount, or would
+// lack what that kind of file system needs. It sends no request to the NFS server unless
+// something was mounted (statx(2); before Linux 5.8 it cannot detect mount points).
 func (n *nfs) checkMounted() error {
 	at, err := n.lookAt(n.base)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	case err != nil:
-		return nil // what is done next fails with more detail
+		return nil // the next operation fails with more detail
 	case n.mountPoint && !at.mountPoint:
 		return fmt.Errorf("%w: %q is no longer a mount point", ErrUnavailable, n.base)
 	case at.dev != n.dev.Load():
@@ -102,9 +100,9 @@ func (n *nfs) checkMounted() error {
 	return nil
 }
 
-// checkSameMount fails with ErrUnavailable if a file that was found is not of the store,
-// but lies below a mount that went away, or on one that came. It costs nothing
-// for a file on the device of the base; others may be on a mount below it.
+// checkSameMount returns ErrUnavailable if an open file does not belong to the store,
+// because a mount disappeared or appeared. It makes no system call for a file on the device
+// of base. Files on other devices are allowed: they may be on a mount below base.
 func (n *nfs) checkSameMount(st *unix.Stat_t) error {
 	if st.Dev == n.dev.Load() {
 		return nil
@@ -112,8 +110,8 @@ func (n *nfs) checkSameMount(st *unix.Stat_t) error {
 	return n.checkMounted()
 }
 
-// remounted judges another device at the base. It serves if it is of the kind that
-// the service was started on, and a local file system only if it is the same one.
+// remounted checks a new device at base. It accepts the same kind of file system as at the
+// start; a local one must also have the same fsid.
 func (n *nfs) remounted(dev uint64) error {
 	var st unix.Statfs_t
 	if err := retryEINTR(func() error { return unix.Statfs(n.base, &st) }); err != nil {
@@ -133,7 +131,7 @@ func (n *nfs) remounted(dev uint64) error {
 	return nil
 }
 
-// baseState is what is known of the base without asking its file system.
+// baseState is what the kernel knows about base without asking the file system.
 type baseState struct {
 	mountPoint bool
 	dev        uint64
@@ -150,8 +148,8 @@ func lookAtBase(path string) (baseState, error) {
 	return baseState{st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, unix.Mkdev(st.Dev_major, st.Dev_minor)}, nil
 }
 
-// fsKind is a kind of file system: what may be cached of it, whose clock it has,
-// and how a name is replaced.
+// fsKind is a kind of file system. It decides what may be cached, whose clock sets the
+// times, and how a file is replaced.
 type fsKind string
 
 const (
@@ -160,7 +158,7 @@ const (
 	fsOther fsKind = "another kind of file system" // FUSE, SMB, overlay ...
 )
 
-// kindOfFS is the kind of a file system of that type (statfs(2)).
+// kindOfFS returns the kind of a file system type (statfs(2)).
 func kindOfFS(fsType int64) fsKind {
 	switch {
 	case fsType == unix.NFS_SUPER_MAGIC:
@@ -171,8 +169,8 @@ func kindOfFS(fsType int64) fsKind {
 	return fsOther
 }
 
-// nfsOptionWarnings returns which of the options of an NFS mount, as
-// /proc/self/mountinfo has them, weaken the promise of the store (nfs(5)).
+// nfsOptionWarnings returns the options of an NFS mount that weaken the guarantees of the
+// store (nfs(5)). options has the format of /proc/self/mountinfo.
 func nfsOptionWarnings(options string) []mountWarning {
 	const (
 		local = "locks are local to this host: log entries of other hosts can be lost, and a build can seem absent while another host replaces it"

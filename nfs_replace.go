@@ -11,49 +11,44 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How a file gets its name, and is found under it, on a store that replicas
-// share over NFS.
+// How a file is replaced and found in a store that replicas share over NFS.
 //
-// rename(2) over a file that this host has open, or is looking up, is not one
-// step there. The client first renames the old file to .nfsXXXX and then the new
-// one into place (nfs_rename and nfs_sillyrename in the kernel's fs/nfs): two
-// calls, each of which the server makes durable. In between the name does not
-// exist, and if the power fails then, it never will. Nor has a rename a state
-// that the server could check: a client that was cut off, and lost its lock to
-// another one, sends what it had begun when it is back, and so moves away what
-// the other one put there. So on NFS a replacement is
+// On NFS, rename(2) over a file that this host has open or is looking up is not atomic.
+// The client first renames the old file to .nfsXXXX, then the new one to its name
+// (nfs_rename and nfs_sillyrename in the kernel's fs/nfs). The server makes each of the two
+// calls durable. In between the name does not exist, and if the power fails then, it stays
+// missing. The server also cannot detect a delayed rename: a client that was cut off, and
+// whose lock another client got meanwhile, sends its pending calls when it is back, and so
+// moves away the file of the other client. So on NFS a replacement takes these steps:
 //
-//	lock      the build, exclusively, against every other change of it
-//	link      the sealed temp to .new-{name}
-//	alive     the lock is still ours
-//	rename    the old file from its name to .old-{name}
-//	rename    .new-{name} to the name
+//	lock      the build, exclusively, against all other changes
+//	link      the sealed temporary file to .new-{name}
+//	alive     check that the lock was not lost
+//	rename    the old file from {name} to .old-{name}
+//	rename    .new-{name} to {name}
 //	alive
 //	rename    .old-{name} to .out-{name}
-//	remove    .out-{name}, when the file is seen to be under its name
+//	remove    .out-{name}, once the file is known to be at {name}
 //
-// None of these replaces a file that counts, so each is one step, and at each
-// moment the file is where everybody can compute it:
+// No step replaces a file that is still needed, so each step is atomic. At every moment
+// the first of these names that exists is the file:
 //
-//	the name           is the file if it is there. What is beside it was left by
-//	                   a replacement that was cut. The next replacement takes its
-//	                   place, or the sweep removes it when it is old
-//	else .new-{name}   is the file: a replacement was cut
-//	else .old-{name}   is the file: a rename of the old file came late, after
-//	                   another client had replaced it
-//	else .out-{name}   is the file: the same, and that client was cut before it saw
+//	{name}        the others are leftovers of an interrupted replacement. The next
+//	              replacement or, later, the sweep removes them
+//	.new-{name}   a replacement was interrupted
+//	.old-{name}   a delayed rename moved the file after another client had replaced it
+//	.out-{name}   the same, and that client was interrupted before it noticed
 //
-// Readers serve the file from there. A change first renames it to its name, under
-// the lock, and so does the sweep. Only under the shared lock is it known that the
-// file is in none of these places: without it, a replacement may have renamed one
-// while another was looked for. A delete removes the name last, or the deleted
-// file would come back.
+// Readers open the file at that name. Changes and the sweep hold the lock and first rename
+// it to {name}. Only with the shared lock can a reader know that the file has none of these
+// names: without it, a replacement may rename the file while the reader goes through the
+// names. A delete removes {name} last; otherwise the deleted file would come back.
 //
-// A file that is new gets its name by link(2), which fails if the name exists, so
-// that a late one replaces nothing. Where a mount has no links, rename(2) is used.
+// A new file gets its name by link(2). That fails if the name exists, so a delayed link
+// replaces nothing. If the mount has no hard links, rename(2) is used.
 //
-// A local file system replaces a name in one step. There nothing is renamed
-// twice, and these names are only found where a store was copied from NFS.
+// A local file system replaces a file in one step. There a file has one of these names only
+// if the store was copied from NFS.
 
 const (
 	interimPrefix = ".new-"
@@ -61,23 +56,22 @@ const (
 	removedPrefix = ".out-"
 )
 
-// interimName is the name beside name under which its replacement stands for a
-// moment. No id begins with a dot, so it is never taken for a build.
+// interimName returns the name of a new file while it replaces name. No id begins with a
+// dot, so it is never the name of a build.
 func interimName(name string) string { return interimPrefix + name }
 
-// formerName is the same of the file that is replaced.
+// formerName returns the name of the old file while name is replaced.
 func formerName(name string) string { return formerPrefix + name }
 
-// removedName is the same of the file that was replaced, before it is removed.
+// removedName returns the name of the old file before it is removed.
 func removedName(name string) string { return removedPrefix + name }
 
-// otherNames are where the file of name is if it is not under its name, in the
-// order in which they count.
+// otherNames returns the names that the file can have if name is missing, by priority.
 func otherNames(name string) [3]string {
 	return [...]string{interimName(name), formerName(name), removedName(name)}
 }
 
-// isInterimName reports whether name is one of otherNames, and of which file.
+// isInterimName reports whether name is one of the otherNames of the file of.
 func isInterimName(name string) (of string, ok bool) {
 	for _, prefix := range [...]string{interimPrefix, formerPrefix, removedPrefix} {
 		if of, ok := strings.CutPrefix(name, prefix); ok {
@@ -87,10 +81,10 @@ func isInterimName(name string) (of string, ok bool) {
 	return "", false
 }
 
-// finishReplacement puts the file of a replacement that was cut under its name. The caller
-// holds the exclusive lock of the file.
+// finishReplacement completes an interrupted replacement: if name is missing it renames the
+// file to it. The caller holds the exclusive lock of the file.
 func (n *nfs) finishReplacement(dir *os.File, name string) error {
-	if n.remote { // only an open brings the client up to date
+	if n.remote { // only open(2) revalidates the cache of the client
 		fresh, err := n.disk.openDir(dir.Name())
 		if err != nil {
 			return err
@@ -117,8 +111,9 @@ func (n *nfs) finishReplacement(dir *os.File, name string) error {
 	return nil
 }
 
-// putInPlace puts the sealed temp under name, over what is there. lock is that of
-// the file, on NFS exclusive and with the file settled; nil: this mount has none.
+// putInPlace commits the sealed temp as name, and replaces an existing file. lock is the
+// lock of the file, or nil if the mount has no locks. On NFS the lock is exclusive, and the
+// caller has called finishReplacement.
 func (n *nfs) putInPlace(temp *tempFile, name string, lock *buildLock) error {
 	if !n.remote || lock == nil {
 		return temp.replace(name)
@@ -126,7 +121,7 @@ func (n *nfs) putInPlace(temp *tempFile, name string, lock *buildLock) error {
 	var st unix.Stat_t
 	err := statAt(temp.dir, name, &st)
 	switch {
-	case err == nil && isDirMode(st.Mode): // it could be renamed away, and then not removed
+	case err == nil && isDirMode(st.Mode): // a directory could be renamed, but not removed
 		return notAFile(temp.dir.Name() + "/" + name)
 	case err == nil:
 		return n.replaceInSteps(temp, name, lock)
@@ -143,9 +138,8 @@ func (n *nfs) putInPlace(temp *tempFile, name string, lock *buildLock) error {
 	return err
 }
 
-// replaceInSteps is tempFile.replace where a rename over a file is two steps. name
-// is there, and the caller holds its exclusive lock. Whatever happens, discard
-// removes the temporary name.
+// replaceInSteps replaces the existing file name in the steps described above. The caller
+// holds the exclusive lock. discard removes the temporary name afterwards.
 func (n *nfs) replaceInSteps(temp *tempFile, name string, lock *buildLock) error {
 	dir, interim, former := temp.dir, interimName(name), formerName(name)
 	if err := n.linkInterim(temp, name, lock); err != nil {
@@ -153,7 +147,7 @@ func (n *nfs) replaceInSteps(temp *tempFile, name string, lock *buildLock) error
 	}
 	err := lock.alive()
 	if err == nil {
-		// Absent: a late rename of another client took it.
+		// If name is missing, a delayed rename of another client moved it.
 		err = ignoreNotExist(n.disk.renameTo(dir, name, former))
 	}
 	if err != nil {
@@ -161,8 +155,7 @@ func (n *nfs) replaceInSteps(temp *tempFile, name string, lock *buildLock) error
 		return err
 	}
 	if err := n.disk.renameTo(dir, interim, name); err != nil && !temp.isAt(name) {
-		// A late rename may have put it in its place, and another one may have
-		// taken it away again.
+		// Delayed renames of other clients may have renamed our file to name, and away again.
 		if !errors.Is(err, fs.ErrNotExist) || lock.alive() != nil || n.finishReplacement(dir, name) != nil || !temp.isAt(name) {
 			return err
 		}
@@ -173,13 +166,13 @@ func (n *nfs) replaceInSteps(temp *tempFile, name string, lock *buildLock) error
 	return n.removeAside(dir, name, former)
 }
 
-// linkInterim gives the sealed temp the interim name of name as well. What a
-// replacement that was cut left there is removed first: name is there.
+// linkInterim links the sealed temp to the interim name of name. It removes the leftover of
+// an interrupted replacement first, which is not needed because name exists.
 func (n *nfs) linkInterim(temp *tempFile, name string, lock *buildLock) error {
 	interim := interimName(name)
 	err := n.disk.linkTo(temp.dir, temp.name, interim)
 	if errors.Is(err, fs.ErrExist) && !temp.isAt(interim) {
-		if err := lock.alive(); err != nil { // it may be another's
+		if err := lock.alive(); err != nil { // otherwise the interim file may belong to another host
 			return err
 		}
 		if err := n.disk.remove(temp.dir, interim); err != nil {
@@ -192,14 +185,14 @@ func (n *nfs) linkInterim(temp *tempFile, name string, lock *buildLock) error {
 	}
 	if errors.Is(err, ErrUnsupported) {
 		if err = temp.rename(interim); err == nil {
-			temp.committed = true // it has no temporary name any more
+			temp.committed = true // the temporary name is gone
 		}
 	}
 	return err
 }
 
-// giveUp removes the interim file of a replacement that goes no further, unless
-// it is the build, or may be another's.
+// giveUp removes the interim file of an abandoned replacement, unless it has become the
+// build or may belong to another host.
 func (n *nfs) giveUp(temp *tempFile, name string, lock *buildLock) {
 	var st unix.Stat_t
 	interim := interimName(name)
@@ -211,11 +204,11 @@ func (n *nfs) giveUp(temp *tempFile, name string, lock *buildLock) {
 	}
 }
 
-// removeAside removes the file at one of otherNames beside name. The caller holds
-// the exclusive lock. A late rename of another host may move the file from its name
-// to the former one meanwhile, before or after the former file is taken from there:
-// whichever of the two it is goes back. It fails if the file is not under its name
-// in the end; what cannot be removed is only logged, and left to the sweep.
+// removeAside removes the leftover file at, one of the otherNames of name. The caller
+// holds the exclusive lock. Meanwhile a delayed rename of another host may move the file
+// from name to its former name, before or after this moves the old file away from there:
+// either way the file gets its name back. It fails if name is missing at the end. If it
+// cannot remove the leftover it logs that, and the sweep removes the file later.
 func (n *nfs) removeAside(dir *os.File, name, at string) error {
 	removed := removedName(name)
 	if at != removed {
@@ -240,11 +233,11 @@ func (n *nfs) removeAside(dir *os.File, name, at string) error {
 	return nil
 }
 
-// find calls open with the path of the artifact or the log of a build, by its
-// directory. If open returns fs.ErrNotExist it is called again with wherever
-// else the file can be; the error of find is fs.ErrNotExist only if the file is
-// nowhere. Where another process may be replacing it, find waits for the shared
-// lock, at most lockWait (ErrUnavailable). It makes nothing.
+// find calls open with the path of the artifact or the log of a build, depending on dir. If
+// open returns fs.ErrNotExist, find calls it again with the other paths that the file can
+// have. It returns fs.ErrNotExist only if the file has none of them. If another process may
+// be replacing the file, it waits for the shared lock, at most lockWait (ErrLocked). It
+// creates nothing.
 func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) error {
 	err := open(n.filePath(siteID, dir, buildID))
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -253,12 +246,12 @@ func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) er
 	name, site := fileName(dir, buildID), n.sitePath(siteID, dir)+"/"
 	elsewhere := otherNames(name)
 	if !n.remote {
-		if there, failed := n.anyThere(site, elsewhere); failed != nil || !there {
-			return cmp.Or(failed, err)
+		if exists, statErr := n.anyExists(site, elsewhere); statErr != nil || !exists {
+			return cmp.Or(statErr, err)
 		}
 	}
-	// An NFS client may remember that the file was missing. Opening the
-	// directory revalidates that memory, stat(2) does not.
+	// An NFS client may have cached that the file is missing. Opening the directory
+	// revalidates that; stat(2) does not.
 	if err := n.refresh(siteID, dir); err != nil {
 		return err // without the directory there is no file
 	}
@@ -270,14 +263,14 @@ func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) er
 	case err == nil:
 		defer lock.release()
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, ErrUnsupported):
-		// Nobody has locked here, so nobody is replacing.
+		// Nobody holds a lock, so nobody is replacing the file.
 	default:
 		return err
 	}
 	if err := n.refresh(siteID, dir); err != nil {
 		return err
 	}
-	// The name last again: a late rename of another host needs no lock.
+	// Try name again at the end: a delayed rename of another host holds no lock.
 	for _, at := range []string{name, elsewhere[0], elsewhere[1], elsewhere[2], name} {
 		if err = open(site + at); !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -291,9 +284,9 @@ func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) er
 	return err
 }
 
-// anyThere reports whether there is a file of one of the names in a directory.
-// What is there is opened safely afterwards.
-func (n *nfs) anyThere(dir string, names [3]string) (bool, error) {
+// anyExists reports whether one of the names exists in the directory with the path prefix
+// dir. It follows links in the path; the caller opens the file safely afterwards.
+func (n *nfs) anyExists(dir string, names [3]string) (bool, error) {
 	for _, name := range names {
 		path := dir + name
 		var st unix.Stat_t
@@ -308,7 +301,7 @@ func (n *nfs) anyThere(dir string, names [3]string) (bool, error) {
 	return false, nil
 }
 
-// refresh brings an NFS client up to date about what is in a directory of a site.
+// refresh revalidates the cache that an NFS client has of a directory of a site.
 func (n *nfs) refresh(siteID, dir string) error {
 	d, err := n.openBuilds(siteID, dir)
 	if err != nil {

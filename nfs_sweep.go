@@ -15,16 +15,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sweepNames is how many names of a directory are held in memory by a sweep.
+// sweepNames is the number of directory entries that a sweep reads at once.
 const sweepNames = 1024
 
-// sweepTemps removes what crashes leave behind, once it is older than maxAge: at
-// once and then now and again, until ctx ends. Any number of processes may do so
-// at once. It removes temporary files (an upload whose file was removed fails
-// when it would be put in its place), interim files beside their name, the
-// directories of doctor, and on NFS the .nfs files of clients that died; a
-// download that still reads one of these on another host is cut. An interim file
-// without its name is put in its place (nfs_replace.go).
+// sweepTemps removes files left by crashes once they are older than maxAge. It runs at
+// once and then periodically, until ctx ends. Any number of processes may sweep at once.
+//
+// It removes temporary files, interim files if the file also has its name, the directories
+// of doctor, and on NFS the .nfs files of clients that died. If it removes the file of a
+// running upload, the upload fails when it commits. If another host still reads a removed
+// .nfs file, that download is cut off. If an interim file is all that is left of a build,
+// it gets the name of the build (nfs_replace.go).
 func (n *nfs) sweepTemps(ctx context.Context, maxAge time.Duration) {
 	every := time.NewTicker(max(time.Second, min(maxAge/4, time.Hour)))
 	defer every.Stop()
@@ -44,16 +45,16 @@ func (n *nfs) sweepTemps(ctx context.Context, maxAge time.Duration) {
 	}
 }
 
-// sweepOnce sweeps the whole store and tells how many files it removed. One
-// directory that cannot be swept does not keep it from the others.
+// sweepOnce sweeps the whole store once and returns the number of removed files. It goes on
+// with the next directory if one cannot be swept.
 func (n *nfs) sweepOnce(ctx context.Context, maxAge time.Duration) (int, error) {
 	root, err := n.openRoot()
 	if err != nil {
 		return 0, err
 	}
 	defer root.Close()
-	// Not this host's clock: it may be wrong, and the temporary files be those
-	// of uploads on other hosts.
+	// Use the store's clock: temporary files may belong to running uploads on other hosts,
+	// and the clock of this host may be wrong.
 	now, err := n.disk.clock(root)
 	if err != nil {
 		return 0, err
@@ -81,7 +82,7 @@ func (n *nfs) sweepOnce(ctx context.Context, maxAge time.Duration) (int, error) 
 	}
 	sweep(n.base, temps)
 	sweep(filepath.Join(n.base, sitesDir), temps)
-	// As long as root is the base, none of its names is one of a site.
+	// If root is the base, there are no sites yet, and no path exists.
 	err = eachName(root, func(site string) error {
 		for _, name := range []string{artifactsDir, logsDir} {
 			if err := ctx.Err(); err != nil {
@@ -96,9 +97,8 @@ func (n *nfs) sweepOnce(ctx context.Context, maxAge time.Duration) (int, error) 
 	return removed, errors.Join(append(errs, err)...)
 }
 
-// sweepDir calls sweep with each name in dir and counts what it removed. What
-// went meanwhile is no error, and what cannot be removed does not keep the rest
-// from being swept: the first such error is returned.
+// sweepDir calls sweep with each name in dir and returns the number of removed files. It
+// ignores files that vanish meanwhile, goes on after other errors, and returns the first.
 func (n *nfs) sweepDir(dir *os.File, sweep func(name string) (bool, error)) (removed int, first error) {
 	err := eachName(dir, func(name string) error {
 		gone, err := sweep(name)
@@ -128,8 +128,8 @@ func (n *nfs) sweepFile(dir *os.File, siteID, kind, name string, before time.Tim
 	return n.sweepTemp(dir, name, before)
 }
 
-// sweepTemp removes name in dir if it is a temporary file that was last written
-// to before a time, or a directory of doctor that old.
+// sweepTemp removes name in dir if it is a temporary file or a directory of doctor that
+// was last modified before that time.
 func (n *nfs) sweepTemp(dir *os.File, name string, before time.Time) (removed bool, err error) {
 	if !isTempName(name) {
 		return false, nil
@@ -143,7 +143,7 @@ func (n *nfs) sweepTemp(dir *os.File, name string, before time.Time) (removed bo
 		err = n.disk.unlink(dir, name)
 	case unix.S_IFDIR:
 		if err = n.removeCheckDir(dir, name); errors.Is(err, unix.ENOTEMPTY) {
-			return false, nil // it is not doctor's alone
+			return false, nil // it contains files that are not doctor's
 		}
 	default:
 		return false, nil
@@ -151,8 +151,8 @@ func (n *nfs) sweepTemp(dir *os.File, name string, before time.Time) (removed bo
 	return err == nil, err
 }
 
-// removeCheckDir removes the directory of a doctor that was killed, with the
-// files that doctor makes. If there is anything else in it, it stays.
+// removeCheckDir removes the directory of a doctor that was killed, with the files that
+// doctor creates. It fails if the directory contains anything else.
 func (n *nfs) removeCheckDir(parent *os.File, name string) error {
 	dir, err := n.disk.openDir(parent.Name() + "/" + name)
 	if err != nil {
@@ -171,16 +171,16 @@ func (n *nfs) removeCheckDir(parent *os.File, name string) error {
 	return n.disk.removeDir(parent, name)
 }
 
-// isSillyName reports whether name is one under which an NFS client keeps a file
-// that was removed while it was open (fs/nfs/unlink.c: .nfs, then inode and
-// counter in hexadecimal). A client that died never removes it.
+// isSillyName reports whether name is one that an NFS client gives to a file that was
+// removed while it was open (fs/nfs/unlink.c: .nfs, then inode and counter in hexadecimal).
+// If the client dies, the file stays.
 func isSillyName(name string) bool {
 	hex, ok := strings.CutPrefix(name, ".nfs")
 	return ok && len(hex) == 24 && strings.Trim(hex, "0123456789abcdef") == ""
 }
 
-// sweepSilly removes a .nfs file that got its name before a time: renaming sets
-// the change time. One that this host has open stays (EBUSY).
+// sweepSilly removes a .nfs file that got its name before that time: a rename sets the
+// change time. If this host has the file open, it stays (EBUSY).
 func (n *nfs) sweepSilly(dir *os.File, name string, before time.Time) (removed bool, err error) {
 	var st unix.Stat_t
 	if err := statAt(dir, name, &st); err != nil || !time.Unix(st.Ctim.Unix()).Before(before) {
@@ -193,9 +193,9 @@ func (n *nfs) sweepSilly(dir *os.File, name string, before time.Time) (removed b
 	return err == nil, err
 }
 
-// sweepInterim puts the file at an interim name in its place if its own name is
-// missing, and removes it if it is beside its name and was written before a time.
-// A build that is being changed now waits for the next sweep.
+// sweepInterim renames an interim file to its own name if that is missing. Otherwise it
+// removes the interim file if it was written before that time. It skips a build that is
+// locked; the next sweep looks at it again.
 func (n *nfs) sweepInterim(dir *os.File, siteID, kind, buildID, interim string, before time.Time) (removed bool, err error) {
 	lock, err := n.tryLock(siteID, kind, buildID)
 	if lock == nil {
