@@ -8,39 +8,93 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"slices"
 	"sync/atomic"
 	"time"
 )
 
 const (
-	keepEntries  = 256 << 10 // bytes of memory, about, that the entries of one log may take to be kept
+	keepEntries  = 256 << 10 // bytes of memory that the entries of one log may take to be kept
 	keepMetadata = 64 << 10  // and bytes of their metadata
+	keptOverhead = 64        // bytes of memory, about, that a kept log takes besides its text
 	scanBuffer   = 64 << 10  // bytes of a log that are read at once
 )
 
-// errLogChanged: what a list has announced of a log is not in the log any more.
-var errLogChanged = fmt.Errorf("%w: the log is not what it was a moment ago", ErrUnavailable)
+// errLogChanged: the log no longer begins with the entries that a list has announced.
+var errLogChanged = fmt.Errorf("%w: the log has changed while it was listed", ErrUnavailable)
 
 // storedLog is what a list needs to know of a log before it is sent. The entries are
 // read again while it is sent, unless they were few enough to be kept in memory. A
 // log only grows, so the first count entries stay what they were. It never changes,
-// but for kept and stale, and is safe for concurrent use.
+// except for kept and stale, and is safe for concurrent use.
 type storedLog struct {
 	count   int
-	sum     [16]byte  // of what a list tells of the entries
+	sum     [16]byte  // of what a list shows of the entries
 	first   time.Time // when the first entry was written
 	size    [2]int64  // bytes of the entries in a list: without metadata, and with it
 	largest int64     // bytes of the largest entry in a list
-	cost    int64     // bytes of memory, about, that keeping the entries takes; 0: they are too large
+	cost    int64     // bytes of memory, about, that keeping the entries takes; 0: they are never kept
 	kept    atomic.Pointer[keptLog]
 	stale   atomic.Bool // the log could not be read as it was
 }
 
-// keptLog is the entries of a log.
+// keptLog is the entries of a log in memory, packed by packEntry: a LogEntry takes
+// several times as much.
 type keptLog struct {
-	entries  []LogEntry // never changed
-	metadata bool       // none of their metadata was left out
+	packed   string // what packEntry made of each, and then the metadata of all
+	texts    int    // bytes before the metadata
+	metadata bool   // there is the metadata
+}
+
+// packEntry appends an entry, and of its metadata only the length.
+func packEntry(b []byte, e *LogEntry) []byte {
+	b = appendSized(b, e.ID)
+	b = appendSized(b, e.Action)
+	b = appendSized(b, e.Status)
+	b = binary.AppendVarint(b, e.Timestamp.UnixNano())
+	return binary.AppendUvarint(b, uint64(len(e.Metadata)))
+}
+
+// each calls f with the entries in their order. f must not keep their metadata.
+func (k *keptLog) each(withMetadata bool, f func(e *LogEntry) error) error {
+	texts, metadata := unpacker(k.packed[:k.texts]), k.packed[k.texts:]
+	var buf []byte
+	for len(texts) > 0 {
+		e := LogEntry{ID: texts.text(), Action: texts.text(), Status: texts.text(), Timestamp: time.Unix(0, texts.varint()).UTC()}
+		if n := texts.uvarint(); n > 0 && withMetadata {
+			buf = append(buf[:0], metadata[:n]...)
+			e.Metadata, metadata = buf, metadata[n:]
+		}
+		if err := f(&e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unpacker reads what packEntry wrote.
+type unpacker string
+
+func (u *unpacker) uvarint() (n uint64) {
+	for shift := 0; ; shift += 7 {
+		c := (*u)[0]
+		*u = (*u)[1:]
+		n |= uint64(c&0x7f) << shift
+		if c < 0x80 {
+			return n
+		}
+	}
+}
+
+func (u *unpacker) varint() int64 {
+	n := u.uvarint()
+	return int64(n>>1) ^ -int64(n&1) // as encoding/binary has it
+}
+
+func (u *unpacker) text() string {
+	n := u.uvarint()
+	s := (*u)[:n]
+	*u = (*u)[n:]
+	return string(s)
 }
 
 // forget drops the entries from memory. They are read again when they are needed.
@@ -69,18 +123,13 @@ func (l *storedLog) known(metadata bool) *keptLog {
 	return nil
 }
 
-// each calls f with the entries, in their order, and reads them from the log that
-// open opens if they are not kept. f must not change them. An error of f is returned
-// as it is. It fails with errLogChanged if the log begins with other entries now;
-// f was called with some of them then.
+// each calls f with the entries in their order, and reads them from the log that
+// open opens if they are not kept. f must neither change an entry nor keep its metadata. An
+// error of f is returned as it is. It fails with errLogChanged if the log begins with
+// other entries now; f was called with some of them then.
 func (l *storedLog) each(metadata bool, open func() (*openedLog, error), f func(e *LogEntry) error) error {
 	if k := l.known(metadata); k != nil {
-		for i := range k.entries {
-			if err := f(&k.entries[i]); err != nil {
-				return err
-			}
-		}
-		return nil
+		return k.each(metadata, f)
 	}
 	r, err := open()
 	if err != nil {
@@ -120,16 +169,15 @@ var errAllRead = errors.New("all that was wanted is read")
 
 // logScan makes a storedLog of the entries of a log.
 type logScan struct {
-	buildID  string
 	log      *storedLog
 	sum      entrySum
-	entries  []LogEntry
-	metadata int64 // bytes of metadata in entries
-	left     bool  // metadata was left out of entries
+	packed   []byte // the entries by packEntry, unless log.cost is 0
+	metadata []byte // of them
+	left     bool   // the metadata is too large to be kept
 	line     []byte
 }
 
-func newLogScan(buildID string) *logScan { return &logScan{buildID: buildID, log: new(storedLog)} }
+func newLogScan() *logScan { return &logScan{log: new(storedLog)} }
 
 // add takes the next entry, of which it keeps what is small. It makes the metadata
 // listable.
@@ -158,22 +206,18 @@ func (s *logScan) keep(e *LogEntry) {
 	if l.count > 1 && l.cost == 0 {
 		return
 	}
-	if l.cost += int64(160 + len(e.ID) + len(e.Action) + len(e.Status)); l.cost > keepEntries {
-		l.cost, s.entries = 0, nil
+	s.packed = packEntry(s.packed, e)
+	l.cost = keptOverhead + int64(len(s.packed))
+	// A time of another zone would be listed otherwise if it was kept. We write none.
+	if l.cost > keepEntries || e.Timestamp != time.Unix(0, e.Timestamp.UnixNano()).UTC() {
+		l.cost, s.packed, s.metadata = 0, nil, nil
 		return
 	}
-	kept := *e
-	kept.BuildID = s.buildID
-	if s.metadata += int64(len(e.Metadata)); s.metadata > keepMetadata && !s.left {
-		s.left = true
-		for i := range s.entries {
-			s.entries[i].Metadata = nil
-		}
+	if s.left = s.left || len(s.metadata)+len(e.Metadata) > keepMetadata; s.left {
+		s.metadata = nil
+		return
 	}
-	if s.left {
-		kept.Metadata = nil
-	}
-	s.entries = append(s.entries, kept)
+	s.metadata = append(s.metadata, e.Metadata...)
 }
 
 // done returns what was made. reserve reports whether there is memory to keep the
@@ -181,11 +225,12 @@ func (s *logScan) keep(e *LogEntry) {
 func (s *logScan) done(reserve func(cost int64) bool) *storedLog {
 	l := s.log
 	l.sum = s.sum.sum()
-	if l.cost > 0 && !s.left {
-		l.cost += s.metadata
+	if l.cost > 0 {
+		l.cost += int64(len(s.metadata))
 	}
 	if l.cost > 0 && reserve(l.cost) {
-		l.kept.Store(&keptLog{slices.Clip(s.entries), !s.left})
+		texts := len(s.packed)
+		l.kept.Store(&keptLog{string(append(s.packed, s.metadata...)), texts, !s.left})
 	}
 	return l
 }
@@ -196,12 +241,12 @@ type openedLog struct {
 	size int64
 }
 
-// scan is scanEntries in reads of a fair size.
+// scan is scanEntries with a buffer.
 func (l *openedLog) scan(each func(e LogEntry) error) error {
 	return scanEntries(bufio.NewReaderSize(l, int(min(l.size, scanBuffer))), each)
 }
 
-// entrySum is a hash of what a list tells of entries, in their order, the same in
+// entrySum is a hash of what a list shows of entries, in their order, the same in
 // every process.
 type entrySum struct {
 	b []byte
@@ -236,7 +281,7 @@ func (s *entrySum) sum() [16]byte {
 	return [16]byte(s.h.Sum(nil))
 }
 
-// appendSized appends s so that where it ends cannot be mistaken.
+// appendSized appends s with its length before it.
 func appendSized(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
@@ -9,7 +11,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 )
 
 // compareVersions orders newest first, ties by build id.
@@ -20,50 +21,83 @@ func compareVersions(a, b *Version) int {
 	return strings.Compare(a.BuildID, b.BuildID)
 }
 
-// pageVersions takes the page that q selects out of all, which is in the order
-// of compareVersions. The page starts behind the place that the cursor names,
-// so that builds which come and go meanwhile shift nothing. It fails with
-// ErrBadCursor. Tag is left empty.
-func pageVersions(all []*Version, q VersionQuery) (*VersionPage, error) {
+// place is where a version stands in the order of compareVersions.
+type place struct {
+	at    int64 // CreatedAt in nanoseconds
+	build string
+}
+
+func (v *Version) place() place { return place{v.CreatedAt.UnixNano(), v.BuildID} }
+
+func comparePlaces(a, b place) int {
+	return cmp.Or(cmp.Compare(b.at, a.at), strings.Compare(a.build, b.build))
+}
+
+// movePlaces returns places, which are in order, without those of the builds in moved
+// and with fresh, which it sorts. It does not change places.
+func movePlaces(places []place, moved map[string]bool, fresh []place) []place {
+	slices.SortFunc(fresh, comparePlaces)
+	all := make([]place, 0, len(places)+len(fresh))
+	for _, p := range places {
+		if len(moved) > 0 && moved[p.build] {
+			continue
+		}
+		for len(fresh) > 0 && comparePlaces(fresh[0], p) < 0 {
+			all, fresh = append(all, fresh[0]), fresh[1:]
+		}
+		all = append(all, p)
+	}
+	return append(all, fresh...)
+}
+
+// cutPage returns the page that q selects out of all, which is in the order of
+// compareVersions, and the cursor of the next one. The page starts behind the place
+// that the cursor names, so that builds which come and go meanwhile shift nothing. It
+// fails with ErrBadCursor.
+func cutPage[T any](all []T, placeOf func(T) place, q VersionQuery) (page []T, next string, err error) {
 	if q.Cursor != "" {
 		after, err := parseCursor(q.Cursor)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
-		i, found := slices.BinarySearchFunc(all, after, compareVersions)
+		i, found := slices.BinarySearchFunc(all, after, func(t T, p place) int { return comparePlaces(placeOf(t), p) })
 		if found {
 			i++
 		}
 		all = all[i:]
 	}
-	page := &VersionPage{Versions: all}
 	if q.Limit > 0 && len(all) > q.Limit {
-		page.Versions = all[:q.Limit:q.Limit]
-		page.NextCursor = formatCursor(page.Versions[q.Limit-1])
+		return all[:q.Limit:q.Limit], formatCursor(placeOf(all[q.Limit-1])), nil
 	}
-	return page, nil
+	return all, "", nil
 }
 
-// formatCursor names the place right behind v in the order of compareVersions.
-func formatCursor(v *Version) string {
-	b := binary.BigEndian.AppendUint64(nil, uint64(v.CreatedAt.UnixNano()))
-	return base64.RawURLEncoding.EncodeToString(append(b, v.BuildID...))
+// pageVersions is cutPage of versions. Its result is not sealed.
+func pageVersions(all []*Version, q VersionQuery) (*VersionPage, error) {
+	versions, next, err := cutPage(all, (*Version).place, q)
+	if err != nil {
+		return nil, err
+	}
+	return &VersionPage{Versions: versions, NextCursor: next}, nil
+}
+
+// formatCursor returns the cursor of the page right behind p.
+func formatCursor(p place) string {
+	b := binary.BigEndian.AppendUint64(nil, uint64(p.at))
+	return base64.RawURLEncoding.EncodeToString(append(b, p.build...))
 }
 
 // parseCursor reads what formatCursor wrote, or fails with ErrBadCursor.
-func parseCursor(s string) (*Version, error) {
+func parseCursor(s string) (place, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
 	if err != nil || len(b) < 9 || checkID(string(b[8:])) != nil {
-		return nil, fmt.Errorf("%w: %.100q", ErrBadCursor, s)
+		return place{}, fmt.Errorf("%w: %.100q", ErrBadCursor, s)
 	}
-	v := &Version{
-		CreatedAt: time.Unix(0, int64(binary.BigEndian.Uint64(b))).UTC(),
-		BuildID:   string(b[8:]),
+	p := place{int64(binary.BigEndian.Uint64(b)), string(b[8:])}
+	if formatCursor(p) != s { // the decoder ignores line breaks
+		return place{}, fmt.Errorf("%w: %.100q", ErrBadCursor, s)
 	}
-	if formatCursor(v) != s { // the decoder passes over line breaks
-		return nil, fmt.Errorf("%w: %.100q", ErrBadCursor, s)
-	}
-	return v, nil
+	return p, nil
 }
 
 // listable returns v with metadata in its Logs that a list can show.
@@ -76,7 +110,7 @@ func (v *Version) listable() *Version {
 	return &c
 }
 
-// versionSum is a hash of everything that a listing tells of v, the same in every
+// versionSum is a hash of everything that a list shows of v, the same in every
 // process.
 func versionSum(v *Version) [16]byte {
 	b := appendSized(make([]byte, 0, 256), v.BuildID)
@@ -98,29 +132,25 @@ func versionSum(v *Version) [16]byte {
 	return [16]byte(sum[:])
 }
 
-// tagOf joins the sums of versions, in their order, into the tag of a listing.
-func tagOf(sums [][16]byte) string {
-	h := sha256.New()
-	for i := range sums {
-		h.Write(sums[i][:])
-	}
-	return hex.EncodeToString(h.Sum(nil)[:16])
-}
-
-// seal is called when the versions of p are complete, with their sums: it makes the
-// tag, and notes the size.
-func (p *VersionPage) seal(sums [][16]byte) {
+// seal sets the tag and the size of p. It is called when the versions and NextCursor
+// are set.
+func (p *VersionPage) seal() {
 	p.size = sizeOfVersions(p.Versions)
-	if p.NextCursor != "" {
-		sums = append(sums, [16]byte{}) // that there is more is part of the answer
+	h := sha256.New()
+	for _, v := range p.Versions {
+		sum := versionSum(v)
+		h.Write(sum[:])
 	}
-	p.Tag = tagOf(sums)
+	if p.NextCursor != "" { // that there is more is part of the response
+		h.Write(make([]byte, 16))
+	}
+	p.Tag = hex.EncodeToString(h.Sum(nil)[:16])
 }
 
-// unread is called with why the log of v, a version of p, was not read as it was
-// announced. Nothing of such a log is remembered, so that the next list tells what
-// there is. If the cause may be that of others too, they are looked at again as well.
-// It returns the error of the list, which is ErrUnavailable: the site is there.
+// unread is called when the log of v, a version of p, could not be read as it was when
+// p was made, with the cause. The log is forgotten, so that the next list reads it
+// again. If the cause may affect others too, they are forgotten as well. It returns
+// the error of the list, which is ErrUnavailable: the site itself is there.
 func (p *VersionPage) unread(v *Version, err error) error {
 	if v.Stored == nil {
 		return err
@@ -170,9 +200,9 @@ func (p *VersionPage) withLogs(metadata bool) ([]*Version, error) {
 		}
 		err := p.eachEntry(v, metadata, func(e *LogEntry) error {
 			kept := *e
-			kept.BuildID = v.BuildID
-			if !metadata {
-				kept.Metadata = nil
+			kept.BuildID, kept.Metadata = v.BuildID, nil
+			if metadata {
+				kept.Metadata = bytes.Clone(e.Metadata)
 			}
 			c.Logs = append(c.Logs, kept)
 			return nil

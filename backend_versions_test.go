@@ -2,6 +2,7 @@ package main
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -70,7 +71,7 @@ func TestPageBehindABuildThatWent(t *testing.T) {
 		{"all behind it went", []*Version{a, b}, nil},
 		{"all went", nil, nil},
 	} {
-		page, err := pageVersions(test.all, VersionQuery{Cursor: formatCursor(b)})
+		page, err := pageVersions(test.all, VersionQuery{Cursor: formatCursor(b.place())})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -82,4 +83,65 @@ func TestPageBehindABuildThatWent(t *testing.T) {
 			t.Errorf("%s: the page has %v, want %v", test.name, got, test.want)
 		}
 	}
+}
+
+// Places that move leave their old place and are sorted into the new one; those of
+// builds that went are left out. What was there before is not changed.
+func TestMovePlaces(t *testing.T) {
+	parse := func(s string) (places []place) { // each as its time, 0 to 9, and its build
+		for _, f := range strings.Fields(s) {
+			places = append(places, place{int64(f[0] - '0'), f[1:]})
+		}
+		return places
+	}
+	f := func(name, before, moved, fresh, want string) {
+		t.Helper()
+		was, set := parse(before), map[string]bool{}
+		for _, build := range strings.Fields(moved) {
+			set[build] = true
+		}
+		if got := movePlaces(was, set, parse(fresh)); !slices.Equal(got, parse(want)) {
+			t.Errorf("%s: got %v, want %s", name, got, want)
+		}
+		if !slices.Equal(was, parse(before)) {
+			t.Errorf("%s: the places before are %v now", name, was)
+		}
+	}
+	f("nothing", "", "", "", "")
+	f("nothing moved", "3a 2b 1c", "", "", "3a 2b 1c")
+	f("the first list", "", "", "1c 3a 2b", "3a 2b 1c")
+	f("equal times", "", "", "1b 1c 1a 2z", "2z 1a 1b 1c")
+	f("to the front", "3a 2b 1c", "c", "4c", "4c 3a 2b")
+	f("to the end", "3a 2b 1c", "a", "0a", "2b 1c 0a")
+	f("to its own place", "3a 2b 1c", "b", "2b", "3a 2b 1c")
+	f("between equal times", "2a 2c", "", "2b", "2a 2b 2c")
+	f("it went", "3a 2b 1c", "b", "", "3a 1c")
+	f("it came and went", "3a 1c", "b", "", "3a 1c")
+	f("all went", "3a 1c", "a c", "", "")
+	f("many at once", "9a 7b 5c 3d", "b d", "8x 5b 5d 1y", "9a 8x 5b 5c 5d 1y")
+}
+
+// A cursor that is taken names one place, and is how that place is named.
+func FuzzCursor(f *testing.F) {
+	for _, v := range []*Version{{BuildID: "b", CreatedAt: testTime}, {BuildID: strings.Repeat("x", maxIDLen)}} {
+		f.Add(formatCursor(v.place()))
+	}
+	for _, s := range []string{"", "x", "AAAAAAAAAAA", "AAAAAAAAAABi", "AAAAAAAAAABi=", "AAAAAAAAAAAu", "//////////9h", "__________9h", "000000000000X\n00"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		p, err := parseCursor(s)
+		if err != nil {
+			wantError(t, err, ErrBadCursor)
+			return
+		}
+		if again := formatCursor(p); again != s {
+			t.Fatalf("%q names the place of %q", s, again)
+		}
+		v := &Version{BuildID: p.build, CreatedAt: time.Unix(0, p.at).UTC()}
+		page, err := pageVersions([]*Version{v}, VersionQuery{Cursor: s})
+		if err != nil || len(page.Versions) != 0 {
+			t.Fatalf("the place behind it holds %v, %v", page, err)
+		}
+	})
 }

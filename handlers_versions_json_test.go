@@ -14,7 +14,7 @@ func TestVersionsAreWrittenAsJSON(t *testing.T) {
 	texts := []string{"plain", "", `"quoted" \ back`, "line\nbreak\x00\x1f\x7f", "größer <b>&amp;</b> \u2028 😀"}
 	written := func(site string, page *VersionPage, metadata bool) []byte {
 		t.Helper()
-		page.seal(nil)
+		page.seal()
 		var l listWriter
 		if err := l.versions(site, page, metadata); err != nil {
 			t.Fatal(err)

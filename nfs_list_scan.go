@@ -2,33 +2,152 @@ package main
 
 import (
 	"errors"
-	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
-	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
+// siteIndex is what is known of the builds of a site. It is used by one goroutine
+// at a time. What it gives away, versions and logs, never changes.
+type siteIndex struct {
+	artifacts watchedDir[builtAt]
+	logs      watchedDir[logValue]
+
+	places  []place         // of all builds, in order; nil: not known. Never changed
+	moved   map[string]bool // builds that may have another place since, or none
+	logOnly map[string]bool // builds without an artifact
+	sorted  bool            // places and logOnly are up to date
+
+	whole *VersionPage // of all versions; nil: not made
+	stale *atomic.Bool // a log is stale; set while lists are sent
+
+	bytes int64 // of memory, about, that listings charges for it; guarded by its mu
+	fixed int64 // of these, for all but entries
+}
+
+// builtAt is what a list shows of an artifact.
+type builtAt struct{ size, mtime int64 }
+
+// logValue is what was read of a log.
+type logValue struct {
+	sighting
+	log   *storedLog // nil unless state is logRead
+	state logState
+}
+
+type logState uint8
+
+const (
+	logUnread logState = iota
+	logRead
+	logDamaged    // ErrDamaged
+	logTooLarge   // ErrLogFull
+	logUnreadable // the next list tries again
+)
+
+// problem returns why the entries of the log are not listed, or an empty string.
+func (s logState) problem() string {
+	switch s {
+	case logDamaged:
+		return ErrDamaged.Error()
+	case logTooLarge:
+		return ErrLogFull.Error()
+	case logUnreadable:
+		return unreadableLog
+	}
+	return ""
+}
+
+// known reports whether the log need not be read again while the file stays.
+func (s logState) known() bool { return s == logRead || s == logDamaged || s == logTooLarge }
+
+const loadedAtOnce = 4096 // logs of a page that are looked at in one go
+
+// The memory that siteIndex.size counts, in bytes, about.
+const (
+	siteBytes     = 1 << 10
+	artifactBytes = 110
+	logBytes      = 250
+	versionBytes  = 110
+)
+
+func newSiteIndex() *siteIndex {
+	return &siteIndex{
+		artifacts: newWatchedDir[builtAt](artifactsDir),
+		logs:      newWatchedDir[logValue](logsDir),
+		moved:     make(map[string]bool),
+		logOnly:   make(map[string]bool),
+		stale:     new(atomic.Bool),
+	}
+}
+
+// size estimates the memory that ix takes, without the entries of logs.
+func (ix *siteIndex) size() int64 {
+	size := int64(siteBytes + len(ix.artifacts.files)*artifactBytes + len(ix.logs.files)*logBytes)
+	if ix.whole != nil {
+		size += int64(len(ix.whole.Versions) * versionBytes)
+	}
+	return size
+}
+
+// forgetLogs drops the entries of all logs from memory. The next list reads them again.
+func (ix *siteIndex) forgetLogs() {
+	for _, f := range ix.logs.files {
+		f.value.log.forget()
+	}
+	ix.whole = nil
+}
+
+// move notes that a build may have another place, or none.
+func (ix *siteIndex) move(build string) {
+	ix.sorted, ix.whole = false, nil
+	if ix.places != nil {
+		ix.moved[build] = true
+	}
+}
+
+// createdAt returns when the first entry was written; of a log that cannot be read,
+// when it was written itself.
+func (v *logValue) createdAt() time.Time {
+	if v.log != nil {
+		return v.log.first
+	}
+	return time.Unix(0, v.id.mtime).UTC()
+}
+
+// placeOf returns the place of a build, if it has an artifact or a log.
+func (ix *siteIndex) placeOf(build string) (p place, ok bool) {
+	if f := ix.artifacts.files[build]; f != nil {
+		return place{f.value.mtime, build}, true
+	}
+	if f := ix.logs.files[build]; f != nil {
+		return place{f.value.createdAt().UnixNano(), build}, true
+	}
+	return place{}, false
+}
+
 // siteScan brings a siteIndex up to date and answers from it.
 type siteScan struct {
-	n    *nfs
-	run  *listRun
-	site string
-	ix   *siteIndex
-	now  time.Time // before anything was looked at
-	seen time.Time // after the times of the directories were seen
-	then int64     // the store's clock read at least this, in nanoseconds, before anything was read
-	logs *os.File  // the directory of logs; nil: there is none
+	n         *nfs
+	run       *listRun
+	site      string
+	ix        *siteIndex
+	start     time.Duration // before anything was looked at
+	seen      time.Duration // after the times of the directories were seen
+	storeTime int64         // the store's clock read at least this, in nanoseconds, before anything was read
+	logs      *os.File      // the directory of logs; nil: there is none
 }
 
 // scanSite looks at the directories of a site and reads what changed in them.
 func (n *nfs) scanSite(siteID string, ix *siteIndex, run *listRun) (*siteScan, error) {
-	s := &siteScan{n: n, run: run, site: siteID, ix: ix, now: time.Now()}
+	s := &siteScan{n: n, run: run, site: siteID, ix: ix, start: n.lists.clock()}
 	if !n.remote {
-		s.then = n.disk.storeTime()
+		s.storeTime = n.disk.storeTime()
 	}
 	// Opened first, both: on NFS that is what brings their times up to date.
 	artifacts, artifactsID, err := n.openWatched(siteID, artifactsDir)
@@ -41,18 +160,20 @@ func (n *nfs) scanSite(siteID string, ix *siteIndex, run *listRun) (*siteScan, e
 		return nil, err
 	}
 	s.logs = logs
-	if err := n.checkMounted(); err != nil { // what is absent, or is here, may be so below a mount that went away
+	if err := n.checkMounted(); err != nil { // what is absent, or is there, may be so below a mount that went away
 		s.close()
 		return nil, err
 	}
-	s.then, s.seen = max(s.then, artifactsID.ctime, logsID.ctime), time.Now()
+	s.storeTime, s.seen = max(s.storeTime, artifactsID.ctime, logsID.ctime), n.lists.clock()
 
-	ix.unloadStale()
-	if s.mustRead(&ix.artifacts, artifactsID) {
-		err = s.readArtifacts(artifacts)
+	if ix.stale.Swap(false) {
+		ix.sorted, ix.whole = false, nil
 	}
-	if err == nil && s.mustRead(&ix.logs, logsID) {
-		err = s.readLogNames()
+	if !ix.artifacts.unchanged(artifactsID) {
+		err = s.readArtifacts(artifacts, artifactsID)
+	}
+	if err == nil && !ix.logs.unchanged(logsID) {
+		err = s.readLogNames(logsID)
 	}
 	if err != nil {
 		s.close()
@@ -63,180 +184,143 @@ func (n *nfs) scanSite(siteID string, ix *siteIndex, run *listRun) (*siteScan, e
 
 func (s *siteScan) close() { s.logs.Close() }
 
-// openWatched opens a directory of a site and describes it. An absent one is
-// nil (which can be closed) and the zero fileID, and so is something else in its place.
-func (n *nfs) openWatched(siteID, name string) (*os.File, fileID, error) {
-	dir, err := n.openBuilds(siteID, name)
-	if errors.Is(err, ErrOccupied) && !errors.Is(err, ErrUnavailable) {
-		n.log.Warn("cannot list what is no directory", "site", siteID, "error", err)
-		return nil, fileID{}, nil
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fileID{}, nil
-	}
-	if err != nil {
-		return nil, fileID{}, err
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
-		dir.Close()
-		return nil, fileID{}, diskError("stat", dir.Name(), err)
-	}
-	return dir, idOf(&st), nil
-}
-
-// mustRead tells whether d, which is now id, may have changed since it was
-// read, and takes note that it is read now.
-func (s *siteScan) mustRead(d *watchedDir, id fileID) bool {
-	if d.id == id && d.settled {
-		return false
-	}
-	if d.id != id || d.since.IsZero() {
-		d.id, d.since = id, s.seen
-	}
-	d.settled = s.now.Sub(d.since) >= settleTime || id.settledAt(s.then)
-	return true
-}
-
-// readArtifacts reads the directory of artifacts; nil: there is none.
-func (s *siteScan) readArtifacts(dir *os.File) error {
-	ids, unsure, err := s.readBuilds(artifactsDir, dir, s.ix.artifacts.id)
-	if err != nil {
-		return err
-	}
+// readArtifacts reads the directory of artifacts, which may be nil, and looks at all
+// of them: their times give the order.
+func (s *siteScan) readArtifacts(dir *os.File, id fileID) error {
 	ix := s.ix
-	if err := s.run.sized(len(ids) - len(ix.builds)); err != nil {
+	r, err := ix.artifacts.read(s, dir, id)
+	if err != nil {
 		return err
 	}
-	if s.n.remote && dir != nil {
-		for id, b := range ix.builds {
-			if b.hasArtifact {
-				unsure[id] = true // unless it is listed
-			}
-		}
-	}
-	ids = withUnsure(ids, unsure)
-	found := make([]unix.Stat_t, len(ids)) // the zero mode: there is no such file now
-	err = s.n.lists.parallel(len(ids), func(i int) (err error) {
-		if !unsure[ids[i]] {
-			err = statAt(dir, ids[i]+artifactSuffix, &found[i])
-		}
-		if unsure[ids[i]] || s.n.remote && errors.Is(err, fs.ErrNotExist) {
-			err = s.n.find(s.site, artifactsDir, ids[i], func(path string) error { return s.n.stat(path, &found[i]) })
-		}
-		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrOccupied) { // a link, or a socket, which is not listed
-			return nil
-		}
-		return ignoreNotExist(err)
+	found := make([]builtAt, len(r.builds))
+	absent := make([]bool, len(r.builds))
+	err = s.n.lists.parallel(len(r.builds), func(i int) error {
+		st, err := s.statArtifact(dir, r.builds[i], r.unsure[r.builds[i]])
+		absent[i] = st.Mode&unix.S_IFMT != unix.S_IFREG
+		found[i] = builtAt{st.Size, st.Mtim.Nano()}
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	ix.round++
-	for i, id := range ids {
-		if found[i].Mode&unix.S_IFMT != unix.S_IFREG {
-			continue
-		}
-		b := ix.get(id)
-		b.artifactRound = ix.round
-		if b.setArtifact(&found[i]) {
-			ix.changed(b, false)
+	for _, build := range r.came {
+		ix.move(build)
+	}
+	for i, f := range r.files {
+		switch build := r.builds[i]; {
+		case absent[i]:
+			r.gone = append(r.gone, build)
+		case f.value != found[i]:
+			f.value = found[i]
+			ix.move(build)
 		}
 	}
-	for _, b := range ix.builds {
-		if b.hasArtifact && b.artifactRound != ix.round {
-			b.hasArtifact, b.size, b.mtime = false, 0, 0
-			b.describe()
-			ix.drop(b)
-		}
+	for _, build := range r.gone {
+		delete(ix.artifacts.files, build)
+		ix.move(build)
 	}
 	return nil
 }
 
-// readLogNames reads the directory of logs, and looks at those known before.
-func (s *siteScan) readLogNames() error {
-	ids, unsure, err := s.readBuilds(logsDir, s.logs, s.ix.logs.id)
-	if err != nil {
-		return err
+// statArtifact describes the artifact of a build, with the zero mode if there is
+// none, or something else in its place. Where that is unsure it is looked for as for a
+// download.
+func (s *siteScan) statArtifact(dir *os.File, build string, unsure bool) (st unix.Stat_t, err error) {
+	if !unsure {
+		err = statAt(dir, build+artifactSuffix, &st)
 	}
+	if unsure || s.n.remote && errors.Is(err, fs.ErrNotExist) {
+		err = s.n.find(s.site, artifactsDir, build, func(path string) error { return s.n.stat(path, &st) })
+	}
+	switch {
+	case err == nil:
+		return st, nil
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrOccupied): // a link, or a socket, which is not listed
+		return unix.Stat_t{}, nil
+	}
+	return unix.Stat_t{}, ignoreNotExist(err)
+}
+
+// readLogNames reads the names in the directory of logs. Those that were read before
+// are checked when they are needed.
+func (s *siteScan) readLogNames(id fileID) error {
 	ix := s.ix
-	if err := s.run.sized(len(ids) - len(ix.builds)); err != nil {
-		return err
-	}
-	if s.n.remote && s.logs != nil {
-		for id, b := range ix.builds {
-			if b.hasLog {
-				unsure[id] = true // unless it is listed
-			}
-		}
-	}
-	ix.round++
-	var known []*siteBuild
-	for _, id := range withUnsure(ids, unsure) { // reading the log settles what is unsure
-		b := ix.get(id)
-		b.logRound = ix.round
-		if !b.hasLog {
-			b.hasLog = true
-			b.describe()
-			ix.changed(b, true)
-		} else if b.loaded {
-			known = append(known, b)
-		}
-	}
-	found := make([]unix.Stat_t, len(known))
-	stale := make([]bool, len(known))
-	err = s.n.lists.parallel(len(known), func(i int) error {
-		if stale[i] = !known[i].settled || unsure[known[i].id]; stale[i] {
-			return nil
-		}
-		err := statAt(s.logs, known[i].id+logSuffix, &found[i])
-		stale[i] = err != nil || idOf(&found[i]) != known[i].logID
-		return ignoreNotExist(err)
-	})
+	r, err := ix.logs.read(s, s.logs, id)
 	if err != nil {
 		return err
 	}
-	for i, b := range known {
-		if stale[i] {
-			b.unload()
-			ix.changed(b, true)
+	for build := range r.unsure {
+		ix.logs.files[build].value.stable = false // reading it tells whether it is there
+	}
+	for _, build := range r.gone {
+		s.dropLog(build)
+	}
+	for _, build := range r.came {
+		if ix.artifacts.files[build] == nil {
+			ix.move(build)
 		}
 	}
-	for _, b := range ix.builds {
-		if b.hasLog && b.logRound != ix.round {
-			b.removeLog()
-			ix.drop(b)
-		}
-	}
+	ix.sorted, ix.whole = false, nil
 	return nil
+}
+
+// dropLog forgets a log that is not there any more.
+func (s *siteScan) dropLog(build string) {
+	s.setLog(s.ix.logs.files[build], nil, logUnread)
+	delete(s.ix.logs.files, build)
+	delete(s.ix.logOnly, build)
+	s.ix.move(build)
 }
 
 // sort puts the builds into their order, for which the logs of those that have
 // no artifact are read.
 func (s *siteScan) sort() error {
 	ix := s.ix
-	if ix.order != nil {
+	if ix.sorted {
 		return nil
 	}
-	var unplaced []*siteBuild
-	for _, b := range ix.builds {
-		if !b.hasArtifact && !b.loaded {
-			unplaced = append(unplaced, b)
+	all := ix.places == nil
+	if all {
+		for build := range ix.logs.files {
+			if ix.artifacts.files[build] == nil {
+				ix.logOnly[build] = true
+			}
 		}
 	}
-	if err := s.load(unplaced); err != nil {
+	for build := range ix.moved {
+		delete(ix.logOnly, build)
+		if ix.artifacts.files[build] == nil && ix.logs.files[build] != nil {
+			ix.logOnly[build] = true
+		}
+	}
+	if err := s.load(slices.Collect(maps.Keys(ix.logOnly)), false); err != nil {
 		return err
 	}
-	order := make([]*Version, 0, len(ix.builds))
-	for _, b := range ix.builds {
-		order = append(order, b.version)
+	var fresh []place
+	add := func(build string) {
+		if p, ok := ix.placeOf(build); ok {
+			fresh = append(fresh, p)
+		}
 	}
-	slices.SortFunc(order, compareVersions)
-	ix.order = order
+	if all {
+		fresh = make([]place, 0, len(ix.artifacts.files)+len(ix.logOnly))
+		for build := range ix.artifacts.files {
+			add(build)
+		}
+		for build := range ix.logOnly {
+			add(build)
+		}
+	}
+	for build := range ix.moved {
+		add(build)
+	}
+	ix.places = movePlaces(ix.places, ix.moved, fresh)
+	ix.sorted = true
+	clear(ix.moved)
 	return nil
 }
 
-// page is the page that q selects.
+// page returns the page that q selects.
 func (s *siteScan) page(q VersionQuery) (*VersionPage, error) {
 	ix := s.ix
 	whole := q.Limit == 0 && q.Cursor == ""
@@ -246,155 +330,55 @@ func (s *siteScan) page(q VersionQuery) (*VersionPage, error) {
 	if err := s.sort(); err != nil {
 		return nil, err
 	}
-	found, err := pageVersions(ix.order, q)
+	places, next, err := cutPage(ix.places, func(p place) place { return p }, q)
 	if err != nil {
 		return nil, err
 	}
-	builds := make([]*siteBuild, len(found.Versions))
-	var missing []*siteBuild
-	room := int64(-1) // not known
-	for i, v := range found.Versions {
-		b := ix.builds[v.BuildID]
-		builds[i] = b
-		switch {
-		case b.hasLog && !b.loaded:
-			missing = append(missing, b)
-		case b.log.wanting():
-			// There was no room for its entries. If there is now they are read again.
-			if room < 0 {
-				room = s.n.lists.room()
-			}
-			if b.log.cost <= room {
-				room -= b.log.cost
-				missing = append(missing, b)
-			}
+	for some := range slices.Chunk(places, loadedAtOnce) {
+		builds := make([]string, len(some))
+		for i, p := range some {
+			builds[i] = p.build
+		}
+		if err := s.load(builds, true); err != nil {
+			return nil, err
 		}
 	}
-	if err := s.load(missing); err != nil {
-		return nil, err
-	}
-	page := &VersionPage{Versions: make([]*Version, 0, len(builds)), NextCursor: found.NextCursor, OpenLog: s.n.logOpener(s.site)}
 	stale := ix.stale // a page that is being sent must not keep ix in memory
+	page := &VersionPage{Versions: make([]*Version, 0, len(places)), NextCursor: next, OpenLog: s.n.logOpener(s.site)}
 	page.ForgetLog = func(v *Version) {
 		v.Stored.stale.Store(true)
 		stale.Store(true)
 	}
-	sums := make([][16]byte, 0, len(builds)+1)
-	for _, b := range builds {
-		if b.hasArtifact || b.hasLog { // else it went while this was made
-			page.Versions = append(page.Versions, b.version)
-			sums = append(sums, b.sum)
+	versions := make([]Version, len(places))
+	for i, p := range places {
+		v := &versions[i]
+		complete, ok := ix.describe(p.build, v)
+		if ok { // else it went while this was made
+			page.Versions = append(page.Versions, v)
 		}
-		whole = whole && (!b.hasLog || b.loaded) && !b.log.wanting()
+		whole = whole && complete
 	}
-	page.seal(sums)
-	if whole && ix.order != nil {
-		ix.whole, ix.order = page, page.Versions
+	page.seal()
+	if whole && ix.sorted {
+		ix.whole = page
 	}
 	return page, nil
 }
 
-// load reads the logs of builds. If a log cannot be read its version says so;
-// only a store that cannot be reached is an error.
-func (s *siteScan) load(builds []*siteBuild) error {
-	if len(builds) == 0 {
-		return nil
+// describe makes the version of a build, if it is there. complete reports whether that
+// need not be done again as long as nothing changes.
+func (ix *siteIndex) describe(build string, v *Version) (complete, ok bool) {
+	artifact, log := ix.artifacts.files[build], ix.logs.files[build]
+	if artifact == nil && log == nil {
+		return false, false
 	}
-	sums := make([][16]byte, len(builds))
-	for i, b := range builds {
-		sums[i] = b.sum
+	v.BuildID, complete = build, true
+	if log != nil {
+		v.CreatedAt, v.LogsError, v.Stored = log.value.createdAt(), log.value.state.problem(), log.value.log
+		complete = log.value.state.known() && !log.value.log.wanting()
 	}
-	s.ix.counted = false
-	err := s.n.lists.parallel(len(builds), func(i int) error { return s.loadOne(builds[i]) })
-	for i, b := range builds {
-		switch {
-		case !b.hasLog:
-			s.ix.drop(b)
-		case sums[i] != ([16]byte{}) && sums[i] != b.sum: // it was known as something else
-			s.ix.changed(b, true)
-		}
+	if artifact != nil {
+		v.SizeBytes, v.CreatedAt = artifact.value.size, time.Unix(0, artifact.value.mtime).UTC()
 	}
-	return err
-}
-
-// loadOne reads the log of b, of which it changes nothing that another one
-// shares.
-func (s *siteScan) loadOne(b *siteBuild) error {
-	start := time.Now()
-	name := b.id + logSuffix
-	scan, st, err := s.scanLog(b, name)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = s.n.find(s.site, logsDir, b.id, func(path string) (err error) {
-			scan, st, err = s.scanLog(b, path[strings.LastIndexByte(path, '/')+1:])
-			return err
-		})
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		b.removeLog()
-		return nil
-	}
-	if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrBusy) {
-		return err
-	}
-	id := idOf(&st)
-	told := id == b.logID
-	if !told {
-		b.logID, b.logSince = id, time.Now()
-	}
-	b.settled = start.Sub(b.logSince) >= settleTime || id.settledAt(s.then)
-	switch {
-	case err == nil:
-		b.setLog(scan.done(func(cost int64) bool { return s.n.lists.charge(s.ix, cost) }), "")
-		return nil
-	case errors.Is(err, ErrDamaged), errors.Is(err, ErrOccupied), errors.Is(err, ErrLogFull):
-		if !told {
-			s.n.log.Error("a log cannot be listed", "file", s.logs.Name()+"/"+name, "error", err)
-		}
-		why := ErrDamaged
-		if errors.Is(err, ErrLogFull) {
-			why = ErrLogFull
-		}
-		b.setLog(nil, why.Error())
-		return nil
-	}
-	s.n.log.Error("a log cannot be read", "file", s.logs.Name()+"/"+name, "error", err)
-	b.setLog(nil, unreadableLog)
-	b.loaded = false // so that the next list tries again
-	return nil
-}
-
-// unreadableLog is why the entries of a log are not listed that is there, and cannot
-// be read.
-const unreadableLog = "the log cannot be read"
-
-// scanLog reads the file name of the log of b and describes exactly what it read.
-func (s *siteScan) scanLog(b *siteBuild, name string) (*logScan, unix.Stat_t, error) {
-	file, err := openLogAt(s.logs, name)
-	if err != nil {
-		return nil, file.st, err
-	}
-	defer file.Close()
-	scan := newLogScan(b.id)
-	if file.st.Size <= scanBuffer { // many are this small, and this is the faster way
-		data, put := s.n.lists.buffer(file.st.Size)
-		defer put()
-		if _, err := io.ReadFull(file, data); err != nil {
-			return nil, file.st, err
-		}
-		entries, err := parseLog(data)
-		scan.entries = entries[:0] // add puts them where they are
-		for i := range entries {
-			scan.add(&entries[i])
-		}
-		return scan, file.st, err
-	}
-	memory, err := s.run.scan(file.st.Size)
-	if err != nil {
-		return nil, file.st, err
-	}
-	defer memory.release()
-	return scan, file.st, file.opened().scan(func(e LogEntry) error {
-		scan.add(&e)
-		return nil
-	})
+	return complete, true
 }

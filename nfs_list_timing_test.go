@@ -32,7 +32,7 @@ func BenchmarkListVersions(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			n := openTestNFS(b, base)
 			list(b, n)
-			settle(b, n)
+			waitStable(b, n)
 			list(b, n) // with metadata, as it will be
 			var cpu time.Duration
 			i := 0

@@ -45,16 +45,16 @@ func (s *objectStore) listPages(siteID string, queries []VersionQuery) []listed 
 	defer cancel()
 	run := &listRun{listLimits: &s.limits, client: queries[0].Client}
 	defer run.close()
-	versions, builds, err := s.listSite(ctx, siteID, run)
+	builds, err := s.listSite(ctx, siteID, run)
 	made := map[VersionQuery]listed{}
 	answers := make([]listed, len(queries))
 	for i, q := range queries {
-		q = VersionQuery{Limit: q.Limit, Cursor: q.Cursor} // of the metadata a page knows nothing
+		q = VersionQuery{Limit: q.Limit, Cursor: q.Cursor} // a page does not depend on the metadata
 		answer, ok := made[q]
 		if !ok && err != nil {
 			answer.err = err
 		} else if !ok {
-			answer.page, answer.err = s.listPage(ctx, siteID, versions, builds, q, run)
+			answer.page, answer.err = s.listPage(ctx, siteID, builds, q, run)
 			made[q] = answer
 		}
 		answers[i] = answer
@@ -62,55 +62,50 @@ func (s *objectStore) listPages(siteID string, queries []VersionQuery) []listed 
 	return answers
 }
 
-// listSite lists the versions of a site in their order, with what the keys tell of
+// listSite lists the builds of a site in their order, with what the keys tell of
 // them. The logs of those that have an artifact are not read yet.
-func (s *objectStore) listSite(ctx context.Context, siteID string, run *listRun) ([]*Version, map[*Version]*build, error) {
-	builds, err := s.listBuilds(ctx, siteID, run)
+func (s *objectStore) listSite(ctx context.Context, siteID string, run *listRun) ([]*build, error) {
+	all, err := s.listBuilds(ctx, siteID, run)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	var logsOnly []*build
-	for _, b := range builds {
+	for _, b := range all {
 		if b.artifact.key == "" {
 			logsOnly = append(logsOnly, b)
 		}
 	}
 	if err := s.fillLogs(ctx, logsOnly, run); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	byVersion := make(map[*Version]*build, len(builds))
-	versions := make([]*Version, 0, len(builds))
-	for _, b := range builds {
-		if b.gone {
-			continue
+	builds := make([]*build, 0, len(all))
+	for _, b := range all {
+		if !b.gone {
+			builds = append(builds, b)
 		}
-		byVersion[b.version] = b
-		versions = append(versions, b.version)
 	}
-	slices.SortFunc(versions, compareVersions)
-	return versions, byVersion, nil
+	slices.SortFunc(builds, func(a, b *build) int { return comparePlaces(a.version.place(), b.version.place()) })
+	return builds, nil
 }
 
-// listPage is the page of versions that q selects, with its logs.
-func (s *objectStore) listPage(ctx context.Context, siteID string, versions []*Version, builds map[*Version]*build, q VersionQuery, run *listRun) (*VersionPage, error) {
-	page, err := pageVersions(versions, q)
+// listPage returns the page of builds that q selects, with its logs.
+func (s *objectStore) listPage(ctx context.Context, siteID string, builds []*build, q VersionQuery, run *listRun) (*VersionPage, error) {
+	builds, next, err := cutPage(builds, func(b *build) place { return b.version.place() }, q)
 	if err != nil {
 		return nil, err
 	}
 	var missing []*build
-	for _, v := range page.Versions {
-		if b := builds[v]; b.log.key != "" && !b.filled {
+	page := &VersionPage{Versions: make([]*Version, len(builds)), NextCursor: next}
+	for i, b := range builds {
+		page.Versions[i] = b.version
+		if b.log.key != "" && !b.filled {
 			missing = append(missing, b)
 		}
 	}
 	if err := s.fillLogs(ctx, missing, run); err != nil {
 		return nil, err
 	}
-	sums := make([][16]byte, len(page.Versions))
-	for i, v := range page.Versions {
-		sums[i] = versionSum(v)
-	}
-	page.seal(sums)
+	page.seal()
 	page.ForgetLog = func(v *Version) { s.logs.forget(s.logsPrefix(siteID)+v.BuildID+logSuffix, v.Stored) }
 	page.OpenLog = func(buildID string) (*openedLog, error) {
 		ctx, cancel := context.WithCancel(context.Background())
@@ -246,7 +241,7 @@ func (s *objectStore) cachedLog(ctx context.Context, o objectInfo, run *listRun)
 		return nil, err
 	}
 	defer r.Close()
-	scan := newLogScan(buildOf(o.key, logSuffix))
+	scan := newLogScan()
 	err = r.scan(func(e LogEntry) error {
 		scan.add(&e)
 		return nil

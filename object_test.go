@@ -426,9 +426,9 @@ func TestPageReadsOnlyItsLogs(t *testing.T) {
 }
 
 func TestLogCacheIsBounded(t *testing.T) {
-	c := newLogCache(100_000, 500)
+	c := newLogCache(50_000, 500)
 	put := func(key string, entries int) *storedLog {
-		scan := newLogScan("b")
+		scan := newLogScan()
 		for i := range entries {
 			e := entry(fmt.Sprint(i), "b", testTime)
 			scan.add(&e)
@@ -441,7 +441,7 @@ func TestLogCacheIsBounded(t *testing.T) {
 			t.Fatalf("%d bytes are kept, not %d; %d logs are remembered", c.size, c.max, c.logs.Len())
 		}
 	}
-	if put("large", 1000).memory() > 0 || put("full", 700).memory() > 0 {
+	if put("large", 20_000).memory() > 0 || put("full", 5000).memory() > 0 {
 		t.Error("one log took all of the cache")
 	}
 	if l := c.get("999", "e"); l == nil || l.known(true) == nil {
