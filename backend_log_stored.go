@@ -285,3 +285,7 @@ func (s *entrySum) sum() [16]byte {
 func appendSized(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
+
+// unreadableLog is why the entries of a log are not listed that exists but cannot be
+// read.
+const unreadableLog = "the log cannot be read"

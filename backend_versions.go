@@ -214,3 +214,8 @@ func (p *VersionPage) withLogs(metadata bool) ([]*Version, error) {
 	}
 	return all, nil
 }
+
+type listed struct {
+	page *VersionPage
+	err  error
+}

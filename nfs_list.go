@@ -35,11 +35,6 @@ type listings struct {
 	idle  int64                              // of these, for sites
 }
 
-type listed struct {
-	page *VersionPage
-	err  error
-}
-
 func newListings() *listings {
 	l := &listings{helpers: make(chan struct{}, listHelpers), limit: listCacheBytes, limits: newListLimits(), start: time.Now()}
 	var err error

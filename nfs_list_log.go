@@ -134,10 +134,6 @@ func (s *siteScan) setLog(f *dirFile[logValue], log *storedLog, state logState) 
 	f.value.log, f.value.state = log, state
 }
 
-// unreadableLog is why the entries of a log are not listed that exists but cannot be
-// read.
-const unreadableLog = "the log cannot be read"
-
 // scanLog reads the file name in the directory of logs, and describes exactly what it
 // read.
 func (s *siteScan) scanLog(name string) (*logScan, unix.Stat_t, error) {
