@@ -82,6 +82,6 @@ func (r *listRun) scan(size int64) (*grant, error) {
 // close gives back the place. It is called when nothing of the run is going on.
 func (r *listRun) close() { r.place.release() }
 
-// scanMemory is about the memory that scanning a log of that size takes: it is for its
-// largest entry, a few times.
-func scanMemory(size int64) int64 { return min(3*size+scanBuffer, logScanBytes/4) }
+// scanMemory returns about how much memory the scan of a log of size bytes takes: a buffer,
+// its largest entry in a second buffer that doubles, and the decoded entry.
+func scanMemory(size int64) int64 { return min(3*size+scanBuffer, 3*2*maxEntrySize) }

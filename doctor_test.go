@@ -119,11 +119,11 @@ func TestDoctorOfAnObjectStore(t *testing.T) {
 		fails bool
 		lines []string
 	}{
-		{"good", func(*memBucket) {}, false, []string{"ok   write an object", "ok   list it", "ok   compare the clocks", "ok   names are case-sensitive", "ok   abort an upload"}},
+		{"good", func(*memBucket) {}, false, []string{"ok   write an object", "ok   list the object", "ok   compare the clocks", "ok   names are case-sensitive", "ok   abort an upload"}},
 		{"ignores conditions of parts", func(m *memBucket) { m.blind = func(o putOptions) bool { return o.parts } }, false,
-			[]string{"warn create only, in parts", "warn conditional uploads are refused with 501", "ok   create only, in one piece"}},
+			[]string{"warn refuse to create if the object exists, in parts", "warn conditional uploads are refused with 501", "ok   refuse to create if the object exists, in a single request"}},
 		{"ignores all conditions", func(m *memBucket) { m.blind = func(putOptions) bool { return true } }, true,
-			[]string{"FAIL entries of logs are refused with 501"}},
+			[]string{"FAIL log entries are refused with 501"}},
 		{"denies writes", func(m *memBucket) {
 			m.fault = func(op, _ string) (bool, error) {
 				if op == "put" {

@@ -318,8 +318,8 @@ func TestIDSearch(t *testing.T) {
 			for p := range slices.Chunk([]byte(log), size) {
 				search.add(p)
 			}
-			if search.may != want {
-				t.Errorf("%q in pieces of %d may hold %q: %v", log, size, id, search.may)
+			if search.mayContain != want {
+				t.Errorf("%q in pieces of %d may hold %q: %v", log, size, id, search.mayContain)
 				return
 			}
 		}
@@ -470,7 +470,7 @@ func FuzzLogFile(f *testing.F) {
 				for p := range slices.Chunk(log, size) {
 					search.add(p)
 				}
-				if !search.may {
+				if !search.mayContain {
 					t.Fatalf("entry %d is overlooked in pieces of %d bytes: %+v", i, size, was[i])
 				}
 			}

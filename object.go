@@ -16,11 +16,11 @@ const (
 
 	// storeTimeout bounds a call of the store that moves no artifact.
 	storeTimeout = 30 * time.Second
-	// removeTries is how often a conditional delete looks again when the build
-	// was replaced between the look and the delete.
+	// removeTries bounds the attempts of a conditional delete: each begins anew if
+	// the build was replaced between the stat and the delete.
 	removeTries = 5
-	// bucketAgain is how long the bucket is taken to be there, or gone, as it was.
-	bucketAgain = 5 * time.Second
+	// bucketTTL is how long the result of a check for the bucket is reused.
+	bucketTTL = 5 * time.Second
 )
 
 // objectStore is the Backend over an object store.
@@ -28,8 +28,8 @@ const (
 //	{prefix}sites/{site}/artifacts/{build}.tar.gz
 //	{prefix}sites/{site}/logs/{build}.json
 //
-// Nothing but a cache is kept in memory: each decision is the store's own, by a
-// condition on the very object that was looked at.
+// It keeps only caches in memory. The store itself decides whether a change is made,
+// by a condition on the ETag of the object that was read before.
 type objectStore struct {
 	bucket       bucket
 	prefix       string // of every key; empty or ending in a slash
@@ -38,9 +38,9 @@ type objectStore struct {
 	lists        batcher[VersionQuery, []listed] // one list of a site at a time
 	limits       listLimits
 	appends      batcher[LogEntry, []error] // one write of a log at a time
-	memory       *budget                    // for the logs that are being changed
+	memory       *budget                    // for logs during an append
 	capabilities capabilities
-	bucketProbe  cachedProbe[struct{}] // whether the bucket is there
+	bucketProbe  cachedProbe[struct{}] // whether the bucket exists
 	stats        *storeMetrics
 }
 
@@ -82,13 +82,13 @@ func (s *objectStore) StoreArtifact(siteID, buildID string, reader io.Reader) er
 	return err
 }
 
-// FetchArtifact implements Backend. What it returns is an ArtifactReader.
+// FetchArtifact implements Backend. It returns an ArtifactReader.
 func (s *objectStore) FetchArtifact(siteID, buildID string) (io.ReadCloser, error) {
-	return s.open(s.artifactKey(siteID, buildID), "", 0, -1)
+	return s.open(context.Background(), s.artifactKey(siteID, buildID), "", 0, -1)
 }
 
-// StoreArtifactIf implements ConditionalStorer. The ModTime of what it returns
-// is zero where the store does not tell it.
+// StoreArtifactIf implements ConditionalStorer. The ModTime of its result is zero if
+// the store does not report it.
 func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Precondition) (ArtifactInfo, error) {
 	key := s.artifactKey(siteID, buildID)
 	opts := putOptions{contentType: artifactType, uploadID: rand.Text()}
@@ -96,7 +96,7 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 		if err := s.requireCapability(conditionalParts); err != nil {
 			return ArtifactInfo{}, err
 		}
-		current, err := s.look(key)
+		current, err := s.statIfExists(key)
 		if err != nil {
 			return ArtifactInfo{}, err
 		}
@@ -121,13 +121,13 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 	return infoOfObject(info), err
 }
 
-// resolveAmbiguousPut finds out what became of a put that failed. A reply that was lost, or
-// that a retry of the SDK ran into, may have been a success: the mark tells. A
-// condition is judged again: the build may have become another for which it
-// holds too.
+// resolveAmbiguousPut finds out whether a put that failed with cause was done. If the
+// reply was lost, or an SDK's retry met the object of its own first attempt, the put may
+// have succeeded: then the object has the upload id of opts. If it has not, another
+// build may be there now, so cond is checked again.
 func (s *objectStore) resolveAmbiguousPut(key string, opts putOptions, cond Precondition, cause error) (objectInfo, error) {
-	rival := errors.Is(cause, ErrPrecondition) || errors.Is(cause, errConflict)
-	if !rival && !errors.Is(cause, ErrUnavailable) {
+	conflict := errors.Is(cause, ErrPrecondition) || errors.Is(cause, errConflict)
+	if !conflict && !errors.Is(cause, ErrUnavailable) {
 		return objectInfo{}, fmt.Errorf("cannot store %q: %w", key, cause)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
@@ -137,9 +137,9 @@ func (s *objectStore) resolveAmbiguousPut(key string, opts putOptions, cond Prec
 	case err == nil && info.uploadID == opts.uploadID:
 		return info, nil
 	case err != nil && !errors.Is(err, ErrNotFound):
-		// Not %w of cause: its ErrPrecondition may be of our own put.
-		return objectInfo{}, fmt.Errorf("%w: cannot tell whether %q was stored: %v, after %v", ErrUnavailable, key, err, cause)
-	case !rival:
+		// Not %w of cause: its ErrPrecondition may be due to our own put.
+		return objectInfo{}, fmt.Errorf("%w: it is unknown whether %q was stored: %v, after %v", ErrUnavailable, key, err, cause)
+	case !conflict:
 		return objectInfo{}, fmt.Errorf("%w: cannot store %q: %w", ErrUnavailable, key, cause)
 	}
 	var current *ArtifactInfo
@@ -150,9 +150,9 @@ func (s *objectStore) resolveAmbiguousPut(key string, opts putOptions, cond Prec
 	if err := cond.Check(current); err != nil {
 		return objectInfo{}, err
 	}
-	// Not %w of cause: the condition that failed is the one on what was seen
-	// before, and not the client's.
-	return objectInfo{}, fmt.Errorf("%w: cannot store %q, which changed meanwhile: %v", ErrUnavailable, key, cause)
+	// Not %w of cause: the condition that failed is our own, on the ETag that was read
+	// before, not the client's.
+	return objectInfo{}, fmt.Errorf("%w: cannot store %q: a concurrent writer changed it: %v", ErrUnavailable, key, cause)
 }
 
 // DeleteArtifact implements ConditionalStorer.
@@ -168,15 +168,15 @@ func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) 
 		return err
 	}
 	for try := range removeTries {
-		current, err := s.look(key)
+		current, err := s.statIfExists(key)
 		if err != nil {
 			return err
 		}
 		err = cond.Check(current)
 		if err != nil && current == nil && try > 0 {
-			// A rival, or an attempt of the SDK's whose reply was lost: it would be
-			// wrong to say 204 in the first case, and 412 in the second.
-			return fmt.Errorf("%w: %q was deleted, by this request or by another", ErrUnavailable, key)
+			// Deleted by a concurrent request, for which 204 would be wrong, or by an
+			// attempt of the SDK whose reply was lost, for which 412 would be.
+			return fmt.Errorf("%w: %q was deleted, by this request or by a concurrent one", ErrUnavailable, key)
 		}
 		if err != nil || current == nil {
 			return err
@@ -186,7 +186,7 @@ func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) 
 			return err
 		}
 	}
-	return fmt.Errorf("%w: cannot delete %q, which changes all the time", ErrUnavailable, key)
+	return fmt.Errorf("%w: cannot delete %q: it was replaced %d times meanwhile", ErrUnavailable, key, removeTries)
 }
 
 func (s *objectStore) remove(key, etag string) error {
@@ -205,14 +205,14 @@ func (s *objectStore) StatArtifact(siteID, buildID string) (ArtifactInfo, error)
 	defer cancel()
 	info, err := s.stat(ctx, key)
 	if err != nil {
-		return ArtifactInfo{}, fmt.Errorf("cannot look at %q: %w", key, err)
+		return ArtifactInfo{}, fmt.Errorf("cannot stat %q: %w", key, err)
 	}
 	return infoOfObject(info), nil
 }
 
 // FetchArtifactRange implements ArtifactRanger.
 func (s *objectStore) FetchArtifactRange(siteID, buildID, etag string, offset, length int64) (ArtifactReader, error) {
-	return s.open(s.artifactKey(siteID, buildID), etag, offset, length)
+	return s.open(context.Background(), s.artifactKey(siteID, buildID), etag, offset, length)
 }
 
 // ArtifactURL implements Redirector.
@@ -222,13 +222,13 @@ func (s *objectStore) ArtifactURL(siteID, buildID string, ttl time.Duration) (st
 	defer cancel()
 	url, err := s.bucket.presign(ctx, key, ttl, siteID+"-"+buildID+artifactSuffix)
 	if err != nil {
-		return "", fmt.Errorf("cannot sign a URL of %q: %w", key, err)
+		return "", fmt.Errorf("cannot sign a URL for %q: %w", key, err)
 	}
 	return url, nil
 }
 
-// look describes the object as it is now, nil if there is none.
-func (s *objectStore) look(key string) (*ArtifactInfo, error) {
+// statIfExists describes the object, or returns nil if there is none.
+func (s *objectStore) statIfExists(key string) (*ArtifactInfo, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
 	info, err := s.stat(ctx, key)
@@ -236,39 +236,40 @@ func (s *objectStore) look(key string) (*ArtifactInfo, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot look at %q: %w", key, err)
+		return nil, fmt.Errorf("cannot stat %q: %w", key, err)
 	}
 	a := infoOfObject(info)
 	return &a, nil
 }
 
-// stat is the stat of the bucket, with the error of sure.
+// stat is the bucket's stat, with the error of checkBucket.
 func (s *objectStore) stat(ctx context.Context, key string) (objectInfo, error) {
 	info, err := s.bucket.stat(ctx, key)
 	return info, s.checkBucket(err)
 }
 
-// checkBucket returns err, unless it is an errAmbiguousNotFound and the bucket is not there, or does not
-// answer: then it returns an ErrUnavailable. It asks the store at most once in
-// bucketAgain.
+// checkBucket returns err. But if err is errAmbiguousNotFound, and the bucket is missing
+// or does not answer, it returns an ErrUnavailable instead. It asks the store at most
+// once in bucketTTL.
 func (s *objectStore) checkBucket(err error) error {
 	if !errors.Is(err, errAmbiguousNotFound) {
 		return err
 	}
-	if _, gone := s.bucketProbe.get(bucketAgain); gone != nil {
+	if _, gone := s.bucketProbe.get(bucketTTL); gone != nil {
 		return fmt.Errorf("%w, after %v", gone, err)
 	}
 	return err
 }
 
-// probeBucket fails if the bucket is not there, or nobody answers. It lists, which
-// the service needs the right to do anyway, since every store then says what is
-// missing.
-func (s *objectStore) probeBucket() (none struct{}, err error) {
-	if err = s.listChecks(); !errors.Is(err, ErrUnavailable) {
-		err = nil // also a refusal is the answer of a bucket that is there
+// probeBucket fails with ErrUnavailable if the bucket is missing or does not answer. It
+// lists, because every store then says whether the bucket is missing, and the service
+// needs the permission to list anyway.
+func (s *objectStore) probeBucket() (struct{}, error) {
+	err := s.listChecks()
+	if !errors.Is(err, ErrUnavailable) {
+		err = nil // a bucket that denies the list exists
 	}
-	return none, err
+	return struct{}{}, err
 }
 
 func (s *objectStore) artifactKey(siteID, buildID string) string {

@@ -7,19 +7,19 @@ import (
 	"io"
 )
 
-// exactReader stands between a reader and an SDK, so that no body is ever taken
-// for whole that is not: some SDKs read io.ErrUnexpectedEOF as the end. Its
-// errors say nothing to an SDK but that they are errors; err keeps the cause.
+// exactReader stands between a reader and an SDK, so that an SDK never takes a truncated
+// body for a complete one: some treat io.ErrUnexpectedEOF as the end. An SDK sees every
+// error as errBodyFailed; err has the cause.
 type exactReader struct {
 	r    io.Reader
 	size int64 // declared, or -1
 	read int64
-	err  error // why the body is not whole
+	err  error // why the body is incomplete or too long
 	end  bool
 }
 
-// errBodyFailed is what an SDK sees of a reader that failed.
-var errBodyFailed = errors.New("the body failed")
+// errBodyFailed is the error that an SDK sees if a reader fails.
+var errBodyFailed = errors.New("the request body failed")
 
 func newExactReader(r io.Reader) *exactReader {
 	b := &exactReader{r: r, size: -1}
@@ -42,7 +42,7 @@ func (b *exactReader) Read(p []byte) (int, error) {
 	case err != nil && err != io.EOF:
 		b.err = err
 	case b.size >= 0 && (b.read > b.size || err == io.EOF && b.read < b.size):
-		b.err = fmt.Errorf("%w: %d bytes came of %d", errBodyCut, b.read, b.size)
+		b.err = fmt.Errorf("%w: received %d bytes of %d", errBodyCut, b.read, b.size)
 	case err == io.EOF:
 		b.end = true
 		return n, io.EOF
@@ -52,9 +52,10 @@ func (b *exactReader) Read(p []byte) (int, error) {
 	return 0, errBodyFailed
 }
 
-// open opens a part of an object for reading.
-func (s *objectStore) open(key, etag string, offset, length int64) (ArtifactReader, error) {
-	ctx, cancel := context.WithCancel(context.Background())
+// open opens length bytes from offset of an object, with the arguments of bucket.get.
+// ctx spans the reading.
+func (s *objectStore) open(ctx context.Context, key, etag string, offset, length int64) (ArtifactReader, error) {
+	ctx, cancel := context.WithCancel(ctx)
 	body, info, err := s.bucket.get(ctx, key, etag, offset, length)
 	if err != nil {
 		cancel()
@@ -63,12 +64,12 @@ func (s *objectStore) open(key, etag string, offset, length int64) (ArtifactRead
 	return &objectReader{body: body, info: info, left: partLength(info.size, offset, length), cancel: cancel}, nil
 }
 
-// objectReader is the ArtifactReader of an object. It yields exactly what was
-// asked for, or fails: a store that stops in the middle is never an io.EOF.
+// objectReader is the ArtifactReader of an object. It yields exactly the bytes that were
+// asked for, or fails: if the store sends fewer, Read never returns io.EOF.
 type objectReader struct {
 	body   io.ReadCloser
 	info   objectInfo
-	left   int64
+	left   int64 // bytes still to be read
 	cancel context.CancelFunc
 }
 
@@ -83,17 +84,17 @@ func (o *objectReader) Read(p []byte) (int, error) {
 	}
 	n, err := o.body.Read(p[:min(int64(len(p)), o.left)])
 	if err != nil && err != io.EOF && int64(n) == o.left {
-		n = 0 // a wrong checksum, which io.ReadFull would not see behind the last bytes
+		n = 0 // a wrong checksum: io.ReadFull would ignore an error that comes with the last bytes
 	}
 	o.left -= int64(n)
 	if err == nil || err == io.EOF && o.left == 0 {
 		return n, err
 	}
-	return n, fmt.Errorf("%w: cannot read %q, %d bytes are missing: %v", ErrUnavailable, o.info.key, o.left, err)
+	return n, fmt.Errorf("%w: cannot read %q: %d bytes are missing: %v", ErrUnavailable, o.info.key, o.left, err)
 }
 
-// Close ends the reading, also early. An SDK may want to read the rest to keep
-// the connection: the cancelled context forbids it.
+// Close may be called before the end of the body. Then it cancels the context first, or
+// an SDK might read the rest to reuse the connection.
 func (o *objectReader) Close() error {
 	if o.left > 0 {
 		o.cancel()

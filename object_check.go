@@ -13,95 +13,96 @@ import (
 )
 
 const (
-	checksDir = "checks/" // below the prefix: where a check tries what the store does
+	checksDir = "checks/" // below the prefix: the keys of checks
 
-	// checkAgain is how long a failed check is remembered, so that a store which
-	// is away is not asked by everybody at once.
-	checkAgain     = 2 * time.Second
-	capabilityWait = 5 * time.Second // how long one waits for the first check
-
+	// checkRetry is how long the error of a failed check is reused, so that not every
+	// request asks a store that is down.
+	checkRetry     = 2 * time.Second
+	capabilityWait = 5 * time.Second // how long a request waits for the first check
 )
 
-// capability is a kind of conditional write that a store may or may not honour.
+// capability is a kind of conditional write that a store may or may not support.
 type capability int
 
 const (
-	conditionalPut    capability = iota // of a small object, in one piece
-	conditionalParts                    // of a large one, in parts
-	conditionalRemove                   // If-Match of a delete
+	conditionalPut    capability = iota // a small object in a single request
+	conditionalParts                    // a large object in parts
+	conditionalRemove                   // a delete with If-Match
 )
 
-// capabilities remembers what check found out about the store: for good, or for checkAgain
-// that it failed. It asks in the background, so that nobody waits longer than
+// capabilities caches the result of check: for good if it succeeded, for checkRetry if it
+// failed. The check runs in the background, so that no request waits longer than
 // capabilityWait for a slow store.
 type capabilities struct {
-	refused atomic.Pointer[map[capability]error] // nil: not known yet
+	missing atomic.Pointer[map[capability]error] // nil: not known yet
 	probe   cachedProbe[map[capability]error]
 }
 
-// requireCapability fails with ErrUnsupported if the store ignores conditions of this
-// kind: then nothing that needs them is done, since it would go wrong in
-// silence. The first call asks the store.
+// requireCapability fails with ErrUnsupported if the store ignores conditions of this kind.
+// Without this, a write that needs the condition would silently replace what another
+// client stored. The first call checks the store.
 func (s *objectStore) requireCapability(c capability) error {
-	refused := s.capabilities.refused.Load()
-	if refused == nil {
-		found, err := s.capabilities.probe.get(checkAgain)
+	missing := s.capabilities.missing.Load()
+	if missing == nil {
+		found, err := s.capabilities.probe.get(checkRetry)
 		if err != nil {
 			return err
 		}
-		refused = &found
+		missing = &found
 	}
-	return (*refused)[c]
+	return (*missing)[c]
 }
 
-// probeCapabilities runs the check and remembers what it found.
+// probeCapabilities runs the check and caches its result.
 func (s *objectStore) probeCapabilities() (map[capability]error, error) {
-	findings, refused, err := s.check()
+	results, missing, err := s.check()
 	if err != nil {
 		return nil, err
 	}
-	for _, f := range findings {
-		if f.err != nil {
-			s.log.Warn("the store does not do all that is asked of it", "check", f.what, "error", f.err)
+	for _, r := range results {
+		if r.err != nil {
+			s.log.Warn("the store lacks a required capability", "check", r.what, "error", r.err)
 		}
 	}
-	s.capabilities.refused.Store(&refused)
-	return refused, nil
+	s.capabilities.missing.Store(&missing)
+	return missing, nil
 }
 
-// check tries out whether the store does what this package relies on, under a
-// key of its own, and leaves nothing behind. It fails if that cannot be found
-// out at all; refused has the conditions that the store ignores.
-func (s *objectStore) check() (findings []checkResult, refused map[capability]error, err error) {
+// check tests whether the store does what this package relies on, under a key of its own,
+// which it removes again. It fails if it cannot find out. missing has an error for each
+// kind of condition that the store does not support.
+func (s *objectStore) check() (results []checkResult, missing map[capability]error, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
 	defer cancel()
-	c := &storeCheck{s: s, ctx: ctx, key: s.prefix + checksDir + rand.Text(), refused: map[capability]error{}}
-	defer func() { c.clean(); findings = c.findings }()
+	c := &storeCheck{s: s, ctx: ctx, key: s.prefix + checksDir + rand.Text(), missing: map[capability]error{}}
+	defer func() { c.clean(); results = c.results }()
 	for _, step := range []func() error{c.access, c.puts, c.parts, c.removes, c.abort} {
 		if err := step(); err != nil {
-			return c.findings, nil, err
+			return c.results, nil, err
 		}
 	}
-	return c.findings, c.refused, nil
+	return c.results, c.missing, nil
 }
 
+// storeCheck is a check in progress.
 type storeCheck struct {
-	s        *objectStore
-	ctx      context.Context
-	key      string
-	findings []checkResult
-	refused  map[capability]error
+	s       *objectStore
+	ctx     context.Context
+	key     string
+	results []checkResult
+	missing map[capability]error
 }
 
-func (c *storeCheck) found(what string, err error, note string) {
-	c.findings = append(c.findings, checkResult{what: what, err: err, note: note, warning: errors.Is(err, ErrUnsupported)})
+func (c *storeCheck) add(what string, err error, note string) {
+	c.results = append(c.results, checkResult{what: what, err: err, note: note, warning: errors.Is(err, ErrUnsupported)})
 }
 
-// put writes the object of the check. A reply that was lost, or an SDK's second
-// attempt that ran into its own first one, is told from a refusal by the mark.
+// put writes the object of the check. If it fails, the upload id shows whether the object
+// was stored all the same: the reply may have been lost, or a retry of the SDK may have met
+// the object of its own first attempt.
 func (c *storeCheck) put(opts putOptions) (objectInfo, error) {
 	opts.contentType, opts.uploadID = logType, rand.Text()
-	body := `{"check":"` + rand.Text() + "\"}\n" // each time other bytes: an ETag may be their hash
+	body := `{"check":"` + rand.Text() + "\"}\n" // never the same bytes twice: an ETag may be their hash
 	info, err := c.s.bucket.put(c.ctx, c.key, strings.NewReader(body), int64(len(body)), opts)
 	if err != nil {
 		if now, serr := c.s.bucket.stat(c.ctx, c.key); serr == nil && now.uploadID == opts.uploadID {
@@ -111,27 +112,27 @@ func (c *storeCheck) put(opts putOptions) (objectInfo, error) {
 	return info, err
 }
 
-// access tries what needs no condition, and compares the clocks.
+// access tests the calls without a condition, and compares the clocks.
 func (c *storeCheck) access() error {
 	put, err := c.put(putOptions{absent: true})
-	c.found("write an object", err, "")
+	c.add("write an object", err, "")
 	if err != nil {
 		return fmt.Errorf("cannot write %q: %w", c.key, err)
 	}
 	info, err := c.s.bucket.stat(c.ctx, c.key)
 	if err == nil && info.etag != put.etag {
-		err = fmt.Errorf("its ETag is %s, and was %s when it was written", info.etag, put.etag)
+		err = fmt.Errorf("its ETag is %s, but the write returned %s", info.etag, put.etag)
 	}
-	c.found("look at it", err, "")
+	c.add("stat the object", err, "")
 	if err != nil {
-		return fmt.Errorf("cannot look at %q: %w", c.key, err)
+		return fmt.Errorf("cannot stat %q: %w", c.key, err)
 	}
-	note, skewed := judgeClockCheck(time.Since(info.modTime), "signatures are refused, and entries of logs have a wrong time")
-	c.found("compare the clocks", skewed, note)
+	note, skewed := judgeClockCheck(time.Since(info.modTime), "signatures are refused, and log entries have a wrong time")
+	c.add("compare the clocks", skewed, note)
 	c.foldsCase()
-	data, _, err := c.s.readLog(c.ctx, c.key)
-	c.found("read it", err, "")
-	if err == nil && len(data) == 0 {
+	size, err := c.read()
+	c.add("read the object", err, "")
+	if err == nil && size == 0 {
 		return fmt.Errorf("%w: %q is empty", ErrDamaged, c.key)
 	}
 	var listed int
@@ -139,33 +140,44 @@ func (c *storeCheck) access() error {
 	if err == nil && listed != 1 {
 		err = fmt.Errorf("%d objects are listed, not 1", listed)
 	}
-	c.found("list it", err, "")
+	c.add("list the object", err, "")
 	return err
 }
 
-// foldsCase looks for the object under its key in small letters.
+// read reads the object of the check and returns how many bytes it has.
+func (c *storeCheck) read() (int64, error) {
+	r, err := c.s.open(c.ctx, c.key, "", 0, -1)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	return io.Copy(io.Discard, r)
+}
+
+// foldsCase looks for the object under its key in lower case.
 func (c *storeCheck) foldsCase() {
 	at := strings.LastIndexByte(c.key, '/') + 1
 	_, err := c.s.bucket.stat(c.ctx, c.key[:at]+strings.ToLower(c.key[at:]))
 	if errors.Is(err, ErrNotFound) {
 		err = fs.ErrNotExist
 	}
-	c.found(foldsCaseCheck, judgeCaseCheck(err), "")
+	c.add(foldsCaseCheck, judgeCaseCheck(err), "")
 }
 
-// puts tries the conditions of a small object.
-func (c *storeCheck) puts() error { return c.conditions(conditionalPut, "one piece", putOptions{}) }
+func (c *storeCheck) puts() error {
+	return c.conditions(conditionalPut, "in a single request", putOptions{})
+}
 
-// parts tries those of an object in parts.
 func (c *storeCheck) parts() error {
-	return c.conditions(conditionalParts, "parts", putOptions{parts: true})
+	return c.conditions(conditionalParts, "in parts", putOptions{parts: true})
 }
 
+// conditions tests the conditions of puts with opts. how says in a result which puts.
 func (c *storeCheck) conditions(kind capability, how string, opts putOptions) error {
 	create := opts
 	create.absent = true
 	_, err := c.put(create)
-	if err := c.judge(kind, "create only, in "+how, err); err != nil {
+	if err := c.wantRefused(kind, "refuse to create if the object exists, "+how, err); err != nil {
 		return err
 	}
 	for {
@@ -180,37 +192,36 @@ func (c *storeCheck) conditions(kind capability, how string, opts putOptions) er
 		if err != nil {
 			return err
 		}
-		right := opts
-		right.ifMatch = info.etag
-		_, err = c.put(right)
+		current := opts
+		current.ifMatch = info.etag
+		_, err = c.put(current)
 		a, ok := c.s.bucket.(adapter)
 		if errors.Is(err, ErrPrecondition) && ok && a.adapt() {
 			continue
 		}
-		if err := c.judge(kind, "replace on a condition that fails, in "+how, staleErr); err != nil {
+		if err := c.wantRefused(kind, "refuse to replace if the ETag is stale, "+how, staleErr); err != nil {
 			return err
 		}
 		if errors.Is(err, ErrPrecondition) {
-			c.refused[kind] = fmt.Errorf("%w: it refuses conditions that hold", ErrUnsupported)
+			c.missing[kind] = fmt.Errorf("%w: it refuses conditions that hold", ErrUnsupported)
 		} else if err != nil {
 			return err
 		}
-		c.found("replace on a condition that holds, in "+how, err, "")
+		c.add("replace if the ETag matches, "+how, err, "")
 		return nil
 	}
 }
 
-// removes tries the condition of a delete.
 func (c *storeCheck) removes() error {
 	etag, err := c.staleETag()
 	if err != nil {
 		return err
 	}
 	err = c.s.bucket.remove(c.ctx, c.key, etag)
-	return c.judge(conditionalRemove, "delete on a condition that fails", err)
+	return c.wantRefused(conditionalRemove, "refuse to delete if the ETag is stale", err)
 }
 
-// staleETag is one that the object had until now.
+// staleETag replaces the object and returns the ETag that it had before.
 func (c *storeCheck) staleETag() (string, error) {
 	info, err := c.s.bucket.stat(c.ctx, c.key)
 	if err != nil {
@@ -220,36 +231,36 @@ func (c *storeCheck) staleETag() (string, error) {
 	return info.etag, err
 }
 
-// judge notes err, which should be ErrPrecondition. Success means that the
-// store ignores the condition.
-func (c *storeCheck) judge(kind capability, what string, err error) error {
+// wantRefused adds the result of a change whose condition did not hold. err should be
+// ErrPrecondition; nil means that the store ignores the condition.
+func (c *storeCheck) wantRefused(kind capability, what string, err error) error {
 	switch {
 	case errors.Is(err, ErrPrecondition), errors.Is(err, errConflict):
-		c.found(what, nil, "refused, as it should be")
+		c.add(what, nil, "")
 	case err == nil, errors.Is(err, ErrUnsupported):
 		err = fmt.Errorf("%w: it ignores the condition: %s", ErrUnsupported, what)
-		c.refused[kind] = err
-		c.found(what, err, "")
+		c.missing[kind] = err
+		c.add(what, err, "")
 	default:
-		c.found(what, err, "")
-		return fmt.Errorf("cannot %s %q: %w", what, c.key, err)
+		c.add(what, err, "")
+		return fmt.Errorf("check %q, key %q: %w", what, c.key, err)
 	}
 	return nil
 }
 
-// abort tries whether an upload that fails in the middle leaves nothing.
+// abort tests whether an upload that fails in the middle leaves no object.
 func (c *storeCheck) abort() error {
 	key := c.key + "-aborted"
 	body := io.MultiReader(strings.NewReader("the beginning"), brokenReader{})
 	_, err := c.s.bucket.put(c.ctx, key, body, -1, putOptions{contentType: logType, parts: true})
 	if err == nil {
-		err = errors.New("an upload that failed was stored")
+		err = errors.New("an upload whose body failed succeeded")
 	} else if _, err = c.s.bucket.stat(c.ctx, key); errors.Is(err, ErrNotFound) {
 		err = nil
 	} else if err == nil {
-		err = errors.New("an upload that failed is there")
+		err = errors.New("an upload whose body failed left an object")
 	}
-	c.found("abort an upload", err, "")
+	c.add("abort an upload", err, "")
 	return err
 }
 
@@ -262,17 +273,17 @@ func (c *storeCheck) clean() {
 	defer cancel()
 	err := c.s.bucket.remove(ctx, c.key, "")
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		c.found("delete", err, "")
-		c.s.log.Warn("a check left an object behind", "key", c.key, "error", err)
+		c.add("delete the object", err, "")
+		c.s.log.Warn("a check could not delete its object", "key", c.key, "error", err)
 	}
 }
 
-// errEnough ends a listing.
-var errEnough = errors.New("enough")
+// errStopList ends a list after its first page.
+var errStopList = errors.New("the list was stopped")
 
-// Probe implements Prober: once it finds out what the store honours, and then
-// it looks whether it can be listed. It does not write again: that costs money,
-// and a store that refuses writes tells it to the first.
+// Probe implements Prober. The first call runs the check of capabilities, which writes.
+// Every call lists. Later ones do not write: that costs money, and the first check finds
+// out whether the store refuses writes.
 func (s *objectStore) Probe() (Readiness, error) {
 	var found Readiness
 	switch err := s.requireCapability(conditionalPut); {
@@ -285,28 +296,28 @@ func (s *objectStore) Probe() (Readiness, error) {
 	return found, s.listChecks()
 }
 
-// listChecks tries whether the store can be listed.
+// listChecks lists one page of the keys of checks, to see whether the store answers.
 func (s *objectStore) listChecks() error {
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
-	err := s.bucket.list(ctx, s.prefix+checksDir, func([]objectInfo) error { return errEnough })
-	if err != nil && !errors.Is(err, errEnough) {
+	err := s.bucket.list(ctx, s.prefix+checksDir, func([]objectInfo) error { return errStopList })
+	if err != nil && !errors.Is(err, errStopList) {
 		return fmt.Errorf("cannot list %q: %w", s.prefix+checksDir, err)
 	}
 	return nil
 }
 
-// runChecks is check, and what follows from it for the service.
-func (s *objectStore) runChecks(tell func(checkResult)) {
-	findings, refused, err := s.check()
-	told := false
-	for _, f := range findings {
-		told = told || f.err != nil && !f.warning
-		tell(f)
+// runChecks implements checker. It adds what the service refuses for lack of a capability.
+func (s *objectStore) runChecks(report func(checkResult)) {
+	results, missing, err := s.check()
+	failed := false
+	for _, r := range results {
+		failed = failed || r.err != nil && !r.warning
+		report(r)
 	}
 	if err != nil {
-		if !told {
-			tell(checkResult{what: "go on", err: err})
+		if !failed { // err has no result of its own
+			report(checkResult{what: "complete the checks", err: err})
 		}
 		return
 	}
@@ -314,12 +325,12 @@ func (s *objectStore) runChecks(tell func(checkResult)) {
 		kind capability
 		what string
 	}{
-		{conditionalPut, "entries of logs are refused with 501"},
+		{conditionalPut, "log entries are refused with 501"},
 		{conditionalParts, "conditional uploads are refused with 501"},
 		{conditionalRemove, "conditional deletes are refused with 501"},
 	} {
-		if refused[c.kind] != nil {
-			tell(checkResult{what: c.what, err: errors.New("the store does not honour the condition"), warning: c.kind != conditionalPut})
+		if missing[c.kind] != nil {
+			report(checkResult{what: c.what, err: errors.New("the store does not support the condition"), warning: c.kind != conditionalPut})
 		}
 	}
 }

@@ -84,7 +84,7 @@ func TestCheckPanics(t *testing.T) {
 				t.Errorf("after the panic: %v", err)
 			}
 		}
-		time.Sleep(checkAgain)
+		time.Sleep(checkRetry)
 		mustLog(t, b, "s", entry("1", "b", time.Now()))
 	})
 }

@@ -148,7 +148,7 @@ func (f *fakeStore) wantRequests(t *testing.T, what string, want ...string) {
 
 // assumeSound makes s take the store for one that keeps conditions, without trying it.
 func assumeSound(s *objectStore) *objectStore {
-	s.capabilities.refused.Store(&map[capability]error{})
+	s.capabilities.missing.Store(&map[capability]error{})
 	return s
 }
 

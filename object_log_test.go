@@ -238,3 +238,38 @@ func TestKeyReusedWhileAnotherWrites(t *testing.T) {
 		}
 	}
 }
+
+// An append that is tried again after a lost reply finds its own entry, also if its
+// ID is fresh, and also if the log is full by it.
+func TestFreshEntryIsFoundAfterALostReply(t *testing.T) {
+	for _, size := range []int{0, maxLogSize - 1} {
+		m := newMemBucket()
+		b, site := openMem(m), newSite()
+		if size > 0 {
+			plantLog(t, b, site, "b", bigLog(t, size))
+		}
+		if err := b.requireCapability(conditionalPut); err != nil {
+			t.Fatal(err)
+		}
+		lost := false
+		m.fault = func(op, _ string) (bool, error) {
+			if op == "put" && !lost {
+				lost = true
+				return true, fmt.Errorf("%w: the reply is lost", ErrUnavailable)
+			}
+			return false, nil
+		}
+		e := entry("mine", "b", time.Now())
+		e.Fresh = true
+		mustLog(t, b, site, e)
+		count := 0
+		for _, e := range versionOf(t, b, site, "b").Logs {
+			if e.ID == "mine" {
+				count++
+			}
+		}
+		if count != 1 || !lost {
+			t.Errorf("a log of %d bytes: it is there %d times", size, count)
+		}
+	}
+}

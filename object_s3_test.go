@@ -122,7 +122,7 @@ func TestS3BucketGone(t *testing.T) {
 	}
 	heads := f.took()
 	lists := slices.DeleteFunc(slices.Clone(heads), func(r string) bool { return r != "LIST" })
-	if most := 1 + int(time.Since(start)/bucketAgain); len(heads)-len(lists) != 10 || len(lists) < 1 || len(lists) > most {
+	if most := 1 + int(time.Since(start)/bucketTTL); len(heads)-len(lists) != 10 || len(lists) < 1 || len(lists) > most {
 		t.Errorf("the store was asked for %q", heads)
 	}
 	f.took()
@@ -167,7 +167,7 @@ func TestS3WithoutTheRightToList(t *testing.T) {
 		eventually(t, c.method+" "+c.path+" names the right in the log", func() bool { return named() > before })
 	}
 	out, err := runDoctor("PAGEWRIGHT_STORAGE_BACKEND=s3", "PAGEWRIGHT_S3_BUCKET=builds", "PAGEWRIGHT_S3_ENDPOINT="+f.URL, "PAGEWRIGHT_S3_PATH_STYLE=true")
-	if err == nil || !strings.Contains(out, "FAIL list it: ") || !strings.Contains(out, "s3:ListBucket") {
+	if err == nil || !strings.Contains(out, "FAIL list the object: ") || !strings.Contains(out, "s3:ListBucket") {
 		t.Errorf("doctor says %v:\n%s", err, out)
 	}
 }
