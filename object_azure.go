@@ -33,26 +33,26 @@ const (
 	azureTries     = 4 // attempts of one request
 	azureDelay     = 200 * time.Millisecond
 	azureMaxDelay  = 5 * time.Second
-	azureMarkName  = "mark" // in the metadata of a blob
+	azureMarkName  = "mark" // the upload id in the metadata of a blob
 )
 
-// azureBucket is a container of Azure Blob Storage. Artifacts and logs are block
-// blobs: blocks that were not committed are seen by nobody, and Azure removes
-// them after a week, or when another upload of the blob is committed.
+// azureBucket is a container of Azure Blob Storage. Artifacts and logs are block blobs.
+// Uncommitted blocks are invisible, and Azure removes them after a week, or when another
+// upload of the blob is committed.
 type azureBucket struct {
 	service *azservice.Client
 	client  *container.Client
 	conf    azureConfig
 	buffers *partBuffers
-	made    atomic.Bool // the container is there, or is not ours to make
+	created atomic.Bool // the container was created or exists, or conf.Create is false
 	signer  azureSigner
 }
 
 var _ bucket = (*azureBucket)(nil)
 
-// openAzure opens the store in a container. Credentials are those in
-// AZURE_STORAGE_CONNECTION_STRING, or, with an account URL, those of the default
-// Azure chain: environment, workload identity, managed identity.
+// openAzure opens the store in a container. It gets credentials from
+// AZURE_STORAGE_CONNECTION_STRING, or, with an account URL, from the default Azure chain:
+// environment, workload identity, managed identity.
 func openAzure(conf azureConfig, memory byteSize, log *slog.Logger) (Backend, error) {
 	b, err := newAzureBucket(conf, memory)
 	if err != nil {
@@ -75,12 +75,12 @@ func newAzureBucket(conf azureConfig, memory byteSize) (*azureBucket, error) {
 		Retry:     policy.RetryOptions{MaxRetries: azureTries - 1, RetryDelay: azureDelay, MaxRetryDelay: azureMaxDelay},
 	}
 	b := &azureBucket{conf: conf, buffers: newPartBuffers(int64(memory), int64(conf.PartSize), azureMaxBlocks)}
-	b.made.Store(!conf.Create)
+	b.created.Store(!conf.Create)
 	options := &azservice.ClientOptions{ClientOptions: core}
 	if conf.AccountURL != "" {
 		identity, err := azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{ClientOptions: core})
 		if err != nil {
-			return nil, fmt.Errorf("the Azure credentials cannot be read: %w", err)
+			return nil, fmt.Errorf("cannot read the Azure credentials: %w", err)
 		}
 		if b.service, err = azservice.NewClient(conf.AccountURL, identity, options); err != nil {
 			return nil, fmt.Errorf("PAGEWRIGHT_AZURE_ACCOUNT_URL: %w", err)
@@ -101,17 +101,23 @@ func newAzureBucket(conf azureConfig, memory byteSize) (*azureBucket, error) {
 
 func (b *azureBucket) uploadMemory() *budget { return b.buffers.memory }
 
-// put implements bucket. A body that ends within one block is one request; every
-// other is sent in blocks, of which nothing is seen before they are committed,
-// by the request that bears the condition. There is no way to abort: what was
-// sent of an upload that failed is seen by nobody and goes by itself.
+// put implements bucket. It sends a body that ends within its first block, or is in memory,
+// in a single request, and every other body in blocks. The blob appears when the blocks are
+// committed, by the request that carries the condition. A failed upload needs no abort, and
+// there is none: Azure removes its blocks.
 func (b *azureBucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
-	if err := b.makeContainer(ctx); err != nil {
+	if err := b.createContainer(ctx); err != nil {
 		return objectInfo{}, err
 	}
-	return b.buffers.put(body, size, opts,
-		func(body io.ReadSeeker, size int64) (objectInfo, error) { return b.putOne(ctx, key, body, size, opts) },
-		func(r *partReader) (objectInfo, error) { return b.putBlocks(ctx, key, r, opts) })
+	parts, whole, err := b.buffers.readFirst(body, size, opts)
+	if err != nil {
+		return objectInfo{}, err
+	}
+	if whole != nil {
+		defer parts.release()
+		return b.putOne(ctx, key, whole, parts.got, opts)
+	}
+	return b.putBlocks(ctx, key, parts, opts)
 }
 
 func (b *azureBucket) putOne(ctx context.Context, key string, body io.ReadSeeker, size int64, opts putOptions) (objectInfo, error) {
@@ -126,10 +132,10 @@ func (b *azureBucket) putOne(ctx context.Context, key string, body io.ReadSeeker
 
 func (b *azureBucket) putBlocks(ctx context.Context, key string, r *partReader, opts putOptions) (objectInfo, error) {
 	client := b.client.NewBlockBlobClient(key)
-	upload := rand.Text() // so that blocks of two uploads are never mixed
+	upload := rand.Text() // in the block ids, so that blocks of two uploads are never mixed
 	ids, total, err := b.buffers.sendParts(ctx, r, b.conf.Concurrency,
 		func(ctx context.Context, n int, p *part) (string, error) {
-			// All ids of a blob have to be of one length.
+			// All block ids of a blob must have the same length.
 			id := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%s%06d", upload, n))
 			_, err := client.StageBlock(ctx, id, streaming.NopCloser(p), nil)
 			return id, azurePutError(err, opts)
@@ -150,22 +156,22 @@ func azureStored(key string, size int64, modTime *time.Time, etag *azcore.ETag, 
 	return objectInfo{key: key, size: size, modTime: value(modTime), etag: azureETag(etag), uploadID: opts.uploadID}
 }
 
-// makeContainer makes the container if it is ours to make.
-func (b *azureBucket) makeContainer(ctx context.Context) error {
-	if b.made.Load() {
+// createContainer creates the container if the configuration asks for it.
+func (b *azureBucket) createContainer(ctx context.Context) error {
+	if b.created.Load() {
 		return nil
 	}
 	_, err := b.client.Create(ctx, nil)
 	if err != nil && !bloberror.HasCode(err, bloberror.ContainerAlreadyExists) {
-		return fmt.Errorf("cannot make the container %q: %w", b.conf.Container, needs("containers/write", azureError(err)))
+		return fmt.Errorf("cannot create the container %q: %w", b.conf.Container, needs("containers/write", azureError(err)))
 	}
-	b.made.Store(true)
+	b.created.Store(true)
 	return nil
 }
 
 // get implements bucket.
 func (b *azureBucket) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
-	if length == 0 { // a count of 0 means all
+	if length == 0 { // for the SDK a count of 0 means all
 		return getNothing(ctx, b, key, etag)
 	}
 	return getResuming(ctx, b.getOnce, key, etag, offset, length)
@@ -205,8 +211,8 @@ func (b *azureBucket) stat(ctx context.Context, key string) (objectInfo, error) 
 	}, nil
 }
 
-// remove implements bucket. A blob that has snapshots goes with them: without
-// saying so it could not be removed at all.
+// remove implements bucket. It also removes the snapshots of the blob: Azure refuses to
+// remove a blob without them.
 func (b *azureBucket) remove(ctx context.Context, key, etag string) error {
 	o := &blob.DeleteOptions{DeleteSnapshots: to.Ptr(blob.DeleteSnapshotsOptionTypeInclude)}
 	if etag != "" {
@@ -222,7 +228,7 @@ func (b *azureBucket) list(ctx context.Context, prefix string, page func([]objec
 	for pages.More() {
 		out, err := pages.NextPage(ctx)
 		if err != nil {
-			return needs("blobs/read", listError(azureError(err))) // of the whole container
+			return needs("blobs/read", listError(azureError(err)))
 		}
 		objects := make([]objectInfo, 0, len(out.Segment.BlobItems))
 		for _, i := range out.Segment.BlobItems {
@@ -259,7 +265,7 @@ func azureMark(opts putOptions) map[string]*string {
 	return map[string]*string{azureMarkName: &opts.uploadID}
 }
 
-// azureMarkOf finds the mark: its name comes back as header names are written.
+// azureMarkOf returns the upload id. Azure returns its name in the case of header names.
 func azureMarkOf(metadata map[string]*string) string {
 	for name, v := range metadata {
 		if strings.EqualFold(name, azureMarkName) {
@@ -270,7 +276,7 @@ func azureMarkOf(metadata map[string]*string) string {
 }
 
 func azureETag(etag *azcore.ETag) string {
-	return `"` + strings.Trim(string(value(etag)), `"`) + `"` // a list has them without quotes
+	return `"` + strings.Trim(string(value(etag)), `"`) + `"` // lists leave the quotes out
 }
 
 func value[T any](p *T) (v T) {
@@ -280,8 +286,8 @@ func value[T any](p *T) (v T) {
 	return v
 }
 
-// azurePutError is azureError of a put: what is not there is what If-Match
-// named.
+// azurePutError translates the error of a put: ErrNotFound means that the blob that If-Match
+// names does not exist.
 func azurePutError(err error, opts putOptions) error {
 	err = needs("blobs/write", azureError(err))
 	if opts.ifMatch != "" && errors.Is(err, ErrNotFound) {
@@ -291,7 +297,7 @@ func azurePutError(err error, opts putOptions) error {
 }
 
 // azureError translates an error of the SDK.
-func azureError(err error) error { return ofKind(azureKind, err) }
+func azureError(err error) error { return wrapKind(azureKind, err) }
 
 func azureKind(err error) error {
 	var refused *azidentity.AuthenticationFailedError
@@ -300,10 +306,10 @@ func azureKind(err error) error {
 	}
 	var resp *azcore.ResponseError
 	if !errors.As(err, &resp) {
-		return ErrUnavailable // no answer came
+		return ErrUnavailable // there was no response
 	}
 	switch bloberror.Code(resp.ErrorCode) {
-	case bloberror.InvalidBlockList, // a rival's commit discarded the blocks
+	case bloberror.InvalidBlockList, // the commit of a concurrent writer discarded the blocks
 		bloberror.BlobAlreadyExists, bloberror.LeaseIDMissing:
 		return errConflict
 	case bloberror.BlobImmutableDueToPolicy:

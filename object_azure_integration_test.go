@@ -31,7 +31,7 @@ func startAzurite(t testing.TB) *realStore {
 	s.prepare = func(t testing.TB) {
 		t.Helper()
 		maker := s.with(map[string]string{"PAGEWRIGHT_AZURE_CREATE": "true"})
-		if err := maker.open(t, "").(*objectStore).bucket.(*azureBucket).makeContainer(context.Background()); err != nil {
+		if err := maker.open(t, "").(*objectStore).bucket.(*azureBucket).createContainer(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 	}

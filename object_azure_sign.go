@@ -14,21 +14,21 @@ import (
 	azservice "github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 )
 
-// azureKeyLife is the time for which a key to sign URLs with is asked for.
+// azureKeyLife is for how much longer than a URL a user delegation key is requested.
 const azureKeyLife = 24 * time.Hour
 
-// azureSigner is what URLs of an azureBucket are signed with: the key of the
-// account, or one that the service lends to an identity.
+// azureSigner signs URLs of an azureBucket with the key of the account, or with a cached
+// user delegation key, which Azure issues to an identity.
 type azureSigner struct {
-	key *azservice.SharedKeyCredential // nil: the service is known by an identity, or by a SAS
+	key *azservice.SharedKeyCredential // nil: the credentials are an identity, or a SAS
 
-	mu    sync.Mutex
-	lent  *azservice.UserDelegationCredential
-	until time.Time // the end of lent
+	mu            sync.Mutex
+	delegationKey *azservice.UserDelegationCredential // nil: none was requested yet
+	expires       time.Time                           // of delegationKey
 }
 
-// presign implements bucket by a shared access signature. An identity must be a
-// Storage Blob Delegator for that.
+// presign implements bucket with a shared access signature. An identity needs the role
+// Storage Blob Delegator.
 func (b *azureBucket) presign(ctx context.Context, key string, ttl time.Duration, filename string) (string, error) {
 	values := sas.BlobSignatureValues{
 		ExpiryTime: time.Now().UTC().Add(ttl), Permissions: (&sas.BlobPermissions{Read: true}).String(),
@@ -40,11 +40,11 @@ func (b *azureBucket) presign(ctx context.Context, key string, ttl time.Duration
 	case b.signer.key != nil:
 		query, err = values.SignWithSharedKey(b.signer.key)
 	case b.conf.AccountURL == "":
-		return "", fmt.Errorf("%w: %s has no AccountKey to sign with", ErrUnsupported, azureConnection)
+		return "", fmt.Errorf("%w: cannot sign URLs: %s has no AccountKey", ErrUnsupported, azureConnection)
 	default:
-		var lent *azservice.UserDelegationCredential
-		if lent, err = b.signer.borrow(ctx, b.service, ttl); err == nil {
-			query, err = values.SignWithUserDelegation(lent)
+		var key *azservice.UserDelegationCredential
+		if key, err = b.signer.userDelegationKey(ctx, b.service, ttl); err == nil {
+			query, err = values.SignWithUserDelegation(key)
 		}
 	}
 	if err != nil {
@@ -53,26 +53,27 @@ func (b *azureBucket) presign(ctx context.Context, key string, ttl time.Duration
 	return b.client.NewBlobClient(key).URL() + "?" + query.Encode(), nil
 }
 
-// borrow gets a key that is good for ttl at least.
-func (s *azureSigner) borrow(ctx context.Context, service *azservice.Client, ttl time.Duration) (*azservice.UserDelegationCredential, error) {
+// userDelegationKey returns a key that is valid for ttl at least: the cached one, or a new
+// one.
+func (s *azureSigner) userDelegationKey(ctx context.Context, service *azservice.Client, ttl time.Duration) (*azservice.UserDelegationCredential, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now().UTC()
-	if s.lent != nil && now.Add(ttl).Before(s.until) {
-		return s.lent, nil
+	if s.delegationKey != nil && now.Add(ttl).Before(s.expires) {
+		return s.delegationKey, nil
 	}
-	until := now.Add(ttl + azureKeyLife)
-	lent, err := service.GetUserDelegationCredential(ctx, azservice.KeyInfo{
-		Start: to.Ptr(now.Add(-maxSkew).Format(sas.TimeFormat)), Expiry: to.Ptr(until.Format(sas.TimeFormat)),
+	expires := now.Add(ttl + azureKeyLife)
+	key, err := service.GetUserDelegationCredential(ctx, azservice.KeyInfo{
+		Start: to.Ptr(now.Add(-maxSkew).Format(sas.TimeFormat)), Expiry: to.Ptr(expires.Format(sas.TimeFormat)),
 	}, nil)
 	if err != nil {
-		return nil, fmt.Errorf("no key to sign with: %w", needs("generateUserDelegationKey", azureError(err)))
+		return nil, fmt.Errorf("cannot get a user delegation key to sign URLs: %w", needs("generateUserDelegationKey", azureError(err)))
 	}
-	s.lent, s.until = lent, until
-	return lent, nil
+	s.delegationKey, s.expires = key, expires
+	return key, nil
 }
 
-// connectionKey is the key in a connection string, nil if there is none.
+// connectionKey returns the account key in a connection string, or nil if it has none.
 func connectionKey(connection string) (*azservice.SharedKeyCredential, error) {
 	var name, key string
 	for field := range strings.SplitSeq(connection, ";") {

@@ -31,27 +31,27 @@ const (
 	gcsDelay    = 200 * time.Millisecond
 	gcsMaxDelay = 5 * time.Second
 	gcsPage     = 1000
-	gcsMarkName = "mark" // in the metadata of an object
-	// gcsNeedsRead is what reading needs. Without the right to list, the store
-	// answers 403 where there is no such object.
-	gcsNeedsRead = "storage.objects.get, or storage.objects.list if there is no such object"
-	// gcsEmulator is Google's own variable for a server other than theirs.
+	gcsMarkName = "mark" // the upload id in the metadata of an object
+	// gcsNeedsRead is what a read needs. Without the permission to list, the store
+	// answers 403 if the object does not exist.
+	gcsNeedsRead = "storage.objects.get, or storage.objects.list if the object does not exist"
+	// gcsEmulator is Google's own variable for the address of an emulator.
 	gcsEmulator = "STORAGE_EMULATOR_HOST"
 )
 
-// gcsBucket is a bucket of Google Cloud Storage, over its JSON API. The ETag of
-// an object is its generation: that is what the store compares by.
+// gcsBucket is a bucket of Google Cloud Storage, over its JSON API. The ETag of an object is
+// its generation, which is what the store compares in conditions.
 type gcsBucket struct {
 	client *storage.Client
 	bucket *storage.BucketHandle
 	conf   gcsConfig
-	memory *budget // for the chunk that the SDK holds of each upload
+	memory *budget // for the chunk of each upload that the SDK keeps in memory
 }
 
 var _ bucket = (*gcsBucket)(nil)
 
-// openGCS opens the store in a bucket. Credentials are the application default
-// ones: GOOGLE_APPLICATION_CREDENTIALS, workload identity, the metadata server.
+// openGCS opens the store in a bucket. It uses the application default credentials:
+// GOOGLE_APPLICATION_CREDENTIALS, workload identity, the metadata server.
 func openGCS(ctx context.Context, conf gcsConfig, memory byteSize, log *slog.Logger) (Backend, error) {
 	b, err := newGCSBucket(ctx, conf, memory)
 	if err != nil {
@@ -75,15 +75,15 @@ func newGCSBucket(ctx context.Context, conf gcsConfig, memory byteSize) (*gcsBuc
 	}
 	transport, err := gcshttp.NewTransport(ctx, base, options...)
 	if err != nil {
-		return nil, fmt.Errorf("GOOGLE_APPLICATION_CREDENTIALS: there are no application default credentials: %w", err)
+		return nil, fmt.Errorf("GOOGLE_APPLICATION_CREDENTIALS: cannot find application default credentials: %w", err)
 	}
 	client, err := storage.NewClient(ctx, append(options,
 		option.WithHTTPClient(&http.Client{Transport: gcsTransport{transport}}), storage.WithJSONReads())...)
 	if err != nil {
-		return nil, fmt.Errorf("the client of Google Cloud Storage cannot be made: %w", err)
+		return nil, fmt.Errorf("cannot create the client for Google Cloud Storage: %w", err)
 	}
-	// All, also what has no condition: it is done a second time only while it
-	// is not acknowledged, and then with the same bytes.
+	// Retry all requests, also those without a condition: a request is repeated only
+	// while it is not acknowledged, and with the same bytes.
 	client.SetRetry(storage.WithPolicy(storage.RetryAlways), storage.WithMaxAttempts(gcsTries),
 		storage.WithBackoff(gax.Backoff{Initial: gcsDelay, Max: gcsMaxDelay, Multiplier: 2}))
 	return &gcsBucket{client: client, bucket: client.Bucket(conf.Bucket), conf: conf, memory: newBudget(int64(memory), partWait)}, nil
@@ -91,32 +91,26 @@ func newGCSBucket(ctx context.Context, conf gcsConfig, memory byteSize) (*gcsBuc
 
 func (b *gcsBucket) uploadMemory() *budget { return b.memory }
 
-// put implements bucket by a resumable upload, or by one request where the body
-// ends within a chunk. Of an upload that was not finished nothing is seen; the
-// store forgets it after a week.
+// put implements bucket by a resumable upload, or by a single request if the body ends within
+// its first chunk. An unfinished upload is invisible, and the store removes it after a week.
 //
-// The SDK commits what it has when its writer is closed, and a writer without
-// chunks also when its context ends (storage.Writer): so there are chunks
-// always, and a writer is closed only after the end of the body, or after its
-// context.
+// When its Writer is closed, the SDK commits what it has; a Writer without chunks does so
+// also when its context ends (see storage.Writer). So put always uses chunks, and closes the
+// Writer only after the end of the body, or after it has cancelled the context.
 func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
-	cond, err := gcsCondition(opts)
+	object, err := b.object(key, opts)
 	if err != nil {
 		return objectInfo{}, err
 	}
-	object := b.bucket.Object(key)
-	if cond != (storage.Conditions{}) {
-		object = object.If(cond)
-	}
-	chunk, grant, err := b.takeChunk(body, size, opts)
+	chunk, grant, err := b.acquireChunk(body, size, opts)
 	if err != nil {
 		return objectInfo{}, err
 	}
 	defer grant.release()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// Of an upload the SDK counts no attempts: a store that is away would hold
-	// it for as long as its context lasts.
+	// The SDK does not count the attempts of an upload: if the store were down, it would
+	// retry until its context ends.
 	var tries atomic.Int32
 	object = object.Retryer(storage.WithErrorFunc(func(err error) bool {
 		return storage.ShouldRetry(err) && tries.Add(1) < gcsTries
@@ -129,16 +123,16 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	if opts.uploadID != "" {
 		w.Metadata = map[string]string{gcsMarkName: opts.uploadID}
 	}
-	source := &erringReader{r: body}
+	source := &readErrorKeeper{r: body}
 	n, err := io.Copy(w, source)
 	if err == nil {
 		err = w.Close()
 	} else {
 		cancel()
-		//lint:ignore SA1019 cancelling alone would let Close below end the body as if it were whole
+		//lint:ignore SA1019 after cancel alone, Close below would commit the body as if it were complete
 		_ = w.CloseWithError(err)
 		if n > 0 {
-			_ = w.Close() // waits for the end of what was sent; commits nothing after CloseWithError
+			_ = w.Close() // waits for the requests in flight; commits nothing after CloseWithError
 		}
 	}
 	switch {
@@ -150,27 +144,27 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	return gcsStat(w.Attrs()), nil
 }
 
-// takeChunk takes the memory of one chunk, which the SDK holds for as long as the
-// upload lasts (gensupport.MediaBuffer; it sends again out of the same). The
-// shorter memory is, the smaller are the chunks; only for the smallest an upload
-// waits. A body that is in memory already, as a log is, does not wait for uploads.
-func (b *gcsBucket) takeChunk(body io.Reader, size int64, opts putOptions) (chunk int64, g *grant, err error) {
+// acquireChunk takes the memory of one chunk, which the SDK holds until the upload ends
+// (gensupport.MediaBuffer, from which it also retries). The less memory is free, the smaller
+// is the chunk; an upload waits only for the smallest one. A body that is in memory already,
+// as a log is, does not wait.
+func (b *gcsBucket) acquireChunk(body io.Reader, size int64, opts putOptions) (chunk int64, g *grant, err error) {
 	free := b.memory.limit - b.memory.inUse()
 	chunk = min(b.chunkSize(size), max(gcsChunkStep, free/partsInMemory/gcsChunkStep*gcsChunkStep))
-	a := budgetRequest{client: opts.client, n: chunk, revoke: opts.revoke}
-	if g = b.memory.tryAcquire(a); g != nil {
+	request := budgetRequest{client: opts.client, n: chunk, revoke: opts.revoke}
+	if g = b.memory.tryAcquire(request); g != nil {
 		return chunk, g, nil
 	}
-	if _, held := body.(*bytes.Reader); held {
+	if _, inMemory := body.(*bytes.Reader); inMemory {
 		return gcsChunkStep, nil, nil
 	}
-	a.n = gcsChunkStep
-	g, err = b.memory.acquire(a)
+	request.n = gcsChunkStep
+	g, err = b.memory.acquire(request)
 	return gcsChunkStep, g, err
 }
 
-// chunkSize is the configured one, or less for a body that is shorter: one of at
-// most a chunk is sent in one request.
+// chunkSize returns the configured size of a chunk, or less if the body is shorter: then it
+// is sent in a single request.
 func (b *gcsBucket) chunkSize(size int64) int64 {
 	if size < 0 || size >= int64(b.conf.ChunkSize) {
 		return int64(b.conf.ChunkSize)
@@ -178,13 +172,14 @@ func (b *gcsBucket) chunkSize(size int64) int64 {
 	return (size/gcsChunkStep + 1) * gcsChunkStep
 }
 
-// erringReader keeps the error of a reader, to tell it from one of the writer.
-type erringReader struct {
+// readErrorKeeper records the error of a reader, so that the caller of io.Copy knows that the
+// reader failed, not the writer.
+type readErrorKeeper struct {
 	r   io.Reader
 	err error
 }
 
-func (e *erringReader) Read(p []byte) (int, error) {
+func (e *readErrorKeeper) Read(p []byte) (int, error) {
 	n, err := e.r.Read(p)
 	if err != nil && err != io.EOF {
 		e.err = err
@@ -197,16 +192,12 @@ func (b *gcsBucket) get(ctx context.Context, key, etag string, offset, length in
 	if length == 0 {
 		return getNothing(ctx, b, key, etag)
 	}
-	object := b.bucket.Object(key)
-	if etag != "" {
-		generation, err := gcsGeneration(etag)
-		if err != nil {
-			return nil, objectInfo{}, err
-		}
-		object = object.If(storage.Conditions{GenerationMatch: generation})
+	object, err := b.object(key, putOptions{ifMatch: etag})
+	if err != nil {
+		return nil, objectInfo{}, err
 	}
 	read := &gcsRead{}
-	r, err := object.NewRangeReader(read.counted(ctx), offset, length)
+	r, err := object.NewRangeReader(read.withContext(ctx), offset, length)
 	if err != nil {
 		return nil, objectInfo{}, needs(gcsNeedsRead, gcsError(err))
 	}
@@ -233,13 +224,9 @@ func (b *gcsBucket) stat(ctx context.Context, key string) (objectInfo, error) {
 
 // remove implements bucket.
 func (b *gcsBucket) remove(ctx context.Context, key, etag string) error {
-	object := b.bucket.Object(key)
-	if etag != "" {
-		generation, err := gcsGeneration(etag)
-		if err != nil {
-			return err
-		}
-		object = object.If(storage.Conditions{GenerationMatch: generation})
+	object, err := b.object(key, putOptions{ifMatch: etag})
+	if err != nil {
+		return err
 	}
 	return needs("storage.objects.delete", gcsError(object.Delete(ctx)))
 }
@@ -267,11 +254,11 @@ func (b *gcsBucket) list(ctx context.Context, prefix string, page func([]objectI
 	}
 }
 
-// presign implements bucket with the private key of a service account, or by
-// asking Google to sign for it.
+// presign implements bucket with the private key of a service account. Without a key file,
+// the SDK asks Google to sign.
 func (b *gcsBucket) presign(_ context.Context, key string, ttl time.Duration, filename string) (string, error) {
 	if os.Getenv(gcsEmulator) != "" {
-		return "", fmt.Errorf("%w: %s is set, and there is no key to sign with", ErrUnsupported, gcsEmulator)
+		return "", fmt.Errorf("%w: cannot sign URLs: %s is set, and an emulator has no key", ErrUnsupported, gcsEmulator)
 	}
 	return b.bucket.SignedURL(key, &storage.SignedURLOptions{
 		Scheme: storage.SigningSchemeV4, Method: http.MethodGet, Expires: time.Now().Add(ttl),
@@ -279,13 +266,13 @@ func (b *gcsBucket) presign(_ context.Context, key string, ttl time.Duration, fi
 	})
 }
 
-// gcsInfo describes an object. Its modTime is that of the generation: changes of
-// metadata do not count.
+// gcsInfo describes an object. Its modTime is the time when the generation was created, which
+// changes of metadata do not affect.
 func gcsInfo(a *storage.ObjectAttrs) objectInfo {
 	return objectInfo{key: a.Name, size: a.Size, modTime: a.Created, etag: gcsETag(a.Generation), uploadID: a.Metadata[gcsMarkName]}
 }
 
-// gcsStat is gcsInfo with the time that get tells, in whole seconds.
+// gcsStat is gcsInfo with the modTime in whole seconds, as get returns it.
 func gcsStat(a *storage.ObjectAttrs) objectInfo {
 	info := gcsInfo(a)
 	info.modTime = info.modTime.Truncate(time.Second)
@@ -294,8 +281,8 @@ func gcsStat(a *storage.ObjectAttrs) objectInfo {
 
 func gcsETag(generation int64) string { return `"` + strconv.FormatInt(generation, 10) + `"` }
 
-// gcsGeneration is the generation that an ETag names. One that names none is
-// the ETag of no object.
+// gcsGeneration returns the generation that an ETag names. If it names none, no object has
+// this ETag, and gcsGeneration fails with ErrPrecondition.
 func gcsGeneration(etag string) (int64, error) {
 	n, err := strconv.ParseInt(strings.Trim(etag, `"`), 10, 64)
 	if err != nil || n <= 0 {
@@ -304,16 +291,24 @@ func gcsGeneration(etag string) (int64, error) {
 	return n, nil
 }
 
-func gcsCondition(opts putOptions) (c storage.Conditions, err error) {
-	c.DoesNotExist = opts.absent
-	if opts.ifMatch != "" {
-		c.GenerationMatch, err = gcsGeneration(opts.ifMatch)
+// object returns the handle of an object with the condition in opts.
+func (b *gcsBucket) object(key string, opts putOptions) (*storage.ObjectHandle, error) {
+	object := b.bucket.Object(key)
+	switch {
+	case opts.absent:
+		return object.If(storage.Conditions{DoesNotExist: true}), nil
+	case opts.ifMatch != "":
+		generation, err := gcsGeneration(opts.ifMatch)
+		if err != nil {
+			return nil, err
+		}
+		return object.If(storage.Conditions{GenerationMatch: generation}), nil
 	}
-	return c, err
+	return object, nil
 }
 
-// gcsPutError is gcsError of a put: what is not there is what the condition
-// named, or else the bucket.
+// gcsPutError translates the error of a put: ErrNotFound means that the object of the
+// condition does not exist, or, without a condition, the bucket.
 func gcsPutError(err error, opts putOptions) error {
 	err = needs("storage.objects.create, and storage.objects.delete to replace one", gcsError(err))
 	switch {
@@ -326,26 +321,26 @@ func gcsPutError(err error, opts putOptions) error {
 }
 
 // gcsError translates an error of the SDK.
-func gcsError(err error) error { return ofKind(gcsKind, err) }
+func gcsError(err error) error { return wrapKind(gcsKind, err) }
 
 func gcsKind(err error) error {
 	if errors.Is(err, storage.ErrBucketNotExist) {
 		return errBucketGone
 	}
-	if errors.Is(err, storage.ErrObjectNotExist) { // the SDK makes it of every 404 of an object
+	if errors.Is(err, storage.ErrObjectNotExist) { // the SDK returns it for every 404 of an object
 		return errAmbiguousNotFound
 	}
-	var token *auth.Error // from where credentials are changed into a token
+	var token *auth.Error // from the exchange of credentials for a token
 	if errors.As(err, &token) && token.Response != nil && token.Response.StatusCode < 500 {
 		return ErrDenied
 	}
 	var resp *googleapi.Error
 	if !errors.As(err, &resp) {
-		return ErrUnavailable // no answer came
+		return ErrUnavailable // there was no response
 	}
 	for _, e := range resp.Errors {
 		if strings.HasSuffix(strings.ToLower(e.Reason), "ratelimitexceeded") {
-			return ErrUnavailable // with status 403
+			return ErrUnavailable // although the status is 403
 		}
 	}
 	return kindOfStatus(resp.Code)

@@ -10,21 +10,21 @@ import (
 	"sync/atomic"
 )
 
-// gcsRead counts the requests of one get. When a body breaks off, the SDK asks
-// for the rest, at once and as often as it takes: a store that begins every
-// answer and breaks it off would be asked for as long as the service runs.
+// gcsRead counts the requests of one get. When a body breaks off, the SDK requests the rest
+// at once, with no limit on the number of attempts: if a store broke off every response, the
+// SDK would never stop.
 type gcsRead struct {
 	io.ReadCloser
-	moved    int64        // bytes since requests was 0
-	requests atomic.Int32 // that moved less than gcsChunkStep together
+	moved    int64        // bytes read since requests was 0
+	requests atomic.Int32 // requests since the last gcsChunkStep bytes of progress
 }
 
 type gcsReadKey struct{}
 
-var errGCSBrokenOff = errors.New("the store broke off its answers again and again")
+var errGCSBrokenOff = errors.New("the store broke off too many responses")
 
-// counted is a context by which gcsTransport knows the requests of r.
-func (r *gcsRead) counted(ctx context.Context) context.Context {
+// withContext returns a context from which gcsTransport knows which requests are those of r.
+func (r *gcsRead) withContext(ctx context.Context) context.Context {
 	return context.WithValue(ctx, gcsReadKey{}, r)
 }
 
@@ -37,12 +37,12 @@ func (r *gcsRead) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// gcsTransport refuses a request of a get that had gcsTries of them in vain.
+// gcsTransport refuses a request of a get after gcsTries requests without progress.
 type gcsTransport struct{ http.RoundTripper }
 
 func (t gcsTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if r, ok := req.Context().Value(gcsReadKey{}).(*gcsRead); ok && r.requests.Add(1) > gcsTries {
-		return nil, errGCSBrokenOff // no error that the SDK tries again after
+		return nil, errGCSBrokenOff // the SDK does not retry after this error
 	}
 	return t.RoundTripper.RoundTrip(req)
 }

@@ -73,7 +73,7 @@ func TestGCSChunksShareMemory(t *testing.T) {
 	}
 	b.memory.wait = 20 * time.Millisecond
 	take := func(body io.Reader, size int64) (int64, error) {
-		chunk, g, err := b.takeChunk(body, size, putOptions{})
+		chunk, g, err := b.acquireChunk(body, size, putOptions{})
 		if err == nil && g != nil && g.n != chunk {
 			t.Errorf("%d bytes are taken for a chunk of %d", g.n, chunk)
 		}

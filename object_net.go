@@ -13,15 +13,14 @@ import (
 )
 
 const (
-	// storeStall is the time in which a store must move some bytes of a body, or
-	// begin to answer.
+	// storeStall is how long a store may move no byte of a body, or take to begin its
+	// response.
 	storeStall = 60 * time.Second
 	storeConns = 256 // idle connections kept to the store
 )
 
-// tuneTransport sets the HTTP transport of an SDK up: many connections to one
-// host, kept, and no timeout on a body but that it must move. Every other
-// time is bounded.
+// tuneTransport configures the HTTP transport of an SDK: many idle connections to one host,
+// and a timeout for every step. A body may take any time as long as bytes move.
 func tuneTransport(t *http.Transport) {
 	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
 	t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -29,7 +28,7 @@ func tuneTransport(t *http.Transport) {
 		if err != nil {
 			return nil, err
 		}
-		return &movingConn{c}, nil
+		return &stallConn{c}, nil
 	}
 	t.Proxy = http.ProxyFromEnvironment
 	t.MaxIdleConns, t.MaxIdleConnsPerHost = storeConns, storeConns
@@ -38,31 +37,31 @@ func tuneTransport(t *http.Transport) {
 	t.ResponseHeaderTimeout = storeStall
 	t.ExpectContinueTimeout = time.Second
 	t.ReadBufferSize, t.WriteBufferSize = 64<<10, 64<<10
-	t.DisableCompression = true // bytes come back as they were stored
-	t.ForceAttemptHTTP2 = false // streams of one connection would share its window
+	t.DisableCompression = true // objects are returned byte for byte as stored
+	t.ForceAttemptHTTP2 = false // the streams of one connection would share its flow-control window
 }
 
-// movingConn fails once nothing moved for storeStall in either direction.
-type movingConn struct{ net.Conn }
+// stallConn is a connection that fails if no byte moves in either direction for storeStall.
+type stallConn struct{ net.Conn }
 
-func (c *movingConn) Read(p []byte) (int, error) {
+func (c *stallConn) Read(p []byte) (int, error) {
 	if err := c.SetReadDeadline(time.Now().Add(storeStall)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Read(p)
 }
 
-// Write also extends the deadline of the read that waits for the answer all the
-// while a long body is sent.
-func (c *movingConn) Write(p []byte) (int, error) {
+// Write also extends the read deadline: the transport waits for the response during the
+// whole upload of a body.
+func (c *stallConn) Write(p []byte) (int, error) {
 	if err := c.SetDeadline(time.Now().Add(storeStall)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Write(p)
 }
 
-// httpRange is the Range of length bytes from offset, or of all from offset on
-// if length is not positive.
+// httpRange returns the Range header for length bytes from offset, or for all from offset
+// on if length is not positive.
 func httpRange(offset, length int64) string {
 	r := "bytes=" + strconv.FormatInt(offset, 10) + "-"
 	if length > 0 {
@@ -71,19 +70,19 @@ func httpRange(offset, length int64) string {
 	return r
 }
 
-// sizeOfRange is the size of the whole in a Content-Range, "bytes 0-9/100", which
-// has to begin at offset.
+// sizeOfRange returns the size of the object from a Content-Range, as in "bytes 0-9/100".
+// It fails if the range does not begin at offset.
 func sizeOfRange(contentRange string, offset int64) (int64, error) {
 	_, total, _ := strings.Cut(contentRange, "/")
 	size, err := strconv.ParseInt(total, 10, 64)
 	if err != nil || size < 0 || !strings.HasPrefix(contentRange, fmt.Sprintf("bytes %d-", offset)) {
-		return 0, fmt.Errorf("the store answered a range with Content-Range %q", contentRange)
+		return 0, fmt.Errorf("the store answered a range request from %d with Content-Range %q", offset, contentRange)
 	}
 	return size, nil
 }
 
-// kindOfStatus is the sentinel of backend.go, or errConflict, that says what a
-// status of a store means, nil if none does. 0 is no answer at all.
+// kindOfStatus returns the sentinel of backend.go, or errConflict, for an HTTP status of a
+// store, or nil if none fits. Status 0 means that there was no response.
 func kindOfStatus(status int) error {
 	switch {
 	case status == http.StatusNotFound:
@@ -106,8 +105,8 @@ func kindOfStatus(status int) error {
 	return nil
 }
 
-// ofKind wraps an error of an SDK in the sentinel that kind knows for it.
-func ofKind(kind func(error) error, err error) error {
+// wrapKind wraps an error of an SDK in the sentinel that kind returns for it, if any.
+func wrapKind(kind func(error) error, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -117,7 +116,8 @@ func ofKind(kind func(error) error, err error) error {
 	return err
 }
 
-// listError is the error of a list: a 404 that names nothing is of the bucket.
+// listError translates the error of a list: an ambiguous 404 means that the bucket is
+// missing.
 func listError(err error) error {
 	if errors.Is(err, errAmbiguousNotFound) {
 		return fmt.Errorf("%w: %v", errBucketGone, err)
@@ -125,15 +125,15 @@ func listError(err error) error {
 	return err
 }
 
-// needs adds to an ErrDenied which permission is probably missing.
+// needs adds to an ErrDenied which permission may be missing.
 func needs(permission string, err error) error {
 	if errors.Is(err, ErrDenied) {
-		return fmt.Errorf("%w (is this permission missing: %s?)", err, permission)
+		return fmt.Errorf("%w (required permission: %s)", err, permission)
 	}
 	return err
 }
 
-// getNothing is get of no bytes, which no Range can ask for.
+// getNothing implements get for a length of 0, which a Range header cannot express.
 func getNothing(ctx context.Context, b bucket, key, etag string) (io.ReadCloser, objectInfo, error) {
 	info, err := b.stat(ctx, key)
 	if err == nil && etag != "" && info.etag != etag {

@@ -13,40 +13,39 @@ import (
 )
 
 const (
-	chunkSize = 256 << 10 // bytes of the buffers that parts are made of
-	// partsGrowth is the number of parts after which those of a body of unknown
-	// length double: of 8 MiB, every body below 16 GiB has parts of one size, which
-	// some stores insist on.
+	chunkSize = 256 << 10 // a part is a list of buffers of this size
+	// partsGrowth is the number of parts after which the part size doubles for a body
+	// of unknown length. Some stores insist on parts of equal size: with parts of
+	// 8 MiB, every body below 16 GiB has them.
 	partsGrowth = 2000
 
 	partWait = 30 * time.Second // how long an upload waits for memory
 )
 
-// partBuffers are what the parts of all uploads are held in. It is safe for
-// concurrent use.
+// partBuffers holds the parts of all uploads in memory. It is safe for concurrent use.
 type partBuffers struct {
 	memory   *budget
-	base     int64     // bytes of a part, if the body is not too large for that
+	base     int64     // bytes of a part, unless the body needs larger ones
 	maxParts int       // of one upload
 	chunks   sync.Pool // *[chunkSize]byte
 }
 
-// newPartBuffers allows memory bytes of parts, over all uploads. A part has its
-// share of them before it is read and until it was sent. An upload reads on while
-// it sends only if there is memory left that nobody waits for. So an upload that
-// waits for memory holds none but that of parts which are being sent.
+// newPartBuffers returns buffers of memory bytes for the parts of all uploads together. A
+// part takes its memory before it is read, and releases it when it is sent. An upload reads
+// its next part while it sends one only if there is free memory for which no other upload
+// waits. So an upload that waits for memory holds only parts that are being sent.
 func newPartBuffers(memory, base int64, maxParts int) *partBuffers {
 	b := &partBuffers{memory: newBudget(memory, partWait), base: base, maxParts: maxParts}
 	b.chunks.New = func() any { return new([chunkSize]byte) }
 	return b
 }
 
-// largest is the size of the largest part.
+// largest returns the size of the largest part.
 func (b *partBuffers) largest() int64 { return b.memory.limit / partsInMemory }
 
-// fits fails with ErrTooLarge if a body of total bytes needs larger parts than
-// there may be.
-func (b *partBuffers) fits(total int64) error {
+// checkSize fails with ErrTooLarge if a body of total bytes needs parts that are larger
+// than the largest one.
+func (b *partBuffers) checkSize(total int64) error {
 	if largest := b.largest(); total >= 0 && b.size(total, 1) > largest {
 		return b.tooLarge(largest / partStep * partStep * int64(b.maxParts))
 	}
@@ -54,20 +53,19 @@ func (b *partBuffers) fits(total int64) error {
 }
 
 func (b *partBuffers) tooLarge(most int64) error {
-	return &tooLargeError{fmt.Sprintf("the artifact is larger than %d bytes, which is as much as PAGEWRIGHT_UPLOAD_MEMORY=%d allows for", most, b.memory.limit)}
+	return &tooLargeError{fmt.Sprintf("the artifact is larger than %d bytes, the most that PAGEWRIGHT_UPLOAD_MEMORY=%d allows", most, b.memory.limit)}
 }
 
 func (b *partBuffers) size(total int64, n int) int64 {
 	return partSize(b.base, b.largest(), total, n, b.maxParts)
 }
 
-// partStep is what the size of parts that are larger than configured is a multiple
-// of.
+// partStep divides the size of parts that are larger than configured.
 const partStep = 1 << 20
 
-// partSize is the size of part n, counted from 1, of a body of total bytes (-1:
-// not known): base if that many fit under the limit of maxParts. Those of a body
-// of unknown length grow up to largest.
+// partSize returns the size of part n, counted from 1, of a body of total bytes: base, or
+// more if the body would have more than maxParts parts. If total is -1 (unknown), the parts
+// grow up to largest.
 func partSize(base, largest, total int64, n, maxParts int) int64 {
 	if total < 0 {
 		return min(largest, base<<((n-1)/partsGrowth))
@@ -82,13 +80,13 @@ func divideUp(n, by int64) int64 { return n/by + min(1, n%by) }
 
 func roundUp(n, step int64) int64 { return divideUp(n, step) * step }
 
-// part is a part of a body in memory: an io.ReadSeeker, so that an SDK can send
-// it again. It holds no more than has arrived.
+// part is a part of a body in memory: an io.ReadSeeker, so that an SDK can send it again.
+// It allocates chunks only as bytes arrive.
 type part struct {
 	grant  *grant
 	chunks []*[chunkSize]byte
 
-	// An SDK may still be reading when it has returned, after an early answer.
+	// An SDK that got an early response may still read the part after it has returned.
 	mu   sync.Mutex
 	size int64
 	at   int64
@@ -118,13 +116,13 @@ func (p *part) Seek(offset int64, whence int) (int64, error) {
 		offset += p.size
 	}
 	if offset < 0 {
-		return 0, errors.New("seek before the start of a part")
+		return 0, errors.New("cannot seek before the start of a part")
 	}
 	p.at = offset
 	return offset, nil
 }
 
-// release gives the chunks back. The part has no bytes any more.
+// release returns the chunks to the pool. After it, the part is empty.
 func (b *partBuffers) release(p *part) {
 	p.mu.Lock()
 	chunks := p.chunks
@@ -136,26 +134,26 @@ func (b *partBuffers) release(p *part) {
 	p.grant.release()
 }
 
-// put stores body: by one where it ends within its first part, or is in memory
-// and need not be in parts, else by many. What one is given is released when it
-// returns. An error of body is returned as it is.
-func (b *partBuffers) put(body io.Reader, total int64, opts putOptions,
-	one func(body io.ReadSeeker, size int64) (objectInfo, error), many func(r *partReader) (objectInfo, error)) (objectInfo, error) {
+// readFirst reads the first part of body, which has total bytes (-1: unknown). If the body
+// is to be sent in a single request, because it ends within that part or is in memory
+// already, whole is the body, parts.got its size, and the caller releases parts. Otherwise
+// whole is nil, and sendParts sends and releases the parts. An error of body is returned
+// unchanged.
+func (b *partBuffers) readFirst(body io.Reader, total int64, opts putOptions) (parts *partReader, whole io.ReadSeeker, err error) {
 	if r, ok := body.(*bytes.Reader); ok && !opts.parts {
-		return one(r, total)
+		return &partReader{got: total}, r, nil
 	}
-	if err := b.fits(total); err != nil {
-		return objectInfo{}, err
+	if err := b.checkSize(total); err != nil {
+		return nil, nil, err
 	}
 	r := &partReader{buffers: b, body: body, total: total, client: opts.client, revoke: opts.revoke}
 	if err := r.next(nil); err != nil {
-		return objectInfo{}, err
+		return nil, nil, err
 	}
 	if r.last && !opts.parts {
-		defer b.release(r.part)
-		return one(r.part, r.part.size)
+		return r, r.part, nil
 	}
-	return many(r)
+	return r, nil, nil
 }
 
 // partReader cuts a body into parts.
@@ -163,17 +161,24 @@ type partReader struct {
 	buffers *partBuffers
 	body    io.Reader
 	total   int64  // bytes of body, or -1
-	client  string // for whom the parts are held
-	revoke  func() // makes body fail; nil: it cannot
+	client  string // to which the memory of the parts is charged
+	revoke  func() // makes body fail; may be nil
 
 	n     int    // the number of part, counted from 1
 	got   int64  // bytes of all parts so far
-	part  *part  // the newest, which whoever took it releases
+	part  *part  // the newest part
 	last  bool   // part ends the body
-	carry []byte // the byte that was read to know whether the part before was the last
+	carry []byte // the first byte of the next part, read to find out whether part is the last one
 }
 
-// nextSize is the size of the next part, if the body does not end before.
+// release releases the part that was read last, if any.
+func (r *partReader) release() {
+	if r.part != nil {
+		r.buffers.release(r.part)
+	}
+}
+
+// nextSize returns the size of the next part, if the body does not end before.
 func (r *partReader) nextSize() int64 {
 	size := r.buffers.size(r.total, r.n+1)
 	if r.total >= 0 {
@@ -182,20 +187,20 @@ func (r *partReader) nextSize() int64 {
 	return size
 }
 
-// ask asks for the memory of the next part.
-func (r *partReader) ask() budgetRequest {
+// nextRequest requests the memory of the next part.
+func (r *partReader) nextRequest() budgetRequest {
 	return budgetRequest{client: r.client, n: max(chunkSize, roundUp(r.nextSize(), chunkSize)), revoke: r.revoke}
 }
 
-// next reads the next part into the memory of g, or waits for some if g is nil. An
-// error of the body is returned as it is, and then there is no part.
+// next reads the next part into the memory of g. If g is nil, it waits for memory. An error
+// of the body is returned unchanged; then there is no part.
 func (r *partReader) next(g *grant) (err error) {
 	if r.n == r.buffers.maxParts {
 		g.release()
 		return r.buffers.tooLarge(r.got)
 	}
 	if g == nil {
-		if g, err = r.buffers.memory.acquire(r.ask()); err != nil {
+		if g, err = r.buffers.memory.acquire(r.nextRequest()); err != nil {
 			return err
 		}
 	}
@@ -210,8 +215,8 @@ func (r *partReader) next(g *grant) (err error) {
 	return nil
 }
 
-// read fills p with size bytes, or what the body has left. It reports whether the
-// body has ended.
+// read fills p with size bytes, or with the rest of the body if that is shorter. It reports
+// whether the body has ended.
 func (r *partReader) read(p *part, size int64) (last bool, err error) {
 	p.size = int64(r.fill(p, r.carry))
 	r.carry = nil
@@ -239,13 +244,13 @@ func (r *partReader) read(p *part, size int64) (last bool, err error) {
 	case err != nil:
 		return false, err
 	case r.total >= 0:
-		return false, fmt.Errorf("the body has more than the %d bytes that it announced", r.total)
+		return false, fmt.Errorf("the body has more than the declared %d bytes", r.total)
 	}
 	r.carry = one[:]
 	return false, nil
 }
 
-// fill begins p with carried bytes.
+// fill begins p with carry.
 func (r *partReader) fill(p *part, carry []byte) int {
 	if len(carry) == 0 {
 		return 0
@@ -254,11 +259,10 @@ func (r *partReader) fill(p *part, carry []byte) int {
 	return copy(p.chunks[0][:], carry)
 }
 
-// sendParts sends the part that r has read and all that follow, at most
-// concurrency at once beside the one that is read. send is called with the numbers
-// from 1 on and returns what the store calls the part; what it is given is released
-// when it returns. sendParts returns these names in the order of the numbers, and
-// the size of the whole. It ends with the first error.
+// sendParts sends the part that r has read and all that follow: at most concurrency at once,
+// while it reads the next one. It calls send with each part and its number, counted from 1.
+// send returns the store's name for the part, which is released then. sendParts returns the
+// names in order, and the size of the body. It stops at the first error.
 func (b *partBuffers) sendParts(ctx context.Context, r *partReader, concurrency int,
 	send func(ctx context.Context, n int, p *part) (string, error)) (names []string, total int64, err error) {
 	var mu sync.Mutex
@@ -284,25 +288,25 @@ func (b *partBuffers) sendParts(ctx context.Context, r *partReader, concurrency 
 				return nil, 0, err
 			}
 		}
-		if r.last || ctx.Err() != nil { // ctx: a part failed
+		if r.last || ctx.Err() != nil { // ctx.Err: a part failed
 			next.release()
 			break
 		}
 		if err := r.next(next); err != nil {
-			_ = g.Wait() // the body is the cause, whatever else failed
+			_ = g.Wait() // the error of the body counts, whatever else failed
 			return nil, 0, err
 		}
 	}
 	return names, r.got, g.Wait()
 }
 
-// sendAhead runs send beside the reading of the next part if there is memory for
-// that one now, which it returns; else nil.
+// sendAhead runs send in the background if there is memory for the next part now, and
+// returns that memory. Otherwise it returns nil, and the caller runs send.
 func (r *partReader) sendAhead(g *errgroup.Group, send func() error) *grant {
 	if r.last || r.n == r.buffers.maxParts {
 		return nil
 	}
-	next := r.buffers.memory.tryAcquire(r.ask())
+	next := r.buffers.memory.tryAcquire(r.nextRequest())
 	if next != nil && !g.TryGo(send) {
 		next.release()
 		return nil

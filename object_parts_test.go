@@ -58,7 +58,7 @@ func TestTooLargeForTheMemory(t *testing.T) {
 	} {
 		b := newPartBuffers(c.memory, 8*mib, 10_000)
 		body := brokenReader{} // reading it is another error
-		_, err := b.put(body, c.total, putOptions{}, nil, nil)
+		_, _, err := b.readFirst(body, c.total, putOptions{})
 		if want := map[bool]error{true: errBodyFailed, false: ErrTooLarge}[c.ok]; !errors.Is(err, want) {
 			t.Errorf("%d bytes with %d of memory: %v, want %v", c.total, c.memory, err, want)
 		}
@@ -188,15 +188,14 @@ func sendCounted(t *testing.T, b *partBuffers, uploads int) (most int64) {
 	for i := range uploads {
 		g.Go(func() {
 			body := readerFunc(func(p []byte) (int, error) { note(); return len(p), nil })
-			_, err := b.put(io.LimitReader(body, 20*chunkSize), 20*chunkSize, putOptions{client: fmt.Sprint(i % 3)}, nil,
-				func(r *partReader) (objectInfo, error) {
-					_, _, err := b.sendParts(t.Context(), r, 3, func(context.Context, int, *part) (string, error) {
-						note()
-						runtime.Gosched()
-						return "", nil
-					})
-					return objectInfo{}, err
+			r, _, err := b.readFirst(io.LimitReader(body, 20*chunkSize), 20*chunkSize, putOptions{client: fmt.Sprint(i % 3)})
+			if err == nil {
+				_, _, err = b.sendParts(t.Context(), r, 3, func(context.Context, int, *part) (string, error) {
+					note()
+					runtime.Gosched()
+					return "", nil
 				})
+			}
 			if err != nil {
 				t.Error(err)
 			}
@@ -232,7 +231,7 @@ func TestPartTakesItsMemoryFirst(t *testing.T) {
 	} {
 		b := newPartBuffers(8*part, part, 10_000)
 		var held int64 = -1
-		_, err := b.put(readerFunc(func([]byte) (int, error) { held = b.memory.inUse(); return 0, errBodyCut }), c.total, putOptions{}, nil, nil)
+		_, _, err := b.readFirst(readerFunc(func([]byte) (int, error) { held = b.memory.inUse(); return 0, errBodyCut }), c.total, putOptions{})
 		if !errors.Is(err, errBodyCut) || held != c.want {
 			t.Errorf("for a body of %d bytes, %d are taken, not %d: %v", c.total, held, c.want, err)
 		}
@@ -245,25 +244,26 @@ func TestUploadsWaitForMemory(t *testing.T) {
 	b.memory.wait = 20 * time.Millisecond
 	all := mustTake(t, b.memory, "other", 8*chunkSize)
 	unread := readerFunc(func([]byte) (int, error) { t.Error("the body is read"); return 0, io.EOF })
-	if _, err := b.put(unread, 3000, putOptions{}, nil, nil); !errors.Is(err, ErrBusy) {
+	if _, _, err := b.readFirst(unread, 3000, putOptions{}); !errors.Is(err, ErrBusy) {
 		t.Errorf("without memory: %v", err)
 	}
 	all.release()
 	// In the middle: the part that was read is sent, and the upload fails then.
 	sent := 0
-	_, err := b.put(bytes.NewBuffer(make([]byte, 4*chunkSize)), 4*chunkSize, putOptions{}, nil, func(r *partReader) (objectInfo, error) {
-		all = mustTake(t, b.memory, "other", 7*chunkSize)
-		_, _, err := b.sendParts(t.Context(), r, 3, func(context.Context, int, *part) (string, error) {
-			sent++
-			go func() { mustTake(t, b.memory, "other", chunkSize) }() // as soon as this part is sent
-			for queued := 0; queued == 0; runtime.Gosched() {
-				b.memory.mu.Lock()
-				queued = len(b.memory.queue)
-				b.memory.mu.Unlock()
-			}
-			return "", nil
-		})
-		return objectInfo{}, err
+	r, _, err := b.readFirst(bytes.NewBuffer(make([]byte, 4*chunkSize)), 4*chunkSize, putOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all = mustTake(t, b.memory, "other", 7*chunkSize)
+	_, _, err = b.sendParts(t.Context(), r, 3, func(context.Context, int, *part) (string, error) {
+		sent++
+		go func() { mustTake(t, b.memory, "other", chunkSize) }() // as soon as this part is sent
+		for queued := 0; queued == 0; runtime.Gosched() {
+			b.memory.mu.Lock()
+			queued = len(b.memory.queue)
+			b.memory.mu.Unlock()
+		}
+		return "", nil
 	})
 	if !errors.Is(err, ErrBusy) || sent != 1 {
 		t.Errorf("%d parts were sent, and then: %v", sent, err)
@@ -328,33 +328,34 @@ type partsBucket struct {
 func (b partsBucket) uploadMemory() *budget { return b.buffers.memory }
 
 func (b partsBucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
-	store := func(body io.Reader, size int64) (objectInfo, error) {
-		return b.memBucket.put(ctx, key, body, size, opts)
+	r, whole, err := b.buffers.readFirst(body, size, opts)
+	if err != nil {
+		return objectInfo{}, err
 	}
-	return b.buffers.put(body, size, opts,
-		func(body io.ReadSeeker, size int64) (objectInfo, error) { return store(body, size) },
-		func(r *partReader) (objectInfo, error) {
-			var mu sync.Mutex
-			parts := map[int][]byte{}
-			_, size, err := b.buffers.sendParts(ctx, r, 4, func(_ context.Context, n int, p *part) (string, error) {
-				data, err := io.ReadAll(p)
-				mu.Lock()
-				parts[n] = data
-				mu.Unlock()
-				if b.onPart != nil {
-					b.onPart(n)
-				}
-				return "", err
-			})
-			if err != nil {
-				return objectInfo{}, err
-			}
-			var whole []byte
-			for n := range len(parts) {
-				whole = append(whole, parts[n+1]...)
-			}
-			return store(bytes.NewReader(whole), size)
-		})
+	if whole != nil {
+		defer r.release()
+		return b.memBucket.put(ctx, key, whole, r.got, opts)
+	}
+	var mu sync.Mutex
+	parts := map[int][]byte{}
+	_, size, err = b.buffers.sendParts(ctx, r, 4, func(_ context.Context, n int, p *part) (string, error) {
+		data, err := io.ReadAll(p)
+		mu.Lock()
+		parts[n] = data
+		mu.Unlock()
+		if b.onPart != nil {
+			b.onPart(n)
+		}
+		return "", err
+	})
+	if err != nil {
+		return objectInfo{}, err
+	}
+	var all []byte
+	for n := range len(parts) {
+		all = append(all, parts[n+1]...)
+	}
+	return b.memBucket.put(ctx, key, bytes.NewReader(all), size, opts)
 }
 
 // startParts is a service over a store whose uploads share the memory of 8 parts of

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,20 +28,20 @@ const (
 	s3Tries    = 4 // attempts of one request
 	s3MaxDelay = 2 * time.Second
 	abortTime  = 30 * time.Second
-	s3MarkName = "mark" // in the metadata of an object
-	// s3NeedsRead is what GET and HEAD of an object need. Without the right to list, S3
-	// answers them with 403 where there is no such object.
-	s3NeedsRead = "s3:GetObject, or s3:ListBucket if there is no such object"
+	s3MarkName = "mark" // the upload id in the metadata of an object
+	// s3NeedsRead is what GET and HEAD of an object need. Without the permission to
+	// list, S3 answers them with 403 if the object does not exist.
+	s3NeedsRead = "s3:GetObject, or s3:ListBucket if the object does not exist"
 )
 
-// s3Bucket is a bucket of AWS or of a store that speaks as it does.
+// s3Bucket is a bucket of AWS S3, or of a store with the same API.
 type s3Bucket struct {
 	client   *s3.Client
 	signer   *s3.PresignClient
 	name     string
 	conf     s3Config
 	buffers  *partBuffers
-	unquoted atomic.Bool // If-Match without quotes (Ceph and DigitalOcean want it so)
+	unquoted atomic.Bool // send If-Match without quotes, as Ceph and DigitalOcean require
 	log      *slog.Logger
 }
 
@@ -49,8 +50,8 @@ var (
 	_ adapter = (*s3Bucket)(nil)
 )
 
-// openS3 opens the store in a bucket. Credentials are those of the AWS chain:
-// environment, profiles, web identity, container and instance roles.
+// openS3 opens the store in a bucket. It gets credentials from the AWS chain: environment,
+// profiles, web identity, container and instance roles.
 func openS3(ctx context.Context, conf s3Config, memory byteSize, log *slog.Logger) (Backend, error) {
 	b, err := newS3Bucket(ctx, conf, memory, log)
 	if err != nil {
@@ -69,10 +70,10 @@ func newS3Bucket(ctx context.Context, conf s3Config, memory byteSize, log *slog.
 	cfg, err := config.LoadDefaultConfig(ctx,
 		config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(tuneTransport)),
 		config.WithLogger(logging.LoggerFunc(func(_ logging.Classification, format string, args ...any) {
-			log.Warn("the AWS SDK says", "message", fmt.Sprintf(format, args...))
+			log.Warn("message from the AWS SDK", "message", fmt.Sprintf(format, args...))
 		})),
-		// The checksums that newer SDKs add are not known to every store. The
-		// bytes are still covered, by the hash in the signature.
+		// Not every store knows the checksums that newer SDKs add. The hash in the
+		// signature still covers the bytes.
 		config.WithRequestChecksumCalculation(aws.RequestChecksumCalculationWhenRequired),
 		config.WithResponseChecksumValidation(aws.ResponseChecksumValidationWhenRequired),
 		config.WithRetryer(func() aws.Retryer {
@@ -82,16 +83,14 @@ func newS3Bucket(ctx context.Context, conf s3Config, memory byteSize, log *slog.
 		}),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("the AWS configuration cannot be read: %w", err)
+		return nil, fmt.Errorf("cannot read the AWS configuration: %w", err)
 	}
-	if conf.Region != "" {
-		cfg.Region = conf.Region
-	}
-	if cfg.Region == "" && conf.Endpoint != "" {
-		cfg.Region = "us-east-1"
+	cfg.Region = cmp.Or(conf.Region, cfg.Region)
+	if conf.Endpoint != "" {
+		cfg.Region = cmp.Or(cfg.Region, "us-east-1")
 	}
 	if cfg.Region == "" {
-		return nil, errors.New("PAGEWRIGHT_S3_REGION: must be set, or AWS_REGION")
+		return nil, errors.New("PAGEWRIGHT_S3_REGION or AWS_REGION must be set")
 	}
 	client := s3.NewFromConfig(cfg, func(o *s3.Options) {
 		o.UsePathStyle = conf.PathStyle
@@ -107,12 +106,18 @@ func newS3Bucket(ctx context.Context, conf s3Config, memory byteSize, log *slog.
 
 func (b *s3Bucket) uploadMemory() *budget { return b.buffers.memory }
 
-// put implements bucket. A body that ends within one part, and one that can be
-// sought, is one request; every other is a multipart upload.
+// put implements bucket. It sends a body that ends within its first part, or is in memory,
+// in a single request, and every other body in a multipart upload.
 func (b *s3Bucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
-	return b.buffers.put(body, size, opts,
-		func(body io.ReadSeeker, size int64) (objectInfo, error) { return b.putOne(ctx, key, body, size, opts) },
-		func(r *partReader) (objectInfo, error) { return b.putParts(ctx, key, r, opts) })
+	parts, whole, err := b.buffers.readFirst(body, size, opts)
+	if err != nil {
+		return objectInfo{}, err
+	}
+	if whole != nil {
+		defer parts.release()
+		return b.putOne(ctx, key, whole, parts.got, opts)
+	}
+	return b.putParts(ctx, key, parts, opts)
 }
 
 func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, size int64, opts putOptions) (objectInfo, error) {
@@ -127,14 +132,14 @@ func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, s
 	return objectInfo{key: key, size: size, etag: quoted(aws.ToString(out.ETag)), uploadID: opts.uploadID}, nil
 }
 
-// putParts stores by a multipart upload, of which nothing is seen before its
-// completion, the request that bears the condition.
+// putParts stores a body by a multipart upload. The object appears when the upload is
+// completed, by the request that carries the condition.
 func (b *s3Bucket) putParts(ctx context.Context, key string, r *partReader, opts putOptions) (objectInfo, error) {
 	created, err := b.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
 		Bucket: &b.name, Key: &key, ContentType: &opts.contentType, Metadata: markOf(opts),
 	})
 	if err != nil {
-		b.buffers.release(r.part)
+		r.release()
 		return objectInfo{}, s3PutError(err)
 	}
 	info, err := b.sendAndComplete(ctx, key, created.UploadId, r, opts)
@@ -173,21 +178,21 @@ func (b *s3Bucket) sendAndComplete(ctx context.Context, key string, id *string, 
 	return objectInfo{key: key, size: total, etag: quoted(aws.ToString(out.ETag)), uploadID: opts.uploadID}, nil
 }
 
-// abort frees what was sent of an upload. A service that is killed cannot: the
-// bucket's lifecycle rule for incomplete uploads does it then.
+// abort removes the parts of an upload. If the service is killed before, the bucket's
+// lifecycle rule for incomplete uploads removes them.
 func (b *s3Bucket) abort(ctx context.Context, key string, id *string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTime)
 	defer cancel()
 	_, err := b.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &b.name, Key: &key, UploadId: id})
-	if err != nil && !errors.Is(s3Error(err), errConflict) { // errConflict: it is gone already
-		b.log.Warn("an upload could not be aborted: its parts stay until the bucket's lifecycle rule removes them",
+	if err != nil && !errors.Is(s3Error(err), errConflict) { // errConflict: the upload has ended
+		b.log.Warn("cannot abort an upload: its parts stay until the bucket's lifecycle rule removes them",
 			"key", key, "upload", aws.ToString(id), "error", needs("s3:AbortMultipartUpload", s3Error(err)))
 	}
 }
 
 // get implements bucket.
 func (b *s3Bucket) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
-	if length == 0 { // no Range says that
+	if length == 0 {
 		return getNothing(ctx, b, key, etag)
 	}
 	return getResuming(ctx, b.getOnce, key, etag, offset, length)
@@ -256,8 +261,8 @@ func (b *s3Bucket) list(ctx context.Context, prefix string, page func([]objectIn
 	return nil
 }
 
-// presign implements bucket. A URL signed with temporary credentials ends with
-// them, however long ttl is.
+// presign implements bucket. A URL that is signed with temporary credentials expires with
+// them, even if ttl is longer.
 func (b *s3Bucket) presign(ctx context.Context, key string, ttl time.Duration, filename string) (string, error) {
 	out, err := b.signer.PresignGetObject(ctx, &s3.GetObjectInput{
 		Bucket: &b.name, Key: &key,
@@ -296,11 +301,12 @@ func markOf(opts putOptions) map[string]string {
 	return map[string]string{s3MarkName: opts.uploadID}
 }
 
-// quoted is an ETag with its quotes, which some stores leave out.
+// quoted returns an ETag with its quotes, which some stores leave out.
 func quoted(etag string) string { return `"` + strings.Trim(etag, `"`) + `"` }
 
-// s3PutError is s3Error of a put: what is not there is what If-Match named, but
-// for the upload itself, which a completion whose reply was lost has ended.
+// s3PutError translates the error of a put. NoSuchKey means that the object that If-Match
+// names does not exist. NoSuchUpload is another error, errConflict: a completion whose reply
+// was lost may have ended the upload.
 func s3PutError(err error) error {
 	err = needs("s3:PutObject", s3Error(err))
 	if errors.Is(err, ErrNotFound) {
@@ -310,7 +316,7 @@ func s3PutError(err error) error {
 }
 
 // s3Error translates an error of the SDK.
-func s3Error(err error) error { return ofKind(s3Kind, err) }
+func s3Error(err error) error { return wrapKind(s3Kind, err) }
 
 func s3Kind(err error) error {
 	var api smithy.APIError
@@ -340,7 +346,7 @@ func s3Kind(err error) error {
 		if errors.As(err, &signing) {
 			return nil
 		}
-		return ErrUnavailable // no answer came
+		return ErrUnavailable // there was no response
 	}
 	return kindOfStatus(resp.HTTPStatusCode())
 }
