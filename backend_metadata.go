@@ -5,18 +5,17 @@ import (
 	"strconv"
 )
 
-// Metadata is stored as the client sent it. Two things that the grammar of JSON
-// allows make strict decoders refuse the whole document (RFC 8259, sections 6 and 8.2;
-// RFC 7493, sections 2.1 and 2.2): half of a surrogate pair in a string, and a number
-// that is too large for binary64. New entries with them are refused, and older ones are
-// listed without them.
+// Metadata is stored as the client sent it. The grammar of JSON allows two things that make
+// a strict decoder refuse the whole document (RFC 8259, sections 6 and 8.2; RFC 7493,
+// sections 2.1 and 2.2): a lone surrogate in a string, and a number that is too large for
+// binary64. New entries that have them are refused; lists replace them in older entries.
 
-// listable returns valid JSON with U+FFFD in place of each lone surrogate, and with
-// each number outside binary64 as a string of its digits. It returns raw itself if
-// nothing is to be replaced, and never changes it. The result needs no replacement.
+// listable replaces in valid JSON each lone surrogate by U+FFFD, and each number outside
+// binary64 by a string of its digits. It returns raw itself if there is nothing to replace,
+// and never changes raw. The result needs no further replacement.
 func listable(raw []byte) []byte {
 	var out []byte
-	done := 0 // bytes of raw that are in out
+	done := 0 // bytes of raw that were copied to out or replaced
 	replace := func(from, to int, with ...string) {
 		out = append(out, raw[done:from]...)
 		for _, s := range with {
@@ -51,11 +50,11 @@ func listable(raw []byte) []byte {
 	return append(out, raw[done:]...)
 }
 
-// isNumber has the bytes that a number of JSON may have behind its first.
+// isNumber has the bytes that a JSON number may have after its first one.
 var isNumber = [256]bool{'0': true, '1': true, '2': true, '3': true, '4': true, '5': true, '6': true, '7': true,
 	'8': true, '9': true, '+': true, '-': true, '.': true, 'e': true, 'E': true}
 
-// endOfString returns where the string ends whose first quote is raw[i].
+// endOfString returns the end of the string that begins with the quote at raw[i].
 func endOfString(raw []byte, i int) int {
 	for i++; i < len(raw); i++ {
 		switch raw[i] {
@@ -70,8 +69,8 @@ func endOfString(raw []byte, i int) int {
 
 const lenEscape = len(`\uXXXX`)
 
-// loneSurrogate returns where the first lone surrogate from raw[at] on is escaped in a
-// valid JSON string, or -1. at must not be within an escape.
+// loneSurrogate returns the index of the first escaped lone surrogate at or after raw[at] in
+// a valid JSON string, or -1. at must not be inside an escape.
 func loneSurrogate(raw []byte, at int) int {
 	for i := at; ; {
 		next := bytes.IndexByte(raw[i:], '\\')
@@ -80,7 +79,7 @@ func loneSurrogate(raw []byte, at int) int {
 		}
 		i += next
 		switch first := surrogate(raw[i:]); {
-		case first == 0: // another escape: its second byte may be a backslash
+		case first == 0: // another escape, whose second byte may be a backslash
 			i += len(`\x`)
 		case first < 'C' && surrogate(raw[i+lenEscape:]) >= 'C':
 			i += 2 * lenEscape
@@ -90,8 +89,8 @@ func loneSurrogate(raw []byte, at int) int {
 	}
 }
 
-// surrogate returns 0 if raw does not begin with the escape of a surrogate, and else
-// its third digit in upper case: 8 to B is the first half of a pair, C to F the second.
+// surrogate returns 0 unless raw begins with the escape of a surrogate. Otherwise it returns
+// the second hex digit in upper case: 8 to B is the first half of a pair, C to F the second.
 func surrogate(raw []byte) byte {
 	if len(raw) < lenEscape || raw[0] != '\\' || raw[1] != 'u' || raw[2]|0x20 != 'd' {
 		return 0
@@ -105,10 +104,10 @@ func surrogate(raw []byte) byte {
 	return 0
 }
 
-// outsideBinary64 reports whether a JSON number is too large for binary64. One that is
-// too small is not: it is read as 0, as others are rounded.
+// outsideBinary64 reports whether a JSON number is too large for binary64. A number that is
+// too small is not outside: decoders round it to 0.
 func outsideBinary64(number []byte) bool {
-	const digits = 309 // of the largest: 1.8e308
+	const digits = 309 // of the largest number, 1.8e308
 	if len(number) < digits && bytes.IndexByte(number, 'e') < 0 && bytes.IndexByte(number, 'E') < 0 {
 		return false
 	}

@@ -11,21 +11,20 @@ import (
 )
 
 const (
-	// resumeTries is how often a body is asked for again without resumeStep bytes
-	// of progress in between. Each try is a request that the SDK itself repeats.
+	// resumeTries bounds the attempts to resume a body without resumeStep bytes of
+	// progress in between. In each attempt the SDK may retry the request.
 	resumeTries = 4
 	resumeStep  = 256 << 10
-	resumeDelay = 100 * time.Millisecond // before the first try; doubled each time
+	resumeDelay = 100 * time.Millisecond // before the first attempt; doubled each time
 )
 
 // getFunc is the get of a bucket.
 type getFunc func(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error)
 
-// getResuming is get, and a body that breaks off is continued by a request for
-// the rest of the same object, on the condition of its ETag: never with the bytes
-// of another one. For SDKs that do not do this themselves. azblob has a
-// RetryReader, which does not wait between its tries, and which one byte of each
-// answer keeps going without end.
+// getResuming calls get and returns a body that resumes when the store breaks it off: it
+// requests the rest with If-Match, so that the bytes are never those of another object.
+// It is for SDKs that do not resume. azblob does have a RetryReader, but that does not
+// wait between its attempts, and never gives up if each response yields one byte.
 func getResuming(ctx context.Context, get getFunc, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	body, info, err := get(ctx, key, etag, offset, length)
@@ -39,8 +38,8 @@ func getResuming(ctx context.Context, get getFunc, key, etag string, offset, len
 	}, info, nil
 }
 
-// partLength is how many bytes there are from offset of an object of size bytes, and
-// at most length if that is not negative.
+// partLength returns the number of bytes from offset to the end of an object of size
+// bytes, at most length unless length is negative.
 func partLength(size, offset, length int64) int64 {
 	left := max(0, size-offset)
 	if length < 0 {
@@ -49,8 +48,8 @@ func partLength(size, offset, length int64) int64 {
 	return min(left, length)
 }
 
-// resumingBody is the body that getResuming returns. Close may be called during
-// a Read, and ends it.
+// resumingBody is the body that getResuming returns. Close may be called during a Read,
+// which then fails.
 type resumingBody struct {
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -58,11 +57,11 @@ type resumingBody struct {
 	info   objectInfo
 	offset int64 // of the next byte
 	left   int64
-	tries  int   // in which less than resumeStep bytes came together
-	moved  int64 // bytes since tries was 0
-	broken error // why body yields no more, nil: it does
+	tries  int   // attempts since the last resumeStep bytes of progress
+	moved  int64 // bytes read since tries was 0
+	broken error // why body ended early; nil while it can be read
 
-	mu     sync.Mutex // of what follows
+	mu     sync.Mutex // guards the fields below
 	body   io.ReadCloser
 	closed bool
 }
@@ -80,7 +79,7 @@ func (r *resumingBody) Read(p []byte) (int, error) {
 			r.moved, r.tries = 0, 0
 		}
 		if err == io.EOF {
-			err = io.ErrUnexpectedEOF // unless nothing is left
+			err = io.ErrUnexpectedEOF // ignored if nothing is left
 		}
 		r.broken = err
 		if n > 0 || err == nil {
@@ -93,10 +92,10 @@ func (r *resumingBody) Read(p []byte) (int, error) {
 // resume opens the rest of the object.
 func (r *resumingBody) resume() error {
 	if r.tries == resumeTries {
-		return fmt.Errorf("the store broke off %d answers in a row: %w", r.tries+1, r.broken)
+		return fmt.Errorf("the store broke off %d responses in a row: %w", r.tries+1, r.broken)
 	}
-	if strings.Trim(r.info.etag, `"`) == "" { // nothing would tell another object from this one
-		return fmt.Errorf("the store broke off an object without an ETag: %w", r.broken)
+	if strings.Trim(r.info.etag, `"`) == "" { // a replaced object could not be detected
+		return fmt.Errorf("the store broke off an object that has no ETag: %w", r.broken)
 	}
 	wait := resumeDelay << r.tries
 	r.tries++
@@ -107,11 +106,11 @@ func (r *resumingBody) resume() error {
 	}
 	body, info, err := r.get(r.ctx, r.info.key, r.info.etag, r.offset, r.left)
 	if err != nil {
-		return fmt.Errorf("the rest cannot be read after %v: %w", r.broken, err)
+		return fmt.Errorf("cannot resume after %v: %w", r.broken, err)
 	}
-	if info.etag != r.info.etag { // the store ignored the condition
+	if info.etag != r.info.etag { // the store ignored If-Match
 		body.Close()
-		return fmt.Errorf("%w: the object changed after %v", ErrPrecondition, r.broken)
+		return fmt.Errorf("%w: the object was replaced while it was read, after %v", ErrPrecondition, r.broken)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
