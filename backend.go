@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"io"
 	"os"
 	"time"
@@ -204,39 +203,6 @@ type Space struct {
 	FreeBytes, TotalBytes   uint64 // what the service may write, and the size of the store
 	FreeInodes, TotalInodes uint64
 }
-
-// The errors of a Backend. Each has one status (statusOf).
-var (
-	ErrNotFound     = errors.New("not found")
-	ErrPrecondition = errors.New("precondition failed")
-	ErrNoSpace      = errors.New("no space left in the store")
-	ErrReadOnly     = errors.New("the store is read-only")
-	ErrTooLarge     = errors.New("the artifact is too large for the store")
-	ErrLogFull      = errors.New("the log is full")
-	ErrKeyReused    = errors.New("the Idempotency-Key was used for another entry")
-	ErrDamaged      = errors.New("the log is damaged")
-	ErrUnavailable  = errors.New("the store cannot be reached")
-	ErrBusy         = errors.New("too many requests at once")
-	ErrDenied       = errors.New("the store denied access")
-	ErrUnsupported  = errors.New("not supported by this store")
-	ErrBadCursor    = errors.New("bad cursor")
-	ErrOccupied     = errors.New("something else is in its place in the store") // a directory in place of a file, or the reverse
-	errRange        = errors.New("the range is not satisfiable")
-)
-
-// tooLargeError is an ErrTooLarge whose text names the limit. Clients see it.
-type tooLargeError struct{ text string }
-
-func (e *tooLargeError) Error() string { return e.text }
-func (e *tooLargeError) Unwrap() error { return ErrTooLarge }
-
-// ErrLocked is an ErrUnavailable: the lock of a build was not free in time.
-var ErrLocked error = lockedError{}
-
-type lockedError struct{}
-
-func (lockedError) Error() string { return "the build is locked by another process" }
-func (lockedError) Unwrap() error { return ErrUnavailable }
 
 const (
 	// maxLogSize is the size in bytes from which on a log takes no more entries.

@@ -1,74 +1,98 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/valyala/fasthttp"
 )
 
+// download is a GET or HEAD of a build.
+type download struct {
+	conn            *conn
+	head            bool
+	siteID, buildID string
+	cond            Precondition
+	modifiedSince   time.Time // If-Modified-Since; zero: none
+	rangeValue      string    // Range
+	ifRange         string
+	ifRangeDate     time.Time // ifRange, if it is a date
+	redirect        bool      // the client takes a redirect
+
+	held *grant // for the bytes that pass through the service; nil: not acquired
+}
+
+func parseDownload(ctx *fasthttp.RequestCtx) (d download, err error) {
+	d.conn, d.head = connOf(ctx), ctx.IsHead()
+	if d.siteID, d.buildID, err = artifactIDs(ctx); err != nil {
+		return d, err
+	}
+	if d.cond, err = precondition(ctx); err != nil {
+		return d, err
+	}
+	d.modifiedSince = headerDate(ctx, fasthttp.HeaderIfModifiedSince)
+	if d.rangeValue, _ = headerValue(ctx, fasthttp.HeaderRange); d.rangeValue != "" && !d.head {
+		d.ifRange, _ = headerValue(ctx, fasthttp.HeaderIfRange)
+		d.ifRangeDate = headerDate(ctx, fasthttp.HeaderIfRange)
+	}
+	d.redirect, err = queryBool(ctx, "redirect", true)
+	return d, err
+}
+
 // getArtifact sends a build, or the part of it that is asked for.
-func (s *service) getArtifact(ctx *fasthttp.RequestCtx) {
-	siteID, buildID, ok := artifactIDs(ctx)
-	if !ok {
-		return
-	}
-	cond, ok := precondition(ctx)
-	if !ok {
-		return
-	}
-	redirect, ok := queryBool(ctx, "redirect", true)
-	if !ok || expecting(ctx) {
-		return
-	}
-	place, ok := s.toRead(ctx)
-	if !ok {
-		return
+func (a *api) getArtifact(_ *fasthttp.RequestCtx, d download) (response, error) {
+	place, err := a.acquireRead(d.conn)
+	if err != nil {
+		return response{}, err
 	}
 	defer func() { place.release() }()
-	d := download{ctx: ctx, siteID: siteID, buildID: buildID, cond: cond, s: s}
-	if redirect && s.redirect(&d) {
-		return
+	if d.redirect {
+		if r, ok := a.redirect(&d); ok {
+			return r, nil
+		}
 	}
 	defer func() { d.held.release() }()
-	if _, ranger := s.backend.(ArtifactRanger); ranger && ctx.IsGet() && !d.tryHold() {
-		// Who waits for memory makes way for those who need none.
+	ranger, isRanger := a.backend.(ArtifactRanger)
+	if isRanger && !d.head && !a.tryHold(&d) {
+		// A request that waits for memory makes way for those that need none.
 		place.release()
-		if err := d.hold(); err != nil {
-			s.fail(ctx, "read the artifact", siteID, buildID, err)
-			return
+		if err := a.hold(&d); err != nil {
+			return response{}, d.failed(err)
 		}
-		if place, ok = s.toRead(ctx); !ok {
-			return
+		if place, err = a.acquireRead(d.conn); err != nil {
+			return response{}, err
 		}
 	}
 	start := time.Now()
-	var err error
-	if b, ok := s.backend.(ArtifactRanger); ok {
-		err = d.fromRanger(b)
+	var r response
+	if isRanger {
+		r, err = a.fromRanger(&d, ranger)
 	} else {
-		err = d.fromReader(s.backend)
+		r, err = a.fromReader(&d)
 	}
-	s.metrics.call(callFetch, start, err)
+	a.metrics.call(callFetch, start, failureOfStore(err))
 	if err != nil {
-		d.describeNothing()
-		s.fail(ctx, "read the artifact", siteID, buildID, err)
+		return response{}, d.failed(err)
 	}
+	return r, nil
 }
 
-// describe is what is known of a build without reading it.
-func (s *service) describe(siteID, buildID string) (ArtifactInfo, error) {
-	if b, ok := s.backend.(ArtifactStater); ok {
+// failed returns the error of a download.
+func (d *download) failed(err error) error {
+	return &operationError{operation: "read the artifact", siteID: d.siteID, buildID: d.buildID, err: err}
+}
+
+// statArtifact describes a build without reading it.
+func statArtifact(b Backend, siteID, buildID string) (ArtifactInfo, error) {
+	if b, ok := b.(ArtifactStater); ok {
 		return b.StatArtifact(siteID, buildID)
 	}
-	r, err := s.backend.FetchArtifact(siteID, buildID)
+	r, err := b.FetchArtifact(siteID, buildID)
 	if err != nil {
 		return ArtifactInfo{}, err
 	}
@@ -79,251 +103,160 @@ func (s *service) describe(siteID, buildID string) (ArtifactInfo, error) {
 	return ArtifactInfo{}, fmt.Errorf("%w: conditions on an artifact", ErrUnsupported)
 }
 
-// download is one GET or HEAD of a build.
-type download struct {
-	ctx             *fasthttp.RequestCtx
-	siteID, buildID string
-	cond            Precondition
-	s               *service
-	held            *grant // for the bytes that pass through the service; nil: not taken
-}
-
-// downloadMemory is how many bytes a download holds that passes through the
-// service: the buffers of both connections, and that of the copy between them.
-const downloadMemory = 256 << 10
-
-func (d *download) ask() budgetRequest {
-	c := d.ctx.Conn().(*conn)
-	token := c.hold()
-	return budgetRequest{client: c.client(), n: downloadMemory, revoke: func() { c.revokeAnswer(token) }}
-}
-
-// tryHold takes the memory of the download if there is some now, hold waits for it.
-func (d *download) tryHold() bool {
-	d.held = d.s.downloads.tryAcquire(d.ask())
-	return d.held != nil
-}
-
-func (d *download) hold() (err error) {
-	d.held, err = d.s.downloads.acquire(d.ask())
-	return err
-}
-
-// send sends what r yields, n bytes if n is not negative, in the memory that is
-// held. Both are given back with the stream, which fasthttp closes.
-func (d *download) send(r io.ReadCloser, n int64) {
-	d.sendStream(&downloadStream{ReadCloser: r, name: d.buildID, conn: d.ctx.Conn().(*conn), held: d.held, left: n}, n)
-	d.held = nil
-}
-
-// sendStream sends body, n bytes if n is not negative. If it fails, the answer is cut.
-func (d *download) sendStream(body io.Reader, n int64) {
-	d.s.failLater(d.ctx.Conn().(*conn), "a download", callFetch, d.siteID, d.buildID)
-	d.ctx.SetBodyStream(body, int(n))
-}
-
-// downloadStream is the body of a download that passes through the service.
-type downloadStream struct {
-	io.ReadCloser
-	name string
-	conn *conn
-	held *grant
-	left int64 // bytes that must still come; negative: not known
-	err  error // why no more come
-}
-
-// Read yields what was announced, or fails and goes on to fail. Not every source
-// does: after an error fasthttp may read again, and would take an io.EOF for the
-// end of a chunked body.
-func (s *downloadStream) Read(p []byte) (n int, err error) {
-	if s.err != nil || s.left == 0 {
-		return 0, cmp.Or(s.err, io.EOF)
-	}
-	if s.left > 0 {
-		p = p[:min(int64(len(p)), s.left)]
-	}
-	n, err = s.ReadCloser.Read(p)
-	if err != nil && err != io.EOF && int64(n) == s.left {
-		n = 0 // the bytes may be wrong (a checksum), and with them the answer would look whole
-	}
-	if s.left > 0 {
-		s.left -= int64(n)
-		switch {
-		case s.left == 0:
-			err = nil // nothing is missing
-		case err == io.EOF:
-			err = cutError(s.name, s.left)
+// fromReader responds with what FetchArtifact opens.
+func (a *api) fromReader(d *download) (r response, err error) {
+	if st, ok := a.backend.(ArtifactStater); ok && (d.head || d.mayBeUnmodified()) {
+		if r, done, err := a.fromStat(d, st); done || err != nil {
+			return r, err
 		}
 	}
-	if err != nil && err != io.EOF {
-		_ = s.conn.sourceFailed(err)
-	}
-	s.err = err
-	return n, err
-}
-
-func (s *downloadStream) Close() error {
-	defer s.held.release()
-	return s.ReadCloser.Close()
-}
-
-// fromReader answers out of what FetchArtifact opens.
-func (d *download) fromReader(b Backend) error {
-	if st, ok := b.(ArtifactStater); ok && (d.ctx.IsHead() || d.mayBeUnmodified()) {
-		if done, err := d.fromStat(st); done || err != nil {
-			return err
-		}
-	}
-	r, err := b.FetchArtifact(d.siteID, d.buildID)
+	body, err := a.backend.FetchArtifact(d.siteID, d.buildID)
 	if err != nil {
-		return err
+		return r, err
 	}
-	sent := false // then it is fasthttp that closes r
 	defer func() {
-		if !sent {
-			r.Close()
+		if r.stream == nil { // else it is closed when it was sent
+			body.Close()
 		}
 	}()
-	a, ok := r.(ArtifactReader)
+	reader, ok := body.(ArtifactReader)
 	if !ok {
-		if err := d.hold(); err != nil {
-			return err
+		if err := a.hold(d); err != nil {
+			return r, err
 		}
-		d.describeTo(nil)
-		d.send(r, -1)
-		sent = true
-		return nil
+		r = a.describe(d, nil)
+		r.status = fasthttp.StatusOK
+		a.send(&r, d, body, -1)
+		return r, nil
 	}
-	info := a.Info()
-	part, send := d.evaluate(info, seeker(a) != nil)
-	if !send {
-		return nil
+	info := reader.Info()
+	seeker, canSeek := reader.(io.Seeker)
+	r, part, err := a.evaluate(d, info, canSeek)
+	if err != nil || r.status == fasthttp.StatusNotModified {
+		return r, err
 	}
-	if m, ok := a.(MemoryReader); ok {
-		d.ctx.Response.SetBodyRaw(m.Bytes()[part.offset : part.offset+part.length])
-		return nil
+	if m, ok := reader.(MemoryReader); ok {
+		r.body = m.Bytes()[part.offset : part.offset+part.length]
+		return r, nil
 	}
 	if part.offset > 0 {
-		if _, err := seeker(a).Seek(part.offset, io.SeekStart); err != nil {
-			return err
+		if _, err := seeker.Seek(part.offset, io.SeekStart); err != nil {
+			return r, err
 		}
 	}
-	f, ok := a.(FileReader)
+	f, isFile := reader.(FileReader)
 	switch {
-	case ok && d.ctx.IsGet() && part.length <= smallSize:
-		return d.sendRead(f.File(), part.length)
-	case ok:
-		// The bare file: fasthttp hands it to sendfile(2), and stops at the length.
-		d.sendStream(f.File(), part.length)
+	case isFile && !d.head && part.length <= smallSize:
+		r.body, err = readAhead(f.File(), part.length)
+		return r, err
+	case isFile:
+		// The bare file: fasthttp passes it to sendfile(2), and stops at the length.
+		a.sendStream(&r, d, f.File(), part.length)
 	default:
-		if err := d.hold(); err != nil {
-			return err
+		if err := a.hold(d); err != nil {
+			return r, err
 		}
-		d.send(r, part.length)
+		a.send(&r, d, body, part.length)
 	}
-	sent = true
-	return nil
+	return r, nil
 }
 
-// sendRead reads n bytes of a file before the header leaves, so that an error has a
-// status, and sends them.
-func (d *download) sendRead(f *os.File, n int64) error {
+// readAhead reads n bytes of a file before the header leaves, so that an error has a
+// status.
+func readAhead(f *os.File, n int64) ([]byte, error) {
 	data := make([]byte, n)
 	if _, err := io.ReadFull(f, data); err != nil {
-		return readError(f.Name(), err)
+		return nil, readError(f.Name(), err)
 	}
-	d.ctx.Response.SetBodyRaw(data)
-	return nil
+	return data, nil
 }
 
-// mayBeUnmodified tells that the client has a copy, and asks whether it is still good.
+// mayBeUnmodified reports whether the client has a copy, and asks if it is still good.
 func (d *download) mayBeUnmodified() bool {
-	return d.cond.IfNoneMatch != nil || len(d.ctx.Request.Header.Peek(fasthttp.HeaderIfModifiedSince)) > 0
+	return d.cond.IfNoneMatch != nil || !d.modifiedSince.IsZero()
 }
 
-// fromStat answers what can be answered without the bytes: HEAD, and 304.
-func (d *download) fromStat(b ArtifactStater) (done bool, err error) {
+// fromStat responds with what needs none of the bytes: to a HEAD, and with 304 or 412.
+func (a *api) fromStat(d *download, b ArtifactStater) (r response, done bool, err error) {
 	info, err := b.StatArtifact(d.siteID, d.buildID)
 	if err != nil {
-		return false, err
+		return r, false, err
 	}
-	modifiedSince := headerDate(d.ctx, fasthttp.HeaderIfModifiedSince)
-	if !d.ctx.IsHead() && evaluateRead(d.cond, modifiedSince, info) == proceed {
-		return false, nil
+	if !d.head && evaluateRead(d.cond, d.modifiedSince, info) == proceed {
+		return r, false, nil
 	}
-	if part, send := d.evaluate(info, true); send {
-		d.announce(part)
-	}
-	return true, nil
+	r, part, err := a.evaluate(d, info, true)
+	r.announce(part)
+	return r, true, err
 }
 
-// announce is the answer to a HEAD: how long the body would be.
-func (d *download) announce(part byteRange) {
-	d.ctx.Response.SkipBody = true
-	d.ctx.Response.Header.SetContentLength(int(part.length))
+// announce makes r, if it is to have a body, the response to a HEAD: it says how long the
+// body would be.
+func (r *response) announce(part byteRange) {
+	if r.status != fasthttp.StatusNotModified {
+		r.sizeOnly, r.size = true, part.length
+	}
 }
 
-// fromRanger answers from a store in which looking is cheap, and opens no more
+// fromRanger responds from a store in which looking is cheap, and opens no more
 // than what is sent.
-func (d *download) fromRanger(b ArtifactRanger) error {
-	if done, err := d.fromRangerAtOnce(b); done || err != nil {
-		return err
+func (a *api) fromRanger(d *download, b ArtifactRanger) (response, error) {
+	if r, done, err := a.fromRangerAtOnce(d, b); done || err != nil {
+		return r, err
 	}
 	const tries = 3 // a build that is replaced between the look and the read
 	for try := 1; ; try++ {
 		info, err := b.StatArtifact(d.siteID, d.buildID)
 		if err != nil {
-			return err
+			return response{}, err
 		}
-		part, send := d.evaluate(info, true)
-		if !send {
-			return nil
+		r, part, err := a.evaluate(d, info, true)
+		if err != nil || r.status == fasthttp.StatusNotModified {
+			return r, err
 		}
-		if d.ctx.IsHead() {
-			d.announce(part)
-			return nil
+		if d.head {
+			r.announce(part)
+			return r, nil
 		}
-		r, err := b.FetchArtifactRange(d.siteID, d.buildID, info.ETag, part.offset, part.length)
+		body, err := b.FetchArtifactRange(d.siteID, d.buildID, info.ETag, part.offset, part.length)
 		if err == nil {
-			d.send(r, part.length)
-			return nil
+			a.send(&r, d, body, part.length)
+			return r, nil
 		}
 		if !errors.Is(err, ErrPrecondition) && !errors.Is(err, errRange) {
-			return err
+			return r, err
 		}
-		d.describeNothing() // of the build that is gone
 		if try == tries {
-			return fmt.Errorf("%w: the build is replaced all the time", ErrUnavailable)
+			return r, fmt.Errorf("%w: the build is replaced all the time", ErrUnavailable)
 		}
 	}
 }
 
-// fromRangerAtOnce answers a GET without a look at the build before: one call of
-// the store, not two. It leaves alone what may be answered without the bytes, and
-// a range that only the size of the build can tell.
-func (d *download) fromRangerAtOnce(b ArtifactRanger) (done bool, err error) {
-	value, _ := headerValue(d.ctx, fasthttp.HeaderRange)
-	ahead, ok := rangeAhead(value)
-	h := &d.ctx.Request.Header
-	if !ok || !d.ctx.IsGet() || !d.cond.IsZero() || len(h.Peek(fasthttp.HeaderIfModifiedSince)) > 0 || len(h.Peek(fasthttp.HeaderIfRange)) > 0 {
-		return false, nil
+// fromRangerAtOnce responds to a GET without a look at the build before: one call of
+// the store, not two. It leaves alone what may need none of the bytes, and
+// a range that only the size of the build decides.
+func (a *api) fromRangerAtOnce(d *download, b ArtifactRanger) (r response, done bool, err error) {
+	ahead, ok := rangeAhead(d.rangeValue)
+	if !ok || d.head || !d.cond.IsZero() || !d.modifiedSince.IsZero() || d.ifRange != "" {
+		return r, false, nil
 	}
-	r, err := b.FetchArtifactRange(d.siteID, d.buildID, "", ahead.offset, ahead.length)
+	body, err := b.FetchArtifactRange(d.siteID, d.buildID, "", ahead.offset, ahead.length)
 	if errors.Is(err, errRange) {
-		return false, nil // the answer tells the size
+		return r, false, nil // the response says the size
 	}
 	if err != nil {
-		return false, err
+		return r, false, err
 	}
-	if part, send := d.evaluate(r.Info(), true); send {
-		d.send(r, part.length)
-	} else {
-		r.Close() // it is answered, whatever Close says
+	r, part, err := a.evaluate(d, body.Info(), true)
+	if err != nil {
+		body.Close() // whatever it returns
+		return r, true, err
 	}
-	return true, nil
+	a.send(&r, d, body, part.length)
+	return r, true, nil
 }
 
-// rangeAhead is the range to ask a store for before the size of the build is known,
+// rangeAhead returns the range to ask a store for before the size of the build is known,
 // with a negative length for all to the end. ok is false where the size decides.
 func rangeAhead(value string) (r byteRange, ok bool) {
 	if value == "" {
@@ -340,85 +273,55 @@ func rangeAhead(value string) (r byteRange, ok bool) {
 	return r, true
 }
 
-// evaluate judges the conditions and the range, and writes all of the answer
-// but the body. It tells which part of the artifact is to be sent, if any.
-func (d *download) evaluate(info ArtifactInfo, ranges bool) (part byteRange, send bool) {
-	ctx := d.ctx
-	switch evaluateRead(d.cond, headerDate(ctx, fasthttp.HeaderIfModifiedSince), info) {
+// evaluate judges the conditions and the range. It returns the response without its
+// body, and which part of the artifact the body is.
+func (a *api) evaluate(d *download, info ArtifactInfo, ranges bool) (r response, part byteRange, err error) {
+	switch evaluateRead(d.cond, d.modifiedSince, info) {
 	case failed:
-		refuse(ctx, fasthttp.StatusPreconditionFailed, "cannot read the artifact: %v", ErrPrecondition)
-		return part, false
+		return r, part, newHTTPError(fasthttp.StatusPreconditionFailed, "cannot read the artifact: %v", ErrPrecondition)
 	case notModified:
-		d.describeTo(&info)
-		ctx.SetStatusCode(fasthttp.StatusNotModified)
-		return part, false
+		r = a.describe(d, &info)
+		r.status = fasthttp.StatusNotModified
+		return r, part, nil
 	}
+	r = a.describe(d, &info)
+	r.status, r.acceptRanges = fasthttp.StatusOK, ranges
 	part = byteRange{0, info.Size}
-	status := fasthttp.StatusOK
-	if value, _ := headerValue(ctx, fasthttp.HeaderRange); ranges && value != "" && ctx.IsGet() && d.rangeApplies(info) {
-		r, ok, err := parseRange(value, info.Size)
+	if ranges && d.rangeValue != "" && !d.head && (d.ifRange == "" || rangeStillValid(d.ifRange, d.ifRangeDate, info, time.Now())) {
+		asked, ok, err := parseRange(d.rangeValue, info.Size)
 		if err != nil {
-			ctx.Response.Header.Set(fasthttp.HeaderContentRange, "bytes */"+strconv.FormatInt(info.Size, 10))
-			refuse(ctx, fasthttp.StatusRequestedRangeNotSatisfiable, "%v: the artifact has %d bytes", err, info.Size)
-			return part, false
+			refusal := newHTTPError(fasthttp.StatusRequestedRangeNotSatisfiable, "%v: the artifact has %d bytes", err, info.Size)
+			refusal.header, refusal.value = fasthttp.HeaderContentRange, fmt.Sprintf("bytes */%d", info.Size)
+			return r, part, refusal
 		}
 		if ok {
-			part, status = r, fasthttp.StatusPartialContent
-			ctx.Response.Header.SetContentRange(int(r.offset), int(r.offset+r.length-1), int(info.Size))
+			part = asked
+			r.status, r.part, r.whole = fasthttp.StatusPartialContent, part, info.Size
 		}
 	}
-	d.describeTo(&info)
-	if ranges {
-		ctx.Response.Header.Set(fasthttp.HeaderAcceptRanges, "bytes")
-	}
-	ctx.SetStatusCode(status)
-	return part, true
+	return r, part, nil
 }
 
-// rangeApplies judges If-Range.
-func (d *download) rangeApplies(info ArtifactInfo) bool {
-	value, _ := headerValue(d.ctx, fasthttp.HeaderIfRange)
-	return value == "" || rangeStillValid(value, headerDate(d.ctx, fasthttp.HeaderIfRange), info, time.Now())
-}
-
-// describeTo writes the header fields that describe the artifact; nil: nothing
-// is known of it but its name.
+// describe returns a response with the header fields that describe the artifact; nil:
+// nothing is known of it but its name.
 //
 // Last-Modified is never later than Date (RFC 9110, section 8.8.2.1). It can be
 // earlier than the time of the artifact then, by which conditions are judged: they
 // fail on the safe side, until Date has passed that time.
-func (d *download) describeTo(info *ArtifactInfo) {
-	h := &d.ctx.Response.Header
-	h.SetContentType("application/gzip")
-	h.Set(fasthttp.HeaderContentDisposition, `attachment; filename="`+d.siteID+"-"+d.buildID+artifactSuffix+`"`)
-	h.Set(fasthttp.HeaderCacheControl, d.s.cfg.buildCaching())
-	if info == nil {
-		return
+func (a *api) describe(d *download, info *ArtifactInfo) response {
+	r := response{
+		contentType:  "application/gzip",
+		disposition:  `attachment; filename="` + d.siteID + "-" + d.buildID + artifactSuffix + `"`,
+		cacheControl: a.cfg.buildCaching(),
 	}
-	h.Set(fasthttp.HeaderETag, info.ETag)
-	modified := info.ModTime
-	if time.Since(modified) < maxDateAge {
-		if date := answerDate(); date.Before(modified) {
-			modified = date
+	if info == nil {
+		return r
+	}
+	r.etag, r.lastModified = info.ETag, info.ModTime
+	if time.Since(info.ModTime) < maxDateAge {
+		if date := responseDate(); date.Before(info.ModTime) {
+			r.lastModified = date
 		}
 	}
-	h.SetLastModified(modified)
-}
-
-// describeNothing takes back what describeTo and evaluate wrote: what follows is an
-// error, and not a part of the artifact.
-func (d *download) describeNothing() {
-	for _, name := range []string{fasthttp.HeaderETag, fasthttp.HeaderLastModified, fasthttp.HeaderAcceptRanges,
-		fasthttp.HeaderContentRange, fasthttp.HeaderContentDisposition} {
-		d.ctx.Response.Header.Del(name)
-	}
-}
-
-// maxDateAge is more than the Date of an answer can be behind the clock. fasthttp
-// renews it each second; to ask it costs as much as a header.
-const maxDateAge = time.Minute
-
-func seeker(r ArtifactReader) io.Seeker {
-	s, _ := r.(io.Seeker)
-	return s
+	return r
 }

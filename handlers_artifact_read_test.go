@@ -214,7 +214,7 @@ func TestDownloadWaitsForMemory(t *testing.T) {
 		r, err := s.try(request{"GET", path, nil, nil})
 		if err != nil {
 			t.Error(err)
-			r = &response{}
+			r = &received{}
 		}
 		waiting <- r.status
 	}()
@@ -265,7 +265,7 @@ func TestDownloadThatTheStoreCuts(t *testing.T) {
 	if err := getOnce(s, "/sites/s/artifacts/b"); err == nil {
 		t.Error("it came whole")
 	}
-	eventually(t, "it is counted", func() bool { return svc.metrics.cut.Get() == 1 })
+	eventually(t, "it is counted", func() bool { return svc.api.metrics.cut.Get() == 1 })
 	eventually(t, "the access log says why", func() bool { return strings.Contains(s.log.String(), `"cut":"the store`) })
 }
 
@@ -384,7 +384,7 @@ func TestDownloadWhoseSourceFails(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s, svc := startBackend(t, source{openTestNFS(t, t.TempDir()), c.open})
 			s.do(t, 200, request{"HEAD", path, nil, nil})
-			if n := svc.metrics.cut.Get() + svc.metrics.failures(callFetch, c.kind).Get(); n != 0 {
+			if n := svc.api.metrics.cut.Get() + svc.api.metrics.failures(callFetch, c.kind).Get(); n != 0 {
 				t.Errorf("HEAD counts %d", n)
 			}
 			wantCut(t, s, svc, path, c.kind, c.cause, cutOnce(t, s, path, nil), c.sent)
@@ -412,10 +412,10 @@ func wantCut(t *testing.T, s *testServer, svc *service, path, kind, cause string
 	if !warned {
 		t.Errorf("no warning names %q:\n%s", cause, s.log)
 	}
-	if got := svc.metrics.cut.Get(); got != 1 {
+	if got := svc.api.metrics.cut.Get(); got != 1 {
 		t.Errorf("%d cut answers are counted", got)
 	}
-	if got := svc.metrics.failures(callFetch, kind).Get(); got != 1 {
+	if got := svc.api.metrics.failures(callFetch, kind).Get(); got != 1 {
 		t.Errorf("%d errors of the kind %s are counted", got, kind)
 	}
 	nothingIsHeld(t, svc)
@@ -453,7 +453,7 @@ func TestSmallPartThatCannotBeRead(t *testing.T) {
 			t.Errorf("the error has %s: %s", name, v)
 		}
 	}
-	if n := svc.metrics.failures(callFetch, "internal").Get(); n != 1 {
+	if n := svc.api.metrics.failures(callFetch, "internal").Get(); n != 1 {
 		t.Errorf("%d errors are counted", n)
 	}
 	large := openTestNFS(t, t.TempDir())
@@ -515,7 +515,7 @@ func TestClientThatCutsADownload(t *testing.T) {
 			if strings.Contains(s.log.String(), "WARN") {
 				t.Errorf("a warning:\n%s", s.log)
 			}
-			if cut, failed := svc.metrics.cut.Get(), svc.metrics.failures(callFetch, "internal").Get(); cut != 1 || failed != 0 {
+			if cut, failed := svc.api.metrics.cut.Get(), svc.api.metrics.failures(callFetch, "internal").Get(); cut != 1 || failed != 0 {
 				t.Errorf("%d cut answers and %d errors of the store are counted", cut, failed)
 			}
 		})

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"log/slog"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -10,27 +9,27 @@ import (
 // redirectTime is how long a client has to begin the download at the store.
 const redirectTime = 5 * time.Minute
 
-// redirect sends the client of a GET to the store itself, if that is configured, the
-// store can sign URLs, and the conditions let the build be sent. It reports whether it
-// has answered. The client sends its Range to the store.
-func (s *service) redirect(d *download) bool {
-	r, ok := s.backend.(Redirector)
-	if !ok || !s.cfg.DownloadRedirect || !d.ctx.IsGet() {
-		return false
+// redirect returns a response that sends the client of a GET to the store itself, if that is
+// configured, the store can sign URLs, and the conditions let the build be sent. The client
+// sends its Range to the store.
+func (a *api) redirect(d *download) (response, bool) {
+	b, ok := a.backend.(Redirector)
+	if !ok || !a.cfg.DownloadRedirect || d.head {
+		return response{}, false
 	}
-	info, err := s.describe(d.siteID, d.buildID)
-	if err != nil || evaluateRead(d.cond, headerDate(d.ctx, fasthttp.HeaderIfModifiedSince), info) != proceed {
-		return false
+	info, err := statArtifact(a.backend, d.siteID, d.buildID)
+	if err != nil || evaluateRead(d.cond, d.modifiedSince, info) != proceed {
+		return response{}, false
 	}
-	url, err := r.ArtifactURL(d.siteID, d.buildID, redirectTime)
+	url, err := b.ArtifactURL(d.siteID, d.buildID, redirectTime)
 	if err != nil {
-		s.log.LogAttrs(d.ctx, slog.LevelWarn, "no signed URL can be made: the bytes are sent from here",
-			slog.String("site", d.siteID), slog.String("build", d.buildID), slog.String("error", err.Error()))
-		return false
+		a.log.Warn("no signed URL can be made: the service sends the bytes itself",
+			"site", d.siteID, "build", d.buildID, "error", err.Error())
+		return response{}, false
 	}
-	h := &d.ctx.Response.Header
-	h.Set(fasthttp.HeaderLocation, url)
-	noStore(d.ctx) // the URL expires, and is for this client only
-	d.ctx.SetStatusCode(fasthttp.StatusTemporaryRedirect)
-	return true
+	return response{
+		status:       fasthttp.StatusTemporaryRedirect,
+		location:     url,
+		cacheControl: noStore, // the URL expires, and is for this client only
+	}, true
 }

@@ -346,8 +346,8 @@ func (sizeless) Space() (Space, error) { return Space{}, nil }
 // TestAStoreOfUnknownSizeIsNotFull: zeros mean that the store does not know.
 func TestAStoreOfUnknownSizeIsNotFull(t *testing.T) {
 	s, svc := startBackend(t, sizeless{openTestNFS(t, t.TempDir())})
-	if svc.reserve == nil {
-		t.Fatal("no reserve is kept")
+	if svc.freeSpace == nil {
+		t.Fatal("no space is kept free")
 	}
 	for i, b := range []any{"x", unsized([]byte("x")), randomBytes(3 << 20), unsized(randomBytes(3 << 20))} {
 		s.put(t, 201, fmt.Sprint("/sites/a/artifacts/b", i), b)
@@ -358,7 +358,7 @@ func TestAStoreOfUnknownSizeIsNotFull(t *testing.T) {
 	}
 	// A client that announces a lot takes nothing from the others.
 	for range 3 {
-		c, err := svc.reserve.admit(math.MaxInt64)
+		c, err := svc.freeSpace.admit(math.MaxInt64)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -371,21 +371,21 @@ func TestAStoreOfUnknownSizeIsNotFull(t *testing.T) {
 func TestTheReserveOfHugeNumbers(t *testing.T) {
 	const large = 1 << 50
 	free := uint64(100 << 30)
-	f := func(min int64, total uint64) *reserve {
+	f := func(min int64, total uint64) *freeSpace {
 		space := &cachedProbe[Space]{}
-		r := &reserve{min: min, space: space}
+		r := &freeSpace{min: min, space: space}
 		space.probe = r.watch(func() (Space, error) { return Space{FreeBytes: free, TotalBytes: total}, nil })
 		return r
 	}
-	refused := func(r *reserve, sizes ...int64) {
+	refused := func(r *freeSpace, sizes ...int64) {
 		t.Helper()
 		for _, size := range sizes {
-			before := r.claimed
+			before := r.reserved
 			if c, err := r.admit(size); !errors.Is(err, ErrNoSpace) {
-				t.Errorf("%d bytes: %v; claimed are %d", size, err, r.claimed)
+				t.Errorf("%d bytes: %v; reserved are %d", size, err, r.reserved)
 				c.release()
-			} else if r.claimed != before {
-				t.Errorf("%d bytes that were refused claim %d", size, r.claimed-before)
+			} else if r.reserved != before {
+				t.Errorf("%d bytes that were refused reserve %d", size, r.reserved-before)
 			}
 		}
 	}

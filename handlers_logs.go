@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
-	"strconv"
 	"time"
 	"unicode/utf8"
 
@@ -16,101 +14,100 @@ import (
 )
 
 const (
-	maxEntryText = 256    // bytes of an action, and of a status
-	maxPageLimit = 10_000 // builds on a page at most
-	maxKeyLen    = 255    // bytes of an Idempotency-Key
-	maxNesting   = 50     // levels of metadata: in a list they are five deeper, and a few parsers take 64
+	maxEntryText = 256 // bytes of an action, and of a status
+	maxKeyLen    = 255 // bytes of an Idempotency-Key
+	maxNesting   = 50  // levels of metadata: in a list they are five deeper, and a few parsers take 64
 )
 
-// postLog appends an entry to the log of a build.
-func (s *service) postLog(ctx *fasthttp.RequestCtx) {
-	siteID, ok := pathID(ctx, "site_id")
-	if !ok {
-		return
+// logAppend is a POST of an entry to the log of a build.
+type logAppend struct {
+	conn   *conn
+	siteID string
+	id     string // of the entry
+	fresh  bool   // no log has the id
+	size   int64  // of the body; -1: chunked
+}
+
+// parseAppend returns what the header of a POST announces.
+func parseAppend(ctx *fasthttp.RequestCtx) (p logAppend, err error) {
+	p.conn = connOf(ctx)
+	if p.siteID, err = pathID(ctx, "site_id"); err != nil {
+		return p, err
 	}
-	id, fresh, err := entryID(ctx)
+	if p.id, p.fresh, err = entryID(ctx); err != nil {
+		return p, badRequest("%v", err)
+	}
+	if err := checkPlainBody(ctx, "log entry", "curl -d"); err != nil {
+		return p, err
+	}
+	if p.size = int64(ctx.Request.Header.ContentLength()); p.size > maxEntrySize {
+		return p, entryTooLarge()
+	}
+	return p, nil
+}
+
+// postLog appends the entry that is the body to the log of its build.
+func (a *api) postLog(ctx *fasthttp.RequestCtx, p logAppend) (response, error) {
+	memory, err := acquire(a.entries, p.conn, budgetRequest{n: p.memory(), revoke: p.conn.bodyRevoker()})
 	if err != nil {
-		refuse(ctx, fasthttp.StatusBadRequest, "%v", err)
-		return
-	}
-	if !plainBody(ctx, "log entry", "curl -d") {
-		return
-	}
-	if ctx.Request.Header.ContentLength() > maxEntrySize {
-		refuseEntrySize(ctx)
-		return
-	}
-	if expecting(ctx) {
-		return
-	}
-	memory, ok := s.entryMemory(ctx)
-	if !ok {
-		return
+		return response{}, err
 	}
 	defer memory.release()
-	body, err := s.readEntry(ctx)
+	body, err := p.read(ctx.RequestBodyStream())
 	if errors.Is(err, errTooLarge) {
-		refuseEntrySize(ctx)
-		return
+		return response{}, entryTooLarge()
 	}
 	if err != nil {
-		s.fail(ctx, "read the log entry", siteID, "", err)
-		return
+		return response{}, &operationError{operation: "read the log entry", siteID: p.siteID, err: err}
 	}
 	entry, err := parseEntry(body)
 	if err != nil {
-		refuse(ctx, fasthttp.StatusBadRequest, "%v", err)
-		return
+		return response{}, badRequest("%v", err)
 	}
-	entry.ID, entry.Fresh, entry.Timestamp = id, fresh, time.Now().UTC()
-	entry.Client = ctx.Conn().(*conn).client()
-	place, ok := s.toWrite(ctx, siteID, entry.BuildID)
-	if !ok {
-		return
+	entry.ID, entry.Fresh, entry.Timestamp = p.id, p.fresh, time.Now().UTC()
+	entry.Client = p.conn.client()
+	place, err := a.acquireWrite(p.conn, p.siteID, entry.BuildID)
+	if err != nil {
+		return response{}, err
 	}
 	defer place.release()
 	start := time.Now()
-	err = s.backend.WriteLog(siteID, entry)
-	s.metrics.call(callAppend, start, err)
+	err = a.backend.WriteLog(p.siteID, entry)
+	a.metrics.call(callAppend, start, err)
 	if err != nil {
-		s.fail(ctx, "write the log entry", siteID, entry.BuildID, err)
-		return
+		return response{}, &operationError{operation: "write the log entry", siteID: p.siteID, buildID: entry.BuildID, err: err}
 	}
-	answer(ctx, fasthttp.StatusCreated, success{Status: "success", SiteID: siteID, BuildID: entry.BuildID, EntryID: id})
+	return jsonResponse(fasthttp.StatusCreated, success{Status: "success", SiteID: p.siteID, BuildID: entry.BuildID, EntryID: p.id}), nil
 }
 
-func refuseEntrySize(ctx *fasthttp.RequestCtx) {
-	refuse(ctx, fasthttp.StatusRequestEntityTooLarge, "the log entry is larger than the maximum of %d bytes", maxEntrySize)
+func entryTooLarge() error {
+	return newHTTPError(fasthttp.StatusRequestEntityTooLarge, "the log entry is larger than the maximum of %d bytes", maxEntrySize)
 }
 
-// readEntry reads the whole body.
-func (s *service) readEntry(ctx *fasthttp.RequestCtx) ([]byte, error) {
-	stream := ctx.RequestBodyStream()
+// read reads the whole body.
+func (p *logAppend) read(stream io.Reader) ([]byte, error) {
 	if stream == nil {
 		return nil, errEmptyBody
 	}
-	size := int64(ctx.Request.Header.ContentLength())
-	body := openBody(ctx.Conn().(*conn), stream, size, maxEntrySize, false)
+	body := openBody(p.conn, stream, p.size, maxEntrySize, false, nil)
 	defer body.close()
 	var data bytes.Buffer
-	data.Grow(int(max(size, 0)) + bytes.MinRead) // the body as a whole, at once
+	data.Grow(int(max(p.size, 0)) + bytes.MinRead) // the body as a whole, at once
 	_, err := data.ReadFrom(body)
 	return data.Bytes(), err
 }
 
-// entryMemory takes what a log entry takes of memory, about, until it is stored: its
+// memory returns about what a log entry takes of memory until it is stored: its
 // body, and what is made of it.
-func (s *service) entryMemory(ctx *fasthttp.RequestCtx) (*grant, bool) {
-	size := int64(ctx.Request.Header.ContentLength())
+func (p *logAppend) memory() int64 {
+	size := p.size
 	if size < 0 {
 		size = maxEntrySize // in chunks: as much as it may be
 	}
-	c := ctx.Conn().(*conn)
-	token := c.hold()
-	return s.take(ctx, s.entries, budgetRequest{n: 6*size + 4<<10, revoke: func() { c.revokeBody(token) }})
+	return 6*size + 4<<10
 }
 
-// entryID is the client's Idempotency-Key, which makes a POST safe to repeat,
+// entryID returns the client's Idempotency-Key, which makes a POST safe to repeat,
 // or a fresh id, which no log has.
 func entryID(ctx *fasthttp.RequestCtx) (id string, fresh bool, err error) {
 	key := ctx.Request.Header.Peek("Idempotency-Key")
@@ -297,128 +294,4 @@ func syntaxError(err error) error {
 		return fmt.Errorf("the body is not valid JSON: %v at byte %d", syntax.Err, syntax.ByteOffset)
 	}
 	return fmt.Errorf("the body is not valid JSON: %v", err)
-}
-
-// getVersions lists the builds of a site with their logs.
-func (s *service) getVersions(ctx *fasthttp.RequestCtx) {
-	siteID, ok := pathID(ctx, "site_id")
-	if !ok {
-		return
-	}
-	query, ok := versionQuery(ctx)
-	if !ok {
-		return
-	}
-	ifNoneMatch, _ := headerETags(ctx, fasthttp.HeaderIfNoneMatch) // of a GET or HEAD none is an error
-	if expecting(ctx) {
-		return
-	}
-	query.Client = ctx.Conn().(*conn).client()
-	err := s.answerList(ctx, siteID, query, ifNoneMatch)
-	if errors.Is(err, errLogChanged) { // it is known now that it did
-		err = s.answerList(ctx, siteID, query, ifNoneMatch)
-	}
-	if err != nil {
-		s.fail(ctx, "list the versions", siteID, "", err)
-	}
-}
-
-// answerList answers with the builds that query selects. After an error nothing is
-// answered.
-func (s *service) answerList(ctx *fasthttp.RequestCtx, siteID string, query VersionQuery, ifNoneMatch *ETagList) error {
-	place, ok := s.take(ctx, s.listing, budgetRequest{n: 1, caps: []keyCap{{"site " + siteID, maxSiteLists}}})
-	if !ok {
-		return nil
-	}
-	page, err := s.timedList(place, siteID, query)
-	if err != nil {
-		return err
-	}
-	ctx.Response.Header.Set(fasthttp.HeaderCacheControl, "no-cache")
-	etag := ""
-	if page.Tag != "" {
-		etag = pageETag(page, query)
-		if ifNoneMatch != nil && (ifNoneMatch.Any || ifNoneMatch.matchWeak(etag)) {
-			ctx.Response.Header.Set(fasthttp.HeaderETag, etag)
-			ctx.SetStatusCode(fasthttp.StatusNotModified)
-			return nil
-		}
-	}
-	ok, err = s.sendList(ctx, siteID, page, query.Metadata)
-	if ok && etag != "" {
-		ctx.Response.Header.Set(fasthttp.HeaderETag, etag)
-	}
-	return err
-}
-
-// listFormat is raised whenever the same versions are written otherwise into a list, so
-// that clients do not keep the list of an older service.
-const listFormat = "2"
-
-// pageETag is the entity tag of a page: of what is listed and how it is shown.
-func pageETag(page *VersionPage, q VersionQuery) string {
-	tag := `"` + listFormat + "-" + page.Tag
-	if q.Metadata {
-		tag += "-m"
-	}
-	if page.NextCursor != "" {
-		tag += "-n"
-	}
-	return tag + `"`
-}
-
-// timedList is listVersions with a place among the lists, which it gives back before
-// the answer is made.
-func (s *service) timedList(place *grant, siteID string, q VersionQuery) (*VersionPage, error) {
-	defer place.release()
-	start := time.Now()
-	page, err := s.listVersions(siteID, q)
-	s.metrics.call(callList, start, err)
-	return page, err
-}
-
-// listVersions asks a backend that cannot page for all versions.
-func (s *service) listVersions(siteID string, q VersionQuery) (*VersionPage, error) {
-	if b, ok := s.backend.(VersionPager); ok {
-		return b.ListVersionsPage(siteID, q)
-	}
-	all, err := s.backend.ListVersions(siteID)
-	if err != nil {
-		return nil, err
-	}
-	page, err := pageVersions(all, q)
-	if err != nil {
-		return nil, err
-	}
-	page.Versions = slices.Clone(page.Versions)
-	for i, v := range page.Versions {
-		page.Versions[i] = v.listable()
-	}
-	page.seal()
-	return page, nil
-}
-
-// versionQuery reads the arguments of a listing. What it refuses it answers.
-func versionQuery(ctx *fasthttp.RequestCtx) (q VersionQuery, ok bool) {
-	if !queryKnown(ctx, "limit", "cursor", "metadata") {
-		return q, false
-	}
-	args := ctx.QueryArgs()
-	if args.Has("limit") {
-		n, err := strconv.Atoi(string(args.Peek("limit")))
-		if err != nil || n < 1 || n > maxPageLimit {
-			refuse(ctx, fasthttp.StatusBadRequest, "limit must be a number from 1 to %d", maxPageLimit)
-			return q, false
-		}
-		q.Limit = n
-	}
-	if args.Has("cursor") {
-		q.Cursor = string(args.Peek("cursor"))
-		if _, err := parseCursor(q.Cursor); err != nil {
-			refuse(ctx, fasthttp.StatusBadRequest, "cursor must be a next_cursor of this service")
-			return q, false
-		}
-	}
-	q.Metadata, ok = queryBool(ctx, "metadata", false)
-	return q, ok
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	_ "embed"
 	"time"
 
@@ -12,60 +13,65 @@ import (
 //go:embed openapi.yaml
 var openAPI []byte
 
-func getOpenAPI(ctx *fasthttp.RequestCtx) {
-	ctx.SetContentType("application/yaml")
-	ctx.Response.Header.Set(fasthttp.HeaderCacheControl, "no-cache")
-	ctx.Response.SetBodyRaw(openAPI)
+func getOpenAPI(*fasthttp.RequestCtx) (response, error) {
+	return response{status: fasthttp.StatusOK, contentType: "application/yaml", cacheControl: "no-cache", body: openAPI}, nil
 }
 
-// getMetrics answers a scrape. It waits for a store that hangs no longer than
+// getMetrics responds to a scrape. It waits for a store that hangs no longer than
 // probeWait.
-func (s *service) getMetrics(ctx *fasthttp.RequestCtx) {
-	c := ctx.Conn().(*conn)
-	token := c.hold()
-	place, ok := s.take(ctx, s.scrapes, budgetRequest{n: 1, revoke: func() { c.revokeAnswer(token) }})
-	if !ok {
-		return
+func (a *api) getMetrics(ctx *fasthttp.RequestCtx) (response, error) {
+	c := connOf(ctx)
+	place, err := acquire(a.scrapes, c, budgetRequest{n: 1, revoke: c.responseRevoker()})
+	if err != nil {
+		return response{}, err
 	}
-	c.ex.release = place.release // when the answer has left
-	noStore(ctx)
-	ctx.SetContentType("text/plain; version=0.0.4; charset=utf-8")
+	sent := false
+	defer func() {
+		if !sent {
+			place.release()
+		}
+	}()
 	var store *storeMetrics
-	if b, ok := s.backend.(instrumented); ok {
+	if b, ok := a.backend.(instrumented); ok {
 		store = b.metrics()
 	}
-	if s.logged != nil {
-		s.metrics.linesDropped(s.logged.lost())
-	}
-	s.metrics.write(ctx, store)
+	text := bytes.NewBuffer(takeBuffer(ctx))
+	a.metrics.write(text, store)
+	sent = true
+	return response{
+		status:       fasthttp.StatusOK,
+		contentType:  "text/plain; version=0.0.4; charset=utf-8",
+		cacheControl: noStore,
+		buffer:       text.Bytes(),
+		release:      place.release,
+	}, nil
 }
 
 // addGauges adds the metrics that are read at the time of a scrape.
-func (s *service) addGauges() {
+func (a *api) addGauges() {
 	gauges := map[string]func() float64{
-		"pagewright_uploads_in_flight":     func() float64 { return float64(s.uploads.inUse()) },
-		"pagewright_uploads_limit":         func() float64 { return float64(s.cfg.MaxUploads) },
-		"pagewright_store_calls_in_flight": func() float64 { return float64(s.reads.inUse() + s.listing.inUse() + s.writes.inUse()) },
-		"pagewright_stopping":              func() float64 { return boolToFloat(s.stopping.Load()) },
+		"pagewright_uploads_in_flight":     func() float64 { return float64(a.uploads.inUse()) },
+		"pagewright_uploads_limit":         func() float64 { return float64(a.cfg.MaxUploads) },
+		"pagewright_store_calls_in_flight": func() float64 { return float64(a.reads.inUse() + a.listing.inUse() + a.writes.inUse()) },
 	}
-	for name, b := range s.budgets() {
+	for name, b := range a.budgets() {
 		label := `{budget="` + name + `"}`
 		gauges["pagewright_budget_in_use"+label] = func() float64 { return float64(b.inUse()) }
 		gauges["pagewright_budget_limit"+label] = func() float64 { return float64(b.limit) }
-		b.onRejected = s.metrics.set.NewCounter("pagewright_budget_refused_total" + label).Inc
-		b.onRevoked = s.metrics.set.NewCounter("pagewright_budget_ended_total" + label).Inc
+		b.onRejected = a.metrics.set.NewCounter("pagewright_budget_refused_total" + label).Inc
+		b.onRevoked = a.metrics.set.NewCounter("pagewright_budget_ended_total" + label).Inc
 	}
-	if s.ready != nil {
+	if a.ready != nil {
 		gauges["pagewright_store_readable"] = func() float64 {
-			_, err := s.ready.get(probeKeep)
+			_, err := a.ready.get(probeKeep)
 			return boolToFloat(err == nil)
 		}
 		gauges["pagewright_store_writable"] = func() float64 {
-			found, err := s.ready.get(probeKeep)
+			found, err := a.ready.get(probeKeep)
 			return boolToFloat(err == nil && found.WriteError == "")
 		}
 	}
-	if s.space != nil {
+	if a.space != nil {
 		for name, of := range map[string]func(Space) uint64{
 			"pagewright_store_free_bytes":  func(v Space) uint64 { return v.FreeBytes },
 			"pagewright_store_size_bytes":  func(v Space) uint64 { return v.TotalBytes },
@@ -73,28 +79,21 @@ func (s *service) addGauges() {
 			"pagewright_store_inodes":      func(v Space) uint64 { return v.TotalInodes },
 		} {
 			gauges[name] = func() float64 {
-				found, _ := s.space.get(spaceKeep) // zero if the store does not answer
+				found, _ := a.space.get(spaceKeep) // zero if the store does not answer
 				return float64(of(found))
 			}
 		}
-		gauges["pagewright_store_reserve_bytes"] = func() float64 { return float64(s.cfg.MinFreeSpace) }
+		gauges["pagewright_store_reserve_bytes"] = func() float64 { return float64(a.cfg.MinFreeSpace) }
 	}
-	s.metrics.gauges(gauges)
+	a.metrics.gauges(gauges)
 }
 
 // timed counts the calls of ask.
-func timed[T any](s *service, call string, ask func() (T, error)) func() (T, error) {
+func timed[T any](m *serviceMetrics, call string, ask func() (T, error)) func() (T, error) {
 	return func() (T, error) {
 		start := time.Now()
 		found, err := ask()
-		s.metrics.call(call, start, err)
+		m.call(call, start, err)
 		return found, err
 	}
-}
-
-func boolToFloat(b bool) float64 {
-	if b {
-		return 1
-	}
-	return 0
 }

@@ -129,11 +129,11 @@ func TestAPanicGivesEverythingBack(t *testing.T) {
 				s.do(t, c.status, r)
 			}
 			nothingIsHeld(t, svc)
-			svc.reserve.mu.Lock()
-			if svc.reserve.claimed != 0 {
-				t.Errorf("%d bytes are claimed by nobody", svc.reserve.claimed)
+			svc.freeSpace.mu.Lock()
+			if svc.freeSpace.reserved != 0 {
+				t.Errorf("%d bytes are claimed by nobody", svc.freeSpace.reserved)
 			}
-			svc.reserve.mu.Unlock()
+			svc.freeSpace.mu.Unlock()
 			p.appends.mu.Lock()
 			if n := len(p.appends.queues); n != 0 {
 				t.Errorf("%d queues are left", n)
@@ -206,10 +206,10 @@ func TestAFailureGivesEverythingBack(t *testing.T) {
 	} {
 		s.do(t, 503, r)
 		nothingIsHeld(t, svc)
-		svc.reserve.mu.Lock()
-		if svc.reserve.claimed != 0 {
-			t.Errorf("%s: %d bytes are claimed by nobody", r.method, svc.reserve.claimed)
+		svc.freeSpace.mu.Lock()
+		if svc.freeSpace.reserved != 0 {
+			t.Errorf("%s: %d bytes are claimed by nobody", r.method, svc.freeSpace.reserved)
 		}
-		svc.reserve.mu.Unlock()
+		svc.freeSpace.mu.Unlock()
 	}
 }

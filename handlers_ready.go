@@ -9,36 +9,35 @@ import (
 // probeKeep is how long the result of a probe is good for.
 const probeKeep = 2 * time.Second
 
-// getHealth tells that the process answers. It does not touch the store, so
+// getHealth reports that the process responds. It does not touch the store, so
 // that a store in trouble does not get every replica killed.
-func (s *service) getHealth(ctx *fasthttp.RequestCtx) {
-	noStore(ctx)
-	answer(ctx, fasthttp.StatusOK, struct {
+func getHealth(*fasthttp.RequestCtx) (response, error) {
+	r := jsonResponse(fasthttp.StatusOK, struct {
 		Status string    `json:"status"`
 		Time   time.Time `json:"time"`
 	}{"healthy", time.Now().UTC()})
+	r.cacheControl = noStore
+	return r, nil
 }
 
-// getReady tells whether requests should be sent here: the store can be read
+// getReady reports whether requests should be sent here: the store can be read
 // and the service is not shutting down.
-func (s *service) getReady(ctx *fasthttp.RequestCtx) {
-	if s.stopping.Load() {
-		refuse(ctx, fasthttp.StatusServiceUnavailable, "shutting down")
-		return
+func (a *api) getReady(*fasthttp.RequestCtx) (response, error) {
+	if a.stopping() {
+		return response{}, newHTTPError(fasthttp.StatusServiceUnavailable, "shutting down")
 	}
 	found := Readiness{}
-	if s.ready != nil {
+	if a.ready != nil {
 		var err error
-		if found, err = s.ready.get(probeKeep); err != nil {
-			s.fail(ctx, "read the store", "", "", err)
-			ctx.SetStatusCode(fasthttp.StatusServiceUnavailable)
-			return
+		if found, err = a.ready.get(probeKeep); err != nil {
+			return response{}, &operationError{operation: "read the store", err: err, status: fasthttp.StatusServiceUnavailable}
 		}
 	}
-	noStore(ctx)
-	answer(ctx, fasthttp.StatusOK, struct {
+	r := jsonResponse(fasthttp.StatusOK, struct {
 		Status string `json:"status"`
 		Writes bool   `json:"writes"`
 		Reason string `json:"reason,omitempty"`
 	}{"ready", found.WriteError == "", found.WriteError})
+	r.cacheControl = noStore
+	return r, nil
 }

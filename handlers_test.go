@@ -170,7 +170,7 @@ func (s *testServer) modified(t *testing.T, path string) (modified string) {
 	return modified
 }
 
-func statusOr(r *response, err error) any {
+func statusOr(r *received, err error) any {
 	if err != nil {
 		return err
 	}
@@ -814,7 +814,7 @@ func TestCacheControl(t *testing.T) {
 }
 
 // answerTo returns the answer to the request raw.
-func answerTo(t *testing.T, addr, raw string) *response {
+func answerTo(t *testing.T, addr, raw string) *received {
 	t.Helper()
 	c := dial(t, addr)
 	defer c.Close()
@@ -827,7 +827,7 @@ func answerTo(t *testing.T, addr, raw string) *response {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &response{r.StatusCode, r.Header, body, r.ContentLength}
+	return &received{r.StatusCode, r.Header, body, r.ContentLength}
 }
 
 // signedBucket is a bucket in memory with URLs to its objects.
@@ -895,7 +895,7 @@ func TestLastModifiedIsNotLaterThanDate(t *testing.T) {
 			t.Fatal(err)
 		}
 		tag := s.get(t, 200, path).header.Get("ETag")
-		for _, r := range []*response{
+		for _, r := range []*received{
 			s.get(t, 200, path),
 			s.do(t, 200, request{"HEAD", path, nil, nil}),
 			s.get(t, 206, path, "Range", "bytes=0-4"),

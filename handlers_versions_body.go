@@ -50,48 +50,48 @@ func (l *listBody) Close() error {
 	return nil
 }
 
-// sendList answers with a page, unless there is no memory for it: then the answer is
-// given, and ok is false. After an error nothing is answered.
-func (s *service) sendList(ctx *fasthttp.RequestCtx, siteID string, page *VersionPage, metadata bool) (ok bool, err error) {
-	size := sizeOfList(siteID, page, metadata)
-	ctx.SetContentType("application/json")
-	if ctx.IsHead() {
-		ctx.Response.SkipBody = true
-		ctx.Response.Header.SetContentLength(int(size))
-		return true, nil
+// sendList returns a response with a page, in the memory that it takes.
+func (a *api) sendList(ctx *fasthttp.RequestCtx, l listing, page *VersionPage) (r response, err error) {
+	size := sizeOfList(l.siteID, page, l.query.Metadata)
+	if l.head {
+		return response{sizeOnly: true, size: size}, nil
 	}
-	need, buffered := size, size <= s.listBuffered
+	need, buffered := size, size <= a.listBuffered
 	if !buffered {
-		need = memoryToSend(page, metadata)
+		need = memoryToSend(page, l.query.Metadata)
 	}
-	c := ctx.Conn().(*conn)
 	var memory *grant
 	if size > listFree {
-		token := c.hold()
-		if memory, ok = s.take(ctx, s.lists, budgetRequest{n: need, revoke: func() { c.revokeAnswer(token) }}); !ok {
-			return false, nil
+		memory, err = acquire(a.lists, l.conn, budgetRequest{n: need, revoke: l.conn.responseRevoker()})
+		if err != nil {
+			return r, err
 		}
 	}
 	if !buffered {
-		s.failLater(c, "a list", callList, siteID, "")
-		ctx.SetBodyStream(&listBody{c, siteID, page, metadata, memory}, int(size))
-		return true, nil
+		return response{
+			stream:       &listBody{l.conn, l.siteID, page, l.query.Metadata, memory},
+			size:         size,
+			sourceFailed: a.sourceFailed(l.conn, "a list", callList, l.siteID, ""),
+		}, nil
 	}
-	c.ex.release = memory.release
-	// Into the buffer of an answer before: one of a megabyte is dear to make.
-	lw := listWriter{b: ctx.Response.SwapBody(nil)[:0]}
+	sent := false
+	defer func() {
+		if !sent {
+			memory.release()
+		}
+	}()
+	lw := listWriter{b: takeBuffer(ctx)}
 	if need := int(size); cap(lw.b) < need {
 		lw.b = make([]byte, 0, need)
 	}
-	if err := lw.versions(siteID, page, metadata); err != nil {
-		memory.release()
-		return false, err
+	if err := lw.versions(l.siteID, page, l.query.Metadata); err != nil {
+		return r, err
 	}
-	ctx.Response.SwapBody(lw.b)
-	return true, nil
+	sent = true
+	return response{buffer: lw.b, release: memory.release}, nil
 }
 
-// memoryToSend is about the memory that sending a page takes, piece by piece.
+// memoryToSend returns about the memory that sending a page takes, piece by piece.
 func memoryToSend(page *VersionPage, metadata bool) int64 {
 	largest, versions := int64(0), int64(len(page.Versions))
 	for _, v := range page.Versions {

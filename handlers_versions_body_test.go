@@ -92,7 +92,7 @@ func TestListIsTheSameHoweverItIsSent(t *testing.T) {
 			for _, metadata := range []bool{false, true} {
 				path := fmt.Sprint("/sites/", site, "/versions?metadata=", metadata)
 				t.Run(fmt.Sprint(name, "/", shape, "/", metadata), func(t *testing.T) {
-					var first *response
+					var first *received
 					for _, buffered := range []int64{0, 1 << 40, 0} {
 						svc.listBuffered = buffered
 						r := s.get(t, 200, path)
@@ -123,7 +123,7 @@ func TestListIsTheSameHoweverItIsSent(t *testing.T) {
 
 // wantEntries looks whether an answer lists the logs of the builds b0, b1, ... and a
 // damaged one.
-func wantEntries(t *testing.T, r *response, logs [][]LogEntry, metadata bool) {
+func wantEntries(t *testing.T, r *received, logs [][]LogEntry, metadata bool) {
 	t.Helper()
 	var got struct {
 		Count    int
@@ -385,7 +385,7 @@ func TestLogThatIsNotReadAsItWas(t *testing.T) {
 					if err := getOnce(s, path); (err == nil) != buffered {
 						t.Errorf("the first list ends with %v", err)
 					}
-					eventually(t, "what was cut is counted", func() bool { return (svc.metrics.cut.Get() == 0) == buffered })
+					eventually(t, "what was cut is counted", func() bool { return (svc.api.metrics.cut.Get() == 0) == buffered })
 					var v struct {
 						Versions []struct {
 							Build_ID, Logs_Error string

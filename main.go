@@ -151,6 +151,20 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
 	return s.serve(ctx, l)
 }
 
+// service is a server with the API that it serves.
+type service struct {
+	*server
+	*api
+}
+
+func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
+	m := newServiceMetrics()
+	s := newServer(cfg, log, m)
+	a := newAPI(cfg, backend, log, m, s.stopping.Load)
+	s.handler, s.admin, s.inStore = a.handler(a.routes(), noSuchAPIPath), a.handler(a.adminRoutes(), noSuchPath), a.limits.inStore()
+	return &service{s, a}
+}
+
 // healthcheck asks the service that runs with the same configuration, for
 // containers without a shell.
 func healthcheck(cfg *Config) error {

@@ -63,7 +63,8 @@ func TestTooLargeForTheMemory(t *testing.T) {
 			t.Errorf("%d bytes with %d of memory: %v, want %v", c.total, c.memory, err, want)
 		}
 		if !c.ok {
-			status, text := statusOf(fmt.Errorf("cannot store: %w", err))
+			err = fmt.Errorf("cannot store: %w", err)
+			status, text := classify(err).status, reasonOf(err)
 			if status != 413 || !strings.Contains(text, "PAGEWRIGHT_UPLOAD_MEMORY") || !strings.Contains(text, fmt.Sprint(c.memory/8*10_000)) {
 				t.Errorf("the answer is %d %s", status, text)
 			}

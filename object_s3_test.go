@@ -49,7 +49,7 @@ func TestS3ResumesADownload(t *testing.T) {
 	if err := getOnce(server, path); err == nil {
 		t.Error("a build that is replaced came whole")
 	}
-	eventually(t, "the cut is counted", func() bool { return svc.metrics.cut.Get() == 1 })
+	eventually(t, "the cut is counted", func() bool { return svc.api.metrics.cut.Get() == 1 })
 	eventually(t, "the log says why", func() bool {
 		log := server.log.String()
 		return strings.Contains(log, `"level":"WARN"`) && strings.Contains(log, "PreconditionFailed")

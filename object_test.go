@@ -204,8 +204,8 @@ func TestLookAfterALostReplyFails(t *testing.T) {
 				return false, nil
 			}
 			_, err := b.StoreArtifactIf("s", "b", known(body(10, 1)), createOnly)
-			if status, _ := statusOf(err); status != 503 || errorKind(err) != "unavailable" {
-				t.Errorf("after %v and then %v: %d, %v", reply, look, status, err)
+			if classify(err).status != 503 || errorKind(err) != "unavailable" {
+				t.Errorf("after %v and then %v: %d, %v", reply, look, classify(err).status, err)
 			}
 		}
 	}

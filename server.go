@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"strconv"
 	"sync/atomic"
@@ -15,100 +14,55 @@ import (
 )
 
 const (
-	maxReads       = 256             // GETs and HEADs of builds that are in the store at once
-	maxLists       = 64              // lists that are made at once
-	maxSiteLists   = 16              // of one site
-	maxWrites      = 256             // appends and deletes that are
-	maxSiteWrites  = 128             // of one site: they may wait for its lock
-	maxBuildWrites = 64              // of one build
-	maxScrapes     = 16              // scrapes of the metrics that are made and sent
-	placeWait      = 5 * time.Second // how long a request waits for its place, or for memory
-	streamMemory   = 256 << 20       // bytes for the downloads that pass through the service
-	entryMemory    = 64 << 20        // bytes for the log entries that are received and stored
-	readBuffer     = 8 << 10         // bytes of the longest request header
-	writeBuffer    = 16 << 10        // bytes that leave in one write: a small artifact with its header
-	cutWait        = 5 * time.Second // how long requests that were cut have to clean up
+	readBuffer  = 8 << 10         // bytes of the longest request header
+	writeBuffer = 16 << 10        // bytes that leave in one write: a small artifact with its header
+	cutWait     = 5 * time.Second // how long requests that were cut have to clean up
 )
 
-// service is the HTTP side of the storage service over one backend.
-type service struct {
-	cfg       *Config
-	backend   Backend
-	log       *slog.Logger
-	access    *accessLog // nil: requests are not logged
-	logged    *logQueue  // nil: the log has none
-	handler   fasthttp.RequestHandler
-	uploads   *budget                 // places of the builds that are being received
-	reads     *budget                 // places of other requests that read the store
-	listing   *budget                 // places of lists that are being made
-	writes    *budget                 // places of other requests that change it
-	entries   *budget                 // bytes of log entries
-	lists     *budget                 // bytes of lists that are made and sent
-	downloads *budget                 // bytes of the downloads that pass through the service
-	scrapes   *budget                 // places of scrapes of the metrics
-	ready     *cachedProbe[Readiness] // nil: the backend cannot be probed
-	space     *cachedProbe[Space]     // nil: the backend has no size
-	reserve   *reserve                // nil: none is kept
-	metrics   *serviceMetrics
-	seen      atomic.Uint64 // requests, for the sample of the access log
-	stopping  atomic.Bool
-
-	listBuffered int64 // bytes of a list that is made whole before it is sent
+// handler is what a server calls for its requests. The server itself knows no route:
+// main joins the two.
+type handler struct {
+	serve  fasthttp.RequestHandler           // responds to a request
+	admit  fasthttp.RequestHandler           // responds if the request is refused before its body is read; changes nothing
+	refuse func(*fasthttp.RequestCtx, error) // responds to a request that the server itself refuses
 }
 
-func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
-	s := &service{
-		cfg: cfg, backend: backend, log: log,
-		uploads: newBudget(int64(cfg.MaxUploads), placeWait),
-		reads:   newBudget(maxReads, placeWait),
-		listing: newBudget(maxLists, placeWait),
-		writes:  newBudget(maxWrites, placeWait),
-		entries: newBudget(entryMemory, placeWait),
-		lists:   newBudget(listMemory, placeWait), listBuffered: listBuffered,
-		scrapes:   newBudget(maxScrapes, placeWait),
-		metrics:   newServiceMetrics(),
-		downloads: newBudget(streamMemory, placeWait),
-	}
+// server is the sockets of the service: connections, timeouts, the access log, the
+// shutdown.
+type server struct {
+	cfg      *Config
+	log      *slog.Logger
+	access   *accessLog // nil: requests are not logged
+	metrics  *serviceMetrics
+	handler  handler
+	admin    handler       // of the admin address
+	inStore  int           // requests that may be in the store at once, and have files open
+	seen     atomic.Uint64 // requests, for the sample of the access log
+	stopping atomic.Bool
+}
+
+func newServer(cfg *Config, log *slog.Logger, m *serviceMetrics) *server {
+	s := &server{cfg: cfg, log: log, metrics: m}
 	if h, ok := log.Handler().(*logHandler); ok {
-		s.logged = h.buffer
+		if h.buffer != nil {
+			m.linesLost = h.buffer.lost
+		}
 		if cfg.AccessLog && h.Enabled(context.Background(), slog.LevelInfo) {
 			s.access = h.access
 		}
 	}
-	if p, ok := backend.(Prober); ok {
-		s.ready = &cachedProbe[Readiness]{probe: timed(s, callProbe, p.Probe)}
-	}
-	if p, ok := backend.(SpaceTeller); ok {
-		s.space = &cachedProbe[Space]{probe: timed(s, callSpace, p.Space)}
-		if cfg.MinFreeSpace > 0 {
-			s.reserve = &reserve{min: int64(cfg.MinFreeSpace), space: s.space}
-			s.space.probe = s.reserve.watch(s.space.probe)
-		}
-	}
-	s.addGauges()
-	s.handler = s.routes()
+	m.gauges(map[string]func() float64{"pagewright_stopping": func() float64 { return boolToFloat(s.stopping.Load()) }})
 	return s
 }
 
-// budgets are those of the service and of its store, by the names that the metrics
-// have for them.
-func (s *service) budgets() map[string]*budget {
-	all := map[string]*budget{"uploads": s.uploads, "reads": s.reads, "writes": s.writes, "listing": s.listing,
-		"entries": s.entries, "lists": s.lists, "downloads": s.downloads, "scrapes": s.scrapes}
-	if b, ok := s.backend.(hasBudgets); ok {
-		maps.Copy(all, b.budgets())
-	}
-	return all
-}
-
 // listen opens the listener of the service.
-func (s *service) listen() (*listener, error) {
+func (s *server) listen() (*listener, error) {
 	addr := net.JoinHostPort(s.cfg.Listen, strconv.Itoa(int(s.cfg.Port)))
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("PAGEWRIGHT_LISTEN=%s, PAGEWRIGHT_PORT=%d: %w", s.cfg.Listen, s.cfg.Port, err)
 	}
-	listener := newListener(l.(*net.TCPListener), s.cfg.MaxUploads+maxReads+maxLists+maxWrites, s.cfg.StallTimeout, s.log, s.ended)
+	listener := newListener(l.(*net.TCPListener), s.inStore, s.cfg.StallTimeout, s.log, s.finish)
 	listener.minRate, listener.minute = int64(s.cfg.MinUploadRate), time.Minute
 	listener.perIP, listener.count = s.cfg.MaxConnsPerIP, s.metrics.connections()
 	s.metrics.gauges(map[string]func() float64{
@@ -123,7 +77,7 @@ var errHangs = errors.New("requests that were cut did not end: the store does no
 
 // serve serves on l until ctx ends, and then shuts down. That lasts no longer than
 // the delay, the grace and cutWait, whatever hangs.
-func (s *service) serve(ctx context.Context, l *listener) error {
+func (s *server) serve(ctx context.Context, l *listener) error {
 	defer l.Close() // fasthttp does not, when it is told to shut down before it has begun to serve
 	server := s.httpServer(s.handler)
 	served := make(chan error, 1)
@@ -147,7 +101,7 @@ func (s *service) serve(ctx context.Context, l *listener) error {
 // shutDown shuts down in two phases. For the delay /ready fails and all else is
 // served as before, so that load balancers send no more. Then there are no new
 // connections, the requests in flight have the grace to finish, and the rest is cut.
-func (s *service) shutDown(server *fasthttp.Server, l *listener, served <-chan error) error {
+func (s *server) shutDown(server *fasthttp.Server, l *listener, served <-chan error) error {
 	s.log.Info("shutting down", "delay_ms", millis(s.cfg.ShutdownDelay), "grace_ms", millis(s.cfg.ShutdownGrace))
 	select {
 	case err := <-served:
@@ -187,12 +141,12 @@ func follow(nc net.Conn, state fasthttp.ConnState) {
 	}
 }
 
-// httpServer is a server of routes.
-func (s *service) httpServer(routes fasthttp.RequestHandler) *fasthttp.Server {
+// httpServer returns a server that calls h.
+func (s *server) httpServer(h handler) *fasthttp.Server {
 	return &fasthttp.Server{
-		Handler:        func(ctx *fasthttp.RequestCtx) { s.handle(ctx, routes) },
-		ExpectHandler:  func(ctx *fasthttp.RequestCtx) int { return s.expect(ctx, routes) },
-		ErrorHandler:   s.malformed,
+		Handler:        func(ctx *fasthttp.RequestCtx) { s.handle(ctx, h) },
+		ExpectHandler:  func(ctx *fasthttp.RequestCtx) int { return s.expect(ctx, h) },
+		ErrorHandler:   func(ctx *fasthttp.RequestCtx, err error) { s.malformed(ctx, h, err) },
 		HeaderReceived: s.bodyTimeout,
 		ConnState:      follow,
 		Logger:         httpLog{s.log},
@@ -222,27 +176,27 @@ func (s *service) httpServer(routes fasthttp.RequestHandler) *fasthttp.Server {
 
 // bodyTimeout gives the first byte of a body the stall timeout, not what the
 // header has left of its own.
-func (s *service) bodyTimeout(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
+func (s *server) bodyTimeout(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
 	if h.ContentLength() == 0 || h.ContentLength() < -1 {
 		return fasthttp.RequestConfig{}
 	}
 	return fasthttp.RequestConfig{ReadTimeout: s.cfg.StallTimeout}
 }
 
-// malformedStatus tells what to answer to a request that fasthttp cannot read.
-func malformedStatus(err error) (int, string) {
+// malformedError returns the response to a request that fasthttp cannot read.
+func malformedError(err error) *httpError {
 	var small *fasthttp.ErrSmallBuffer
 	var netErr net.Error
 	switch {
 	case errors.As(err, &small):
-		return fasthttp.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("the header is larger than %d bytes", readBuffer)
+		return newHTTPError(fasthttp.StatusRequestHeaderFieldsTooLarge, "the header is larger than %d bytes", readBuffer)
 	case errors.As(err, &netErr) && netErr.Timeout():
-		return fasthttp.StatusRequestTimeout, "the request did not arrive in time"
+		return newHTTPError(fasthttp.StatusRequestTimeout, "the request did not arrive in time")
 	}
 	if cause := errors.Unwrap(err); cause != nil {
-		return fasthttp.StatusBadRequest, fmt.Sprintf("the request is malformed: %.200s", cause)
+		return badRequest("the request is malformed: %.200s", cause)
 	}
-	return fasthttp.StatusBadRequest, "the request is malformed"
+	return badRequest("the request is malformed")
 }
 
 // httpLog takes what fasthttp has to say: about clients, for the most part.

@@ -14,7 +14,7 @@ const (
 // serveAdmin serves what orchestrators and scrapers ask for on the admin address, if
 // there is one, until stop is called. It shares no connection, no place and not the
 // last descriptors with the API, so that nothing its clients hold is missing here.
-func (s *service) serveAdmin() (stop func(), err error) {
+func (s *server) serveAdmin() (stop func(), err error) {
 	if s.cfg.AdminListen == "" {
 		return func() {}, nil
 	}
@@ -22,12 +22,12 @@ func (s *service) serveAdmin() (stop func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("PAGEWRIGHT_ADMIN_LISTEN=%s: %w", s.cfg.AdminListen, err)
 	}
-	l := newListener(tcp.(*net.TCPListener), 0, s.cfg.StallTimeout, s.log, s.ended)
+	l := newListener(tcp.(*net.TCPListener), 0, s.cfg.StallTimeout, s.log, s.finish)
 	l.max, l.refusing, l.spare = adminConnections, make(chan struct{}, 1), make(spares, adminSpares)
 	l.spare.fill()
 	s.log.Info("serving /health, /ready and /metrics", "address", l.Addr().String())
 	go func() {
-		if err := s.httpServer(s.adminRoutes()).Serve(l); err != nil {
+		if err := s.httpServer(s.admin).Serve(l); err != nil {
 			s.log.Error("the admin address is not served any more", "error", err)
 		}
 	}()

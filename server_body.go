@@ -8,11 +8,9 @@ import (
 	"sync"
 )
 
-var ()
-
 // requestBody is the body of one request as a Backend reads it. It yields
 // exactly the body or fails: with errBodyCut, errStalled, errRevoked,
-// errTooLarge, errEmptyBody or the error of took, never with one that could be
+// errTooLarge, errEmptyBody or with ErrNoSpace, never with one that could be
 // taken for its end. It is a FileMover, Sized, Placed and Charged.
 type requestBody struct {
 	conn   *conn
@@ -21,10 +19,9 @@ type requestBody struct {
 	size   int64     // Content-Length; -1: chunked
 	limit  int64     // bytes allowed; 0: any
 	read   int64
-	took   func(int64) error // told of what was read; may end the body; nil: nobody is
-	placed func(int64)       // told of what is allocated for what is to be read; nil: nobody is
-	err    error             // the client's fault, and final
-	ended  bool              // the whole body was read
+	space  *reservation // of what arrives; nil: it is not limited
+	err    error        // the client's fault, and final
+	ended  bool         // the whole body was read
 	slab   []byte
 	buf    *[copySize]byte
 }
@@ -41,8 +38,8 @@ func (b *bodyBuffers) get() *[copySize]byte {
 
 // openBody begins to read the body of the request that c is serving. The caller
 // closes it before the handler returns.
-func openBody(c *conn, stream io.Reader, size, limit int64, splice bool) *requestBody {
-	b := &requestBody{conn: c, stream: stream, size: size, limit: limit, token: c.hold()}
+func openBody(c *conn, stream io.Reader, size, limit int64, splice bool, space *reservation) *requestBody {
+	b := &requestBody{conn: c, stream: stream, size: size, limit: limit, space: space, token: c.hold()}
 	c.beginBody()
 	if splice && (size < 0 || size > copySize) {
 		b.slab = c.l.splicers.acquire()
@@ -60,7 +57,7 @@ func (b *requestBody) Revoke() { b.conn.revokeBody(b.token) }
 func (b *requestBody) close() {
 	b.conn.endBody()
 	b.conn.bodyRead = b.ended
-	b.conn.ex.in = b.read
+	b.conn.rec.in = b.read
 	if b.slab != nil {
 		b.conn.l.splicers.release(b.slab)
 		b.slab = nil
@@ -75,11 +72,7 @@ func (b *requestBody) close() {
 func (b *requestBody) Size() int64 { return b.size }
 
 // Placed implements Placed.
-func (b *requestBody) Placed(n int64) {
-	if b.placed != nil {
-		b.placed(n)
-	}
-}
+func (b *requestBody) Placed(n int64) { b.space.allocated(n) }
 
 // Read implements io.Reader.
 func (b *requestBody) Read(p []byte) (int, error) {
@@ -99,7 +92,7 @@ func (b *requestBody) account(n int64, err error) error {
 	switch {
 	case b.tooLarge(0):
 		b.err = errTooLarge
-	case b.took != nil && b.spaceTaken(n):
+	case b.spaceTaken(n):
 	case err == io.EOF && (b.size < 0 || b.read == b.size):
 		b.ended = true
 		if b.read > 0 {
@@ -117,10 +110,10 @@ func (b *requestBody) account(n int64, err error) error {
 	return b.err
 }
 
-// spaceTaken tells who watches the space of n bytes more, and whether that was
-// the end of the body.
+// spaceTaken counts n bytes more against the free space, and reports whether that
+// ends the body.
 func (b *requestBody) spaceTaken(n int64) bool {
-	b.err = b.took(n)
+	b.err = b.space.received(n)
 	return b.err != nil
 }
 

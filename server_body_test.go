@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"os"
 	"testing"
 	"time"
 )
@@ -22,12 +23,18 @@ func (s *toldStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, co
 		b.conn.l.splicers.release(b.slab)
 		b.slab = nil
 	}
-	took := b.took
-	b.took = func(n int64) error {
-		s.told = append(s.told, n)
-		return took(n)
-	}
-	return s.nfs.StoreArtifactIf(siteID, buildID, b, cond)
+	return s.nfs.StoreArtifactIf(siteID, buildID, toldBody{b, s}, cond)
+}
+
+type toldBody struct {
+	*requestBody
+	s *toldStore
+}
+
+func (b toldBody) MoveTo(f *os.File, max int64) (int64, error) {
+	n, err := b.requestBody.MoveTo(f, max)
+	b.s.told = append(b.s.told, n)
+	return n, err
 }
 
 // Small chunks are written together, large ones come as they are, and what was

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/valyala/fasthttp"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,24 +23,12 @@ const (
 	lingerQuiet = 2 * time.Second  // a client silent for so long has stopped
 )
 
-var ()
-
-// tooSlow is the errStalled of a client that sent fewer bytes a second than this
-// over the last minute.
-type tooSlow int64
-
-func (r tooSlow) Error() string {
-	return fmt.Sprintf("the client sent less than %d bytes a second over the last minute", int64(r))
-}
-
-func (tooSlow) Unwrap() error { return errStalled }
-
 // conn is a connection of fasthttp's that adds what its streams do not have:
 // bodies spliced from the socket into a file, timeouts that measure progress
 // instead of the whole transfer, and answers that survive a body still being
 // sent. It embeds *net.TCPConn, not net.Conn, because sendfile(2) and splice(2)
 // need the type. Only the goroutine that serves the connection uses it, but for
-// Close, revokeBody and revokeAnswer.
+// Close, revokeBody and revokeResponse.
 type conn struct {
 	*net.TCPConn
 	l       *listener
@@ -59,17 +48,17 @@ type conn struct {
 
 	sendUntil time.Time // the write deadline
 
-	ex       exchange    // the latest
-	exOpen   atomic.Bool // its answer has not left yet
-	bodyRead bool        // the handler has read all of its body
+	rec      requestRecord // the latest
+	recOpen  atomic.Bool   // its answer has not left yet
+	bodyRead bool          // the handler has read all of its body
 
-	// Other goroutines take mu to end a request (revokeBody, revokeAnswer), the
+	// Other goroutines take mu to end a request (revokeBody, revokeResponse), the
 	// serving one to change what they look at, and to set a deadline that must
 	// not undo theirs.
-	mu            sync.Mutex
-	token         uint64 // of the request being served
-	bodyRevoked   atomic.Bool
-	answerRevoked atomic.Bool
+	mu              sync.Mutex
+	token           uint64 // of the request being served
+	bodyRevoked     atomic.Bool
+	responseRevoked atomic.Bool
 
 	// Set while the body of a request is being read.
 	inBody  bool
@@ -93,15 +82,32 @@ func (c *conn) nextRequest() {
 	defer c.mu.Unlock()
 	c.token++
 	c.bodyRevoked.Store(false)
-	if c.answerRevoked.Swap(false) {
+	if c.responseRevoked.Swap(false) {
 		c.sendUntil = time.Time{} // the write deadline has passed: set a new one
 	}
 }
+
+// connOf returns the connection of a request.
+func connOf(ctx *fasthttp.RequestCtx) *conn { return ctx.Conn().(*conn) }
 
 // hold returns the token of the request being served. It is valid until that
 // request is over: with it other goroutines can end the request, and never hit
 // the next one on the connection.
 func (c *conn) hold() uint64 { return c.token }
+
+// bodyRevoker returns what a budget calls to end the reading of the body of the
+// request being served.
+func (c *conn) bodyRevoker() func() {
+	token := c.hold()
+	return func() { c.revokeBody(token) }
+}
+
+// responseRevoker returns what a budget calls to end the sending of the response to the
+// request being served.
+func (c *conn) responseRevoker() func() {
+	token := c.hold()
+	return func() { c.revokeResponse(token) }
+}
 
 // revokeBody makes the reading of the body, under way or to come, fail soon with
 // errRevoked. Once the body is read whole it has no effect. Any goroutine may
@@ -118,16 +124,16 @@ func (c *conn) revokeBody(token uint64) {
 	}
 }
 
-// revokeAnswer makes the sending of the answer, under way or to come, fail soon
+// revokeResponse makes the sending of the answer, under way or to come, fail soon
 // with errRevoked. Once the answer is sent it has no effect. Any goroutine may
 // call it; it does not block.
-func (c *conn) revokeAnswer(token uint64) {
+func (c *conn) revokeResponse(token uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if token != c.token {
 		return
 	}
-	c.answerRevoked.Store(true)
+	c.responseRevoked.Store(true)
 	_ = c.SetWriteDeadline(past) // until nextRequest nothing else is written
 }
 
@@ -144,11 +150,11 @@ func (c *conn) awaitBody(d time.Duration) error {
 	return c.SetReadDeadline(time.Now().Add(d))
 }
 
-// awaitAnswer sets the write deadline of an answer, unless that was revoked.
-func (c *conn) awaitAnswer(until time.Time) error {
+// awaitResponse sets the write deadline of an answer, unless that was revoked.
+func (c *conn) awaitResponse(until time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.answerRevoked.Load() {
+	if c.responseRevoked.Load() {
 		return errRevoked
 	}
 	c.sendUntil = until
@@ -182,7 +188,7 @@ func (c *conn) endBody() {
 // what it believes to have read, and its counters stay right.
 func (c *conn) Read(p []byte) (int, error) {
 	if !c.inBody {
-		c.endExchange()
+		c.finishRecord()
 		if c.waiting {
 			return c.readFirst(p)
 		}
@@ -387,8 +393,8 @@ func (c *conn) setLowMark(on bool) {
 // Write writes all of p, for as long as the client takes at least stallBytes
 // within each stall timeout.
 func (c *conn) Write(p []byte) (int, error) {
-	if c.ex.sent == 0 {
-		c.ex.head = headSize(p)
+	if c.rec.sent == 0 {
+		c.rec.head = headSize(p)
 	}
 	total := 0
 	for {
@@ -397,7 +403,7 @@ func (c *conn) Write(p []byte) (int, error) {
 			return int64(n), err
 		})
 		total += int(n)
-		c.ex.sent += n
+		c.rec.sent += n
 		if err != nil || total == len(p) {
 			return total, c.sent(err)
 		}
@@ -438,7 +444,7 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 			return n, err
 		})
 		total += n
-		c.ex.sent += n
+		c.rec.sent += n
 		if ofFile {
 			return total, c.sourceFailed(readError(file.Name(), err))
 		}
@@ -468,8 +474,8 @@ func cutError(name string, missing int64) error {
 // sourceFailed notes that an answer is cut because what it is made of failed,
 // and reports that, if the answer says how.
 func (c *conn) sourceFailed(err error) error {
-	if c.ex.sourceFailed != nil {
-		c.ex.sourceFailed(err)
+	if c.rec.sourceFailed != nil {
+		c.rec.sourceFailed(err)
 	}
 	return c.sent(err)
 }
@@ -477,22 +483,22 @@ func (c *conn) sourceFailed(err error) error {
 // sent notes why an answer was not sent whole.
 func (c *conn) sent(err error) error {
 	if err != nil {
-		c.ex.sendErr = err
+		c.rec.sendErr = err
 	}
 	return err
 }
 
-// endExchange reports the latest exchange, once. Close may be called by another
+// finishRecord reports the latest request, once. Close may be called by another
 // goroutine, but on an idle connection only.
-func (c *conn) endExchange() {
-	if c.exOpen.CompareAndSwap(true, false) {
-		if c.ex.release != nil {
-			c.ex.release()
+func (c *conn) finishRecord() {
+	if c.recOpen.CompareAndSwap(true, false) {
+		if c.rec.release != nil {
+			c.rec.release()
 		}
-		if c.ex.sendErr != nil {
-			c.ex.out = max(0, c.ex.sent-c.ex.head)
+		if c.rec.sendErr != nil {
+			c.rec.out = max(0, c.rec.sent-c.rec.head)
 		}
-		c.l.ended(&c.ex)
+		c.l.ended(&c.rec)
 	}
 }
 
@@ -504,7 +510,7 @@ func (c *conn) endExchange() {
 // one for each answer costs more than it is worth.
 func (c *conn) sendOnce(send func() (int64, error)) (int64, error) {
 	if now := time.Now(); c.sendUntil.Sub(now) < c.l.stall {
-		if err := c.awaitAnswer(now.Add(c.l.stall * 3 / 2)); err != nil {
+		if err := c.awaitResponse(now.Add(c.l.stall * 3 / 2)); err != nil {
 			return 0, err
 		}
 	}
@@ -513,7 +519,7 @@ func (c *conn) sendOnce(send func() (int64, error)) (int64, error) {
 		c.backlog = 0
 		return n, err
 	}
-	if c.answerRevoked.Load() {
+	if c.responseRevoked.Load() {
 		return n, errRevoked
 	}
 	before, now := c.backlog, c.unsent()
@@ -545,7 +551,7 @@ func (c *conn) Close() error {
 
 func (c *conn) close() error {
 	c.state.Store(connOver)
-	c.endExchange()
+	c.finishRecord()
 	c.l.forget(c)
 	err := c.TCPConn.Close()
 	c.l.spare.fill()

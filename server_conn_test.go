@@ -544,8 +544,8 @@ func startHeld(t *testing.T, b Backend, began func(held), tune ...func(*listener
 	}
 	s := &testServer{log: &lockedBuffer{}}
 	svc := newService(cfg, b, newLog(cfg, s.log))
-	next := svc.handler
-	svc.handler = func(ctx *fasthttp.RequestCtx) {
+	next := svc.server.handler.serve
+	svc.server.handler.serve = func(ctx *fasthttp.RequestCtx) {
 		c := ctx.Conn().(*conn)
 		began(held{c, c.hold()})
 		next(ctx)
@@ -661,7 +661,7 @@ func TestRevokedTooLate(t *testing.T) {
 	answer(201)
 	revoke := func() {
 		old.c.revokeBody(old.token)
-		old.c.revokeAnswer(old.token)
+		old.c.revokeResponse(old.token)
 	}
 	revoke() // between two requests
 	_, _ = io.WriteString(client, head[:20])
@@ -723,7 +723,7 @@ func TestRevokedAnswer(t *testing.T) {
 		_, _ = io.WriteString(client, "GET /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\n\r\n")
 		h := <-requests
 		eventually(t, "the answer waits for its reader", func() bool { return h.c.unsent() > 0 })
-		h.c.revokeAnswer(h.token)
+		h.c.revokeResponse(h.token)
 		eventually(t, "the answer is cut", func() bool { return strings.Contains(s.log.String(), cut) })
 		if got, _ := io.Copy(io.Discard, client); got >= int64(len(body)) {
 			t.Errorf("all of it came, %d bytes", got)
@@ -746,7 +746,7 @@ func TestRevokedAnswer(t *testing.T) {
 				t.Errorf("%d bytes came of %d", len(got), size)
 			}
 			h = <-requests
-			h.c.revokeAnswer(h.token)
+			h.c.revokeResponse(h.token)
 		}
 	}
 }

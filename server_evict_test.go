@@ -326,8 +326,8 @@ func TestConnectionsThatDoNotEndAreFew(t *testing.T) {
 	s := &crowd{}
 	s.testServer, _ = startTuned(t, func(svc *service, l *listener) {
 		s.l, l.max, l.refusing = l, 4, make(chan struct{}, 1)
-		routes := svc.handler
-		svc.handler = func(ctx *fasthttp.RequestCtx) {
+		routes := svc.server.handler.serve
+		svc.server.handler.serve = func(ctx *fasthttp.RequestCtx) {
 			if string(ctx.Path()) == "/hangs" {
 				hung.Done()
 				<-release

@@ -30,7 +30,7 @@ type listener struct {
 	minRate  int64         // bytes a second of a body; 0: any
 	minute   time.Duration // over which it is judged
 	log      *slog.Logger
-	ended    func(*exchange) // called when an answer has left
+	ended    func(*requestRecord) // called when an answer has left
 	splicers *spliceSlots
 	buffers  bodyBuffers
 
@@ -60,7 +60,7 @@ type connCounters struct {
 // newListener makes a listener that keeps descriptors for so many requests at
 // once, of those that the process may have, but at most half of them; of the
 // rest every connection may take a second one, for the file that it downloads.
-func newListener(l *net.TCPListener, requests int, stall time.Duration, log *slog.Logger, ended func(*exchange)) *listener {
+func newListener(l *net.TCPListener, requests int, stall time.Duration, log *slog.Logger, ended func(*requestRecord)) *listener {
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil || limit.Cur > math.MaxInt32 {
 		limit.Cur = math.MaxInt32

@@ -22,7 +22,7 @@ type accessLog struct {
 var lineBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 1<<10); return &b }}
 
 // write writes the line of a request that ended at now, in one Write.
-func (a *accessLog) write(x *exchange, now time.Time) {
+func (a *accessLog) write(x *requestRecord, now time.Time) {
 	buf := lineBuffers.Get().(*[]byte)
 	defer lineBuffers.Put(buf)
 	line, ok := a.appendLine((*buf)[:0], x, now)
@@ -35,7 +35,7 @@ func (a *accessLog) write(x *exchange, now time.Time) {
 }
 
 // optional are the members that not every line has. The texts in them may be long.
-func (x *exchange) optional() [3]struct{ name, value string } {
+func (x *requestRecord) optional() [3]struct{ name, value string } {
 	cut := ""
 	if x.sendErr != nil {
 		cut = x.sendErr.Error()
@@ -58,7 +58,7 @@ func clip[T string | []byte](s T) string {
 }
 
 // accessRecord is the line of a request for slog.
-func accessRecord(x *exchange, now time.Time) slog.Record {
+func accessRecord(x *requestRecord, now time.Time) slog.Record {
 	r := slog.NewRecord(now, slog.LevelInfo, "request", 0)
 	r.AddAttrs(slog.String("request_id", x.id), slog.String("method", x.method), slog.String("path", x.path),
 		slog.Int("status", x.status), slog.Int64("bytes_in", x.in), slog.Int64("bytes_out", x.out),
@@ -73,7 +73,7 @@ func accessRecord(x *exchange, now time.Time) slog.Record {
 
 // appendLine appends what slog makes of accessRecord, at a tenth of the cost. It
 // reports false if a text has characters to be escaped: slog must do that.
-func (a *accessLog) appendLine(b []byte, x *exchange, now time.Time) (line []byte, ok bool) {
+func (a *accessLog) appendLine(b []byte, x *requestRecord, now time.Time) (line []byte, ok bool) {
 	l := members{b: b, text: a.cfg.LogFormat == "text"}
 	if l.text {
 		l.b = now.AppendFormat(append(l.b, "time="...), "2006-01-02T15:04:05.000Z07:00")

@@ -13,13 +13,13 @@ import (
 
 var lineEnd = time.Date(2026, 3, 4, 5, 6, 7, 80_900_000, time.UTC)
 
-func exampleExchange() exchange {
-	return exchange{start: lineEnd.Add(-1234567 * time.Nanosecond), id: "ID", method: "GET", path: "/sites/s/artifacts/b",
+func exampleRecord() requestRecord {
+	return requestRecord{start: lineEnd.Add(-1234567 * time.Nanosecond), id: "ID", method: "GET", path: "/sites/s/artifacts/b",
 		remote: "127.0.0.1:1", status: 200, in: 3, out: 4096}
 }
 
 // lineOf is the line that the access log writes.
-func lineOf(t *testing.T, format string, x *exchange) string {
+func lineOf(t *testing.T, format string, x *requestRecord) string {
 	t.Helper()
 	var out bytes.Buffer
 	(&accessLog{&out, &Config{LogFormat: format}}).write(x, lineEnd)
@@ -27,7 +27,7 @@ func lineOf(t *testing.T, format string, x *exchange) string {
 }
 
 // slogLine is the line that slog writes.
-func slogLine(t *testing.T, format string, x *exchange) string {
+func slogLine(t *testing.T, format string, x *requestRecord) string {
 	t.Helper()
 	var out bytes.Buffer
 	if err := lineHandler(&Config{LogFormat: format}, &out).Handle(context.Background(), accessRecord(x, lineEnd)); err != nil {
@@ -40,29 +40,29 @@ func TestAccessLine(t *testing.T) {
 	long := strings.Repeat("x", 300)
 	for _, c := range []struct {
 		name       string
-		change     func(x *exchange)
+		change     func(x *requestRecord)
 		json, text string // what follows remote
 	}{
-		{"no more members", func(*exchange) {}, ``, ``},
-		{"a user agent", func(x *exchange) { x.agent = "curl/8" }, `,"user_agent":"curl/8"`, ` user_agent=curl/8`},
-		{"spaces", func(x *exchange) { x.agent = "a b" }, `,"user_agent":"a b"`, ` user_agent="a b"`},
-		{"an equals sign", func(x *exchange) { x.agent = "a=b" }, `,"user_agent":"a=b"`, ` user_agent="a=b"`},
-		{"quotes", func(x *exchange) { x.agent = `a"b` }, `,"user_agent":"a\"b"`, ` user_agent="a\"b"`},
-		{"a backslash", func(x *exchange) { x.agent = `a\b` }, `,"user_agent":"a\\b"`, ` user_agent=a\b`},
-		{"a newline", func(x *exchange) { x.agent = "a\nb" }, `,"user_agent":"a\nb"`, ` user_agent="a\nb"`},
-		{"a control character", func(x *exchange) { x.agent = "a\x1bb" }, `,"user_agent":"a\u001bb"`, ` user_agent="a\x1bb"`},
-		{"invalid UTF-8", func(x *exchange) { x.agent = "a\xffb" }, `,"user_agent":"a\ufffdb"`, ` user_agent="a\xffb"`},
-		{"other letters", func(x *exchange) { x.agent = "ä" }, `,"user_agent":"ä"`, ` user_agent=ä`},
-		{"a reason", func(x *exchange) { x.refused = "no" }, `,"error":"no"`, ` error=no`},
-		{"a cut answer", func(x *exchange) { x.sendErr = errors.New("gone") }, `,"cut":"gone"`, ` cut=gone`},
-		{"all", func(x *exchange) { x.agent, x.refused, x.sendErr = "u", "e", errors.New("c") },
+		{"no more members", func(*requestRecord) {}, ``, ``},
+		{"a user agent", func(x *requestRecord) { x.agent = "curl/8" }, `,"user_agent":"curl/8"`, ` user_agent=curl/8`},
+		{"spaces", func(x *requestRecord) { x.agent = "a b" }, `,"user_agent":"a b"`, ` user_agent="a b"`},
+		{"an equals sign", func(x *requestRecord) { x.agent = "a=b" }, `,"user_agent":"a=b"`, ` user_agent="a=b"`},
+		{"quotes", func(x *requestRecord) { x.agent = `a"b` }, `,"user_agent":"a\"b"`, ` user_agent="a\"b"`},
+		{"a backslash", func(x *requestRecord) { x.agent = `a\b` }, `,"user_agent":"a\\b"`, ` user_agent=a\b`},
+		{"a newline", func(x *requestRecord) { x.agent = "a\nb" }, `,"user_agent":"a\nb"`, ` user_agent="a\nb"`},
+		{"a control character", func(x *requestRecord) { x.agent = "a\x1bb" }, `,"user_agent":"a\u001bb"`, ` user_agent="a\x1bb"`},
+		{"invalid UTF-8", func(x *requestRecord) { x.agent = "a\xffb" }, `,"user_agent":"a\ufffdb"`, ` user_agent="a\xffb"`},
+		{"other letters", func(x *requestRecord) { x.agent = "ä" }, `,"user_agent":"ä"`, ` user_agent=ä`},
+		{"a reason", func(x *requestRecord) { x.refused = "no" }, `,"error":"no"`, ` error=no`},
+		{"a cut answer", func(x *requestRecord) { x.sendErr = errors.New("gone") }, `,"cut":"gone"`, ` cut=gone`},
+		{"all", func(x *requestRecord) { x.agent, x.refused, x.sendErr = "u", "e", errors.New("c") },
 			`,"user_agent":"u","error":"e","cut":"c"`, ` user_agent=u error=e cut=c`},
-		{"long texts", func(x *exchange) { x.refused, x.sendErr = long, errors.New(long) },
+		{"long texts", func(x *requestRecord) { x.refused, x.sendErr = long, errors.New(long) },
 			`,"error":"` + long[:256] + `","cut":"` + long[:256] + `"`, ` error=` + long[:256] + ` cut=` + long[:256]},
-		{"a long text ends between two letters", func(x *exchange) { x.refused = long[:255] + "ä" },
+		{"a long text ends between two letters", func(x *requestRecord) { x.refused = long[:255] + "ä" },
 			`,"error":"` + long[:255] + `"`, ` error=` + long[:255]},
 	} {
-		x := exampleExchange()
+		x := exampleRecord()
 		c.change(&x)
 		for format, want := range map[string]string{
 			"json": `{"time":"2026-03-04T05:06:07.0809Z","level":"INFO","msg":"request","request_id":"ID","method":"GET",` +
@@ -86,7 +86,7 @@ func FuzzAccessLine(f *testing.F) {
 		f.Add("/sites/"+s, s, s, s, int64(1500))
 	}
 	f.Fuzz(func(t *testing.T, path, id, agent, reason string, took int64) {
-		x := exampleExchange()
+		x := exampleRecord()
 		x.path, x.id, x.method, x.agent, x.refused, x.sendErr = path, id, id, clip(agent), reason, errors.New(agent)
 		x.start = lineEnd.Add(-time.Duration(took))
 		for _, format := range []string{"json", "text"} {
@@ -154,7 +154,7 @@ func BenchmarkAccessLine(b *testing.B) {
 			lines := newLogQueue(io.Discard)
 			defer lines.close(logCloseWait)
 			log := newBufferedLog(&Config{LogFormat: format}, lines).Handler().(*logHandler).access
-			x := exampleExchange()
+			x := exampleRecord()
 			x.agent = "curl/8.14.1"
 			b.ReportAllocs()
 			for b.Loop() {

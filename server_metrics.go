@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -12,9 +11,9 @@ import (
 	"github.com/VictoriaMetrics/metrics"
 )
 
-// What /metrics tells. Every label has a bounded number of values, whatever
+// The metrics of /metrics. Every label has a bounded number of values, whatever
 // clients send: no site, build, path or address is ever one. docs/operations.md
-// lists all names, and deploy/monitoring asks for them.
+// lists all names, and deploy/monitoring queries them.
 
 // serviceMetrics is what the HTTP side counts. It is safe for concurrent use.
 type serviceMetrics struct {
@@ -24,6 +23,7 @@ type serviceMetrics struct {
 	tooMany        *metrics.Counter // uploads refused
 	noSpace        *metrics.Counter
 	dropped        [lineKinds]*metrics.Counter // lines of the service log
+	linesLost      func() lineCounts           // reads them; nil: the log counts none
 	calls          map[string]*metrics.PrometheusHistogram
 
 	mu       sync.RWMutex
@@ -103,8 +103,8 @@ func (m *serviceMetrics) connections() connCounters {
 	}
 }
 
-// request counts an exchange that ended at now.
-func (m *serviceMetrics) request(x *exchange, now time.Time) {
+// request counts a request that ended at now.
+func (m *serviceMetrics) request(x *requestRecord, now time.Time) {
 	key := requestKey{x.route, x.method, x.status}
 	if key.route == "" {
 		key.route = routeOther
@@ -153,26 +153,6 @@ func (m *serviceMetrics) failures(call, kind string) *metrics.Counter {
 	return m.set.GetOrCreateCounter(`pagewright_backend_errors_total{operation="` + call + `",kind="` + kind + `"}`)
 }
 
-// errorKind is the error as a label. Of the client's doing is what a reader of
-// a body failed with.
-func errorKind(err error) string {
-	for _, e := range []struct {
-		err  error
-		kind string
-	}{
-		{errTooLarge, "client"}, {errEmptyBody, "client"}, {errStalled, "client"}, {errBodyCut, "client"}, {errRevoked, "busy"},
-		{ErrPrecondition, "precondition"}, {ErrNotFound, "not_found"}, {ErrBadCursor, "client"}, {ErrTooLarge, "client"},
-		{ErrLogFull, "log_full"}, {ErrKeyReused, "key_reused"}, {ErrDamaged, "damaged"}, {ErrNoSpace, "no_space"}, {ErrReadOnly, "read_only"},
-		{ErrBusy, "busy"}, {ErrUnavailable, "unavailable"}, {ErrDenied, "denied"}, {ErrUnsupported, "unsupported"},
-		{ErrOccupied, "occupied"},
-	} {
-		if errors.Is(err, e.err) {
-			return e.kind
-		}
-	}
-	return "internal"
-}
-
 // linesDropped sets how many lines the service log has lost. A scrape that is overtaken
 // by another one does not set them back.
 func (m *serviceMetrics) linesDropped(n lineCounts) {
@@ -192,10 +172,20 @@ func (m *serviceMetrics) gauges(values map[string]func() float64) {
 
 // write writes everything in the text format of Prometheus.
 func (m *serviceMetrics) write(w io.Writer, store *storeMetrics) {
+	if m.linesLost != nil {
+		m.linesDropped(m.linesLost())
+	}
 	m.set.WritePrometheus(w)
 	if store != nil {
 		store.set.WritePrometheus(w)
 	}
 	metrics.WriteProcessMetrics(w)
 	metrics.WriteFDMetrics(w)
+}
+
+func boolToFloat(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }

@@ -52,7 +52,7 @@ func TestMetricsAfterMixedLoad(t *testing.T) {
 	s := startServer(t)
 	mixedLoad(t, s)
 	got := map[string]float64{}
-	// An exchange is counted when its connection is read from again.
+	// A request is counted when its connection is read from again.
 	eventually(t, "all requests are counted", func() bool {
 		got = scrape(t, s)
 		return got[`pagewright_http_requests_total{route="artifact",method="DELETE",status="204"}`] == 1 &&
@@ -157,7 +157,7 @@ func TestNoLabelComesFromAClient(t *testing.T) {
 // BenchmarkMetricsOfARequest is what the metrics cost a request.
 func BenchmarkMetricsOfARequest(b *testing.B) {
 	m := newServiceMetrics()
-	x := &exchange{start: time.Now(), route: routeArtifact, method: "GET", status: 200, in: 0, sent: 4096}
+	x := &requestRecord{start: time.Now(), route: routeArtifact, method: "GET", status: 200, in: 0, sent: 4096}
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {

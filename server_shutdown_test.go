@@ -379,8 +379,8 @@ func TestShutdownIsBounded(t *testing.T) {
 			s := &server{hung: make(chan struct{}), release: make(chan struct{})}
 			var stop func() error
 			s.testServer, stop = startTuned(t, func(svc *service, _ *listener) {
-				routes := svc.handler
-				svc.handler = func(ctx *fasthttp.RequestCtx) {
+				routes := svc.server.handler.serve
+				svc.server.handler.serve = func(ctx *fasthttp.RequestCtx) {
 					switch string(ctx.Path()) {
 					default:
 						routes(ctx)

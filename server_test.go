@@ -144,8 +144,8 @@ func header(kv ...string) http.Header {
 	return h
 }
 
-// response is an answer whose body was read whole.
-type response struct {
+// received is a response whose body was read whole.
+type received struct {
 	status int
 	header http.Header
 	body   []byte
@@ -153,7 +153,7 @@ type response struct {
 }
 
 // try sends r and returns the answer, or why there is none.
-func (s *testServer) try(r request) (*response, error) {
+func (s *testServer) try(r request) (*received, error) {
 	var body io.Reader
 	switch b := r.body.(type) {
 	case string:
@@ -180,7 +180,7 @@ func (s *testServer) try(r request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &response{resp.StatusCode, resp.Header, b, resp.ContentLength}, nil
+	return &received{resp.StatusCode, resp.Header, b, resp.ContentLength}, nil
 }
 
 // testClient follows no redirects and decodes nothing. Its timeout is for answers
@@ -192,7 +192,7 @@ var testClient = &http.Client{
 }
 
 // do sends r and fails the test unless the answer has the status.
-func (s *testServer) do(t testing.TB, status int, r request) *response {
+func (s *testServer) do(t testing.TB, status int, r request) *received {
 	t.Helper()
 	resp, err := s.try(r)
 	if err != nil {
@@ -205,10 +205,10 @@ func (s *testServer) do(t testing.TB, status int, r request) *response {
 }
 
 // within is do for an answer that must come in time.
-func (s *testServer) within(t testing.TB, limit time.Duration, status int, r request) *response {
+func (s *testServer) within(t testing.TB, limit time.Duration, status int, r request) *received {
 	t.Helper()
 	type answer struct {
-		resp *response
+		resp *received
 		err  error
 	}
 	came := make(chan answer, 1)
@@ -228,17 +228,17 @@ func (s *testServer) within(t testing.TB, limit time.Duration, status int, r req
 	}
 }
 
-func (s *testServer) get(t testing.TB, status int, path string, h ...string) *response {
+func (s *testServer) get(t testing.TB, status int, path string, h ...string) *received {
 	t.Helper()
 	return s.do(t, status, request{"GET", path, nil, header(h...)})
 }
 
-func (s *testServer) put(t testing.TB, status int, path string, body any, h ...string) *response {
+func (s *testServer) put(t testing.TB, status int, path string, body any, h ...string) *received {
 	t.Helper()
 	return s.do(t, status, request{"PUT", path, body, header(h...)})
 }
 
-func (s *testServer) post(t testing.TB, status int, path string, body any, h ...string) *response {
+func (s *testServer) post(t testing.TB, status int, path string, body any, h ...string) *received {
 	t.Helper()
 	return s.do(t, status, request{"POST", path, body, header(h...)})
 }
@@ -251,7 +251,7 @@ func (s *testServer) ready(t testing.TB) {
 }
 
 // into reads the body as JSON.
-func (r *response) into(t testing.TB, v any) {
+func (r *received) into(t testing.TB, v any) {
 	t.Helper()
 	d := json.NewDecoder(bytes.NewReader(r.body))
 	d.UseNumber()

@@ -52,10 +52,10 @@ func TestTheReserveOfAStoreThatDoesNotAnswer(t *testing.T) {
 // What is written while the store answers may not be in its answer, and counts.
 func TestReserveCountsWhatIsWrittenMeanwhile(t *testing.T) {
 	const free, size, before, meanwhile = 1000, 500, 100, 200
-	r := &reserve{min: 1}
-	var c *claim
+	r := &freeSpace{min: 1}
+	var c *reservation
 	r.space = &cachedProbe[Space]{probe: r.watch(func() (Space, error) {
-		c.placed(meanwhile)
+		c.allocated(meanwhile)
 		return Space{FreeBytes: free, TotalBytes: 2 * free}, nil
 	})}
 	c, err := r.admit(size) // asks, while there is no upload yet
@@ -65,12 +65,12 @@ func TestReserveCountsWhatIsWrittenMeanwhile(t *testing.T) {
 	left := func() int64 {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		return r.free - r.written - r.claimed
+		return r.free - r.written - r.reserved
 	}
 	if got := left(); got != free-size {
 		t.Fatalf("%d bytes are left, not %d", got, free-size)
 	}
-	c.placed(before)
+	c.allocated(before)
 	if got := left(); got != free-size {
 		t.Errorf("of what is claimed %d bytes were placed: %d are left, not %d", before, got, free-size)
 	}
@@ -94,18 +94,18 @@ func TestReserveCountsWhatIsWrittenMeanwhile(t *testing.T) {
 // keeps its claim.
 func TestReserveCountsWhatWasPlacedOnce(t *testing.T) {
 	free := uint64(100)
-	r := &reserve{min: 1}
+	r := &freeSpace{min: 1}
 	r.space = &cachedProbe[Space]{probe: r.watch(func() (Space, error) { return Space{FreeBytes: free, TotalBytes: 200}, nil })}
 	c, err := r.admit(60)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.placed(20)
+	c.allocated(20)
 	free -= 20 // as the store counts
 	if _, err := r.space.get(0); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.took(20); err != nil {
+	if err := c.received(20); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.admit(40); !errors.Is(err, ErrNoSpace) { // 80 are free, and 40 are still to come
@@ -138,7 +138,7 @@ func TestWindowOf(t *testing.T) {
 func TestTheWindowMoves(t *testing.T) {
 	const mib = 1 << 20
 	free := uint64(100 * mib)
-	r := &reserve{min: 10 * mib}
+	r := &freeSpace{min: 10 * mib}
 	r.space = &cachedProbe[Space]{probe: r.watch(func() (Space, error) { return Space{FreeBytes: free, TotalBytes: 200 * mib}, nil })}
 	c, err := r.admit(90 * mib)
 	if err != nil {
@@ -148,9 +148,9 @@ func TestTheWindowMoves(t *testing.T) {
 		t.Helper()
 		free -= uint64(n + others)
 		r.at = time.Time{} // so that the store is asked after these bytes are counted
-		err := c.took(n)
-		if !errors.Is(err, want) || (err == nil) != (want == nil) || r.claimed != claimed {
-			t.Errorf("%s: %v, %d bytes claimed; want %v, %d", name, err, r.claimed, want, claimed)
+		err := c.received(n)
+		if !errors.Is(err, want) || (err == nil) != (want == nil) || r.reserved != claimed {
+			t.Errorf("%s: %v, %d bytes claimed; want %v, %d", name, err, r.reserved, want, claimed)
 		}
 	}
 	step("the first bytes", 1000, 0, mib, nil)
@@ -159,15 +159,15 @@ func TestTheWindowMoves(t *testing.T) {
 	step("others leave nothing", mib, 14*mib, 0, nil)
 	step("nothing more fits", mib, 0, 0, ErrNoSpace)
 	c.release()
-	if r.claimed != 0 || r.uploads != 0 {
-		t.Errorf("%d bytes and %d uploads stay claimed", r.claimed, r.uploads)
+	if r.reserved != 0 || r.uploads != 0 {
+		t.Errorf("%d bytes and %d uploads stay claimed", r.reserved, r.uploads)
 	}
 }
 
 func TestInodesAreKept(t *testing.T) {
 	f := func(name string, free, total uint64, under, made int64, want error) {
 		t.Helper()
-		r := &reserve{min: 1, uploads: under, made: made}
+		r := &freeSpace{min: 1, uploads: under, made: made}
 		r.space = &cachedProbe[Space]{probe: r.watch(func() (Space, error) {
 			r.made += made // while it answers
 			return Space{FreeBytes: 1 << 30, TotalBytes: 1 << 40, FreeInodes: free, TotalInodes: total}, nil

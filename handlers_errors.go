@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+
+	"github.com/valyala/fasthttp"
+)
+
+// operationError is the failure of an operation on the store.
+type operationError struct {
+	operation       string // as in "cannot delete the artifact"
+	siteID, buildID string // may be empty
+	err             error
+	status          int // 0: that of err
+}
+
+func (e *operationError) Error() string { return "cannot " + e.operation + ": " + e.err.Error() }
+func (e *operationError) Unwrap() error { return e.err }
+
+// failure is the JSON of the response to a request that failed.
+type failure struct {
+	Status string `json:"status"` // "error"
+	Error  string `json:"error"`
+}
+
+// respondError responds with what err stands for: the one place where an error becomes
+// a status, a text and a line in the log. An httpError is such a response already. Of
+// any other error the client gets what is in the table of errors, and the rest goes into
+// the log if the client did not cause it.
+func (a *api) respondError(ctx *fasthttp.RequestCtx, err error) {
+	var refusal *httpError
+	if !errors.As(err, &refusal) {
+		refusal = a.refusalOf(ctx, err)
+	}
+	c := connOf(ctx)
+	c.rec.refused = refusal.reason
+	r := jsonResponse(refusal.status, failure{"error", refusal.reason})
+	r.cacheControl = noStore // by default caches may keep some statuses, such as 404 (RFC 9110, section 15.1)
+	r.write(ctx)
+	h := &ctx.Response.Header
+	switch refusal.status {
+	case fasthttp.StatusServiceUnavailable:
+		h.Set(fasthttp.HeaderRetryAfter, "5")
+	case fasthttp.StatusInsufficientStorage:
+		h.Set(fasthttp.HeaderRetryAfter, "60")
+	}
+	if refusal.header != "" {
+		h.Set(refusal.header, refusal.value)
+	}
+}
+
+// refusalOf returns the response to an error of the store, and logs the error.
+func (a *api) refusalOf(ctx *fasthttp.RequestCtx, err error) *httpError {
+	class := classify(err)
+	reason := reasonOf(err)
+	op := &operationError{err: err}
+	if errors.As(err, &op) {
+		reason = "cannot " + op.operation + ": " + reason
+	}
+	status := class.status
+	if op.status != 0 {
+		status = op.status
+	}
+	if class.log != 0 {
+		a.log.LogAttrs(ctx, class.log, "request failed", slog.String("operation", op.operation),
+			slog.String("site", op.siteID), slog.String("build", op.buildID), slog.Int("status", status),
+			slog.String("request_id", connOf(ctx).rec.id), slog.String("error", op.err.Error()))
+	}
+	return &httpError{status: status, reason: reason}
+}
+
+// failureOfStore returns err, or nil if that is a refusal: the store has done its part.
+func failureOfStore(err error) error {
+	var refusal *httpError
+	if errors.As(err, &refusal) {
+		return nil
+	}
+	return err
+}
+
+// sourceFailed returns what reports a failure of the store that comes after the header has
+// left, when the response can only be cut. what names the response in the log, call is
+// that of the backend.
+func (a *api) sourceFailed(c *conn, what, call, siteID, buildID string) func(error) {
+	id := c.rec.id
+	return func(err error) {
+		a.metrics.failures(call, errorKind(err)).Inc()
+		a.log.LogAttrs(context.Background(), slog.LevelWarn, what+" was cut", slog.String("site", siteID),
+			slog.String("build", buildID), slog.String("request_id", id), slog.String("error", err.Error()))
+	}
+}
+
+// panicked responds with 500 for a handler that panicked, and logs where.
+func (a *api) panicked(ctx *fasthttp.RequestCtx, cause any) {
+	a.log.Error("panic in a handler", "request_id", connOf(ctx).rec.id, "method", methodOf(ctx),
+		"path", string(ctx.RequestURI()), "cause", fmt.Sprint(cause), "stack", string(debug.Stack()))
+	ctx.Response.ResetBody()
+	a.respondError(ctx, newHTTPError(fasthttp.StatusInternalServerError, "internal error"))
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"errors"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+const maxPageLimit = 10_000 // builds on a page at most
+
+// listing is a GET or HEAD of the versions of a site.
+type listing struct {
+	conn        *conn
+	head        bool
+	siteID      string
+	query       VersionQuery
+	ifNoneMatch *ETagList
+}
+
+func parseListing(ctx *fasthttp.RequestCtx) (l listing, err error) {
+	l.conn, l.head = connOf(ctx), ctx.IsHead()
+	if l.siteID, err = pathID(ctx, "site_id"); err != nil {
+		return l, err
+	}
+	if l.query, err = parseVersionQuery(ctx); err != nil {
+		return l, err
+	}
+	l.query.Client = l.conn.client()
+	l.ifNoneMatch, err = headerETags(ctx, fasthttp.HeaderIfNoneMatch)
+	return l, err
+}
+
+// parseVersionQuery reads the arguments of a listing.
+func parseVersionQuery(ctx *fasthttp.RequestCtx) (q VersionQuery, err error) {
+	if err := checkQuery(ctx, "limit", "cursor", "metadata"); err != nil {
+		return q, err
+	}
+	args := ctx.QueryArgs()
+	if args.Has("limit") {
+		n, err := strconv.Atoi(string(args.Peek("limit")))
+		if err != nil || n < 1 || n > maxPageLimit {
+			return q, badRequest("limit must be a number from 1 to %d", maxPageLimit)
+		}
+		q.Limit = n
+	}
+	if args.Has("cursor") {
+		q.Cursor = string(args.Peek("cursor"))
+		if _, err := parseCursor(q.Cursor); err != nil {
+			return q, badRequest("cursor must be a next_cursor of this service")
+		}
+	}
+	q.Metadata, err = queryBool(ctx, "metadata", false)
+	return q, err
+}
+
+// getVersions lists the builds of a site with their logs.
+func (a *api) getVersions(ctx *fasthttp.RequestCtx, l listing) (response, error) {
+	r, err := a.list(ctx, l)
+	if errors.Is(err, errLogChanged) { // the store knows now that it did
+		r, err = a.list(ctx, l)
+	}
+	if failureOfStore(err) != nil {
+		err = &operationError{operation: "list the versions", siteID: l.siteID, err: err}
+	}
+	return r, err
+}
+
+// list returns the response with the builds that l selects.
+func (a *api) list(ctx *fasthttp.RequestCtx, l listing) (response, error) {
+	page, err := a.page(l)
+	if err != nil {
+		return response{}, err
+	}
+	etag := ""
+	if page.Tag != "" {
+		etag = pageETag(page, l.query)
+		if m := l.ifNoneMatch; m != nil && (m.Any || m.matchWeak(etag)) {
+			return response{status: fasthttp.StatusNotModified, cacheControl: "no-cache", etag: etag}, nil
+		}
+	}
+	r, err := a.sendList(ctx, l, page)
+	r.status, r.contentType, r.cacheControl, r.etag = fasthttp.StatusOK, "application/json", "no-cache", etag
+	return r, err
+}
+
+// listFormat is raised whenever the same versions are written otherwise into a list, so
+// that clients do not keep the list of an older service.
+const listFormat = "2"
+
+// pageETag is the entity tag of a page: of what is listed and how it is shown.
+func pageETag(page *VersionPage, q VersionQuery) string {
+	tag := `"` + listFormat + "-" + page.Tag
+	if q.Metadata {
+		tag += "-m"
+	}
+	if page.NextCursor != "" {
+		tag += "-n"
+	}
+	return tag + `"`
+}
+
+// page returns the page that l selects, in a place among the lists.
+func (a *api) page(l listing) (*VersionPage, error) {
+	place, err := a.acquireList(l.conn, l.siteID)
+	if err != nil {
+		return nil, err
+	}
+	defer place.release()
+	start := time.Now()
+	page, err := listVersions(a.backend, l.siteID, l.query)
+	a.metrics.call(callList, start, err)
+	return page, err
+}
+
+// listVersions asks a backend that cannot page for all versions.
+func listVersions(b Backend, siteID string, q VersionQuery) (*VersionPage, error) {
+	if b, ok := b.(VersionPager); ok {
+		return b.ListVersionsPage(siteID, q)
+	}
+	all, err := b.ListVersions(siteID)
+	if err != nil {
+		return nil, err
+	}
+	page, err := pageVersions(all, q)
+	if err != nil {
+		return nil, err
+	}
+	page.Versions = slices.Clone(page.Versions)
+	for i, v := range page.Versions {
+		page.Versions[i] = v.listable()
+	}
+	page.seal()
+	return page, nil
+}
