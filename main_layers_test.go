@@ -148,6 +148,9 @@ func TestLayers(t *testing.T) {
 			t.Errorf("%s: its name does not begin with a layer of main_layers_test.go", f.name)
 		}
 	}
+	for _, arrow := range forbiddenArrows(files) {
+		t.Error(arrow)
+	}
 }
 
 // TestForbiddenArrowsAreFound shows that forbiddenArrows sees each kind of name.
@@ -222,6 +225,33 @@ func TestOneDoorToTheDisk(t *testing.T) {
 	}
 }
 
+// TestFilesAreOnTheMap: ARCHITECTURE.md names each source file, and no other.
+func TestFilesAreOnTheMap(t *testing.T) {
+	text, err := os.ReadFile("ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	onMap := map[string]bool{}
+	for _, word := range strings.FieldsFunc(string(text), func(r rune) bool { return !isFileRune(r) }) {
+		if strings.HasSuffix(word, ".go") && !strings.HasSuffix(word, "_test.go") {
+			onMap[word] = true
+		}
+	}
+	for _, f := range sourceFiles(t) {
+		if !onMap[f.name] {
+			t.Errorf("%s is not in ARCHITECTURE.md", f.name)
+		}
+		delete(onMap, f.name)
+	}
+	for name := range onMap {
+		t.Errorf("ARCHITECTURE.md names %s, which does not exist", name)
+	}
+}
+
+func isFileRune(r rune) bool {
+	return r == '_' || r == '.' || 'a' <= r && r <= 'z' || '0' <= r && r <= '9'
+}
+
 // TestTestsAreNamedAfterTheirSource: a test file is called SOURCE_test.go, or
 // SOURCE_WHAT_test.go where WHAT says which part or kind of test it is.
 func TestTestsAreNamedAfterTheirSource(t *testing.T) {
@@ -240,6 +270,14 @@ func TestTestsAreNamedAfterTheirSource(t *testing.T) {
 			}
 			stem = stem[:i]
 		}
+	}
+}
+
+// TestArchitectureIsShort: the map is at most 120 lines.
+func TestArchitectureIsShort(t *testing.T) {
+	text, err := os.ReadFile("ARCHITECTURE.md")
+	if lines := strings.Count(string(text), "\n"); err != nil || lines > 120 {
+		t.Errorf("ARCHITECTURE.md has %d lines, want at most 120: %v", lines, err)
 	}
 }
 
