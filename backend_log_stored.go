@@ -41,7 +41,7 @@ type storedLog struct {
 // several times as much.
 type keptLog struct {
 	packed   string // what packEntry made of each, and then the metadata of all
-	texts    int    // bytes before the metadata
+	texts    int32  // bytes before the metadata
 	metadata bool   // there is the metadata
 }
 
@@ -229,7 +229,7 @@ func (s *logScan) done(reserve func(cost int64) bool) *storedLog {
 		l.cost += int64(len(s.metadata))
 	}
 	if l.cost > 0 && reserve(l.cost) {
-		texts := len(s.packed)
+		texts := int32(len(s.packed))
 		l.kept.Store(&keptLog{string(append(s.packed, s.metadata...)), texts, !s.left})
 	}
 	return l

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -108,7 +109,7 @@ func (w *watchedDir[V]) read(s *siteScan, dir *os.File, id fileID) (r reading[V]
 		f := w.files[build]
 		if f == nil {
 			f = new(dirFile[V])
-			w.files[build] = f
+			w.files[strings.Clone(build)] = f // build is part of a file name, and longer
 			r.came = append(r.came, build)
 		}
 		f.listed = w.round

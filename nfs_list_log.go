@@ -13,19 +13,20 @@ import (
 
 // How lists read logs.
 
-// load reads the logs of builds that were not read, or may have changed since. If a
+// load reads those logs of the builds at places that were not read, or may have changed
+// since. If a
 // log cannot be read its version says so; only a store that cannot be reached is an
 // error. With entries it also reads again those for whose entries there was no room, if
 // there is now.
-func (s *siteScan) load(builds []string, entries bool) error {
+func (s *siteScan) load(places []place, entries bool) error {
 	var loads []logLoad
 	room := int64(-1) // not known
-	for _, build := range builds {
-		f := s.ix.logs.files[build]
+	for _, p := range places {
+		f := s.ix.logs.files[p.build]
 		if f == nil {
 			continue
 		}
-		l := logLoad{file: f, build: build, read: s.mustRead(f)}
+		l := logLoad{file: f, build: p.build, read: s.mustRead(f)}
 		if !l.read && entries && f.value.log.wanting() {
 			if room < 0 {
 				room = s.n.lists.room()

@@ -21,7 +21,7 @@ func TestLogIsReadAgainUnlessStable(t *testing.T) {
 		t.Helper()
 		s := &siteScan{n: n, ix: newSiteIndex(), storeTime: storeTime, logs: dir, run: &listRun{listLimits: &n.lists.limits}}
 		s.ix.logs.files["b"], s.ix.logs.round = &before, before.checked+1
-		if err := s.load([]string{"b"}, true); err != nil || before.value.log == nil || before.value.log.count != 1 || before.checked != s.ix.logs.round {
+		if err := s.load([]place{{build: "b"}}, true); err != nil || before.value.log == nil || before.value.log.count != 1 || before.checked != s.ix.logs.round {
 			t.Fatalf("known is %+v, %v", before, err)
 		}
 		return before.value

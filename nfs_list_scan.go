@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"io/fs"
-	"maps"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -67,6 +66,10 @@ func (s logState) problem() string {
 func (s logState) known() bool { return s == logRead || s == logDamaged || s == logTooLarge }
 
 const loadedAtOnce = 4096 // logs of a page that are looked at in one go
+
+// keptWhole is the number of versions up to which the list of all is kept. A larger one
+// is made again from what is known, which costs less than sending it.
+const keptWhole = 20_000
 
 // The memory that siteIndex.size counts, in bytes, about.
 const (
@@ -293,7 +296,11 @@ func (s *siteScan) sort() error {
 			ix.logOnly[build] = true
 		}
 	}
-	if err := s.load(slices.Collect(maps.Keys(ix.logOnly)), false); err != nil {
+	logOnly := make([]place, 0, len(ix.logOnly))
+	for build := range ix.logOnly {
+		logOnly = append(logOnly, place{build: build})
+	}
+	if err := s.load(logOnly, false); err != nil {
 		return err
 	}
 	var fresh []place
@@ -334,35 +341,40 @@ func (s *siteScan) page(q VersionQuery) (*VersionPage, error) {
 	if err != nil {
 		return nil, err
 	}
+	page := s.newPage(len(places), next)
+	versions := make([]Version, len(places))
 	for some := range slices.Chunk(places, loadedAtOnce) {
-		builds := make([]string, len(some))
-		for i, p := range some {
-			builds[i] = p.build
-		}
-		if err := s.load(builds, true); err != nil {
+		if err := s.load(some, true); err != nil {
 			return nil, err
 		}
-	}
-	stale := ix.stale // a page that is being sent must not keep ix in memory
-	page := &VersionPage{Versions: make([]*Version, 0, len(places)), NextCursor: next, OpenLog: s.n.logOpener(s.site)}
-	page.ForgetLog = func(v *Version) {
-		v.Stored.stale.Store(true)
-		stale.Store(true)
-	}
-	versions := make([]Version, len(places))
-	for i, p := range places {
-		v := &versions[i]
-		complete, ok := ix.describe(p.build, v)
-		if ok { // else it went while this was made
-			page.Versions = append(page.Versions, v)
+		for _, p := range some {
+			v := &versions[0]
+			complete, ok := ix.describe(p.build, v)
+			if ok { // else it went while this was made
+				page.Versions, versions = append(page.Versions, v), versions[1:]
+			}
+			whole = whole && complete
 		}
-		whole = whole && complete
 	}
 	page.seal()
-	if whole && ix.sorted {
+	if whole && ix.sorted && len(page.Versions) <= keptWhole {
 		ix.whole = page
 	}
 	return page, nil
+}
+
+// newPage returns a page without versions, for count of them.
+func (s *siteScan) newPage(count int, next string) *VersionPage {
+	stale := s.ix.stale // a page that is being sent must not keep ix in memory
+	return &VersionPage{
+		Versions:   make([]*Version, 0, count),
+		NextCursor: next,
+		OpenLog:    s.n.logOpener(s.site),
+		ForgetLog: func(v *Version) {
+			v.Stored.stale.Store(true)
+			stale.Store(true)
+		},
+	}
 }
 
 // describe makes the version of a build, if it is there. complete reports whether that
