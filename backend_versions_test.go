@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Each thing that a list tells of a build is in the sum of it.
+// Everything that a list shows of a build is in its sum.
 func TestSumOfAVersion(t *testing.T) {
 	made := func(change func(v *Version)) [16]byte {
 		v := &Version{BuildID: "b", SizeBytes: 3, CreatedAt: testTime, LogsError: "", Logs: []LogEntry{

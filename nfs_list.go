@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	listHelpers    = 32       // threads that help at once with lists, of all sites together
-	listParallel   = 16       // and with one
+	listHelpers    = 32       // goroutines that help with lists, of all sites together
+	listParallel   = 16       // goroutines that make one list
 	listCacheBytes = 64 << 20 // bytes of memory, about, for what is remembered of all sites
 )
 
@@ -124,10 +124,10 @@ func (l *listings) take(siteID string) *siteIndex {
 func (l *listings) reserve(ix *siteIndex, bytes int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.evict(l.limit - bytes)
-	if l.bytes+bytes > l.limit {
+	if l.bytes-l.idle+bytes > l.limit {
 		return false
 	}
+	l.evict(l.limit - bytes)
 	l.charge(ix, bytes)
 	return true
 }
@@ -215,7 +215,7 @@ func (l *listings) buffer(size int64) (data []byte, put func()) {
 }
 
 // parallel calls work with each of 0 to count-1, some at once, and returns one
-// of the errors after all is done. It does not begin new work after an error.
+// of the errors after all is done. It starts no new work after an error.
 func (l *listings) parallel(count int, work func(i int) error) error {
 	var (
 		wg     sync.WaitGroup

@@ -71,8 +71,8 @@ func wantList(t *testing.T, n *nfs, want ...string) {
 	}
 }
 
-// One site, one change after the other, by this process and by another: each is
-// seen by the next list of both.
+// One site, one change after the other, by this process and by another: the next list
+// of each of them shows it.
 func TestListFollowsChanges(t *testing.T) {
 	base := t.TempDir()
 	one, two := openTestNFS(t, base), openTestNFS(t, base)
@@ -213,7 +213,7 @@ func TestUnchangedListIsNotReadAgain(t *testing.T) {
 	}
 }
 
-// What was acknowledged before a list was asked for is in it, however many
+// What was acknowledged before a list was requested is in it, however many
 // lists and writes of that site go on.
 func TestListHasWhatWasAcknowledged(t *testing.T) {
 	base := t.TempDir()
@@ -290,7 +290,7 @@ func TestTagTellsOfMore(t *testing.T) {
 	}
 }
 
-// Metadata too large to be remembered is read whenever it is asked for.
+// Metadata too large to be remembered is read whenever it is requested.
 func TestLargeMetadata(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
@@ -351,7 +351,79 @@ func TestListMemoryIsBounded(t *testing.T) {
 	}
 }
 
-// A damaged log is told to the operator by name, once for each change.
+// A site that does not fit alone is not remembered, and the others still are.
+func TestLargeSiteLeavesOthersInMemory(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	n.lists.limit = 20_000
+	manyBuilds(t, base, 200) // of site s
+	mustLog(t, n, "small", entry("1", "b", testTime))
+	for _, site := range []string{"small", "s", "s"} {
+		if _, err := n.ListVersions(site); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := n.lists.sites.Keys(); !slices.Equal(got, []string{"small"}) || n.lists.bytes > n.lists.limit {
+		t.Errorf("remembered are %q, %d bytes", got, n.lists.bytes)
+	}
+}
+
+// A build has the place of its artifact, and without one that of the first entry of its
+// log, or of a damaged log itself, whatever it had before.
+func TestPlaceFollowsChanges(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	logs := filepath.Dir(logPath(t, base))
+	artifacts := filepath.Join(base, sitesDir, "s", artifactsDir)
+	if err := os.MkdirAll(artifacts, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	hour := func(h int) time.Time { return testTime.Add(time.Duration(h) * time.Hour) }
+	file := func(path string, h int) error {
+		return errors.Join(os.WriteFile(path+".x", []byte("["), 0o644), os.Chtimes(path+".x", hour(h), hour(h)), os.Rename(path+".x", path))
+	}
+	artifact := func(id string, h int) error { return file(filepath.Join(artifacts, id+artifactSuffix), h) }
+	log := func(id string, h int) error {
+		putLog(t, base, id, testTime, entry("1", id, hour(h)))
+		return nil
+	}
+	f := func(what string, change func() error, want string) {
+		t.Helper()
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		for _, limit := range []int{0, 1} {
+			var got []string
+			for q := (VersionQuery{Limit: limit}); ; {
+				page, err := n.ListVersionsPage("s", q)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, v := range page.Versions {
+					got = append(got, v.BuildID)
+				}
+				if q.Cursor = page.NextCursor; q.Cursor == "" {
+					break
+				}
+			}
+			if strings.Join(got, " ") != want {
+				t.Errorf("%s, limit %d: the order is %q, want %s", what, limit, got, want)
+			}
+		}
+	}
+	f("logs", func() error { return errors.Join(log("a", 1), log("b", 2), log("c", 3)) }, "c b a")
+	f("an older first entry", func() error { return log("c", 0) }, "b a c")
+	f("an artifact beside its log", func() error { return artifact("a", 5) }, "a b c")
+	f("an older artifact in its place", func() error { return artifact("a", 1) }, "b a c")
+	f("another log of a build with an artifact", func() error { return log("a", 9) }, "b a c")
+	f("a damaged log", func() error { return file(filepath.Join(logs, "c"+logSuffix), 7) }, "c b a")
+	f("no artifact any more", func() error { return os.Remove(filepath.Join(artifacts, "a"+artifactSuffix)) }, "a c b")
+	f("no log any more", func() error { return os.Remove(filepath.Join(logs, "a"+logSuffix)) }, "c b")
+	f("an artifact alone", func() error { return artifact("d", 4) }, "c d b")
+	f("a log beside it", func() error { return log("d", 8) }, "c d b")
+}
+
+// A damaged log is logged by its name, once for each change.
 func TestDamageIsLoggedOnce(t *testing.T) {
 	var out bytes.Buffer
 	base := t.TempDir()
@@ -552,7 +624,7 @@ func TestListWithoutDescriptors(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.get(t, 200, "/health") // opens the connection that all lists are asked for on
+	s.get(t, 200, "/health") // opens the connection for all lists
 	for free := range most {
 		for _, few := range []bool{true, false} {
 			if few {

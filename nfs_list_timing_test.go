@@ -17,7 +17,7 @@ func cpuTime(b *testing.B) time.Duration {
 }
 
 // BenchmarkListVersions lists 10,000 builds, each with a log: the first time,
-// unchanged, and after a change of one. Beside the time it tells the CPU time of
+// unchanged, and after a change of one. Besides the time it reports the CPU time of
 // the whole process.
 func BenchmarkListVersions(b *testing.B) {
 	const builds = 10_000
