@@ -166,14 +166,3 @@ func clientOf(addr netip.Addr) string {
 	}
 	return addr.String()
 }
-
-// remoteText is the address of the client in the log, made once.
-func (c *conn) remoteText() string {
-	if c.remote == "" {
-		c.remote = c.RemoteAddr().String()
-	}
-	return c.remote
-}
-
-// client is the client as budgets know it.
-func (c *conn) client() string { return c.from }

@@ -1,0 +1,254 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	lowWater   = 512 << 10 // bytes the kernel collects before it wakes the reader of a large body
+	stallBytes = 4 << 10   // bytes a peer must move within the stall timeout
+)
+
+// awaitBody sets the read deadline of a body, unless that was revoked.
+func (c *conn) awaitBody(d time.Duration) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.bodyRevoked.Load() {
+		return c.end(errRevoked)
+	}
+	return c.SetReadDeadline(time.Now().Add(d))
+}
+
+// beginBody makes Read watch for stalls, in place of the header's deadline.
+func (c *conn) beginBody() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inBody, c.ended, c.armed, c.window = true, nil, false, 0
+	c.pace = newPace(c.l.minRate, c.l.minute, time.Now())
+}
+
+// endBody ends what beginBody began. What is left unread may still come for a
+// bounded time, since fasthttp drains it before the next request.
+func (c *conn) endBody() {
+	c.setLowMark(false)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inBody, c.slow, c.dst, c.slab, c.held, c.dstErr = false, false, nil, nil, nil, nil
+	_ = c.SetReadDeadline(time.Now().Add(lingerQuiet))
+}
+
+// Read reads as net.Conn does, and in a body: fails with errStalled when the
+// client moves too little, with errBodyCut when it leaves, with errRevoked when
+// others need what it holds, and moves the bytes
+// to dst by splice(2), leaving p as it is, when p is the slab. fasthttp's
+// stream passes the slab on, cut to what is left of the body or of the chunk,
+// only when nothing is buffered in front of it: so what is moved is exactly
+// what it believes to have read, and its counters stay right.
+func (c *conn) Read(p []byte) (int, error) {
+	if !c.inBody {
+		c.finishRecord()
+		if c.waiting {
+			return c.readFirst(p)
+		}
+		return c.TCPConn.Read(p)
+	}
+	splice := c.dst != nil && len(p) > 0 && &p[0] == &c.slab[0]
+	if c.armed && time.Now().After(c.stallAt) {
+		c.armed = false // it passed while nobody read, as an upload that waits for memory: not for the client
+	}
+	for {
+		if c.bodyRevoked.Load() {
+			return 0, c.end(errRevoked)
+		}
+		if !c.armed {
+			now := time.Now()
+			c.stallAt, c.armed, c.window = now.Add(c.l.stall), true, 0
+			if err := c.awaitPace(now); err != nil {
+				return 0, err
+			}
+		}
+		n, err := c.readOnce(p, splice)
+		c.pace.got += int64(n)
+		c.window += int64(n)
+		if c.window >= stallBytes {
+			c.armed = false
+		}
+		if c.pace.failed() && c.queued() == 0 {
+			return n, c.end(tooSlow(c.pace.rate))
+		}
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if c.bodyRevoked.Load() {
+				return n, c.end(errRevoked)
+			}
+			if c.armed && !c.waitsOn() {
+				if c.ended == nil { // else it was revoked just now
+					c.ended = errStalled
+				}
+				return n, c.ended
+			}
+			if n > 0 {
+				return n, nil
+			}
+		case err == io.EOF, n == 0 && err == nil && len(p) > 0:
+			return n, errBodyCut
+		default:
+			return n, err
+		}
+	}
+}
+
+// waitsOn is asked when a deadline fired and too little was read. It reports
+// whether there is time left, and sets a deadline for it.
+func (c *conn) waitsOn() bool {
+	if now := time.Now(); now.Before(c.stallAt) { // it was one of the pace
+		return c.awaitPace(now) == nil
+	}
+	return c.drainBelowMark()
+}
+
+// awaitPace sets a read deadline for the stall timeout or, if that is sooner, for
+// the next look at the pace of the client.
+func (c *conn) awaitPace(now time.Time) error {
+	if c.pace.judge(now) {
+		c.setLowMark(false)
+	}
+	return c.awaitBody(c.pace.patience(c.stallAt.Sub(now)))
+}
+
+// end notes why a body ends. fasthttp wraps an error between two chunks in one
+// that does not unwrap.
+func (c *conn) end(err error) error {
+	c.ended = err
+	return err
+}
+
+// readOnce does one Read, or one splice into dst, whose own errors go to dstErr.
+func (c *conn) readOnce(p []byte, splice bool) (int, error) {
+	most := int64(len(p))
+	if c.pace.watched {
+		if !splice {
+			defer c.pace.wait(time.Now())
+			return c.TCPConn.Read(p)
+		}
+		queued, err := c.awaitQueued()
+		if err != nil {
+			return 0, err
+		}
+		most = min(most, queued)
+	}
+	if !splice {
+		return c.TCPConn.Read(p)
+	}
+	if err := c.writeHeld(); err != nil {
+		return 0, err
+	}
+	c.moved = true
+	n, err := c.dst.ReadFrom(&io.LimitedReader{R: c.TCPConn, N: most})
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !c.failed() {
+		c.dstErr = err
+	}
+	return int(n), err
+}
+
+// writeHeld writes to dst what was gathered, which is no more after it.
+func (c *conn) writeHeld() error {
+	held := c.held
+	c.held = nil
+	if len(held) == 0 {
+		return nil
+	}
+	_, c.dstErr = c.dst.Write(held)
+	return c.dstErr
+}
+
+// failed reports whether an error that a splice or a sendfile has just returned is the
+// socket's own, and not that of the file. The error itself does not tell: a file
+// on a remote store fails with ETIMEDOUT or ENOTCONN too. The socket does: the
+// kernel closes one before it reports an error of it, and a closed socket has no
+// peer (getpeername(2)). If an error of it is still pending (SO_ERROR), the
+// call did not report that one, and its own was the file's.
+func (c *conn) failed() bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return true
+	}
+	failed := true // Control fails where this side has closed the connection (cut)
+	_ = raw.Control(func(fd uintptr) {
+		if _, err := unix.Getpeername(int(fd)); err == nil {
+			failed = false
+			return
+		}
+		pending, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		failed = err != nil || pending == 0
+	})
+	return failed
+}
+
+// drainBelowMark is asked when a deadline fired and too little was read: bytes
+// may be queued that are fewer than the low-water mark. If so the mark is taken
+// away for the rest of the body, and there is a little time to read them.
+func (c *conn) drainBelowMark() bool {
+	if !c.lowMark {
+		return false
+	}
+	c.setLowMark(false)
+	c.slow = true
+	return c.queued() > 0 && c.awaitBody(lingerQuiet) == nil
+}
+
+// queued is the number of bytes that the client sent and nobody has read.
+func (c *conn) queued() int64 {
+	queued := 0
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { queued, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ) })
+	}
+	return int64(queued)
+}
+
+// awaitQueued waits for bytes of the client's, and for nothing else: a splice
+// waits for the file too. At the end of the connection it returns 1.
+func (c *conn) awaitQueued() (int64, error) {
+	defer c.pace.wait(time.Now())
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	queued := 0
+	err = raw.Read(func(fd uintptr) bool {
+		// Not SIOCINQ alone: it is 0 at the end of the connection too, of which the
+		// poller may have told already, and it tells once.
+		var b [1]byte
+		if _, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT); err == unix.EAGAIN {
+			return false
+		}
+		queued, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+		return true
+	})
+	return max(int64(queued), 1), err
+}
+
+// setLowMark sets SO_RCVLOWAT to lowWater, or back to 1: the fewer times a large
+// body wakes its reader, the less it costs. It must be off whenever fewer bytes
+// than that are to come.
+func (c *conn) setLowMark(on bool) {
+	if on == c.lowMark || on && (c.slow || c.pace.watched) {
+		return
+	}
+	mark := 1
+	if on {
+		mark = lowWater
+	}
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, mark) == nil {
+				c.lowMark = on
+			}
+		})
+	}
+}

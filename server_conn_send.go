@@ -1,0 +1,159 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// awaitResponse sets the write deadline of an answer, unless that was revoked.
+func (c *conn) awaitResponse(until time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.responseRevoked.Load() {
+		return errRevoked
+	}
+	c.sendUntil = until
+	return c.SetWriteDeadline(until)
+}
+
+// Write writes all of p, for as long as the client takes at least stallBytes
+// within each stall timeout.
+func (c *conn) Write(p []byte) (int, error) {
+	if c.rec.sent == 0 {
+		c.rec.head = headSize(p)
+	}
+	total := 0
+	for {
+		n, err := c.sendOnce(func() (int64, error) {
+			n, err := c.TCPConn.Write(p[total:])
+			return int64(n), err
+		})
+		total += int(n)
+		c.rec.sent += n
+		if err != nil || total == len(p) {
+			return total, c.sent(err)
+		}
+	}
+}
+
+// headSize is the size of the header that p begins with. fasthttp writes a header
+// at once: it is smaller than the buffer (writeBuffer).
+func headSize(p []byte) int64 {
+	const end = "\r\n\r\n"
+	if i := bytes.Index(p, []byte(end)); i >= 0 {
+		return int64(i + len(end))
+	}
+	return int64(len(p))
+}
+
+// ReadFrom sends r under the same rule as Write: by sendfile(2) if r is a file
+// in an io.LimitedReader, as fasthttp passes it on. A file that ends before the
+// limit has failed (sourceFailed): fasthttp closes the connection then.
+func (c *conn) ReadFrom(r io.Reader) (int64, error) {
+	var file *os.File
+	lr, ok := r.(*io.LimitedReader)
+	if ok {
+		file, ok = lr.R.(*os.File)
+	}
+	if !ok {
+		// The source may be slow, and that is not the client's fault: only
+		// the writes have deadlines.
+		return io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{r}, make([]byte, 64<<10))
+	}
+	total := int64(0)
+	for ended := false; lr.N > 0 && !ended; {
+		ofFile := false
+		n, err := c.sendOnce(func() (int64, error) {
+			n, err := c.TCPConn.ReadFrom(lr)
+			ended = err == nil // all of it, or all that the file has
+			ofFile = err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !c.failed()
+			return n, err
+		})
+		total += n
+		c.rec.sent += n
+		if ofFile {
+			return total, c.sourceFailed(readError(file.Name(), err))
+		}
+		if err != nil {
+			return total, c.sent(err)
+		}
+	}
+	if lr.N > 0 {
+		return total, c.sourceFailed(cutError(file.Name(), lr.N))
+	}
+	return total, nil
+}
+
+// readError is the error of a file that could not be read while it was sent.
+func readError(path string, err error) error {
+	if errno := unix.Errno(0); errors.As(err, &errno) {
+		err = errno // without the names of the calls and of the connection
+	}
+	return diskError("read", path, err)
+}
+
+// cutError is the error of a source that ended missing bytes too early.
+func cutError(name string, missing int64) error {
+	return fmt.Errorf("cannot read %q: it ended %d bytes too early: %w", name, missing, io.ErrUnexpectedEOF)
+}
+
+// sourceFailed notes that an answer is cut because what it is made of failed,
+// and reports that, if the answer says how.
+func (c *conn) sourceFailed(err error) error {
+	if c.rec.sourceFailed != nil {
+		c.rec.sourceFailed(err)
+	}
+	return c.sent(err)
+}
+
+// sent notes why an answer was not sent whole.
+func (c *conn) sent(err error) error {
+	if err != nil {
+		c.rec.sendErr = err
+	}
+	return err
+}
+
+// sendOnce calls send under a deadline. A deadline that fires with too little
+// sent is an error only if the socket's buffer did not empty either since the
+// one before: it can hold minutes of a slow client's line. So a client that
+// takes nothing at all is dropped after four and a half stall timeouts at the most. A
+// deadline that leaves the stall timeout or more is left as it is, since setting
+// one for each answer costs more than it is worth.
+func (c *conn) sendOnce(send func() (int64, error)) (int64, error) {
+	if now := time.Now(); c.sendUntil.Sub(now) < c.l.stall {
+		if err := c.awaitResponse(now.Add(c.l.stall * 3 / 2)); err != nil {
+			return 0, err
+		}
+	}
+	n, err := send()
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.backlog = 0
+		return n, err
+	}
+	if c.responseRevoked.Load() {
+		return n, errRevoked
+	}
+	before, now := c.backlog, c.unsent()
+	c.backlog = now
+	if n < stallBytes && before > 0 && before+n-now < stallBytes {
+		return n, errStalled
+	}
+	return n, nil
+}
+
+// unsent is the number of bytes written to the socket that the client has not
+// acknowledged.
+func (c *conn) unsent() int64 {
+	queued := 0
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { queued, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	}
+	return int64(queued)
+}
