@@ -7,73 +7,73 @@ import (
 )
 
 const (
-	// revokeAfter is how long a request waits for a budget before holdings of
-	// clients that have much of it are ended.
+	// revokeAfter is how long a request waits before grants of the clients that hold most
+	// are revoked.
 	revokeAfter = time.Second
-	// endTime is how long a holding may take to end. One that takes longer cannot
-	// be ended any more, as an upload that has arrived whole.
-	endTime = 2 * time.Second
+	// revokeTime is how long a revoked grant may take to be released. One that takes longer
+	// can no longer be revoked, such as an upload that has arrived completely.
+	revokeTime = 2 * time.Second
 
-	maxQueue       = 1024         // requests that wait for one budget
-	maxClientQueue = maxQueue / 2 // those of one client
+	maxQueue       = 1024         // requests that wait for a budget
+	maxClientQueue = maxQueue / 2 // waiting requests of one client
 )
 
-// budget is an amount that requests take parts of and give back: bytes of memory,
-// or places. A request that finds too little left waits for a bounded time. It is
-// shared fairly by client:
+// budget is a weighted semaphore: requests acquire part of a limit and release it, in bytes
+// of memory or in slots. A request that finds too little left waits for a bounded time.
+// Clients share the budget fairly:
 //
-//   - Of those that wait, the request of the client that holds least is next, and
-//     of these the one that came first.
-//   - While others wait, no client gets more than half, unless it asks for more than
-//     that at once and holds nothing.
-//   - After a second of waiting the newest holdings of the client that holds most
-//     are ended, as far as they can be, as long as it holds more than half, or more
-//     than a quarter and more than the waiting one would. Its only one stays.
+//   - The next waiting request is that of the client that holds least; if there are
+//     several, the one that came first.
+//   - While others wait, no client gets more than half of the limit, except for a single
+//     request that is larger.
+//   - After a request has waited for revokeAfter, the newest revocable grants of the client
+//     that holds most are revoked, for as long as that client holds more than half of the
+//     limit, or more than a quarter and more than the waiting client would hold. The last
+//     grant of a client is not revoked.
 //
-// So a client that is alone may hold all of it, and neither one client nor two or
-// three keep others out. It is safe for concurrent use.
+// So a single client may hold the whole budget, but one, two or three clients cannot lock
+// out the others. It is safe for concurrent use.
 type budget struct {
 	limit int64
-	wait  time.Duration // how long take waits; 0: it does not
+	wait  time.Duration // how long acquire waits; 0: not at all
 
-	// Called for each request that was refused, and for each holding that was
-	// ended; nil: nobody counts.
+	// Called for each rejected request and each revoked grant. May be nil.
 	onRejected, onRevoked func()
 
-	mu       sync.Mutex
-	used     int64
-	clients  map[string]*holder // those that hold something, or wait
-	keys     map[string]int64   // what is held with each key of caps
-	queue    []*waiter          // in the order of their coming
-	lookedAt time.Time          // when holdings were last looked at, to end some
+	mu      sync.Mutex
+	used    int64
+	clients map[string]*holder // clients that hold something or wait
+	keys    map[string]int64   // the sum of grants per key of caps
+	queue   []*waiter          // in order of arrival
+	revoked time.Time          // when revokeUnfair last chose grants
 }
 
-// holder is a client.
+// holder is the state of a client.
 type holder struct {
-	n         int64    // what it holds
-	revocable []*grant // its holdings that can be ended, the oldest first
-	waiting   int      // its requests in the queue
+	n         int64    // the sum of its grants
+	revocable []*grant // grants that can be revoked, oldest first
+	waiting   int      // requests in the queue
 }
 
-// budgetRequest is what a request wants of a budget.
+// budgetRequest is a request for part of a budget.
 type budgetRequest struct {
-	client string // "": shares with nobody, and is never ended
-	n      int64  // more than the limit is taken as the limit
+	client string // "": no client; does not take part in fair sharing, and is never revoked
+	n      int64  // capped at the limit
 	caps   []keyCap
-	revoke func() // makes the holder give up soon; must not block; nil: it cannot
+	revoke func() // makes the holder release the grant soon; must not block; nil: not revocable
 }
 
-// keyCap bounds what all holders with a key have together, whoever waits.
+// keyCap limits the sum of all grants with a key.
 type keyCap struct {
 	key string
 	max int64
 }
 
-// grant is a part of a budget. A nil grant is of no budget.
+// grant is an acquired part of a budget. release of a nil grant does nothing.
 type grant struct {
 	b *budget
 	budgetRequest
-	revokedAt time.Time // when end was called
+	revokedAt time.Time // when revoke was called
 	done      bool
 }
 
@@ -87,27 +87,27 @@ func newBudget(limit int64, wait time.Duration) *budget {
 	return &budget{limit: limit, wait: wait, clients: map[string]*holder{}, keys: map[string]int64{}}
 }
 
-// acquire takes a part, to be given back with release. It fails with ErrBusy if none
-// is free in time, or at once if too many wait already.
-func (b *budget) acquire(a budgetRequest) (*grant, error) {
-	g, w := b.enqueue(a)
+// acquire takes part of the budget; the caller releases it. It returns ErrBusy if too little
+// is free in time, or at once if too many requests wait already.
+func (b *budget) acquire(r budgetRequest) (*grant, error) {
+	g, w := b.enqueue(r)
 	if w == nil {
 		if g == nil {
 			return nil, b.reject()
 		}
 		return g, nil
 	}
-	patience := time.NewTicker(revokeAfter)
-	defer patience.Stop()
-	end := time.NewTimer(b.wait)
-	defer end.Stop()
+	revocation := time.NewTicker(revokeAfter)
+	defer revocation.Stop()
+	deadline := time.NewTimer(b.wait)
+	defer deadline.Stop()
 	for {
 		select {
 		case <-w.ready:
 			return g, nil
-		case <-patience.C:
+		case <-revocation.C:
 			b.revokeUnfair(time.Now())
-		case <-end.C:
+		case <-deadline.C:
 			if !b.giveUp(w) {
 				return g, nil // it was granted just now
 			}
@@ -116,9 +116,10 @@ func (b *budget) acquire(a budgetRequest) (*grant, error) {
 	}
 }
 
-// tryAcquire takes a part without waiting: nil if none is free, or somebody waits.
-func (b *budget) tryAcquire(a budgetRequest) *grant {
-	g := b.newGrant(a)
+// tryAcquire is acquire without waiting. It returns nil if too little is free, or if
+// requests wait.
+func (b *budget) tryAcquire(r budgetRequest) *grant {
+	g := b.newGrant(r)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.queue) > 0 || !b.fits(g) {
@@ -128,30 +129,30 @@ func (b *budget) tryAcquire(a budgetRequest) *grant {
 	return g
 }
 
-// enqueue grants what can be granted at once, or queues: without a waiter and a grant
-// it is refused.
-func (b *budget) enqueue(a budgetRequest) (*grant, *waiter) {
-	g := b.newGrant(a)
+// enqueue grants the request at once, or else queues it and returns a waiter too. It returns
+// nil, nil if the request is rejected.
+func (b *budget) enqueue(r budgetRequest) (*grant, *waiter) {
+	g := b.newGrant(r)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.queue) == 0 && b.fits(g) {
 		b.add(g)
 		return g, nil
 	}
-	if b.wait <= 0 || len(b.queue) >= maxQueue || a.client != "" && b.client(a.client).waiting >= maxClientQueue {
-		b.forget(a.client)
+	if b.wait <= 0 || len(b.queue) >= maxQueue || r.client != "" && b.client(r.client).waiting >= maxClientQueue {
+		b.forget(r.client)
 		return nil, nil
 	}
 	w := &waiter{grant: g, since: time.Now(), ready: make(chan struct{})}
 	b.queue = append(b.queue, w)
-	b.client(a.client).waiting++
-	b.grantWaiting() // those before it may have to let it through
+	b.client(r.client).waiting++
+	b.grantWaiting() // requests ahead of it may have to let it pass
 	return g, w
 }
 
-func (b *budget) newGrant(a budgetRequest) *grant {
-	a.n = min(max(a.n, 1), b.limit)
-	return &grant{b: b, budgetRequest: a}
+func (b *budget) newGrant(r budgetRequest) *grant {
+	r.n = min(max(r.n, 1), b.limit)
+	return &grant{b: b, budgetRequest: r}
 }
 
 func (b *budget) reject() error {
@@ -161,7 +162,7 @@ func (b *budget) reject() error {
 	return ErrBusy
 }
 
-// giveUp takes w out of the queue, and reports whether it was still there.
+// giveUp removes w from the queue, and reports whether it was still there.
 func (b *budget) giveUp(w *waiter) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -171,17 +172,17 @@ func (b *budget) giveUp(w *waiter) bool {
 	}
 	b.dequeue(i)
 	b.forget(w.grant.client)
-	b.grantWaiting() // others may have waited for it
+	b.grantWaiting() // others may have waited behind it
 	return true
 }
 
-// dequeue takes a waiter out of the queue.
+// dequeue removes a waiter from the queue.
 func (b *budget) dequeue(i int) {
 	b.client(b.queue[i].grant.client).waiting--
 	b.queue = slices.Delete(b.queue, i, i+1)
 }
 
-// release gives the part back. A second call does nothing.
+// release gives the grant back. A second call does nothing.
 func (g *grant) release() {
 	if g == nil {
 		return
@@ -208,7 +209,7 @@ func (g *grant) release() {
 	b.grantWaiting()
 }
 
-// add makes g a holding.
+// add accounts for g.
 func (b *budget) add(g *grant) {
 	b.used += g.n
 	h := b.client(g.client)
@@ -221,7 +222,7 @@ func (b *budget) add(g *grant) {
 	}
 }
 
-// client is the holder of that name, which may be new.
+// client returns the holder of that name, and creates it if needed.
 func (b *budget) client(name string) *holder {
 	h := b.clients[name]
 	if h == nil {
@@ -238,7 +239,7 @@ func (b *budget) forget(name string) {
 	}
 }
 
-// heldBy is what counts against a client.
+// heldBy returns how much counts against a client in fair sharing.
 func (b *budget) heldBy(client string) int64 {
 	if h := b.clients[client]; h != nil && client != "" {
 		return h.n
@@ -246,7 +247,7 @@ func (b *budget) heldBy(client string) int64 {
 	return 0
 }
 
-// fits reports whether there is room for g, and below its caps.
+// fits reports whether g fits into the budget and its caps.
 func (b *budget) fits(g *grant) bool {
 	return b.used+g.n <= b.limit && b.belowCaps(g)
 }
@@ -260,17 +261,17 @@ func (b *budget) belowCaps(g *grant) bool {
 	return true
 }
 
-// fair reports whether g leaves its client with half at the most.
+// fair reports whether its client would hold at most half of the limit with g.
 func (b *budget) fair(g *grant) bool {
 	held := b.heldBy(g.client)
 	return held == 0 || held+g.n <= b.limit/2
 }
 
-// grantWaiting grants what can be granted, in the order that budget describes.
+// grantWaiting grants waiting requests in the order that budget describes.
 func (b *budget) grantWaiting() {
 	for {
 		i := b.next()
-		if i < 0 || b.used+b.queue[i].grant.n > b.limit { // nobody passes the next one, or a large part would never be granted
+		if i < 0 || b.used+b.queue[i].grant.n > b.limit { // the next one waits, and nobody overtakes it, so that large requests are granted too
 			return
 		}
 		w := b.queue[i]
@@ -280,9 +281,9 @@ func (b *budget) grantWaiting() {
 	}
 }
 
-// next is the index of the waiter whose turn it is, -1 if nobody may have more now.
+// next returns the index of the waiter that is next, or -1 if none may have more now.
 func (b *budget) next() int {
-	first, several := "", false // the clients that wait and are below their caps: one, or several
+	first, several := "", false // the first client below its caps, and whether there are others
 	best, least := -1, int64(0)
 	bestFair, any := -1, false
 	for i, w := range b.queue {
@@ -305,86 +306,15 @@ func (b *budget) next() int {
 	if several {
 		return bestFair
 	}
-	return best // it is alone
+	return best // it is the only client
 }
 
-// revokeUnfair ends holdings for those that have waited for revokeAfter.
-func (b *budget) revokeUnfair(now time.Time) {
-	b.mu.Lock()
-	var ends []*grant
-	if now.Sub(b.lookedAt) >= revokeAfter/4 { // one of those that wait does it for all
-		b.lookedAt = now
-		ends = b.chooseRevocations(now)
-	}
-	b.mu.Unlock()
-	for _, g := range ends {
-		g.revoke()
-		if b.onRevoked != nil {
-			b.onRevoked()
-		}
-	}
-}
-
-// chooseRevocations chooses holdings to end, until there is room for all who waited long
-// enough, or nobody has too much.
-func (b *budget) chooseRevocations(now time.Time) (ends []*grant) {
-	held := make(map[string]int64, len(b.clients)) // when all has ended that was told to
-	room := b.limit - b.used
-	for name, h := range b.clients {
-		held[name] = h.n
-		for _, g := range h.revocable {
-			if !g.revokedAt.IsZero() && now.Sub(g.revokedAt) < endTime {
-				held[name] -= g.n
-				room += g.n
-			}
-		}
-	}
-	for _, w := range b.queue {
-		g := w.grant
-		if now.Sub(w.since) < revokeAfter || !b.belowCaps(g) || !b.fair(g) {
-			continue
-		}
-		for room < g.n {
-			least := min(b.limit/2, max(b.limit/4, held[g.client]+g.n))
-			victim := b.newestOfLargest(held, least, g.client)
-			if victim == nil {
-				return ends
-			}
-			victim.revokedAt = now
-			ends = append(ends, victim)
-			held[victim.client] -= victim.n
-			room += victim.n
-		}
-		room -= g.n
-		held[g.client] += g.n
-	}
-	return ends
-}
-
-// newestOfLargest is the newest holding that can be ended of whoever else holds
-// most, by held, if that is more than least.
-func (b *budget) newestOfLargest(held map[string]int64, least int64, but string) (newest *grant) {
-	for name, h := range b.clients {
-		if name == "" || name == but || held[name] <= least {
-			continue
-		}
-		for _, g := range slices.Backward(h.revocable) {
-			if g.revokedAt.IsZero() && held[name] > g.n { // the only one it has stays
-				newest, least = g, held[name]
-				break
-			}
-		}
-	}
-	return newest
-}
-
-// inUse is how much is taken.
+// inUse returns how much is acquired.
 func (b *budget) inUse() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.used
 }
 
-// hasBudgets is a store that has budgets of its own, by the names that the metrics have
-// for them.
+// hasBudgets is a store with budgets of its own. The keys are their names in the metrics.
 type hasBudgets interface{ budgets() map[string]*budget }

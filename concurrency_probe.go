@@ -8,65 +8,64 @@ import (
 	"time"
 )
 
-// probeWait is how long who asks waits for the answer, unless a lookup says other.
+// probeWait is how long get waits by default.
 const probeWait = 2 * time.Second
 
-// cachedProbe asks something of the store that can block in the kernel for as long
-// as an NFS mount hangs: so there is one question at a time, nobody waits for it
-// longer than wait, and an answer can serve more than one who asks. It is
+// cachedProbe runs a probe of the store that may block for as long as an NFS mount hangs. It
+// runs one probe at a time, bounds the wait of its callers, and caches the result. It is
 // safe for concurrent use.
 type cachedProbe[T any] struct {
 	probe func() (T, error)
-	wait  time.Duration // 0: probeWait
+	wait  time.Duration // how long get waits; 0: probeWait
 
 	mu      sync.Mutex
 	value   T
 	err     error
-	at      time.Time     // when the last question was answered
-	since   time.Time     // when the one in flight began
-	running chan struct{} // closed when it ends; nil: none is in flight
+	at      time.Time     // when the last probe ended
+	since   time.Time     // when the running probe began
+	running chan struct{} // closed when the running probe ends; nil: none runs
 }
 
-// get returns an answer that is not older than age, or that of the question in
-// flight.
-func (l *cachedProbe[T]) get(age time.Duration) (T, error) {
-	l.mu.Lock()
-	if l.running == nil {
-		if !l.at.IsZero() && time.Since(l.at) < age {
-			defer l.mu.Unlock()
-			return l.value, l.err
+// get returns the result of the running probe, or else a cached result that is younger than
+// age, or else the result of a new probe. If that takes too long it returns ErrUnavailable.
+func (p *cachedProbe[T]) get(age time.Duration) (T, error) {
+	p.mu.Lock()
+	if p.running == nil {
+		if !p.at.IsZero() && time.Since(p.at) < age {
+			defer p.mu.Unlock()
+			return p.value, p.err
 		}
-		l.running, l.since = make(chan struct{}), time.Now()
-		go l.run(l.running)
+		p.running, p.since = make(chan struct{}), time.Now()
+		go p.run(p.running)
 	}
-	running, since := l.running, l.since
-	l.mu.Unlock()
+	running, since := p.running, p.since
+	p.mu.Unlock()
 
-	timer := time.NewTimer(cmp.Or(l.wait, probeWait) - time.Since(since))
+	timer := time.NewTimer(cmp.Or(p.wait, probeWait) - time.Since(since))
 	defer timer.Stop()
 	select {
 	case <-running:
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return l.value, l.err
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.value, p.err
 	case <-timer.C:
 		var none T
-		return none, fmt.Errorf("%w: no answer for %v", ErrUnavailable, time.Since(since).Round(time.Second))
+		return none, fmt.Errorf("%w: no reply from the store for %v", ErrUnavailable, time.Since(since).Round(time.Second))
 	}
 }
 
-func (l *cachedProbe[T]) run(done chan struct{}) {
-	var found T
+func (p *cachedProbe[T]) run(done chan struct{}) {
+	var value T
 	var err error
 	defer func() {
-		// No handler is above this goroutine: a panic would end the process.
+		// No handler recovers panics of this goroutine: one would end the process.
 		if cause := recover(); cause != nil {
 			err = fmt.Errorf("the probe of the store panicked: %v\n%s", cause, debug.Stack())
 		}
-		l.mu.Lock()
-		l.value, l.err, l.at, l.running = found, err, time.Now(), nil
-		l.mu.Unlock()
+		p.mu.Lock()
+		p.value, p.err, p.at, p.running = value, err, time.Now(), nil
+		p.mu.Unlock()
 		close(done)
 	}()
-	found, err = l.probe()
+	value, err = p.probe()
 }

@@ -2,14 +2,14 @@ package main
 
 import "golang.org/x/sys/unix"
 
-// maxSpliceSlots is how many uploads are spliced at once.
+// maxSpliceSlots is the largest number of concurrent uploads that use splice(2).
 const maxSpliceSlots = 32
 
-// spliceSlots lends the slabs of the uploads that are spliced. A slab is an
-// address range that marks a Read as one to be moved; next to nothing is ever
-// written to it, so it costs no memory. Their number is bounded because each
-// splice holds a pipe of 1 MiB, and past pipe-user-pages-soft (64 MiB by
-// default) a user without privileges gets pipes of a page or two (pipe(7)).
+// spliceSlots hands out marker regions to uploads that use splice(2). A marker region is an
+// address range: a Read into it means that the bytes are to be spliced. Almost nothing is
+// ever written to the region, so it uses no memory. The number is limited because each
+// splice holds a pipe of 1 MiB, and past pipe-user-pages-soft (64 MiB by default) an
+// unprivileged user gets pipes of only a page or two (pipe(7)).
 type spliceSlots struct {
 	free chan []byte
 }
@@ -17,36 +17,36 @@ type spliceSlots struct {
 func newSpliceSlots() *spliceSlots {
 	s := &spliceSlots{free: make(chan []byte, maxSpliceSlots)}
 	for range maxSpliceSlots {
-		s.free <- nil // mapped when first used
+		s.free <- nil // mapped on first use
 	}
 	return s
 }
 
-// acquire returns a slab, or nil if all are lent.
+// acquire returns a marker region, or nil if all are in use.
 func (s *spliceSlots) acquire() []byte {
 	select {
-	case slab := <-s.free:
-		if slab == nil {
-			slab = mapMarkerRegion()
-			if slab == nil {
+	case region := <-s.free:
+		if region == nil {
+			region = mapMarkerRegion()
+			if region == nil {
 				s.free <- nil
 			}
 		}
-		return slab
+		return region
 	default:
 		return nil
 	}
 }
 
-func (s *spliceSlots) release(slab []byte) { s.free <- slab }
+func (s *spliceSlots) release(region []byte) { s.free <- region }
 
-// mapMarkerRegion maps moveSize bytes of the kernel's zero page, or nil.
+// mapMarkerRegion maps moveSize bytes of the kernel's zero page. It returns nil on failure.
 func mapMarkerRegion() []byte {
-	slab, err := unix.Mmap(-1, 0, moveSize, unix.PROT_READ|unix.PROT_WRITE,
+	region, err := unix.Mmap(-1, 0, moveSize, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
 		return nil
 	}
-	_ = unix.Madvise(slab, unix.MADV_NOHUGEPAGE) // a byte written must not cost 2 MiB
-	return slab
+	_ = unix.Madvise(region, unix.MADV_NOHUGEPAGE) // writing one byte must not allocate 2 MiB
+	return region
 }
