@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -204,5 +205,58 @@ func TestAllocationFollowsTheBody(t *testing.T) {
 	}
 	if m.placed != m.size {
 		t.Errorf("%d bytes were told to be placed of %d", m.placed, m.size)
+	}
+}
+
+// A reader that lies about its size stores nothing; see also the conformance.
+func TestReadFromSizes(t *testing.T) {
+	f := func(size, declared int64, want error) {
+		t.Helper()
+		d, dir := openTestDir(t)
+		temp, err := d.createTemp(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer temp.discard()
+		n, err := temp.ReadFrom(sized{strings.NewReader(strings.Repeat("x", int(size))), declared})
+		if n != size {
+			t.Errorf("read %d of %d", n, size)
+		}
+		wantError(t, err, want)
+	}
+	f(0, 0, nil)
+	f(10, 10, nil)
+	f(10, -1, nil)
+	f(2<<20, 2<<20, nil)
+	f(9, 10, io.ErrUnexpectedEOF)
+	f(11, 10, io.ErrUnexpectedEOF)
+	f(2<<20, 2<<20+1, io.ErrUnexpectedEOF)
+	huge := fmt.Sprint(int64(1) << 60)
+	_, dir := openTestDir(t)
+	temp, err := newDisk(quiet()).createTemp(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer temp.discard()
+	_, err = temp.ReadFrom(sized{errReader{errSender}, 1 << 60})
+	if !errors.Is(err, ErrNoSpace) {
+		t.Errorf("a body of %s bytes was begun to be read: %v", huge, err)
+	}
+}
+
+// An error of the file is not lost, whatever the reader says.
+func TestCopierTellsOfTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path) // takes no writes
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	n, err := copier{strings.NewReader("abc"), make([]byte, 8)}.MoveTo(f, 8)
+	if n != 0 || !errors.Is(err, unix.EBADF) {
+		t.Errorf("moved %d bytes, %v", n, err)
 	}
 }

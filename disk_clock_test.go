@@ -116,3 +116,19 @@ func TestClockDifferenceIsSteady(t *testing.T) {
 		}
 	}
 }
+
+// A later time that a sealed file gets is durable like the first one.
+func TestStampAfterIsDurable(t *testing.T) {
+	d, dir := openTestDir(t)
+	temp := sealed(t, d, dir, "new")
+	old, syncs, failure := temp.stat.Mtim, 0, error(nil)
+	d.fsyncs.fsyncHook = func(*os.File) error { syncs++; return failure }
+	for _, want := range []int{1, 1} { // the second time it is later already
+		if err := temp.stampAfter(old); err != nil || syncs != want || temp.stat.Mtim.Nano() <= old.Nano() {
+			t.Errorf("%d fsyncs, want %d; the time is %d, was %d: %v", syncs, want, temp.stat.Mtim.Nano(), old.Nano(), err)
+		}
+	}
+	failure = unix.EIO
+	wantError(t, temp.stampAfter(temp.stat.Mtim), unix.EIO)
+	temp.discard()
+}

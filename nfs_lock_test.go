@@ -411,3 +411,15 @@ func TestStuckLockOfASite(t *testing.T) {
 	}
 	s.do(t, 204, request{"DELETE", "/sites/stuck/artifacts/b", nil, header("If-Match", "*")})
 }
+
+// An error that the lock manager gives for a while is no "no locks here", which
+// would let a change run without a lock.
+func TestLockErrors(t *testing.T) {
+	f := func(cause, want error) { t.Helper(); wantError(t, lockError("/p", cause), want) }
+	f(unix.ENOLCK, ErrUnavailable)
+	f(unix.EOPNOTSUPP, ErrUnsupported)
+	f(unix.ENOSYS, ErrUnsupported)
+	f(unix.EINVAL, ErrUnsupported)
+	f(unix.ESTALE, ErrUnavailable)
+	f(unix.EROFS, ErrReadOnly)
+}

@@ -1,11 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMountOptions(t *testing.T) {
@@ -93,4 +98,155 @@ func TestUnknownFileSystemIsNotTheStore(t *testing.T) {
 	}
 	_, err := n.FetchArtifact("s", "b")
 	wantError(t, err, ErrUnavailable)
+}
+
+// mustMount mounts a file system until the test ends.
+func mustMount(t *testing.T, source, target, fsType, data string) {
+	t.Helper()
+	if err := unix.Mount(source, target, fsType, 0, data); err != nil {
+		t.Fatalf("mount %s on %s: %v", fsType, target, err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
+}
+
+// TestAnotherKindOfStore: what is mounted over the base later serves if it is of
+// the kind that the service was started on; else the service has to be started
+// again, for it would leave out what that kind needs.
+func TestAnotherKindOfStore(t *testing.T) {
+	onlyRoot(t)
+	n := openTestNFS(t, t.TempDir())
+	if n.kind != fsLocal {
+		t.Skipf("the directory for tests is on %s", n.kind)
+	}
+	small, large := []byte("below"), bytes.Repeat([]byte("below"), smallSize)
+	mustStore(t, n, "s", "b", small)
+	mustStore(t, n, "s", "large", large)
+	wantBytes(t, n, "s", "b", small) // is kept in memory now
+	above := t.TempDir()
+	other := openTestNFS(t, above)
+	mustStore(t, other, "s", "b", []byte("above"))
+	mustStore(t, other, "s", "large", bytes.Repeat([]byte("above"), smallSize))
+	mustLog(t, other, "s", entry("1", "b", testTime))
+	sites := filepath.Join(above, sitesDir)
+	for _, fsType := range []string{"tmpfs", "ramfs"} { // another local one; of a kind of its own, as NFS is
+		if err := unix.Mount("none", n.base, fsType, 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("cp", "-a", sites, n.base).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		for op, err := range map[string]error{
+			"store": n.StoreArtifact("s", "b", strings.NewReader("x")),
+			"store if": func() error {
+				_, err := n.StoreArtifactIf("s", "b", strings.NewReader("x"), ifMatch(`"x"`))
+				return err
+			}(),
+			"delete":      n.DeleteArtifact("s", "b", Precondition{}),
+			"log":         n.WriteLog("s", entry("1", "b", testTime)),
+			"fetch":       func() error { _, err := n.FetchArtifact("s", "b"); return err }(),
+			"fetch large": func() error { _, err := n.FetchArtifact("s", "large"); return err }(),
+			"stat":        func() error { _, err := n.StatArtifact("s", "b"); return err }(),
+			"list":        func() error { _, err := n.ListVersions("s"); return err }(),
+			"probe":       func() error { _, err := n.Probe(); return err }(),
+		} {
+			if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "restart the service") {
+				t.Errorf("%s: %s: %v", fsType, op, err)
+			}
+		}
+		if got, err := os.ReadFile(filepath.Join(n.sitePath("s", artifactsDir), "b.tar.gz")); err != nil || string(got) != "above" {
+			t.Errorf("%s: changed to %q, %v", fsType, got, err)
+		}
+		if err := unix.Unmount(n.base, 0); err != nil {
+			t.Fatal(err)
+		}
+		wantBytes(t, n, "s", "b", small) // without a restart
+		wantBytes(t, n, "s", "large", large)
+	}
+	// What is mounted below the base is part of the store.
+	below := n.sitePath("mounted", "")
+	if err := os.MkdirAll(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	mustMount(t, "none", filepath.Clean(below), "tmpfs", "")
+	mustStore(t, n, "mounted", "b", large)
+	wantBytes(t, n, "mounted", "b", large)
+}
+
+// TestMountIsLost: a build that is in the directory below the mount point, too, is
+// not served in the place of that of the store.
+func TestMountIsLost(t *testing.T) {
+	onlyRoot(t)
+	base := t.TempDir()
+	mustStore(t, openTestNFS(t, base), "s", "b", []byte("below"))
+	mustLog(t, openTestNFS(t, base), "s", entry("1", "b", testTime))
+	mustMount(t, "none", base, "tmpfs", "")
+	n := openTestNFS(t, base)
+	mustStore(t, n, "s", "b", []byte("above"))
+	if err := unix.Unmount(base, 0); err != nil {
+		t.Fatal(err)
+	}
+	_, fetched := n.FetchArtifact("s", "b")
+	_, stat := n.StatArtifact("s", "b")
+	_, listed := n.ListVersions("s")
+	for op, err := range map[string]error{"fetch": fetched, "stat": stat, "list": listed,
+		"delete": n.DeleteArtifact("s", "b", Precondition{}), "log": n.WriteLog("s", entry("2", "b", testTime))} {
+		wantError(t, err, ErrUnavailable)
+		if err == nil {
+			t.Error(op)
+		}
+	}
+	wantContent(t, filepath.Join(n.sitePath("s", artifactsDir), "b.tar.gz"), "below")
+}
+
+// TestMountLostInBetween: a mount that goes away between the look at the base
+// and the look for a file makes nothing absent.
+func TestMountLostInBetween(t *testing.T) {
+	for name, do := range map[string]func(n *nfs) error{
+		"delete": func(n *nfs) error { return n.DeleteArtifact("s", "b", Precondition{}) },
+		"fetch":  func(n *nfs) error { _, err := n.FetchArtifact("s", "b"); return err },
+		"list":   func(n *nfs) error { _, err := n.ListVersions("s"); return err },
+		"list without logs": func(n *nfs) error {
+			if err := os.MkdirAll(n.sitePath("s", artifactsDir), 0o755); err != nil {
+				return err
+			}
+			_, err := n.ListVersions("s")
+			return err
+		},
+	} {
+		n := openTestNFS(t, t.TempDir())
+		looks := 0
+		n.mountPoint = true
+		n.lookAt = func(path string) (baseState, error) {
+			looks++
+			return baseState{mountPoint: name == "delete" && looks == 1, dev: n.dev.Load()}, nil
+		}
+		if err := do(n); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestMountLostOverAnotherStore: where a mount was lost, what lies below its
+// place is another store, and is left alone, also where it has the same builds.
+func TestMountLostOverAnotherStore(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	mustStore(t, n, "s", "b", []byte("below"))
+	mustLog(t, n, "s", entry("1", "b", testTime))
+	n.mountPoint = true // and now it is not
+	for op, err := range map[string]error{
+		"store":       n.StoreArtifact("s", "b", strings.NewReader("x")),
+		"delete":      n.DeleteArtifact("s", "b", Precondition{}),
+		"delete if *": n.DeleteArtifact("s", "b", Precondition{IfMatch: &ETagList{Any: true}}),
+		"log":         n.WriteLog("s", entry("2", "b", testTime)),
+		"probe":       func() error { _, err := n.Probe(); return err }(),
+	} {
+		if !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v", op, err)
+		}
+	}
+	n.mountPoint = false
+	wantBytes(t, n, "s", "b", []byte("below"))
+	if got := idsOf(versionOf(t, n, "s", "b").Logs); !slices.Equal(got, []string{"1"}) {
+		t.Errorf("the log has %v", got)
+	}
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,8 +12,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // openRemote opens the directory at base as if it were an NFS mount. The locks
@@ -286,39 +283,6 @@ func TestNewFileThatComesLate(t *testing.T) {
 	wantBytes(t, n, "s", "b", []byte("acknowledged"))
 }
 
-// A late rename moves a build away while it is deleted: it does not come back.
-func TestDeleteBesideALateRename(t *testing.T) {
-	const name = "b" + artifactSuffix
-	for at := range 4 { // after so many removals
-		n := openRemote(t, t.TempDir())
-		mustStore(t, n, "s", "b", []byte("x"))
-		artifacts := n.sitePath("s", artifactsDir)
-		count := 0
-		n.disk.removing = func() {
-			if count++; count == at+1 {
-				_ = os.Rename(filepath.Join(artifacts, name), filepath.Join(artifacts, formerName(name)))
-			}
-		}
-		if err := n.DeleteArtifact("s", "b", Precondition{}); err != nil {
-			t.Errorf("after removal %d: %v", at, err)
-		}
-		_, err := n.FetchArtifact("s", "b")
-		wantError(t, err, ErrNotFound)
-		wantFiles(t, artifacts)
-	}
-}
-
-// A FIFO in the place of a build holds no create up.
-func TestCreateBesideAFIFO(t *testing.T) {
-	d, dir := openTestDir(t)
-	if err := unix.Mkfifo(filepath.Join(dir.Name(), "target"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	temp := sealed(t, d, dir, "ours")
-	wantError(t, temp.create("target"), fs.ErrExist)
-	temp.discard()
-}
-
 // What is no file, and has an interim name, is not put in the place of a build.
 func TestInterimNameThatIsNoFile(t *testing.T) {
 	n := openTestNFS(t, t.TempDir())
@@ -471,96 +435,6 @@ func TestLookOnNFSMakesNothing(t *testing.T) {
 	wantFiles(t, filepath.Join(n.base, sitesDir, "s"), artifactsDir)
 }
 
-// On NFS every change of a build excludes every other one, and looks. On a
-// local file system a change without a condition is one step, and does not.
-func TestChangesLock(t *testing.T) {
-	put := func(cond Precondition) func(n *nfs) error {
-		return func(n *nfs) error {
-			_, err := n.StoreArtifactIf("s", "b", strings.NewReader("new"), cond)
-			if errors.Is(err, ErrPrecondition) && cond.CreateOnly() {
-				err = nil
-			}
-			return err
-		}
-	}
-	for _, c := range []struct {
-		name          string
-		do            func(n *nfs) error
-		remote, local bool // waits for a shared lock
-	}{
-		{"replace", put(Precondition{}), true, false},
-		{"replace if it matches", put(Precondition{IfMatch: &ETagList{Any: true}}), true, true},
-		{"create", func(n *nfs) error {
-			_, err := n.StoreArtifactIf("s", "fresh", strings.NewReader("new"), createOnly)
-			return err
-		}, true, false},
-		{"delete", func(n *nfs) error { return n.DeleteArtifact("s", "b", Precondition{}) }, true, false},
-		{"delete if it matches", func(n *nfs) error { return n.DeleteArtifact("s", "b", Precondition{IfMatch: &ETagList{Any: true}}) }, true, true},
-	} {
-		for _, remote := range []bool{true, false} {
-			for _, exclusive := range []bool{true, false} {
-				n := openTestNFS(t, t.TempDir())
-				n.remote = remote
-				mustStore(t, n, "s", "b", []byte("x"))
-				build := "b"
-				if c.name == "create" {
-					build = "fresh"
-				}
-				lock, err := n.lockBuild("s", artifactsDir, build, exclusive)
-				if err != nil {
-					t.Fatal(err)
-				}
-				waits := exclusive || remote && c.remote || !remote && c.local
-				done := make(chan error, 1)
-				go func() { done <- c.do(n) }()
-				var early bool
-				if waits {
-					select {
-					case err = <-done:
-						early = true
-					case <-time.After(50 * time.Millisecond):
-					}
-				} else { // it must come without the lock
-					err, early = <-done, true
-				}
-				lock.release()
-				if !early {
-					err = <-done
-				}
-				if early == waits || err != nil {
-					t.Errorf("%s, remote %v, beside a lock (exclusive %v): done at once %v: %v", c.name, remote, exclusive, early, err)
-				}
-			}
-		}
-	}
-}
-
-// An error that the lock manager gives for a while is no "no locks here", which
-// would let a change run without a lock.
-func TestLockErrors(t *testing.T) {
-	f := func(cause, want error) { t.Helper(); wantError(t, lockError("/p", cause), want) }
-	f(unix.ENOLCK, ErrUnavailable)
-	f(unix.EOPNOTSUPP, ErrUnsupported)
-	f(unix.ENOSYS, ErrUnsupported)
-	f(unix.EINVAL, ErrUnsupported)
-	f(unix.ESTALE, ErrUnavailable)
-	f(unix.EROFS, ErrReadOnly)
-}
-
-// A create whose temp has a second name, made by a backup with hard links, is
-// no create that was made.
-func TestCreateBesideAHardLinkBackup(t *testing.T) {
-	d, dir := openTestDir(t)
-	temp := sealed(t, d, dir, "ours")
-	if err := errors.Join(os.Link(temp.path, filepath.Join(dir.Name(), "backup")),
-		os.WriteFile(filepath.Join(dir.Name(), "target"), []byte("theirs"), 0o644)); err != nil {
-		t.Fatal(err)
-	}
-	wantError(t, temp.create("target"), fs.ErrExist)
-	temp.discard()
-	wantContent(t, filepath.Join(dir.Name(), "target"), "theirs")
-}
-
 // Names vanish for a moment while a list is made, as in a replacement on NFS.
 func TestListWhileNamesVanish(t *testing.T) {
 	base := t.TempDir()
@@ -654,26 +528,6 @@ func TestReplacementThatGivesUpRemovesNoBuild(t *testing.T) {
 	}
 }
 
-// A build whose interim file cannot be removed is not removed either: without
-// its name, the interim file would be the build.
-func TestDeleteBesideAnInterimFileThatStays(t *testing.T) {
-	for _, prefix := range []string{".new-", ".old-"} {
-		for _, remote := range []bool{true, false} {
-			n := openTestNFS(t, t.TempDir())
-			n.remote = remote
-			mustStore(t, n, "s", "b", []byte("old"))
-			stuck := filepath.Join(n.sitePath("s", artifactsDir), prefix+"b"+artifactSuffix)
-			if err := os.Mkdir(stuck, 0o755); err != nil { // unlink(2) does not remove it
-				t.Fatal(err)
-			}
-			if err := n.DeleteArtifact("s", "b", Precondition{}); err == nil {
-				t.Errorf("%s, remote %v: the delete succeeded", prefix, remote)
-			}
-			wantBytes(t, n, "s", "b", []byte("old"))
-		}
-	}
-}
-
 // A reader gives the lock back when it has found that there is no build.
 func TestLookAtAMissingBuildGivesTheLockBack(t *testing.T) {
 	n := openRemote(t, t.TempDir())
@@ -694,39 +548,6 @@ func TestLookAtAMissingBuildGivesTheLockBack(t *testing.T) {
 			t.Fatalf("after a look at %s its lock is not free: %v", missing, err)
 		}
 		lock.release()
-	}
-}
-
-// copying is a body in the middle of which the store gets an interim file, as
-// when it is being copied from NFS.
-type copying struct {
-	t    *testing.T
-	path string
-	read bool
-}
-
-func (c *copying) Read(p []byte) (int, error) {
-	if c.read {
-		return 0, io.EOF
-	}
-	c.read = true
-	if err := os.WriteFile(c.path, []byte("copied"), 0o644); err != nil {
-		c.t.Error(err)
-	}
-	return copy(p, "new"), nil
-}
-
-// A create looks for an interim file at its end, too, and on a local file system.
-func TestCreateBesideAnInterimFile(t *testing.T) {
-	for _, prefix := range []string{".new-", ".old-"} {
-		for _, remote := range []bool{true, false} {
-			n := openTestNFS(t, t.TempDir())
-			n.remote = remote
-			path := filepath.Join(n.sitePath("s", artifactsDir), prefix+"b"+artifactSuffix)
-			_, err := n.StoreArtifactIf("s", "b", &copying{t: t, path: path}, createOnly)
-			wantError(t, err, ErrPrecondition)
-			wantBytes(t, n, "s", "b", []byte("copied"))
-		}
 	}
 }
 
@@ -778,22 +599,6 @@ func TestLostLockEndsAReplacementBetweenItsSteps(t *testing.T) {
 			}
 		}
 	}
-}
-
-// A create whose lock is lost is not acknowledged: its link may have come between
-// two steps of another host.
-func TestLostLockEndsACreate(t *testing.T) {
-	n := openRemote(t, t.TempDir())
-	mustStore(t, n, "s", "other", []byte("x"))
-	dir := mustOpenBuilds(t, n)
-	lock, err := n.lockBuild("s", artifactsDir, "b", true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	temp := sealed(t, n.disk, dir, "new")
-	defer temp.discard()
-	n.disk.linking = lock.release
-	wantError(t, n.createFile(change{dir: dir, siteID: "s", buildID: "b", temp: temp}, lock), ErrUnavailable)
 }
 
 // A late rename that moves the old file away before a replacement does so does not
