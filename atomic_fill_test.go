@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An error of the allocation ends an upload before its body is read.
+// A failed allocation ends an upload before its body is read.
 func TestErrorOfTheAllocation(t *testing.T) {
 	d, dir := openTestDir(t)
 	fd, err := unix.MemfdCreate("artifact", unix.MFD_ALLOW_SEALING)
@@ -37,7 +37,7 @@ func TestErrorOfTheAllocation(t *testing.T) {
 	}
 }
 
-// smallDisk mounts a file system of size bytes, which has pages of 4 KiB.
+// smallDisk mounts a file system of size bytes, with pages of 4 KiB.
 func smallDisk(t *testing.T, size int) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -52,7 +52,7 @@ func smallDisk(t *testing.T, size int) string {
 	return dir
 }
 
-// leaveBlocks fills the file system of dir so that so many blocks are left.
+// leaveBlocks fills the file system of dir until that many blocks are left.
 func leaveBlocks(t *testing.T, dir string, blocks int64) {
 	t.Helper()
 	f, err := os.OpenFile(filepath.Join(dir, "filler"), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
@@ -74,9 +74,9 @@ func leaveBlocks(t *testing.T, dir string, blocks int64) {
 	}
 }
 
-// A body that does not fit is refused with 507 by whatever way it is written:
-// copied if it is small, spliced otherwise, and in pieces out of the buffers of
-// the connection. The build of before stays.
+// A body that does not fit is answered 507, whichever way it is written: copied if it is
+// small, otherwise spliced, or in pieces from the buffers of the connection. The old
+// build stays.
 func TestBodyThatDoesNotFit(t *testing.T) {
 	const page = 4096
 	dir := smallDisk(t, 2<<20)
@@ -154,8 +154,7 @@ func TestBodyThatDoesNotFit(t *testing.T) {
 	}
 }
 
-// metered is a body of zeros that looks, before each piece, at what is allocated
-// for it.
+// metered is a body of zeros. Before each piece it checks how much is allocated for it.
 type metered struct {
 	size, sent int64
 	look       func(sent int64)
@@ -178,7 +177,7 @@ func (m *metered) MoveTo(f *os.File, most int64) (int64, error) {
 	return n, nil
 }
 
-// What is allocated for a body follows what was written of it, and is told.
+// The allocation grows with the bytes written, and is reported.
 func TestAllocationFollowsTheBody(t *testing.T) {
 	d, dir := openTestDir(t)
 	temp, err := d.createTemp(dir)
@@ -208,7 +207,8 @@ func TestAllocationFollowsTheBody(t *testing.T) {
 	}
 }
 
-// A reader that lies about its size stores nothing; see also the conformance.
+// A reader that yields another number of bytes than its size stores nothing. The
+// conformance tests check this too.
 func TestReadFromSizes(t *testing.T) {
 	f := func(size, declared int64, want error) {
 		t.Helper()
@@ -244,8 +244,8 @@ func TestReadFromSizes(t *testing.T) {
 	}
 }
 
-// An error of the file is not lost, whatever the reader says.
-func TestCopierTellsOfTheFile(t *testing.T) {
+// An error of the file is returned, whatever the reader returns.
+func TestCopierReturnsErrorsOfTheFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(path, nil, 0o644); err != nil {
 		t.Fatal(err)

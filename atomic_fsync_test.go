@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fsyncs sees every fsync of a store, and makes some of them fail.
+// fsyncs records every fsync of a store, and can make some of them fail.
 type fsyncs struct {
 	base string
 	n    *nfs
@@ -26,7 +26,7 @@ type fsyncs struct {
 	before      func(path string) error // called before each fsync, which fails with its error; nil: none
 }
 
-// watchFsyncs opens the store at base and sees its fsyncs.
+// watchFsyncs opens the store at base and records its fsyncs.
 func watchFsyncs(t *testing.T, base string) *fsyncs {
 	t.Helper()
 	w := &fsyncs{n: openTestNFS(t, base)}
@@ -37,8 +37,8 @@ func watchFsyncs(t *testing.T, base string) *fsyncs {
 
 var tempName = regexp.MustCompile(`\.tmp-\w+`)
 
-// fsync notes what is made durable, and what the directory holds at that moment:
-// so the order of the calls around it is seen too.
+// fsync records what is made durable, and the content of the directory at that moment. So
+// it also shows the order of the calls around it.
 func (w *fsyncs) fsync(f *os.File) error {
 	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 	if err != nil {
@@ -71,8 +71,8 @@ func (w *fsyncs) fsync(f *os.File) error {
 	return unix.Fsync(int(f.Fd()))
 }
 
-// contentOf lists a directory, each artifact with its size and each log with the
-// number of its entries.
+// contentOf lists a directory: each artifact with its size, each log with its number of
+// entries.
 func contentOf(dir string) string {
 	var list []string
 	names, err := os.ReadDir(dir)
@@ -104,7 +104,7 @@ func (w *fsyncs) take() []string {
 	return seen
 }
 
-// metric is what /metrics says of the fsyncs.
+// metric returns what /metrics reports about the fsyncs.
 func (w *fsyncs) metric(of string) string {
 	var b bytes.Buffer
 	w.n.disk.metrics.set.WritePrometheus(&b)
@@ -134,8 +134,8 @@ func postOf(site, key string) request {
 	return request{"POST", "/sites/" + site + "/logs", `{"build_id":"b","action":"deploy","status":"ok"}`, header("Idempotency-Key", key)}
 }
 
-// remade puts an empty directory in the place of one below base. The old one
-// stays, under another name and so with an inode of its own.
+// remade replaces a directory below base by an empty one. The old one keeps another name,
+// so that its inode number is not reused.
 func remade(names ...string) func(*testing.T, string) {
 	return func(t *testing.T, base string) {
 		path := filepath.Join(append([]string{base}, names...)...)
@@ -145,8 +145,8 @@ func remade(names ...string) func(*testing.T, string) {
 	}
 }
 
-// Every fsync that each request needs, and no other one: what it makes durable,
-// in which order, and that the change was visible by then.
+// The exact fsyncs of each request: what they make durable, in which order, and that the
+// change was visible before.
 func TestFsyncsOfEachRequest(t *testing.T) {
 	base := t.TempDir()
 	w := watchFsyncs(t, base)
@@ -255,8 +255,8 @@ func TestFsyncsOfEachRequest(t *testing.T) {
 	})
 }
 
-// A request is not acknowledged when one of its fsyncs fails, nor is the failed
-// one taken for done by the next.
+// A request with a failed fsync is not acknowledged, and the next request repeats that
+// fsync.
 func TestFailedFsyncIsNotAcknowledged(t *testing.T) {
 	const b = "/sites/s/artifacts/b"
 	artifacts, logs := "sites/s/artifacts", "sites/s/logs"
@@ -324,8 +324,8 @@ func TestFailedFsyncIsNotAcknowledged(t *testing.T) {
 	}
 }
 
-// Nor is one that had to make the lock file, which is never removed: the file is
-// made durable before it guards anything.
+// The same for a request that creates the lock file: the file is durable before it
+// protects anything.
 func TestFailedFsyncOfALockFileIsNotAcknowledged(t *testing.T) {
 	w := watchFsyncs(t, t.TempDir())
 	mustStore(t, w.n, "s", "b", []byte("old"))
@@ -360,8 +360,8 @@ func TestMountThatCannotFsyncDirectories(t *testing.T) {
 	}
 }
 
-// NFS reports a full disk when a file is closed. Here the file is closed behind the
-// back of the store, whose own close then fails.
+// NFS reports a full disk on close. Here the test closes the file first, so that the
+// close by the store fails.
 func TestFailedCloseIsNotAcknowledged(t *testing.T) {
 	w := watchFsyncs(t, t.TempDir())
 	s, _ := startBackend(t, w.n)
@@ -390,9 +390,9 @@ func TestFailedCloseIsNotAcknowledged(t *testing.T) {
 	}
 }
 
-// A shared sync tells of an error once, to one of those who share it. So a write
-// fails on each error that was told to anybody since it began.
-func TestErrorToldToAnother(t *testing.T) {
+// A shared sync reports an error once, to one of its callers. So every write that began
+// before the report fails.
+func TestSyncErrorReportedToAnotherWrite(t *testing.T) {
 	toldTo := func(w *fsyncs) { w.n.disk.fsyncs.failures.Add(1) }
 	for _, test := range []struct {
 		name string
@@ -463,7 +463,7 @@ func TestErrorToldToAnother(t *testing.T) {
 	wantError(t, temp.syncDir(), unix.EIO)
 }
 
-// share makes the store share its syncs, whatever file system it is on.
+// share makes the store share its syncs on any file system.
 func share(t *testing.T, n *nfs) {
 	t.Helper()
 	root, err := os.Open(n.base)
@@ -490,8 +490,8 @@ func sitesOf(t *testing.T, n *nfs) *os.File {
 	return dir
 }
 
-// A probe writes a file as an upload does, with its fsync: a store that fails
-// there is not ready, or takes no writes.
+// A probe writes and fsyncs a file as an upload does. If that fails the store is not
+// ready, or not writable.
 func TestProbeSyncs(t *testing.T) {
 	w := watchFsyncs(t, t.TempDir())
 	if found, err := w.n.Probe(); err != nil || found.WriteError != "" || w.files != 1 {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// openTestDir opens a new directory for writing into it.
+// openTestDir creates a directory and opens it for changes.
 func openTestDir(t *testing.T) (*disk, *os.File) {
 	t.Helper()
 	d := newDisk(quiet())
@@ -21,7 +21,7 @@ func openTestDir(t *testing.T) (*disk, *os.File) {
 	return d, dir
 }
 
-// sealed is a temp in dir that holds content.
+// sealed returns a sealed temporary file in dir that contains content.
 func sealed(t *testing.T, d *disk, dir *os.File, content string) *tempFile {
 	t.Helper()
 	temp, err := d.createTemp(dir)
@@ -60,8 +60,8 @@ func wantContent(t *testing.T, path, want string) {
 	}
 }
 
-// What happens to a sealed temp, and how placing it ends.
-func TestPlacing(t *testing.T) {
+// Each way to commit a sealed file, and its result.
+func TestCommit(t *testing.T) {
 	replace := (*tempFile).replace
 	create := (*tempFile).create
 	f := func(name string, before func(t *testing.T, temp *tempFile, target string), place func(*tempFile, string) error, want error, content string) {
@@ -88,33 +88,33 @@ func TestPlacing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	rival := func(t *testing.T, _ *tempFile, target string) { do(t, os.WriteFile(target, []byte("old"), 0o644)) }
+	other := func(t *testing.T, _ *tempFile, target string) { do(t, os.WriteFile(target, []byte("old"), 0o644)) }
 	swept := func(t *testing.T, temp *tempFile, _ string) { do(t, os.Remove(temp.path)) }
-	sweptAndRival := func(t *testing.T, temp *tempFile, target string) { swept(t, temp, target); rival(t, temp, target) }
+	sweptAndOther := func(t *testing.T, temp *tempFile, target string) { swept(t, temp, target); other(t, temp, target) }
 
 	f("replace makes", nothing, replace, nil, "new")
-	f("replace replaces", rival, replace, nil, "new")
+	f("replace replaces", other, replace, nil, "new")
 	f("replace of a swept temp", swept, replace, fs.ErrNotExist, "")
-	f("replace of a swept temp over a rival's file", sweptAndRival, replace, fs.ErrNotExist, "old")
+	f("replace of a swept temp over another writer's file", sweptAndOther, replace, fs.ErrNotExist, "old")
 	f("replace whose reply was lost", func(t *testing.T, temp *tempFile, target string) { do(t, os.Rename(temp.path, target)) }, replace, nil, "new")
 	f("create makes", nothing, create, nil, "new")
-	f("create does not replace", rival, create, fs.ErrExist, "old")
+	f("create does not replace", other, create, fs.ErrExist, "old")
 	f("create of a swept temp", swept, create, fs.ErrNotExist, "")
 	f("create whose reply was lost", func(t *testing.T, temp *tempFile, target string) { do(t, os.Link(temp.path, target)) }, create, nil, "new")
 }
 
-// An inode that was freed by a sweep and taken by a rival is not our file.
-func TestInodeOfSweptTempTakenByRival(t *testing.T) {
+// If a sweep freed the inode and another writer got its number, the file is not ours.
+func TestReusedInodeOfSweptTemp(t *testing.T) {
 	d, dir := openTestDir(t)
 	temp := sealed(t, d, dir, "new")
 	if err := os.Remove(temp.path); err != nil {
 		t.Fatal(err)
 	}
-	rival := sealed(t, d, dir, "old")
-	if err := rival.replace("target"); err != nil {
+	other := sealed(t, d, dir, "old")
+	if err := other.replace("target"); err != nil {
 		t.Fatal(err)
 	}
-	temp.stat.Ino = rival.stat.Ino // as file systems like to give them
+	temp.stat.Ino = other.stat.Ino // as file systems like to give them
 	wantError(t, temp.replace("target"), fs.ErrNotExist)
 	wantContent(t, filepath.Join(dir.Name(), "target"), "old")
 }
@@ -133,8 +133,8 @@ func TestDiscardLeavesNothing(t *testing.T) {
 	wantFiles(t, dir.Name())
 }
 
-// Builds of equal size that replace each other as fast as can be, in a file
-// system that gives a freed inode away at once, never have one ETag twice.
+// Builds of equal size that replace each other as fast as possible never share an ETag,
+// on a file system that reuses a freed inode number at once.
 func TestETagsDiffer(t *testing.T) {
 	n := openTestNFS(t, t.TempDir())
 	seen := map[string]bool{}

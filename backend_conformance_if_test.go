@@ -35,12 +35,12 @@ func testCreateOnly(t *testing.T, open func() store) {
 	}
 }
 
-// race lets rivals store bodies of n bytes at once over several processes, and
-// returns how many were acknowledged. What is there must be of the winner.
-func race(t *testing.T, open func() store, site, id string, rivals, n int, cond Precondition) int64 {
+// race lets concurrent writers store bodies of n bytes at once over several processes,
+// and returns how many were acknowledged. The stored body must be that of the winner.
+func race(t *testing.T, open func() store, site, id string, writers, n int, cond Precondition) int64 {
 	t.Helper()
 	stores := []store{open(), open()}
-	bodies := make([][]byte, rivals)
+	bodies := make([][]byte, writers)
 	for i := range bodies {
 		bodies[i] = body(n, byte(100+i))
 	}
@@ -58,13 +58,13 @@ func race(t *testing.T, open func() store, site, id string, rivals, n int, cond 
 			case errors.Is(err, ErrPrecondition):
 				refused.Add(1)
 			default:
-				t.Errorf("rival %d: %v", i, err)
+				t.Errorf("writer %d: %v", i, err)
 			}
 		})
 	}
 	close(start)
 	g.Wait()
-	t.Logf("%d rivals of %d bytes: %d won, %d refused", rivals, n, won.Load(), refused.Load())
+	t.Logf("%d writers of %d bytes: %d won, %d refused", writers, n, won.Load(), refused.Load())
 	wantBytes(t, stores[0], site, id, bodies[winner.Load()])
 	return won.Load()
 }
@@ -72,12 +72,12 @@ func race(t *testing.T, open func() store, site, id string, rivals, n int, cond 
 func testCreateOnlyRace(t *testing.T, open func() store) {
 	for i, n := range []int{1000, 1000, largeBody} {
 		if won := race(t, open, newSite(), fmt.Sprint("b", i), 16, n, createOnly); won != 1 {
-			t.Errorf("%d of 16 rivals won", won)
+			t.Errorf("%d of 16 writers won", won)
 		}
 	}
 }
 
-// testAbsent: Absent holds in addition to every condition of the client.
+// testAbsent: Absent must hold in addition to every condition of the client.
 func testAbsent(t *testing.T, open func() store) {
 	later := time.Now().Add(time.Hour)
 	for _, cond := range []Precondition{
@@ -90,7 +90,7 @@ func testAbsent(t *testing.T, open func() store) {
 		cond.Absent = true
 		site := newSite()
 		if won := race(t, open, site, "b", 8, 1000, cond); won != 1 {
-			t.Errorf("%+v: %d of 8 rivals won", cond, won)
+			t.Errorf("%+v: %d of 8 writers won", cond, won)
 		}
 		b := open()
 		there, err := fetch(b, site, "b")
@@ -137,7 +137,7 @@ func testIfMatchRace(t *testing.T, open func() store) {
 		id := fmt.Sprint("b", i)
 		info := mustStoreIf(t, b, site, id, body(n, 1), createOnly)
 		if won := race(t, open, site, id, 8, n, ifMatch(info.ETag)); won != 1 {
-			t.Errorf("%d of 8 rivals won", won)
+			t.Errorf("%d of 8 writers won", won)
 		}
 	}
 }
@@ -174,7 +174,7 @@ func testInfo(t *testing.T, open func() store) {
 	}
 }
 
-// wantInfo compares what was told of a build with what is there.
+// wantInfo compares the reported info of a build with the stored build.
 func wantInfo(t *testing.T, b store, site, id string, info ArtifactInfo, size int) {
 	t.Helper()
 	r, err := b.FetchArtifact(site, id)
@@ -235,16 +235,16 @@ func testDeleteIf(t *testing.T, open func() store) {
 	wantError(t, b.DeleteArtifact(site, "b", exists), ErrPrecondition)
 }
 
-// testDeleteIfRace: who is told that his delete was done has done it.
+// testDeleteIfRace: a delete that reports success did delete the build.
 func testDeleteIfRace(t *testing.T, open func() store) {
 	for _, done := range raceDeletes(t, open) {
 		if done > 1 {
-			t.Errorf("%d of 8 rivals were told that they deleted the build", done)
+			t.Errorf("%d of 8 deletes reported that they deleted the build", done)
 		}
 	}
 }
 
-// testDeletesIfRace: such a store answers a delete of what is gone as done.
+// testDeletesIfRace: such a store also reports success if the build was already gone.
 func testDeletesIfRace(t *testing.T, open func() store) {
 	for _, done := range raceDeletes(t, open) {
 		if done == 0 {
@@ -253,8 +253,8 @@ func testDeletesIfRace(t *testing.T, open func() store) {
 	}
 }
 
-// raceDeletes lets rivals delete a build at once on a condition, and returns how
-// many were acknowledged, for each of some conditions.
+// raceDeletes lets concurrent writers delete a build on a condition, and returns how many
+// were acknowledged, for each of several conditions.
 func raceDeletes(t *testing.T, open func() store) (acknowledged []int64) {
 	t.Helper()
 	stores, site := []store{open(), open()}, newSite()
@@ -363,7 +363,7 @@ func testRanges(t *testing.T, open func() store) {
 	wantError(t, err, ErrPrecondition)
 }
 
-// openRange opens a range in the way that the backend has for it.
+// openRange opens a range in the way that the backend supports.
 func openRange(b store, site, id, etag string, offset, length int64) (io.ReadCloser, error) {
 	if ranger, ok := b.(ArtifactRanger); ok {
 		return ranger.FetchArtifactRange(site, id, etag, offset, length)
@@ -467,7 +467,7 @@ func testTags(t *testing.T, open func() store) {
 	}
 }
 
-// createdAt is the time of the artifact as a reader of it tells.
+// createdAt returns the time of the artifact according to a reader of it.
 func createdAt(t *testing.T, b store, site, id string) time.Time {
 	t.Helper()
 	r, err := b.FetchArtifact(site, id)

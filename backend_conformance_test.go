@@ -18,8 +18,7 @@ import (
 	"time"
 )
 
-// store is a Backend under test. A store need not be empty: every test has a
-// site of its own.
+// store is a Backend under test. It need not be empty: every test has its own site.
 type store interface {
 	Backend
 	ConditionalStorer
@@ -27,11 +26,11 @@ type store interface {
 	VersionPager
 }
 
-// largeBody is more than any backend under test sends in one piece.
+// largeBody is larger than anything that a backend under test sends in one piece.
 const largeBody = 11<<20 + 4321
 
-// difference is what a store does otherwise than the contract has it, written
-// down here so that it is tested too.
+// difference is a deviation of a store from the contract. It is written down here so that
+// it is tested too.
 type difference string
 
 const (
@@ -40,9 +39,8 @@ const (
 	noDeleteIf  difference = "If-Match of a delete is ignored by the store, and refused by the service"
 )
 
-// testBackend is the contract of Backend, a subtest for each of its sentences,
-// in their order. Each call of open opens the same store as another process
-// would.
+// testBackend is the contract of Backend, with a subtest for each of its sentences, in
+// their order. Each call of open opens the same store as another process would.
 func testBackend(t *testing.T, open func(t *testing.T) Backend, but ...difference) {
 	for _, c := range []struct {
 		sentence string
@@ -74,10 +72,10 @@ func testBackend(t *testing.T, open func(t *testing.T) Backend, but ...differenc
 		{"create only stores once", testCreateOnly, "", nil},
 		{"of racing create-only uploads one wins", testCreateOnlyRace, "", nil},
 		{"a build that must be absent is stored once, whatever the client asks for", testAbsent, "", nil},
-		{"If-Match stores over the one that matches alone", testIfMatch, "", nil},
+		{"If-Match replaces only a build that matches", testIfMatch, "", nil},
 		{"of racing If-Match uploads one wins", testIfMatchRace, "", nil},
 		{"If-None-Match with a tag and If-Unmodified-Since hold", testOtherConditions, "", nil},
-		{"it tells what was stored", testInfo, "", nil},
+		{"an upload returns what was stored", testInfo, "", nil},
 		{"a delete is durable, repeatable and keeps the log", testDelete, "", nil},
 		{"a delete on a condition", testDeleteIf, noDeleteIf, testNoDeleteIf},
 		{"of racing deletes on a condition one is done", testDeleteIfRace, deletesGone, testDeletesIfRace},
@@ -107,26 +105,26 @@ func testBackend(t *testing.T, open func(t *testing.T) Backend, but ...differenc
 
 var sites atomic.Int64
 
-// newSite is the id of a site that no other test uses, in any store and run.
+// newSite returns a site id that no other test uses, in any store and run.
 func newSite() string {
 	return fmt.Sprintf("t%x-%d", time.Now().UnixNano(), sites.Add(1))
 }
 
-// noise is what bodies are cut out of, since making it takes long.
+// noise is what bodies are cut out of, since generating it takes long.
 var noise = sync.OnceValue(func() []byte {
 	b := make([]byte, largeBody+1<<20)
 	_, _ = rand.NewChaCha8([32]byte{}).Read(b)
 	return b
 })
 
-// body is n bytes that do not compress, other ones with another seed. Nobody may
-// change them.
+// body returns n incompressible bytes, which differ by seed. Callers must not change
+// them.
 func body(n int, seed byte) []byte {
 	at := 4099 * int(seed)
 	return noise()[at : at+n : at+n]
 }
 
-// sized is a reader that tells its size, and may lie.
+// sized is a reader that reports a size, which may be wrong.
 type sized struct {
 	io.Reader
 	size int64
@@ -214,7 +212,7 @@ func testReplace(t *testing.T, open func() store) {
 	}
 }
 
-// whole tells which of bodies got is, or -1.
+// whole returns the index of the body that got equals, or -1.
 func whole(got []byte, bodies [][]byte) int {
 	return slices.IndexFunc(bodies, func(b []byte) bool { return bytes.Equal(b, got) })
 }
@@ -267,7 +265,7 @@ func testOverlap(t *testing.T, open func() store) {
 				err := b.StoreArtifact(site, "b", known(data))
 				if err == nil {
 					acknowledged.Add(1)
-				} else if !errors.Is(err, ErrUnavailable) { // a rival may make it fail
+				} else if !errors.Is(err, ErrUnavailable) { // a concurrent writer may make it fail
 					t.Error(err)
 				}
 			})
@@ -283,10 +281,10 @@ func testOverlap(t *testing.T, open func() store) {
 	}
 }
 
-// errSender is what a sender's failure looks like to a backend.
+// errSender is what a backend sees when the sender fails.
 var errSender = errors.New("the sender failed")
 
-// failing yields the first n bytes of data and then err.
+// failing returns the first n bytes of data and then err.
 func failing(data []byte, n int, err error) io.Reader {
 	return io.MultiReader(bytes.NewReader(data[:n]), errReader{err})
 }
@@ -379,7 +377,7 @@ func testDeleteWaits(t *testing.T, open func() store) {
 	wantError(t, err, ErrNotFound)
 }
 
-// wantWaiting reads build b while change is asked for, which may wait for that.
+// wantWaiting reads build b while change is called, which may wait for the read.
 func wantWaiting(t *testing.T, b store, site string, change func() error) {
 	t.Helper()
 	old := body(largeBody, 1)
@@ -391,7 +389,7 @@ func wantWaiting(t *testing.T, b store, site string, change func() error) {
 	}
 }
 
-// wantPrefixOf reads build b while change happens: the old bytes, or a part of
+// wantPrefixOf reads build b while change happens. It accepts the old bytes, or part of
 // them and an error.
 func wantPrefixOf(t *testing.T, b store, site string, old []byte, change func()) {
 	t.Helper()
@@ -423,7 +421,7 @@ func mustLog(t *testing.T, b store, site string, e LogEntry) {
 	}
 }
 
-// versionOf is the version of the build in the list, nil if there is none.
+// versionOf returns the version of the build in the list, or nil.
 func versionOf(t *testing.T, b Backend, site, id string) *Version {
 	t.Helper()
 	versions, err := b.ListVersions(site)
@@ -490,13 +488,14 @@ func testLogTwice(t *testing.T, open func() store) {
 	}
 }
 
-// repeat is an entry, and whether it is the same as the first of its ID.
+// repeat is an entry, and whether it equals the first entry with its ID.
 type repeat struct {
 	LogEntry
 	same bool
 }
 
-// sameID are entries of one ID, the first of which is in a log or comes into it.
+// sameID are entries with one ID. The first is in a log already, or gets there during the
+// test.
 func sameID(id, buildID string) []repeat {
 	with := func(same bool, action, status, metadata string) repeat {
 		e := entry(id, buildID, time.Now())
@@ -600,7 +599,7 @@ func testLogOrder(t *testing.T, open func() store) {
 	}
 }
 
-// plantLog puts data under the name of a log, as somebody else would.
+// plantLog writes data as a log, as another program would.
 func plantLog(t *testing.T, b Backend, site, id string, data []byte) {
 	t.Helper()
 	var err error
@@ -700,9 +699,9 @@ func testLogAtOnce(t *testing.T, open func() store) {
 	t.Logf("%d writers of %d entries in %d stores: %d entries", writers, each, len(stores), len(v.Logs))
 }
 
-// appendAtOnce appends writers x each entries to build b. Each writer waits for
-// its entry before it sends the next, and the log must show them in that order. Their
-// times go backward, and say nothing about it.
+// appendAtOnce appends writers x each entries to build b concurrently. Each writer waits
+// for its entry before it sends the next, and the log must show them in that order. Their
+// times go backwards and do not matter.
 func appendAtOnce(t *testing.T, stores []store, site string, writers, each int) {
 	t.Helper()
 	start := time.Now()

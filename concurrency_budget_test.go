@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// mustTake takes n of b for client, or fails the test.
+// mustTake acquires n of b for client, or fails the test.
 func mustTake(t *testing.T, b *budget, client string, n int64) *grant {
 	t.Helper()
 	g, err := b.acquire(budgetRequest{client: client, n: n})
@@ -24,7 +24,7 @@ func mustTake(t *testing.T, b *budget, client string, n int64) *grant {
 	return g
 }
 
-// takeLater takes in the background and returns when it waits.
+// takeLater acquires in the background, and returns once the request waits.
 func takeLater(t *testing.T, b *budget, a budgetRequest) <-chan error {
 	t.Helper()
 	b.mu.Lock()
@@ -79,7 +79,7 @@ func TestBudgetIsBounded(t *testing.T) {
 	}
 }
 
-// While others wait, a client with half gets no more, however long it has waited.
+// While others wait, a client that holds half gets no more, however long it has waited.
 func TestBudgetIsShared(t *testing.T) {
 	b := newBudget(10, time.Minute)
 	var held []*grant
@@ -101,8 +101,8 @@ func TestBudgetIsShared(t *testing.T) {
 	}
 }
 
-// What a client has beyond half is ended for others, the newest first, and no more
-// than they need.
+// What a client holds beyond half is revoked for others: the newest grants first, and no
+// more than needed.
 func TestBudgetIsTakenBack(t *testing.T) {
 	for _, c := range []struct {
 		hog   string
@@ -145,7 +145,7 @@ func TestBudgetIsTakenBack(t *testing.T) {
 	}
 }
 
-// What one waiter is given is not counted for the next one as well.
+// What is revoked for one waiting request is not counted for the next one too.
 func TestBudgetIsTakenBackForEach(t *testing.T) {
 	b := newBudget(10, time.Minute)
 	var ended atomic.Int64
@@ -167,7 +167,7 @@ func TestBudgetIsTakenBackForEach(t *testing.T) {
 	}
 }
 
-// Two clients with half each do not keep out a third one.
+// Two clients that hold half each do not lock out a third one.
 func TestBudgetOfTwo(t *testing.T) {
 	b := newBudget(12, time.Minute)
 	var ended atomic.Int64
@@ -182,8 +182,8 @@ func TestBudgetOfTwo(t *testing.T) {
 	}
 }
 
-// A client whose only holding is more than half keeps it: two that need all of a
-// budget take turns.
+// A client keeps its only grant even if that is more than half: two clients that need the
+// whole budget take turns.
 func TestBudgetOfOne(t *testing.T) {
 	b := newBudget(1, 3*time.Second)
 	if _, err := b.acquire(budgetRequest{client: "a", n: 1, revoke: func() { t.Error("its only holding is ended") }}); err != nil {
@@ -194,7 +194,7 @@ func TestBudgetOfOne(t *testing.T) {
 	}
 }
 
-// What does not end does not shield what would.
+// A revoked grant that is not released does not keep others from being revoked.
 func TestBudgetWhatDoesNotEnd(t *testing.T) {
 	b := newBudget(10, time.Minute)
 	for i := range 10 {
@@ -208,8 +208,8 @@ func TestBudgetWhatDoesNotEnd(t *testing.T) {
 	mustTake(t, b, "other", 1)
 }
 
-// Who was passed over for another one is looked at again when that one has got its
-// part.
+// A request that was passed over for another one is considered again once that one is
+// granted.
 func TestBudgetLeavesNoRoom(t *testing.T) {
 	b := newBudget(100, time.Minute)
 	first := mustTake(t, b, "a", 40)
@@ -225,7 +225,7 @@ func TestBudgetLeavesNoRoom(t *testing.T) {
 	}
 }
 
-// The queue is bounded, and no client fills it.
+// The queue is bounded, and no client can fill it.
 func TestBudgetQueueIsBounded(t *testing.T) {
 	b := newBudget(2, time.Minute)
 	held := []*grant{mustTake(t, b, "hog", 1), mustTake(t, b, "hog", 1)}
@@ -250,8 +250,8 @@ func TestBudgetQueueIsBounded(t *testing.T) {
 	done.Wait()
 }
 
-// A key is capped for all clients together, and who waits for its key lets others
-// through.
+// A key is capped for all clients together, and a request that waits for its key lets
+// others pass.
 func TestBudgetCaps(t *testing.T) {
 	b := newBudget(10, time.Minute)
 	site := func(name string) []keyCap { return []keyCap{{"site " + name, 2}} }
@@ -272,7 +272,7 @@ func TestBudgetCaps(t *testing.T) {
 	}
 }
 
-// A large part is not passed by small ones for ever.
+// Small requests do not overtake a large one forever.
 func TestBudgetKeepsTheOrder(t *testing.T) {
 	b := newBudget(10, time.Minute)
 	held := mustTake(t, b, "a", 5)
@@ -290,7 +290,7 @@ func TestBudgetKeepsTheOrder(t *testing.T) {
 	}
 }
 
-// Whatever many do at once, the limit holds, and all is given back.
+// Under concurrency the limit holds, and everything is released.
 func TestBudgetTogether(t *testing.T) {
 	b := newBudget(64, 5*time.Millisecond)
 	var inside, failed atomic.Int64
@@ -319,8 +319,7 @@ func TestBudgetTogether(t *testing.T) {
 	t.Logf("%d were refused", failed.Load())
 }
 
-// unfinished is a request of another client, of whose body all but the last byte
-// was sent.
+// unfinished is a request of another client, sent except for the last byte of its body.
 type unfinished struct{ net.Conn }
 
 func sendUnfinished(t *testing.T, s *testServer, method, path string, size int) unfinished {
@@ -335,13 +334,13 @@ func sendUnfinished(t *testing.T, s *testServer, method, path string, size int) 
 	return unfinished{c}
 }
 
-// entryOf is a log entry of that many bytes.
+// entryOf returns a log entry of that many bytes.
 func entryOf(size int) string {
 	const begin, end = `{"build_id":"b","action":"a","status":"s","metadata":{"x":"`, `"}}`
 	return begin + strings.Repeat("x", size-len(begin)-len(end)) + end
 }
 
-// answer reads the answer.
+// answer reads the response.
 func (u unfinished) answer(t *testing.T) *http.Response {
 	t.Helper()
 	u.SetReadDeadline(time.Now().Add(time.Minute))
@@ -353,8 +352,8 @@ func (u unfinished) answer(t *testing.T) *http.Response {
 	return r
 }
 
-// A client may hold all of a budget. When another one comes, what it began last is
-// ended, and nothing else.
+// A client may hold the whole budget. When another one comes, only the newest grant of
+// the first is revoked.
 func TestClientsShareWhatTheyHold(t *testing.T) {
 	const size, all = 2000, 4
 	for _, c := range []struct {
@@ -392,7 +391,7 @@ func TestClientsShareWhatTheyHold(t *testing.T) {
 	}
 }
 
-// stuck is a store in which the writes of one site wait.
+// stuck is a store in which the writes of one site block.
 type stuck struct {
 	*nfs
 	release chan struct{}
@@ -405,7 +404,7 @@ func (s stuck) WriteLog(siteID string, e LogEntry) error {
 	return s.nfs.WriteLog(siteID, e)
 }
 
-// Writes that wait hold back neither those of other builds and sites, nor reads.
+// Waiting writes block neither writes of other builds and sites, nor reads.
 func TestWritesThatWait(t *testing.T) {
 	store := stuck{openTestNFS(t, t.TempDir()), make(chan struct{})}
 	s, svc := startBackend(t, store)
@@ -441,7 +440,7 @@ func TestWritesThatWait(t *testing.T) {
 	nothingIsHeld(t, svc)
 }
 
-// What can be had without waiting is, unless somebody waits for it.
+// tryAcquire succeeds if enough is free, unless a request waits for it.
 func TestBudgetTries(t *testing.T) {
 	b := newBudget(10, time.Minute)
 	all := b.tryAcquire(budgetRequest{client: "a", n: 99})

@@ -31,7 +31,7 @@ func TestClockDifference(t *testing.T) {
 	f(-48*time.Hour, -48*time.Hour)
 }
 
-// The difference is measured by a new file, warned of once, and a metric.
+// A new file measures the difference. It is logged once, and is a metric.
 func TestClocksAreCompared(t *testing.T) {
 	var log bytes.Buffer
 	d := newDisk(slog.New(slog.NewTextHandler(&log, nil)))
@@ -59,7 +59,8 @@ func TestClocksAreCompared(t *testing.T) {
 	}
 }
 
-// Builds and log entries get the store's time, whatever this host's clock shows.
+// Builds and log entries get the time of the store, whatever the clock of this host
+// shows.
 func TestStoreTime(t *testing.T) {
 	n := openTestNFS(t, t.TempDir())
 	n.disk.ownClock = true // do not measure: the store's clock is two days ahead of ours
@@ -76,7 +77,7 @@ func TestStoreTime(t *testing.T) {
 	}
 }
 
-// A log entry is stamped by a fresh measurement where no file was made for long.
+// If no file was created for a while, a log entry measures the difference again.
 func TestLogEntryMeasuresTheClock(t *testing.T) {
 	n := openTestNFS(t, t.TempDir())
 	n.disk.ownClock = false
@@ -89,8 +90,8 @@ func TestLogEntryMeasuresTheClock(t *testing.T) {
 	}
 }
 
-// Files that are made one after the other near the limit are not dated to and fro:
-// a difference ends below half of the limit at which it begins.
+// The times of successive files do not jump back and forth near the limit: a difference
+// ends only below half of the limit at which it begins.
 func TestClockDifferenceIsSteady(t *testing.T) {
 	d := newDisk(quiet())
 	f, err := os.Create(t.TempDir() + "/f")
@@ -117,7 +118,7 @@ func TestClockDifferenceIsSteady(t *testing.T) {
 	}
 }
 
-// A later time that a sealed file gets is durable like the first one.
+// A later time given to a sealed file is made durable too.
 func TestStampAfterIsDurable(t *testing.T) {
 	d, dir := openTestDir(t)
 	temp := sealed(t, d, dir, "new")

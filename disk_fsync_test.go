@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A pipe cannot be fsynced (EINVAL), and a shared sync of files does not touch
-// the file: so what came of it tells which of the two was done.
+// A pipe cannot be fsynced (EINVAL), and a shared sync of files does not touch the file.
+// So the result shows which of the two was done.
 func TestSyncsAreSharedOnlyWhereThatIsRight(t *testing.T) {
 	_, pipe, err := os.Pipe()
 	if err != nil {
@@ -66,7 +66,8 @@ func TestSyncsAreSharedOnlyWhereThatIsRight(t *testing.T) {
 	}
 }
 
-// Those who wait for one directory share a sync; nobody waits for another one's.
+// Callers that wait for the same directory share a sync, and do not wait for another
+// directory.
 func TestSyncsOfOneDirectoryAreShared(t *testing.T) {
 	s := &fsyncGroup{}
 	s.share(openDirectory(t), unix.XFS_SUPER_MAGIC)

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// eachOpen runs a test with openat2(2) and with the walk that stands in for it.
+// eachOpen runs a test with openat2(2), and with the walk that replaces it.
 func eachOpen(t *testing.T, test func(t *testing.T, openat2 bool)) {
 	t.Run("openat2", func(t *testing.T) {
 		if !canOpenat2() {
@@ -21,8 +21,8 @@ func eachOpen(t *testing.T, test func(t *testing.T, openat2 bool)) {
 	t.Run("walk", func(t *testing.T) { test(t, false) })
 }
 
-// No symbolic link below the base is followed, by whatever looks or changes;
-// the error names the link. The base itself may be one.
+// No operation follows a symbolic link below the base, and the error names the link. The
+// base itself may be a link.
 func TestLinksBelowTheBase(t *testing.T) {
 	eachOpen(t, func(t *testing.T, openat2 bool) {
 		real, elsewhere := filepath.Join(t.TempDir(), "real"), t.TempDir()
@@ -80,7 +80,7 @@ func TestLinksBelowTheBase(t *testing.T) {
 	})
 }
 
-// The lock file is opened without following a link, too.
+// The lock file is opened without following a link too.
 func TestLinkInThePlaceOfALockFile(t *testing.T) {
 	eachOpen(t, func(t *testing.T, openat2 bool) {
 		n := openTestNFS(t, t.TempDir())
@@ -96,8 +96,8 @@ func TestLinkInThePlaceOfALockFile(t *testing.T) {
 	})
 }
 
-// A small build that is kept in memory was opened safely, and is served as long
-// as it is the same file; what comes in its place is opened anew.
+// A cached small build was opened safely, and is served while the file is unchanged. A
+// file that takes its place is opened again.
 func TestKeptFileBehindALink(t *testing.T) {
 	n := openTestNFS(t, t.TempDir())
 	n.small = newSmallFiles(true)

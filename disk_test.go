@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// startUnder starts the service in a process of its own, with that umask, as that user
-// and group. The umask is one of a process, so it cannot be set in this one.
+// startUnder starts the service in a process of its own with that umask, user and group.
+// The umask belongs to the process, so the test cannot set its own.
 func startUnder(t *testing.T, umask, program, base string, uid, gid int) *testServer {
 	t.Helper()
 	cmd := exec.Command("sh", "-c", `umask "$1" && exec "$0"`, program, umask)
@@ -47,7 +47,7 @@ func startUnder(t *testing.T, umask, program, base string, uid, gid int) *testSe
 	return nil
 }
 
-// makeAll makes a file of each kind that the service makes.
+// makeAll creates a file of each kind that the service creates.
 func makeAll(t *testing.T, s *testServer) {
 	t.Helper()
 	s.put(t, 201, "/sites/s/artifacts/b", "x")
@@ -55,7 +55,7 @@ func makeAll(t *testing.T, s *testServer) {
 	s.post(t, 201, "/sites/s/logs", `{"build_id":"b","action":"a","status":"s"}`)
 }
 
-// Files and directories get the modes that the umask leaves.
+// Only the umask limits the modes of files and directories.
 func TestModesFollowTheUmask(t *testing.T) {
 	for _, c := range []struct {
 		umask     string

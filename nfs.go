@@ -32,11 +32,11 @@ type nfs struct {
 	log    *slog.Logger
 	remote bool // base is on NFS: other clients have caches
 
-	mountPoint bool          // base was a mount point at the start, and must stay one
-	kind       fsKind        // of the file system at the start; it must stay the same
-	dev        atomic.Uint64 // device of base when kind was last checked
-	fsid       unix.Fsid     // of the file system at the start (statfs(2))
-	lookAt     func(path string) (baseState, error)
+	mountPoint bool                                 // base was a mount point at the start, and must stay one
+	kind       fsKind                               // of the file system at the start; it must stay the same
+	dev        atomic.Uint64                        // device of base when kind was last checked
+	fsid       unix.Fsid                            // of the file system at the start (statfs(2))
+	statBase   func(path string) (baseState, error) // replaced by tests
 
 	lockWait time.Duration              // how long to wait for a lock
 	waiting  *budget                    // slots of requests that wait for locks
@@ -66,7 +66,7 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 		base = real // base itself may be a symbolic link, but nothing below it
 	}
 	n := &nfs{base: base, disk: newDisk(log), log: log, lockWait: lockWait, waiting: newBudget(maxWaiters, 0),
-		verified: newVerifiedLogs(), lists: newListings(), lookAt: lookAtBase}
+		verified: newVerifiedLogs(), lists: newListings(), statBase: statBase}
 	n.appends.acquire = n.acquireAppend
 	n.disk.base = base
 	dir, err := n.disk.openDir(base)
@@ -80,7 +80,7 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 	}
 	n.kind, n.fsid = kindOfFS(int64(st.Type)), st.Fsid
 	n.remote, n.disk.ownClock = n.kind == fsNFS, n.kind == fsLocal
-	if at, err := lookAtBase(base); err == nil {
+	if at, err := statBase(base); err == nil {
 		n.mountPoint = at.mountPoint
 		n.dev.Store(at.dev)
 	}
@@ -160,7 +160,7 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 	if err := n.checkMounted(); err != nil { // the directory may be below a mount that disappeared
 		return err
 	}
-	n.outliveTag(dir, fileName(artifactsDir, buildID))
+	n.waitOutCoarseTime(dir, fileName(artifactsDir, buildID))
 	c := change{dir: dir, siteID: siteID, buildID: buildID, cond: cond}
 	if err := n.changeIf(c, n.deleteFile); err != nil {
 		return err

@@ -23,11 +23,11 @@ type change struct {
 // steps; otherwise a shared lock. So no other change falls between check and change. do
 // gets the lock, which is nil if the mount has no locks.
 func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error {
-	look := !c.cond.IsZero()
+	conditional := !c.cond.IsZero()
 	coarse := c.temp != nil && c.temp.coarse
-	exclusive := look || n.remote || coarse
+	exclusive := conditional || n.remote || coarse
 	lock, err := n.lockBuild(c.siteID, artifactsDir, c.buildID, exclusive)
-	if errors.Is(err, ErrUnsupported) && !look {
+	if errors.Is(err, ErrUnsupported) && !conditional {
 		return do(c, nil) // without locks nobody can check a condition, so no check is invalidated
 	}
 	if err != nil {
@@ -39,7 +39,7 @@ func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error
 			return err
 		}
 	}
-	if look {
+	if conditional {
 		info, err := n.describe(c.dir.Name() + "/" + fileName(artifactsDir, c.buildID))
 		if err := checkCondition(c.cond, info, n.notFound(err)); err != nil {
 			return err
@@ -129,10 +129,10 @@ func (n *nfs) deleteFile(c change, _ *buildLock) error {
 	return err
 }
 
-// outliveTag makes sure that a later build cannot get the ETag of one that is about to be
+// waitOutCoarseTime makes sure that a later build cannot get the ETag of one that is about to be
 // deleted. With coarse timestamps, the next build of that name could get the same inode and
 // the same time. So it waits until the build is older than one timestamp step.
-func (n *nfs) outliveTag(dir *os.File, name string) {
+func (n *nfs) waitOutCoarseTime(dir *os.File, name string) {
 	var st unix.Stat_t
 	if statAt(dir, name, &st) != nil || !isCoarse(st.Mtim) {
 		return

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// On NFS every change of a build excludes every other one, and looks. On a
-// local file system a change without a condition is one step, and does not.
+// On NFS every change of a build excludes all others and checks the current state. On a
+// local file system an unconditional change is one step and does neither.
 func TestChangesLock(t *testing.T) {
 	put := func(cond Precondition) func(n *nfs) error {
 		return func(n *nfs) error {
@@ -77,7 +77,7 @@ func TestChangesLock(t *testing.T) {
 	}
 }
 
-// A late rename moves a build away while it is deleted: it does not come back.
+// A delayed rename moves a build away while it is deleted. The build does not come back.
 func TestDeleteBesideALateRename(t *testing.T) {
 	const name = "b" + artifactSuffix
 	for at := range 4 { // after so many removals
@@ -99,7 +99,7 @@ func TestDeleteBesideALateRename(t *testing.T) {
 	}
 }
 
-// A FIFO in the place of a build holds no create up.
+// A FIFO at the name of a build does not block a create.
 func TestCreateBesideAFIFO(t *testing.T) {
 	d, dir := openTestDir(t)
 	if err := unix.Mkfifo(filepath.Join(dir.Name(), "target"), 0o644); err != nil {
@@ -110,8 +110,8 @@ func TestCreateBesideAFIFO(t *testing.T) {
 	temp.discard()
 }
 
-// A create whose temp has a second name, made by a backup with hard links, is
-// no create that was made.
+// If a backup made a hard link to the temporary file, a create that failed is not taken
+// for one that succeeded.
 func TestCreateBesideAHardLinkBackup(t *testing.T) {
 	d, dir := openTestDir(t)
 	temp := sealed(t, d, dir, "ours")
@@ -124,8 +124,8 @@ func TestCreateBesideAHardLinkBackup(t *testing.T) {
 	wantContent(t, filepath.Join(dir.Name(), "target"), "theirs")
 }
 
-// A build whose interim file cannot be removed is not removed either: without
-// its name, the interim file would be the build.
+// If the interim file of a build cannot be removed, the build is not removed either: the
+// interim file would become the build.
 func TestDeleteBesideAnInterimFileThatStays(t *testing.T) {
 	for _, prefix := range []string{".new-", ".old-"} {
 		for _, remote := range []bool{true, false} {
@@ -144,8 +144,8 @@ func TestDeleteBesideAnInterimFileThatStays(t *testing.T) {
 	}
 }
 
-// copying is a body in the middle of which the store gets an interim file, as
-// when it is being copied from NFS.
+// copying is a body during which an interim file appears in the store, as when the store
+// is being copied from NFS.
 type copying struct {
 	t    *testing.T
 	path string
@@ -163,7 +163,7 @@ func (c *copying) Read(p []byte) (int, error) {
 	return copy(p, "new"), nil
 }
 
-// A create looks for an interim file at its end, too, and on a local file system.
+// A create also checks for an interim file at the end, and on a local file system.
 func TestCreateBesideAnInterimFile(t *testing.T) {
 	for _, prefix := range []string{".new-", ".old-"} {
 		for _, remote := range []bool{true, false} {
@@ -177,8 +177,8 @@ func TestCreateBesideAnInterimFile(t *testing.T) {
 	}
 }
 
-// A create whose lock is lost is not acknowledged: its link may have come between
-// two steps of another host.
+// A create whose lock was lost is not acknowledged: its link may have fallen between two
+// steps of another host.
 func TestLostLockEndsACreate(t *testing.T) {
 	n := openRemote(t, t.TempDir())
 	mustStore(t, n, "s", "other", []byte("x"))

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestProbeLooksWhereSitesAre: the base alone does not tell whether a site can
-// be read or made.
+// TestProbeLooksWhereSitesAre: a check of the base alone does not show whether a site can
+// be read or created.
 func TestProbeLooksWhereSitesAre(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loseLocks makes every exclusive lock of site s look lost once it is held: a FIFO
-// in the place of the lock file can be locked, but not be read at an offset.
+// loseLocks makes every exclusive lock of site s look lost once it is held: a FIFO at the
+// name of the lock file can be locked, but not read at an offset.
 func loseLocks(t *testing.T, n *nfs) {
 	t.Helper()
 	lock := filepath.Join(n.base, sitesDir, "s", lockName)
@@ -29,8 +29,8 @@ func loseLocks(t *testing.T, n *nfs) {
 	wantError(t, held.alive(), unix.ESPIPE) // the fault is in alive, and in nothing before it
 }
 
-// A lock that was lost while the change was prepared ends the change: the client
-// gets 503, and what is there stays.
+// A lock that was lost while the change was prepared ends the change: the client gets
+// 503, and the store is unchanged.
 func TestLostLockEndsTheChange(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -64,8 +64,8 @@ func TestLostLockEndsTheChange(t *testing.T) {
 	}
 }
 
-// A replacement that is more than one step locks exclusively also without a
-// condition, and that lock counts as much.
+// A replacement in several steps takes an exclusive lock even without a condition, and
+// fails if it is lost.
 func TestLostLockEndsAReplacementInSteps(t *testing.T) {
 	n := openTestNFS(t, t.TempDir())
 	mustStore(t, n, "s", "b", []byte("old"))
@@ -76,7 +76,7 @@ func TestLostLockEndsAReplacementInSteps(t *testing.T) {
 	wantError(t, err, ErrUnavailable)
 }
 
-// On NFS alive must ask the server, not the page cache of this host.
+// On NFS, alive must ask the server and not the page cache of this host.
 func TestLockFileOfARemoteStoreIsReadDirectly(t *testing.T) {
 	for _, remote := range []bool{false, true} {
 		for _, exclusive := range []bool{false, true} {
@@ -101,7 +101,7 @@ func TestLockFileOfARemoteStoreIsReadDirectly(t *testing.T) {
 	}
 }
 
-// A reader that lost the shared lock does not know that there is no build.
+// A reader that lost the shared lock does not report a build as missing.
 func TestLostLockEndsALook(t *testing.T) {
 	n := openTestNFS(t, t.TempDir())
 	mustStore(t, n, "s", "b", []byte("old"))

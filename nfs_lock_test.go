@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// free tells whether a lock could be had at once.
+// free reports whether a lock could be taken at once.
 func free(t *testing.T, base, site, dir, build string, kind int16) bool {
 	t.Helper()
 	f, err := os.OpenFile(filepath.Join(base, sitesDir, site, lockName), os.O_RDWR, 0)
@@ -71,7 +71,7 @@ func TestLostLockIsNotAlive(t *testing.T) {
 	wantError(t, lock.alive(), ErrUnavailable)
 }
 
-// Waiters get their turn, one at a time, whatever process they are of.
+// Waiting callers get the lock one at a time, whichever process they belong to.
 func TestLockWaiters(t *testing.T) {
 	base := t.TempDir()
 	stores := []*nfs{openTestNFS(t, base), openTestNFS(t, base)}
@@ -98,7 +98,7 @@ func TestLockWaiters(t *testing.T) {
 	}
 }
 
-// The lock file is one and the same for ever.
+// The lock file is never replaced.
 func TestLockFileStays(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
@@ -118,7 +118,7 @@ func TestLockFileStays(t *testing.T) {
 	}
 }
 
-// Looking at a site, or deleting from it, does not make it.
+// Reading from an unknown site, or deleting from it, does not create it.
 func TestUnknownSiteIsNotMade(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
@@ -134,8 +134,8 @@ func TestUnknownSiteIsNotMade(t *testing.T) {
 	wantFiles(t, base)
 }
 
-// On a local store a change of a build waits for whoever looks and then changes,
-// and one on a condition waits for every other change too.
+// On a local store a change of a build waits for any conditional change, and a
+// conditional change also waits for every other change.
 func TestChangesWaitForTheLockOfTheBuild(t *testing.T) {
 	const (
 		waits   = true
@@ -211,7 +211,8 @@ func TestChangesWaitForTheLockOfTheBuild(t *testing.T) {
 	}
 }
 
-// wantContentOf fails unless build b of site s is want; empty: it is not there.
+// wantContentOf fails unless build b of site s has the content want. An empty want means
+// that there is no build.
 func wantContentOf(t *testing.T, n *nfs, want string) {
 	t.Helper()
 	if want != "" {
@@ -222,8 +223,8 @@ func wantContentOf(t *testing.T, n *nfs, want string) {
 	wantError(t, err, ErrNotFound)
 }
 
-// holdSite holds a lock of that kind on all builds of a site, as a process that
-// hangs does, until the test ends or release is called.
+// holdSite locks all builds of a site, as a hanging process does, until the test ends or
+// release is called.
 func holdSite(t *testing.T, base, site string, kind int16) (release func()) {
 	t.Helper()
 	f, err := os.OpenFile(filepath.Join(base, sitesDir, site, lockName), os.O_RDWR, 0)
@@ -237,7 +238,7 @@ func holdSite(t *testing.T, base, site string, kind int16) (release func()) {
 	return func() { f.Close() }
 }
 
-// openOn is how many descriptors of this process are open on the file at path, also
+// openOn returns how many descriptors of this process are open on the file at path, even
 // if it was removed.
 func openOn(t *testing.T, path string) (n int) {
 	t.Helper()
@@ -260,8 +261,8 @@ func openLocks(t *testing.T, base, site string) int {
 	return openOn(t, filepath.Join(base, sitesDir, site, lockName))
 }
 
-// A lock that is never given back is waited for, and not for ever, whoever waits and
-// wherever the store is.
+// The wait for a lock that is never released is bounded, for every caller and kind of
+// store.
 func TestWaitForALockIsBounded(t *testing.T) {
 	for _, remote := range []bool{false, true} {
 		for _, exclusive := range []bool{false, true} {
@@ -296,8 +297,8 @@ func TestWaitForALockIsBounded(t *testing.T) {
 	}
 }
 
-// So many wait for one build, so many for one site, readers and changes each for
-// themselves. One more is refused at once, and nobody else.
+// The number of waiting callers is limited per build and per site, separately for reads
+// and changes. One more is rejected at once, and no other caller is.
 func TestWaitersForLocksAreCounted(t *testing.T) {
 	t.Parallel()
 	n := openTestNFS(t, t.TempDir())
@@ -355,8 +356,8 @@ func TestWaitersForLocksAreCounted(t *testing.T) {
 	}
 }
 
-// A process that holds a lock and hangs holds up nobody but the changes of that
-// site, and these end with 503.
+// A process that holds a lock and hangs blocks only the changes of that site, and these
+// end with 503.
 func TestStuckLockOfASite(t *testing.T) {
 	t.Parallel()
 	n := openTestNFS(t, t.TempDir())

@@ -19,7 +19,8 @@ import (
 
 var testTime = time.Date(2026, 1, 2, 3, 4, 5, 678901234, time.UTC)
 
-// logPath makes the directory of the logs of site s and names the log of b.
+// logPath creates the directory of the logs of site s and returns the path of the log of
+// b.
 func logPath(t testing.TB, base string) string {
 	t.Helper()
 	dir := filepath.Join(base, sitesDir, "s", logsDir)
@@ -63,7 +64,7 @@ func TestMetadataIsKeptByteForByte(t *testing.T) {
 	}
 }
 
-// No metadata, whatever it is, can damage the log or add another entry.
+// No metadata can damage the log or add another entry.
 func TestBadMetadataIsRefused(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
@@ -132,9 +133,9 @@ func TestDamagedLogIsLeftAlone(t *testing.T) {
 	wantFiles(t, filepath.Dir(path), "b"+logSuffix)
 }
 
-// A log that this process wrote need not stay as it was, and what happens to it
-// may not show in its size or its times.
-func TestSoundLogIsDamaged(t *testing.T) {
+// A log that this process wrote may be changed later, and the change need not show in its
+// size or its times.
+func TestVerifiedLogIsDamaged(t *testing.T) {
 	for _, damage := range [][2]string{{`[`, "\x00"}, {`{"id":"a"`, `{"id": a"`}, {`"a"`, "\"\xff\""}, {"]\n", "]]"}, {"\n]\n", "\n"}} {
 		base := t.TempDir()
 		n := openTestNFS(t, base)
@@ -166,8 +167,8 @@ func TestSoundLogIsDamaged(t *testing.T) {
 	}
 }
 
-// appendLog is the log that has entries behind those of old, which is a log that
-// parseLog takes, or empty.
+// appendLog returns the log old with entries appended. old is empty or a log that
+// parseLog accepts.
 func appendLog(old []byte, entries []LogEntry) ([]byte, error) {
 	log := bytes.Clone(old[:bytes.LastIndexByte(old, '}')+1])
 	for i := range entries {
@@ -185,14 +186,14 @@ func appendLog(old []byte, entries []LogEntry) ([]byte, error) {
 	return append(log, "\n]\n"...), nil
 }
 
-// bigEntry is entry i of a bigLog.
+// bigEntry returns entry i of a bigLog.
 func bigEntry(i int) LogEntry {
 	e := entry(fmt.Sprint("big-", i), "b", testTime)
 	e.Metadata = json.RawMessage(`{"x":"` + strings.Repeat("x", 64<<10) + `"}`)
 	return e
 }
 
-// bigLog is a log of about size bytes with entries big-0, big-1 ...
+// bigLog returns a log of about size bytes with entries big-0, big-1 ...
 func bigLog(t testing.TB, size int) []byte {
 	t.Helper()
 	var entries []LogEntry
@@ -236,8 +237,8 @@ func TestFullLog(t *testing.T) {
 	wantError(t, n.WriteLog("s", entry("new", "b", testTime)), ErrLogFull)
 }
 
-// Each entry that shares a write has the result that is its own, whether the
-// log had to be parsed or not.
+// Each entry that shares a write gets its own result, whether or not the log had to be
+// parsed.
 func TestGrowLog(t *testing.T) {
 	f := func(sound, holds bool) {
 		t.Helper()
@@ -272,7 +273,7 @@ func TestGrowLog(t *testing.T) {
 }
 
 // Entries that share a write are compared with each other. If the write fails, none of
-// them learns that its ID is in the log.
+// them is reported to be in the log.
 func TestKeyReusedInOneWrite(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
@@ -306,7 +307,7 @@ func TestKeyReusedInOneWrite(t *testing.T) {
 	}
 }
 
-// No id is overlooked, wherever the log is cut into pieces.
+// Every id is found, wherever the log is split into pieces.
 func TestIDSearch(t *testing.T) {
 	f := func(log, id string, want bool) {
 		t.Helper()
@@ -339,7 +340,7 @@ func TestIDSearch(t *testing.T) {
 	f(strings.Replace(plain, "x, y", `\\`, 1), "2", true) // not known without parsing
 }
 
-// Entries that wait for each other go into the log together.
+// Waiting entries of one build share a write.
 func TestEntriesShareWrites(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
@@ -385,8 +386,8 @@ func TestEntriesShareWrites(t *testing.T) {
 	}
 }
 
-// appendEnv tells this test binary to be one of the processes of
-// TestProcessesAppend: base, name, number of entries and how many at once.
+// appendEnv makes this test binary one of the processes of TestProcessesAppend. Its value
+// is base, name, number of entries and number of concurrent writers.
 const appendEnv = "TEST_APPEND"
 
 func TestProcessesAppend(t *testing.T) {
@@ -450,7 +451,7 @@ func appendAsProcess(t *testing.T, args []string) {
 	g.Wait()
 }
 
-// A log that can be read can be added to, and has then what it had and the new.
+// A log that can be read can be appended to. Then it has its old entries and the new one.
 func FuzzLogFile(f *testing.F) {
 	f.Add([]byte(`[{"id":"1","build_id":"b","action":"a","status":"s","timestamp":"2026-01-02T03:04:05Z"}]`), []byte(`{"a":1}`))
 	f.Add([]byte("[\n{\"timestamp\":\"2026-01-02T03:04:05Z\",\"metadata\":null}\n]\n"), []byte(`{ }`))

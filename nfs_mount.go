@@ -86,7 +86,7 @@ func (m mountInfo) warnings() []mountWarning {
 // lack what that kind of file system needs. It sends no request to the NFS server unless
 // something was mounted (statx(2); before Linux 5.8 it cannot detect mount points).
 func (n *nfs) checkMounted() error {
-	at, err := n.lookAt(n.base)
+	at, err := n.statBase(n.base)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -137,7 +137,7 @@ type baseState struct {
 	dev        uint64
 }
 
-func lookAtBase(path string) (baseState, error) {
+func statBase(path string) (baseState, error) {
 	var st unix.Statx_t
 	err := retryEINTR(func() error {
 		return unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st)

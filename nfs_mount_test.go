@@ -37,9 +37,9 @@ func TestMountOptions(t *testing.T) {
 	f("rw,local_lock=posix", "local_lock=posix", true)
 }
 
-// A mount that was lost is missed, whatever is at its place now. Another device
-// at the base serves, if it is of the same kind.
-func TestHere(t *testing.T) {
+// A lost mount is detected, whatever is at its place now. Another device at the base is
+// accepted if its file system is of the same kind.
+func TestCheckMounted(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		was, is   bool   // a mount point
@@ -55,21 +55,21 @@ func TestHere(t *testing.T) {
 	} {
 		n := openTestNFS(t, t.TempDir())
 		n.mountPoint = c.was
-		n.lookAt = func(string) (baseState, error) { return baseState{c.is, n.dev.Load() + c.other}, nil }
+		n.statBase = func(string) (baseState, error) { return baseState{c.is, n.dev.Load() + c.other}, nil }
 		if err := n.checkMounted(); (err == nil) != c.available || err != nil && !errors.Is(err, ErrUnavailable) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}
 }
 
-// What was durable on one device is not taken for durable on another one: the
-// parents of a directory are synced again, once.
+// Directories known to be durable on one device are not assumed durable on another: their
+// parents are fsynced again, once.
 func TestAnotherDeviceIsSyncedAgain(t *testing.T) {
 	w := watchFsyncs(t, t.TempDir())
 	mustStore(t, w.n, "s", "b", []byte("first"))
 	other := uint64(0)
-	w.n.lookAt = func(path string) (baseState, error) {
-		at, err := lookAtBase(path)
+	w.n.statBase = func(path string) (baseState, error) {
+		at, err := statBase(path)
 		at.dev += other
 		return at, err
 	}
@@ -86,13 +86,13 @@ func TestAnotherDeviceIsSyncedAgain(t *testing.T) {
 	}
 }
 
-// A file system that cannot say what it is is not taken for the store: what is not
-// found there is not known to be absent.
+// A file system whose type cannot be determined is not taken for the store, so a build
+// that is not found there is not reported missing.
 func TestUnknownFileSystemIsNotTheStore(t *testing.T) {
 	n := openTestNFS(t, filepath.Join(t.TempDir(), "."))
 	mustStore(t, n, "s", "b", []byte("x"))
 	at := baseState{n.mountPoint, n.dev.Load() + 1}
-	n.lookAt = func(string) (baseState, error) { return at, nil }
+	n.statBase = func(string) (baseState, error) { return at, nil }
 	if err := os.Rename(n.base, n.base+".away"); err != nil { // so that statfs(2) fails
 		t.Fatal(err)
 	}
@@ -109,9 +109,9 @@ func mustMount(t *testing.T, source, target, fsType, data string) {
 	t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
 }
 
-// TestAnotherKindOfStore: what is mounted over the base later serves if it is of
-// the kind that the service was started on; else the service has to be started
-// again, for it would leave out what that kind needs.
+// TestAnotherKindOfStore: a file system mounted over the base later is accepted if it is
+// of the kind that the service was started on. Otherwise the service must be restarted,
+// because it would not do what that kind needs.
 func TestAnotherKindOfStore(t *testing.T) {
 	onlyRoot(t)
 	n := openTestNFS(t, t.TempDir())
@@ -172,8 +172,8 @@ func TestAnotherKindOfStore(t *testing.T) {
 	wantBytes(t, n, "mounted", "b", large)
 }
 
-// TestMountIsLost: a build that is in the directory below the mount point, too, is
-// not served in the place of that of the store.
+// TestMountIsLost: a build in the directory below the mount point is not served instead
+// of the build of the store.
 func TestMountIsLost(t *testing.T) {
 	onlyRoot(t)
 	base := t.TempDir()
@@ -198,8 +198,8 @@ func TestMountIsLost(t *testing.T) {
 	wantContent(t, filepath.Join(n.sitePath("s", artifactsDir), "b.tar.gz"), "below")
 }
 
-// TestMountLostInBetween: a mount that goes away between the look at the base
-// and the look for a file makes nothing absent.
+// TestMountLostInBetween: a mount that disappears between the check of the base and the
+// search for a file makes no build missing.
 func TestMountLostInBetween(t *testing.T) {
 	for name, do := range map[string]func(n *nfs) error{
 		"delete": func(n *nfs) error { return n.DeleteArtifact("s", "b", Precondition{}) },
@@ -216,7 +216,7 @@ func TestMountLostInBetween(t *testing.T) {
 		n := openTestNFS(t, t.TempDir())
 		looks := 0
 		n.mountPoint = true
-		n.lookAt = func(path string) (baseState, error) {
+		n.statBase = func(path string) (baseState, error) {
 			looks++
 			return baseState{mountPoint: name == "delete" && looks == 1, dev: n.dev.Load()}, nil
 		}
@@ -226,8 +226,8 @@ func TestMountLostInBetween(t *testing.T) {
 	}
 }
 
-// TestMountLostOverAnotherStore: where a mount was lost, what lies below its
-// place is another store, and is left alone, also where it has the same builds.
+// TestMountLostOverAnotherStore: the files below a lost mount are another store and are
+// left alone, even if it has the same builds.
 func TestMountLostOverAnotherStore(t *testing.T) {
 	n := openTestNFS(t, t.TempDir())
 	mustStore(t, n, "s", "b", []byte("below"))

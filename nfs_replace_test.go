@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// openRemote opens the directory at base as if it were an NFS mount. The locks
-// are real; the two steps of a rename are not, so tests make their states.
+// openRemote opens the directory at base as if it were an NFS mount. The locks are real.
+// The two steps of a rename are not, so tests create the states between them.
 func openRemote(t testing.TB, base string) *nfs {
 	t.Helper()
 	n := openTestNFS(t, base)
@@ -23,14 +23,14 @@ func openRemote(t testing.TB, base string) *nfs {
 	return n
 }
 
-// The contract holds with the replacement for NFS, too.
+// The replacement for NFS keeps the contract too.
 func TestReplacementForNFS(t *testing.T) {
 	base := t.TempDir()
 	testBackend(t, func(t *testing.T) Backend { return openRemote(t, base) })
 }
 
-// The files that a replacement leaves where it is cut: under the name, the
-// interim and the former name. The build is the one that find would find.
+// leftovers are the files of an interrupted replacement: at the name, the interim name
+// and the former name. The build is the one that find returns.
 type leftovers struct {
 	what                           string
 	name, interim, former, removed string // their content; empty: there is no such file
@@ -49,7 +49,7 @@ var allLeftovers = []leftovers{
 	{"nothing", "build", "", "", ""},
 }
 
-// settled is what is left after a change that settles the file.
+// settled returns the leftovers after a change that completes the replacement.
 func (l leftovers) settled() leftovers {
 	switch {
 	case l.name == "" && l.interim != "":
@@ -62,7 +62,7 @@ func (l leftovers) settled() leftovers {
 	return l
 }
 
-// files are the names of the leftovers of name, sorted.
+// files returns the sorted names of the leftovers of name.
 func (l leftovers) files(name string) (names []string) {
 	for _, f := range []struct{ content, name string }{{l.interim, interimName(name)}, {l.former, formerName(name)}, {l.removed, removedName(name)}, {l.name, name}} {
 		if f.content != "" {
@@ -72,8 +72,8 @@ func (l leftovers) files(name string) (names []string) {
 	return names
 }
 
-// leaveCut makes a store with leftovers of the build and of its log, and opens it
-// as another process would.
+// leaveCut creates a store with leftovers of the build and of its log, and opens it as
+// another process would.
 func leaveCut(t *testing.T, remote bool, l leftovers) (n *nfs, artifacts, logs string) {
 	t.Helper()
 	base := t.TempDir()
@@ -103,8 +103,8 @@ func leaveCut(t *testing.T, remote bool, l leftovers) (n *nfs, artifacts, logs s
 	return n, artifacts, logs
 }
 
-// Whatever is done first to a build whose replacement was cut finds the build
-// and its log, and leaves what it should.
+// The first operation on a build after an interrupted replacement finds the build and its
+// log, and leaves the expected files.
 func TestReplacementThatWasCut(t *testing.T) {
 	wantBuild := func(t *testing.T, n *nfs) {
 		t.Helper()
@@ -218,8 +218,8 @@ func TestReplacementThatWasCut(t *testing.T) {
 	}
 }
 
-// A request of a client that lost its lock arrives between two steps of a
-// replacement, or after the last one: the build stays, and is the one that was
+// A delayed request of a client that lost its lock arrives between two steps of a
+// replacement, or after the last one. The build stays, with the content that was
 // acknowledged last.
 func TestLateRequests(t *testing.T) {
 	const name = "b" + artifactSuffix
@@ -264,7 +264,7 @@ func TestLateRequests(t *testing.T) {
 	}
 }
 
-// What is new on NFS never replaces what another host made after it had got the
+// On NFS, a new file never replaces one that another host created after it had got the
 // lock.
 func TestNewFileThatComesLate(t *testing.T) {
 	n := openRemote(t, t.TempDir())
@@ -283,7 +283,7 @@ func TestNewFileThatComesLate(t *testing.T) {
 	wantBytes(t, n, "s", "b", []byte("acknowledged"))
 }
 
-// What is no file, and has an interim name, is not put in the place of a build.
+// Something with an interim name that is not a regular file does not become the build.
 func TestInterimNameThatIsNoFile(t *testing.T) {
 	n := openTestNFS(t, t.TempDir())
 	mustStore(t, n, "s", "b", []byte("x"))
@@ -302,7 +302,7 @@ func TestInterimNameThatIsNoFile(t *testing.T) {
 	wantFiles(t, artifacts, ".new-dir.tar.gz", ".old-link.tar.gz", "b.tar.gz")
 }
 
-// On NFS a replacement is three renames, and what is new gets its name by a link.
+// On NFS a replacement takes three renames, and a new file gets its name by a link.
 func TestRenamesOfAReplacement(t *testing.T) {
 	renames := func(n *nfs) string {
 		var b bytes.Buffer
@@ -330,8 +330,7 @@ func TestRenamesOfAReplacement(t *testing.T) {
 	}
 }
 
-// A replacement that cannot go on takes its interim file away, and the old build
-// stays.
+// A replacement that cannot continue removes its interim file, and the old build stays.
 func TestReplacementThatGivesUp(t *testing.T) {
 	n := openRemote(t, t.TempDir())
 	mustStore(t, n, "s", "b", []byte("old"))
@@ -347,8 +346,8 @@ func TestReplacementThatGivesUp(t *testing.T) {
 	wantBytes(t, n, "s", "b", []byte("old"))
 }
 
-// While somebody may be replacing a build that is not under its name, a reader
-// waits: it sees the build that comes, and never says that there is none.
+// While a build that is missing under its name may be being replaced, a reader waits. It
+// gets the new build and never reports that there is none.
 func TestMissingNameUnderALock(t *testing.T) {
 	for _, c := range []struct {
 		kind string
@@ -402,7 +401,7 @@ func TestMissingNameUnderALock(t *testing.T) {
 	}
 }
 
-// A lock that is never given back ends in 503 for readers, not in 404.
+// If a lock is never released, a reader gets 503 and not 404.
 func TestLockedMissingBuildIsUnavailable(t *testing.T) {
 	t.Parallel()
 	n := openRemote(t, t.TempDir())
@@ -421,7 +420,7 @@ func TestLockedMissingBuildIsUnavailable(t *testing.T) {
 	wantError(t, err, ErrNotFound)
 }
 
-// A look at what is not there makes nothing, and needs no lock file.
+// Looking for a missing build creates nothing and needs no lock file.
 func TestLookOnNFSMakesNothing(t *testing.T) {
 	n := openRemote(t, t.TempDir())
 	_, err := n.FetchArtifact("invented", "b")
@@ -491,9 +490,8 @@ func TestListWhileNamesVanish(t *testing.T) {
 	}
 }
 
-// A replacement that gives up leaves its interim file where that is the build,
-// because there is no other, where it is that of another host, and where the lock
-// is lost.
+// An abandoned replacement keeps its interim file if that is the only file of the build,
+// if it belongs to another host, or if the lock is lost.
 func TestReplacementThatGivesUpRemovesNoBuild(t *testing.T) {
 	const name = "b" + artifactSuffix
 	for _, c := range []struct {
@@ -528,7 +526,7 @@ func TestReplacementThatGivesUpRemovesNoBuild(t *testing.T) {
 	}
 }
 
-// A reader gives the lock back when it has found that there is no build.
+// A reader releases the lock after it has found that there is no build.
 func TestLookAtAMissingBuildGivesTheLockBack(t *testing.T) {
 	n := openRemote(t, t.TempDir())
 	mustStore(t, n, "s", "b", []byte("x"))
@@ -551,8 +549,8 @@ func TestLookAtAMissingBuildGivesTheLockBack(t *testing.T) {
 	}
 }
 
-// A lock that is lost between two steps of a replacement ends it: what is another
-// host's stays, and nothing is acknowledged.
+// A lock that is lost between two steps ends the replacement. Files of another host stay,
+// and nothing is acknowledged.
 func TestLostLockEndsAReplacementBetweenItsSteps(t *testing.T) {
 	const name = "b" + artifactSuffix
 	for _, c := range []struct {
@@ -601,8 +599,7 @@ func TestLostLockEndsAReplacementBetweenItsSteps(t *testing.T) {
 	}
 }
 
-// A late rename that moves the old file away before a replacement does so does not
-// fail the replacement.
+// A replacement succeeds although a delayed rename moves the old file away first.
 func TestLateRenameBeforeAReplacement(t *testing.T) {
 	const name = "b" + artifactSuffix
 	n := openRemote(t, t.TempDir())
@@ -620,7 +617,7 @@ func TestLateRenameBeforeAReplacement(t *testing.T) {
 	wantFiles(t, artifacts, name)
 }
 
-// A replacement whose new file went is not acknowledged, and the old build stays.
+// A replacement whose new file vanished is not acknowledged, and the old build stays.
 func TestReplacementWhoseInterimFileWent(t *testing.T) {
 	const name = "b" + artifactSuffix
 	n := openRemote(t, t.TempDir())
@@ -637,8 +634,8 @@ func TestReplacementWhoseInterimFileWent(t *testing.T) {
 	wantFiles(t, artifacts, name)
 }
 
-// A replacement is not acknowledged if a late rename took its file, and it cannot
-// be put back.
+// A replacement is not acknowledged if a delayed rename moved its file and the file
+// cannot be renamed back.
 func TestReplacementThatCannotPutItsFileBack(t *testing.T) {
 	const name = "b" + artifactSuffix
 	n := openRemote(t, t.TempDir())
@@ -665,8 +662,8 @@ func TestReplacementThatCannotPutItsFileBack(t *testing.T) {
 	}
 }
 
-// A late rename of another host that puts a file under its name while a reader
-// looks elsewhere for it does not make it absent.
+// A build is not reported missing if a delayed rename of another host gives it its name
+// back while a reader tries the other names.
 func TestLookBesideALateRename(t *testing.T) {
 	n := openRemote(t, t.TempDir())
 	mustStore(t, n, "s", "b", []byte("x"))

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What one process keeps of small artifacts is looked at again for every
-// request, so it is right when another process changes them.
+// Each request checks the cached small artifacts, so that changes by other processes are
+// seen.
 func TestKeptSmallArtifactsFollowOtherProcesses(t *testing.T) {
 	base := t.TempDir()
 	ours, theirs := openTestNFS(t, base), openTestNFS(t, base)
@@ -56,7 +56,7 @@ func TestKeptSmallArtifactsFollowOtherProcesses(t *testing.T) {
 	}
 }
 
-// Small artifacts are only kept where one stat(2) shows every change.
+// Small artifacts are cached only where one stat(2) shows every change.
 func TestSmallArtifactsAreKeptOnLocalFileSystemsOnly(t *testing.T) {
 	for fsType, want := range map[int64]bool{
 		unix.EXT4_SUPER_MAGIC: true, unix.XFS_SUPER_MAGIC: true, unix.BTRFS_SUPER_MAGIC: true, unix.TMPFS_MAGIC: true,
@@ -76,8 +76,8 @@ func TestSmallArtifactsAreKeptOnLocalFileSystemsOnly(t *testing.T) {
 	}
 }
 
-// A file that was written to in place, its time put back, is still seen to have
-// changed: by its change time, which nobody can set.
+// A file that was written to in place, with its modification time restored, is seen as
+// changed by its change time, which no program can set.
 func TestKeptSmallArtifactIsNotServedForOtherContent(t *testing.T) {
 	n := openTestNFS(t, t.TempDir())
 	n.small = newSmallFiles(true)
@@ -108,9 +108,9 @@ func TestKeptSmallArtifactIsNotServedForOtherContent(t *testing.T) {
 	wantBytes(t, n, "s", "b", []byte("two"))
 }
 
-// On NFS a look is not kept either: a stat(2) does not show that another host has
+// On NFS attributes are not cached either: stat(2) does not show that another host
 // replaced or deleted the build.
-func TestLooksAreKeptOnLocalFileSystemsOnly(t *testing.T) {
+func TestStatsAreCachedOnLocalFileSystemsOnly(t *testing.T) {
 	for _, local := range []bool{true, false} {
 		n := openTestNFS(t, t.TempDir())
 		n.remote, n.small = !local, newSmallFiles(local)
@@ -119,14 +119,14 @@ func TestLooksAreKeptOnLocalFileSystemsOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 		if kept := n.small.info(n.sitePath("s", artifactsDir)+"/"+fileName(artifactsDir, "b")) != nil; kept != local {
-			t.Errorf("local %v: a look is kept: %v", local, kept)
+			t.Errorf("local %v: attributes are cached: %v", local, kept)
 		}
 	}
 }
 
-// What one process keeps of a look is looked at again, too: it is right when
-// another process replaces or deletes the build.
-func TestKeptLooksFollowOtherProcesses(t *testing.T) {
+// Each request checks the cached attributes, so that replacements and deletes by other
+// processes are seen.
+func TestCachedStatsFollowOtherProcesses(t *testing.T) {
 	base := t.TempDir()
 	ours, theirs := openTestNFS(t, base), openTestNFS(t, base)
 	ours.small = newSmallFiles(true)

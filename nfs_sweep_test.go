@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// leave makes a file as a crash leaves it, last written to a while ago.
+// leave creates a file as a crash leaves it, last modified a while ago.
 func leave(t *testing.T, age time.Duration, path ...string) string {
 	t.Helper()
 	name := filepath.Join(path...)
@@ -99,7 +99,7 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// What cannot be swept is reported, and keeps nothing else from being swept.
+// A file that cannot be removed is reported, and the sweep goes on with the others.
 func TestSweepGoesOnAfterAnError(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
@@ -121,7 +121,7 @@ func TestSweepGoesOnAfterAnError(t *testing.T) {
 	}
 }
 
-// aTempName is a name that createTemp could give.
+// aTempName returns a name that createTemp could give.
 func aTempName() string { return tempPrefix + rand.Text() }
 
 func age(t *testing.T, path string, age time.Duration) {
@@ -132,8 +132,8 @@ func age(t *testing.T, path string, age time.Duration) {
 	}
 }
 
-// On NFS a .nfs file is removed when its change time is old, whatever its
-// modification time.
+// On NFS a .nfs file is removed if its change time is old, whatever its modification
+// time.
 func TestSweepOfSillyNames(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
@@ -171,7 +171,7 @@ func TestSweepOfAnEmptyStore(t *testing.T) {
 	wantFiles(t, base)
 }
 
-// sweeper is a body in the middle of which its temporary file is swept.
+// sweeper is a body during which its own temporary file is swept.
 type sweeper struct {
 	t    *testing.T
 	n    *nfs
@@ -231,8 +231,8 @@ func TestSweepGoesOnUntilTheEnd(t *testing.T) {
 	<-done
 }
 
-// On a local store .nfs files are those of clients to which this host exports
-// it, which may have them open: they stay, however old.
+// On a local store, .nfs files belong to clients to which this host exports it. They may
+// have them open, so the sweep keeps them, however old they are.
 func TestSweepLeavesTheSillyNamesOfALocalStore(t *testing.T) {
 	n := openTestNFS(t, t.TempDir())
 	dir := n.sitePath("s", artifactsDir)
@@ -243,8 +243,8 @@ func TestSweepLeavesTheSillyNamesOfALocalStore(t *testing.T) {
 	wantFiles(t, dir, ".nfs00000000000a00000000000f")
 }
 
-// An interim file is left alone while a reader looks for the build, and where it
-// cannot be put in its place it is not removed: it is the build.
+// An interim file stays while a reader holds the lock of the build. If it cannot be
+// renamed to its name it is not removed: it is the build.
 func TestSweepOfAnInterimFileWithoutItsName(t *testing.T) {
 	n := openRemote(t, t.TempDir())
 	mustStore(t, n, "s", "other", []byte("x")) // makes the site
@@ -279,8 +279,8 @@ func TestSweepOfAnInterimFileWithoutItsName(t *testing.T) {
 	sweep("b" + artifactSuffix)
 }
 
-// A late rename that moves a build to its former name while the sweep removes what
-// was left there does not lose the build.
+// The build is not lost if a delayed rename moves it to its former name while the sweep
+// removes a leftover there.
 func TestSweepBesideALateRename(t *testing.T) {
 	const name = "b" + artifactSuffix
 	n := openRemote(t, t.TempDir())

@@ -30,8 +30,8 @@ func TestNFS(t *testing.T) {
 	testBackend(t, func(t *testing.T) Backend { return openTestNFS(t, base) })
 }
 
-// TestWhatIsNoFile: a FIFO, a symbolic link or a directory in the place of an
-// artifact or a log is not found, or damaged, and holds nobody up.
+// TestWhatIsNoFile: a FIFO, a symbolic link or a directory at the name of an artifact or
+// a log is reported as not found or as damaged, and blocks nobody.
 func TestWhatIsNoFile(t *testing.T) {
 	n := openTestNFS(t, t.TempDir())
 	mustStore(t, n, "site", "real", []byte("x"))
@@ -71,8 +71,8 @@ func TestWhatIsNoFile(t *testing.T) {
 	}
 }
 
-// TestStoreThatWentAway: when the base is gone, or the mount on it, nothing is
-// taken for absent and nothing is written to what lies below.
+// TestStoreThatWentAway: if the base or the mount on it is gone, no build is reported
+// missing, and nothing is written to the disk below.
 func TestStoreThatWentAway(t *testing.T) {
 	if n := openTestNFS(t, "/proc"); !n.mountPoint {
 		t.Error("/proc is no mount point")
@@ -109,7 +109,7 @@ func TestStoreThatWentAway(t *testing.T) {
 	}
 }
 
-// mover is a body in the middle of which the store goes away.
+// mover is a body during which the store goes away.
 type mover struct{ n *nfs }
 
 func (m mover) Read([]byte) (int, error) {
@@ -130,9 +130,9 @@ func TestStoreGoesAwayInAnUpload(t *testing.T) {
 	wantFiles(t, filepath.Join(n.base, sitesDir, "s", artifactsDir), "b"+artifactSuffix)
 }
 
-// TestCoarseTimes: on a file system that keeps whole seconds, builds of one size
-// that follow each other within a second still have tags of their own, and none
-// is served from memory in the place of another.
+// TestCoarseTimes: on a file system that stores whole seconds, builds of equal size that
+// replace each other within a second have different ETags, and none is served from memory
+// for another.
 func TestCoarseTimes(t *testing.T) {
 	onlyRoot(t)
 	mkfs, err := exec.LookPath("mkfs.ext4")
@@ -206,8 +206,8 @@ func TestCoarseTimes(t *testing.T) {
 	}
 }
 
-// What is in the place of a build, a log or a directory of a site is left alone, and
-// the service log names it.
+// Whatever else has the name of a build, a log or a directory of a site is left alone,
+// and the service log names it.
 func TestOccupiedPlaces(t *testing.T) {
 	const build, log, list = "/sites/s/artifacts/b", "/sites/s/logs", "/sites/s/versions"
 	file := func(path string) error { return os.WriteFile(path, []byte("mine"), 0o644) }
