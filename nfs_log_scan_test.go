@@ -12,8 +12,9 @@ import (
 	"testing"
 )
 
-// wideLog is a log with entries "first" and "last": the id of the last begins at byte
-// idAt, or right behind the first if that is 0, and so much space is around the end.
+// wideLog returns a log with the entries "first" and "last". The id of the last one begins at byte
+// idAt, or right after the first entry if idAt is 0. space is the number of spaces before and after
+// the final bracket.
 func wideLog(t testing.TB, idAt, space int) []byte {
 	t.Helper()
 	e := entry("first", "b", testTime)
@@ -31,9 +32,9 @@ func wideLog(t testing.TB, idAt, space int) []byte {
 	return []byte(head + line("last") + gap + "]" + gap)
 }
 
-// Whatever its layout and its size, an entry is added behind those of a log, which
-// stay as they are, and none that is there already is added again: also where the
-// pieces meet in which it is read.
+// A new entry follows those of the log, which do not change, whatever the layout and the size of
+// the log. An entry that is in the log is not added again, also if it spans two of the pieces in
+// which the log is read.
 func TestAppendToAnyLog(t *testing.T) {
 	for name, log := range map[string][]byte{
 		"small":                            wideLog(t, 0, 0),
@@ -94,15 +95,15 @@ func TestAppendToAnyLog(t *testing.T) {
 	}
 }
 
-// lastLen is how many bytes of a wideLog follow the first byte of the last id, up to
-// the end of its entry.
+// lastLen returns the number of bytes of a wideLog from the first byte of the last id, which is
+// not counted, to the end of its entry.
 func lastLen(t testing.TB) int {
 	log := wideLog(t, 0, 0)
 	return len(log) - 1 - bytes.LastIndex(log, []byte(`last"`))
 }
 
-// A large log is not open any more when another one takes its place: an NFS client
-// keeps what is open under another name.
+// A large log is closed before it is replaced: an NFS client keeps an open file under another
+// name.
 func TestReplacedLogIsClosed(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
@@ -145,7 +146,7 @@ func TestAppendHoldsNoLog(t *testing.T) {
 	}
 }
 
-// The form of a log that is not known is judged in pieces.
+// A log that was not written by this process is parsed in pieces.
 func TestLargeDamagedLogIsLeftAlone(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
@@ -173,7 +174,7 @@ func TestLargeDamagedLogIsLeftAlone(t *testing.T) {
 	}
 }
 
-// What takes no entries is not read to say so, but for an id that may be in it.
+// A full log is not parsed unless it may contain the id.
 func TestFullLogIsOnlySearched(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)

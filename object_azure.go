@@ -33,7 +33,6 @@ const (
 	azureTries     = 4 // attempts of one request
 	azureDelay     = 200 * time.Millisecond
 	azureMaxDelay  = 5 * time.Second
-	azureMarkName  = "mark" // the upload id in the metadata of a blob
 )
 
 // azureBucket is a container of Azure Blob Storage. Artifacts and logs are block blobs.
@@ -122,7 +121,7 @@ func (b *azureBucket) put(ctx context.Context, key string, body io.Reader, size 
 
 func (b *azureBucket) putOne(ctx context.Context, key string, body io.ReadSeeker, size int64, opts putOptions) (objectInfo, error) {
 	out, err := b.client.NewBlockBlobClient(key).Upload(ctx, streaming.NopCloser(body), &blockblob.UploadOptions{
-		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: &opts.contentType}, Metadata: azureMark(opts), AccessConditions: azureCondition(opts),
+		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: &opts.contentType}, Metadata: azureMetadata(opts), AccessConditions: azureCondition(opts),
 	})
 	if err != nil {
 		return objectInfo{}, azurePutError(err, opts)
@@ -144,7 +143,7 @@ func (b *azureBucket) putBlocks(ctx context.Context, key string, r *partReader, 
 		return objectInfo{}, err
 	}
 	out, err := client.CommitBlockList(ctx, ids, &blockblob.CommitBlockListOptions{
-		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: &opts.contentType}, Metadata: azureMark(opts), AccessConditions: azureCondition(opts),
+		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: &opts.contentType}, Metadata: azureMetadata(opts), AccessConditions: azureCondition(opts),
 	})
 	if err != nil {
 		return objectInfo{}, azurePutError(err, opts)
@@ -188,7 +187,7 @@ func (b *azureBucket) getOnce(ctx context.Context, key, etag string, offset, len
 	}
 	info := objectInfo{
 		key: key, size: value(out.ContentLength), modTime: value(out.LastModified),
-		etag: azureETag(out.ETag), uploadID: azureMarkOf(out.Metadata),
+		etag: azureETag(out.ETag), uploadID: azureUploadID(out.Metadata),
 	}
 	if offset > 0 || length > 0 {
 		if info.size, err = sizeOfRange(value(out.ContentRange), offset); err != nil {
@@ -207,7 +206,7 @@ func (b *azureBucket) stat(ctx context.Context, key string) (objectInfo, error) 
 	}
 	return objectInfo{
 		key: key, size: value(out.ContentLength), modTime: value(out.LastModified),
-		etag: azureETag(out.ETag), uploadID: azureMarkOf(out.Metadata),
+		etag: azureETag(out.ETag), uploadID: azureUploadID(out.Metadata),
 	}, nil
 }
 
@@ -258,17 +257,17 @@ func azureCondition(opts putOptions) *blob.AccessConditions {
 	return &blob.AccessConditions{ModifiedAccessConditions: &m}
 }
 
-func azureMark(opts putOptions) map[string]*string {
+func azureMetadata(opts putOptions) map[string]*string {
 	if opts.uploadID == "" {
 		return nil
 	}
-	return map[string]*string{azureMarkName: &opts.uploadID}
+	return map[string]*string{uploadIDKey: &opts.uploadID}
 }
 
-// azureMarkOf returns the upload id. Azure returns its name in the case of header names.
-func azureMarkOf(metadata map[string]*string) string {
+// azureUploadID returns the upload id. Azure returns its name in the case of header names.
+func azureUploadID(metadata map[string]*string) string {
 	for name, v := range metadata {
-		if strings.EqualFold(name, azureMarkName) {
+		if strings.EqualFold(name, uploadIDKey) {
 			return value(v)
 		}
 	}

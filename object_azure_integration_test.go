@@ -8,16 +8,14 @@ import (
 	"testing"
 )
 
-// The account that Azurite knows, and its key, which is no secret (it stands in
-// its documentation).
+// Azurite's built-in account and its key, which its documentation publishes.
 const (
 	azuriteAccount = "devstoreaccount1"
 	azuriteKey     = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
 
-// startAzurite starts Azurite over a directory. It writes down where the blobs
-// are only every few seconds, and when it is told to end: killed, it loses what
-// it acknowledged.
+// startAzurite starts Azurite over a directory. It saves its index of blobs only every few
+// seconds, and on SIGTERM. If it were killed, it would lose acknowledged writes.
 func startAzurite(t testing.TB) *realStore {
 	server := startProcess(t, "", nil, []string{"node", azuritePath + "/node_modules/azurite/dist/src/blob/main.js",
 		"--blobHost", "127.0.0.1", "--blobPort", "{port}", "--location", t.TempDir(), "--skipApiVersionCheck", "--disableTelemetry", "--silent"})

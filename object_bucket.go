@@ -81,6 +81,10 @@ type putOptions struct {
 	revoke      func() // makes the body fail soon, as Charged.Revoke does; may be nil
 }
 
+// uploadIDKey is the name of the upload id in the metadata of an object. It is not changed,
+// so that processes of two versions recognise each other's uploads.
+const uploadIDKey = "mark"
+
 // errBucketGone: the store reports that the bucket does not exist.
 var errBucketGone = fmt.Errorf("%w: there is no such bucket", ErrUnavailable)
 

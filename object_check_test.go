@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// checkedBucket lets a test look into the writes of a check.
+// checkedBucket calls onCheck for each write of a check.
 type checkedBucket struct {
 	*memBucket
 	onCheck func()
@@ -25,7 +25,7 @@ func (b checkedBucket) put(ctx context.Context, key string, body io.Reader, size
 	return b.memBucket.put(ctx, key, body, size, opts)
 }
 
-// A store that is slow to check holds up nobody for long, and is checked once.
+// No request waits long for a slow check, and only one check runs.
 func TestSlowCheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answer := make(chan struct{})
@@ -70,7 +70,7 @@ func TestSlowCheck(t *testing.T) {
 	})
 }
 
-// A check that panics is one that failed: the process lives, and the next one counts.
+// A check that panics fails, does not end the process, and is run again.
 func TestCheckPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var puts atomic.Int32

@@ -12,12 +12,11 @@ import (
 	"testing"
 )
 
-// cutter is what a proxy does to the replies of a store that bear a build: it
-// ends the connection too early.
+// cutter makes a proxy end the connection early in responses of a store that carry a build.
 type cutter struct {
-	times atomic.Int64 // replies that are still to be cut
-	after atomic.Int64 // percent of the body that go through before, or the first byte alone, or nothing
-	cut   atomic.Int64 // replies that were cut
+	times atomic.Int64 // responses that are still to be cut
+	after atomic.Int64 // percent of the body that is passed on, or firstByte, or nothing
+	cut   atomic.Int64 // responses that were cut
 }
 
 const firstByte, nothing = 0, -1 // of cutter.after
@@ -38,9 +37,9 @@ func (c *cutter) modify(resp *http.Response) error {
 	return nil
 }
 
-// A download that the store breaks off ends short at the client, or is an error:
-// it is never taken for whole. Cut once, it goes on where it was, and the bytes are
-// the right ones; where the store breaks off every reply that ends too.
+// If the store breaks off one response, the download resumes with the right bytes. If it
+// breaks off every response, the download ends early or is an error: the client never takes
+// it for complete.
 func TestRealStoresCutDownload(t *testing.T) {
 	data := body(largeBody, 5)
 	eachStore(t, func(t *testing.T, s *realStore) {
@@ -69,7 +68,7 @@ func TestRealStoresCutDownload(t *testing.T) {
 	})
 }
 
-// cutDownload downloads while c cuts, and once more when it does not.
+// cutDownload downloads while c cuts responses, and once more when it does not.
 func cutDownload(t *testing.T, service string, c *cutter, times int64, value string, status int, want []byte) {
 	t.Helper()
 	c.cut.Store(0)
@@ -84,7 +83,7 @@ func cutDownload(t *testing.T, service string, c *cutter, times int64, value str
 		t.Errorf("status %d, %v", answered, err)
 	case !bytes.HasPrefix(want, got):
 		t.Errorf("%d bytes that are not those of the build", len(got))
-	case times == 1: // it went on
+	case times == 1: // it resumed
 		if err != nil || len(got) != len(want) {
 			t.Errorf("cut once, %d bytes of %d came, %v", len(got), len(want), err)
 		}
@@ -100,7 +99,7 @@ func cutDownload(t *testing.T, service string, c *cutter, times int64, value str
 	}
 }
 
-// downloadPart returns what comes of the build, and why it ended if not at its end.
+// downloadPart returns the bytes that arrived, and the error if the download ended early.
 func downloadPart(service, value string) (got []byte, status int, err error) {
 	req, err := http.NewRequest(http.MethodGet, service+"/sites/s/artifacts/b", nil)
 	if err != nil {

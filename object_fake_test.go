@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// fakeStore answers over HTTP as S3 does, and to GET and HEAD also as Azure does.
-// Real stores do not break off, lose their bucket or deny a right on demand.
+// fakeStore is an HTTP server that behaves like S3, and for GET and HEAD also like Azure.
+// Real stores cannot be made to break off responses or deny a permission.
 type fakeStore struct {
 	*httptest.Server
 	azure bool
@@ -23,10 +23,10 @@ type fakeStore struct {
 	objects  map[string][]byte // by key
 	requests []string          // method and kind, with the Range
 
-	after, cuts int  // so many answers with a body break off after so many bytes
+	after, cuts int  // the next cuts responses with a body break off after that many bytes
 	gone        bool // there is no bucket
-	bare        bool // what is not there is a status alone, as of a proxy
-	noList      bool // listing is denied, and so absent objects are too
+	bare        bool // a 404 has no body, as if from a proxy
+	noList      bool // lists are denied, and so are requests for absent objects
 	noCondition bool // If-Match is ignored
 	onCut       func()
 }
@@ -91,7 +91,7 @@ func (f *fakeStore) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// fail answers with an error: HEAD of S3 has a status alone.
+// fail responds with an error. To HEAD, S3 sends the status only.
 func (f *fakeStore) fail(w http.ResponseWriter, r *http.Request, status int, code, azureCode string) {
 	if f.azure {
 		w.Header().Set("X-Ms-Error-Code", azureCode)
@@ -103,7 +103,7 @@ func (f *fakeStore) fail(w http.ResponseWriter, r *http.Request, status int, cod
 	}
 }
 
-// send answers with an object, or a part of it.
+// send responds with an object, or a range of it.
 func (f *fakeStore) send(w http.ResponseWriter, r *http.Request, data []byte, part string) {
 	h := w.Header()
 	h.Set("ETag", fakeETag(data))
@@ -142,17 +142,17 @@ func (f *fakeStore) send(w http.ResponseWriter, r *http.Request, data []byte, pa
 func (f *fakeStore) wantRequests(t *testing.T, what string, want ...string) {
 	t.Helper()
 	if got := f.took(); !slices.Equal(got, want) {
-		t.Errorf("%s: the store was asked for %q, want %q", what, got, want)
+		t.Errorf("%s: the store got the requests %q, want %q", what, got, want)
 	}
 }
 
-// assumeSound makes s take the store for one that keeps conditions, without trying it.
-func assumeSound(s *objectStore) *objectStore {
+// assumeCapable makes s assume that the store supports conditions, without a check.
+func assumeCapable(s *objectStore) *objectStore {
 	s.capabilities.missing.Store(&map[capability]error{})
 	return s
 }
 
-// testResuming reads an object of a store that breaks off its answers through b.
+// testResuming reads an object through b while the store f breaks off its responses.
 func testResuming(t *testing.T, f *fakeStore, b bucket) {
 	const key, size = "key", 2 << 20
 	old, other := body(size, 1), body(size, 2)
@@ -192,7 +192,7 @@ func testResuming(t *testing.T, f *fakeStore, b bucket) {
 				t.Errorf("%d bytes of %d, %v", len(got), info.size, err)
 			}
 			if n := len(f.took()); n != c.answers {
-				t.Errorf("the store was asked %d times, not %d", n, c.answers)
+				t.Errorf("the store got %d requests, not %d", n, c.answers)
 			}
 		})
 	}
@@ -208,9 +208,9 @@ func testResuming(t *testing.T, f *fakeStore, b bucket) {
 	f.wantRequests(t, "a part", "GET bytes=100-5099", "GET bytes=1100-5099")
 }
 
-// everythingIsAway checks that requests are answered 503, each with an ERROR line
-// that names the cause.
-func everythingIsAway(t *testing.T, server *testServer) {
+// wantBucketGone checks that all requests get 503, each with an ERROR line that names the
+// cause.
+func wantBucketGone(t *testing.T, server *testServer) {
 	t.Helper()
 	const path = "/sites/s/artifacts/"
 	for _, c := range []struct {

@@ -31,7 +31,6 @@ const (
 	gcsDelay    = 200 * time.Millisecond
 	gcsMaxDelay = 5 * time.Second
 	gcsPage     = 1000
-	gcsMarkName = "mark" // the upload id in the metadata of an object
 	// gcsNeedsRead is what a read needs. Without the permission to list, the store
 	// answers 403 if the object does not exist.
 	gcsNeedsRead = "storage.objects.get, or storage.objects.list if the object does not exist"
@@ -121,7 +120,7 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	w.ChunkSize = int(chunk)
 	w.ChunkTransferTimeout = storeStall
 	if opts.uploadID != "" {
-		w.Metadata = map[string]string{gcsMarkName: opts.uploadID}
+		w.Metadata = map[string]string{uploadIDKey: opts.uploadID}
 	}
 	source := &readErrorKeeper{r: body}
 	n, err := io.Copy(w, source)
@@ -203,7 +202,7 @@ func (b *gcsBucket) get(ctx context.Context, key, etag string, offset, length in
 	}
 	info := objectInfo{
 		key: key, size: r.Attrs.Size, modTime: r.Attrs.LastModified,
-		etag: gcsETag(r.Attrs.Generation), uploadID: r.Metadata()[gcsMarkName],
+		etag: gcsETag(r.Attrs.Generation), uploadID: r.Metadata()[uploadIDKey],
 	}
 	if etag != "" && info.etag != etag {
 		r.Close()
@@ -269,7 +268,7 @@ func (b *gcsBucket) presign(_ context.Context, key string, ttl time.Duration, fi
 // gcsInfo describes an object. Its modTime is the time when the generation was created, which
 // changes of metadata do not affect.
 func gcsInfo(a *storage.ObjectAttrs) objectInfo {
-	return objectInfo{key: a.Name, size: a.Size, modTime: a.Created, etag: gcsETag(a.Generation), uploadID: a.Metadata[gcsMarkName]}
+	return objectInfo{key: a.Name, size: a.Size, modTime: a.Created, etag: gcsETag(a.Generation), uploadID: a.Metadata[uploadIDKey]}
 }
 
 // gcsStat is gcsInfo with the modTime in whole seconds, as get returns it.

@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// A read goes on where its answer broke off, for as long as that gets it on.
+// A read resumes where its response broke off, as long as it makes progress.
 func TestGCSReadBrokenOff(t *testing.T) {
 	const size, most = 1 << 20, 100
 	data := body(size, 1)

@@ -19,8 +19,8 @@ import (
 	"time"
 )
 
-// A service account's key signs URLs without asking anybody. The emulators have
-// no keys, so this is looked at here.
+// The key of a service account signs URLs without a request. Emulators have no keys, so this
+// is a unit test.
 func TestGCSSignsURLs(t *testing.T) {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -63,8 +63,8 @@ func TestGCSSignsURLs(t *testing.T) {
 	}
 }
 
-// The chunks of all uploads are within their memory: the shorter it is, the smaller
-// they are. A log, which is in memory anyway, does not wait for uploads.
+// The chunks of all uploads fit into their memory: the less is free, the smaller they are. A
+// log, which is in memory anyway, does not wait for uploads.
 func TestGCSChunksShareMemory(t *testing.T) {
 	t.Setenv(gcsEmulator, "127.0.0.1:1")
 	b, err := newGCSBucket(t.Context(), gcsConfig{Bucket: "builds", ChunkSize: 8 << 20}, 64<<20)
@@ -75,7 +75,7 @@ func TestGCSChunksShareMemory(t *testing.T) {
 	take := func(body io.Reader, size int64) (int64, error) {
 		chunk, g, err := b.acquireChunk(body, size, putOptions{})
 		if err == nil && g != nil && g.n != chunk {
-			t.Errorf("%d bytes are taken for a chunk of %d", g.n, chunk)
+			t.Errorf("%d bytes are acquired for a chunk of %d", g.n, chunk)
 		}
 		return chunk, err
 	}

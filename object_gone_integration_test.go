@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// The bucket is deleted and made again while the service runs.
+// The bucket is deleted and created again while the service runs.
 func TestRealStoresBucketGone(t *testing.T) {
 	eachStore(t, func(t *testing.T, s *realStore) {
 		const path = "/sites/s/artifacts/b"
@@ -38,7 +38,7 @@ func TestRealStoresBucketGone(t *testing.T) {
 			return r.status
 		}
 		eventually(t, "it is seen that the bucket is gone", func() bool { return status("HEAD") == 503 })
-		everythingIsAway(t, server)
+		wantBucketGone(t, server)
 		s.prepare(t)
 		eventually(t, "the bucket is seen again", func() bool {
 			return status("HEAD") == 404 && status("GET") == 404

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// readBucket lets a test look on while logs are read.
+// readBucket calls onRead whenever an object is read.
 type readBucket struct {
 	*memBucket
 	onRead func(key string)
@@ -33,7 +33,7 @@ func (b readBucket) get(ctx context.Context, key, etag string, offset, length in
 	}{watched, body}, info, nil
 }
 
-// openReads is a store whose onRead is called while a log is read.
+// openReads returns a store that calls onRead whenever a log is read.
 func openReads(t *testing.T, onRead func(key string)) *objectStore {
 	t.Helper()
 	b := newObjectStore(readBucket{newMemBucket(), onRead}, "", quiet())
@@ -49,8 +49,8 @@ func fresh(id, build string) LogEntry {
 	return e
 }
 
-// The memory for a log is taken before it is read, for the client that appends, and
-// is given back however the append ends. A log that is full is never held.
+// The memory for a log is acquired before the log is read, charged to the client that
+// appends, and released however the append ends. A full log is never held in memory.
 func TestAppendTakesItsMemoryFirst(t *testing.T) {
 	large := bigLog(t, maxLogSize-1)
 	damaged := bytes.Clone(large)
@@ -60,7 +60,7 @@ func TestAppendTakesItsMemoryFirst(t *testing.T) {
 		old   []byte
 		entry LogEntry
 		want  error
-		least int64 // bytes that are taken while the log is read; -1: it is not read
+		least int64 // bytes of the budget in use while the log is read; -1: it is not read
 		most  int64
 	}{
 		{"small", bigLog(t, 70_000), entry("new", "b", testTime), nil, 4 * 70_000, 5 * 70_000},
@@ -86,16 +86,16 @@ func TestAppendTakesItsMemoryFirst(t *testing.T) {
 			c.entry.Client = "c"
 			wantError(t, b.WriteLog("s", c.entry), c.want)
 			if held < c.least || held > c.most {
-				t.Errorf("%d bytes are taken while it is read, not %d to %d", held, c.least, c.most)
+				t.Errorf("%d bytes are in use while it is read, not %d to %d", held, c.least, c.most)
 			}
 			if n := b.memory.inUse(); n != 0 {
-				t.Errorf("%d bytes are still taken", n)
+				t.Errorf("%d bytes are still in use", n)
 			}
 		})
 	}
 }
 
-// What an append takes is enough for the new log.
+// The memory that an append acquires suffices for the new log.
 func TestRoomForEntries(t *testing.T) {
 	odd := entry("\x01\"\\", "b", testTime)
 	odd.Action, odd.Status = "\x00\x1f\u2028<&>\xff", "é\n"
@@ -118,7 +118,7 @@ func TestRoomForEntries(t *testing.T) {
 	}
 }
 
-// Many appends to large logs are within the memory of all, and all are done.
+// Many concurrent appends to large logs stay within the memory limit, and all succeed.
 func TestAppendsTogether(t *testing.T) {
 	const logs, limit = 12, 4 << 20
 	var b *objectStore
@@ -138,12 +138,11 @@ func TestAppendsTogether(t *testing.T) {
 	}
 	g.Wait()
 	if n := peak.Load(); n < 4*300_000 || n > limit || b.memory.inUse() != 0 {
-		t.Errorf("%d bytes were taken at most, of %d, and %d still are", n, limit, b.memory.inUse())
+		t.Errorf("%d bytes were in use at most, of %d, and %d still are", n, limit, b.memory.inUse())
 	}
 }
 
-// Who finds no memory is refused in time, without a byte of the log being read, and
-// nothing is written.
+// An append that gets no memory in time fails, without reading or writing the log.
 func TestAppendWaitsForMemory(t *testing.T) {
 	read := false
 	b := openReads(t, func(string) { read = true })
@@ -159,8 +158,8 @@ func TestAppendWaitsForMemory(t *testing.T) {
 	mustLog(t, b, "s", entry("new", "b", testTime))
 }
 
-// An entry whose write was done, and its reply lost, is found although it filled the
-// log, and although its id was new.
+// An entry whose write succeeded but whose reply was lost is found, although it filled the
+// log, and although its id is fresh.
 func TestLostReplyOfTheLastEntry(t *testing.T) {
 	m := newMemBucket()
 	b := openMem(m)
@@ -182,15 +181,15 @@ func TestLostReplyOfTheLastEntry(t *testing.T) {
 	wantError(t, b.WriteLog("s", fresh("another", "b")), ErrLogFull)
 }
 
-// A write whose outcome is not known, or that another process was faster than, is tried
-// again: an entry with our ID is ours if its content is.
+// A write is retried if its result is unknown or a concurrent writer was faster. Then an
+// entry with our ID and our content is taken for ours.
 func TestKeyReusedWhileAnotherWrites(t *testing.T) {
 	mine, other := entry("k", "b", testTime), entry("k", "b", testTime)
 	other.Status = "failed"
 	lost := fmt.Errorf("%w: no answer", ErrUnavailable)
 	for _, c := range []struct {
 		name   string
-		rival  *LogEntry // is in the log just before our write
+		other  *LogEntry // written to the log just before our write
 		stored bool      // our write is done
 		err    error     // of our write
 		want   error
@@ -205,8 +204,8 @@ func TestKeyReusedWhileAnotherWrites(t *testing.T) {
 		for _, old := range [][]byte{nil, bigLog(t, 70_000)} {
 			t.Run(fmt.Sprint(c.name, "/", len(old)), func(t *testing.T) {
 				m := newMemBucket()
-				b, rival := openMem(m), openMem(m)
-				for _, s := range []*objectStore{b, rival} {
+				b, second := openMem(m), openMem(m)
+				for _, s := range []*objectStore{b, second} {
 					if err := s.requireCapability(conditionalPut); err != nil {
 						t.Fatal(err)
 					}
@@ -219,9 +218,9 @@ func TestKeyReusedWhileAnotherWrites(t *testing.T) {
 						return false, nil
 					}
 					m.fault = nil
-					if c.rival != nil {
+					if c.other != nil {
 						m.mu.Unlock()
-						err := rival.WriteLog("s", *c.rival)
+						err := second.WriteLog("s", *c.other)
 						m.mu.Lock()
 						if err != nil {
 							t.Error(err)
@@ -239,8 +238,8 @@ func TestKeyReusedWhileAnotherWrites(t *testing.T) {
 	}
 }
 
-// An append that is tried again after a lost reply finds its own entry, also if its
-// ID is fresh, and also if the log is full by it.
+// An append that is retried after a lost reply finds its own entry, also if its ID is fresh,
+// and also if the entry filled the log.
 func TestFreshEntryIsFoundAfterALostReply(t *testing.T) {
 	for _, size := range []int{0, maxLogSize - 1} {
 		m := newMemBucket()
@@ -269,7 +268,7 @@ func TestFreshEntryIsFoundAfterALostReply(t *testing.T) {
 			}
 		}
 		if count != 1 || !lost {
-			t.Errorf("a log of %d bytes: it is there %d times", size, count)
+			t.Errorf("a log of %d bytes: the log has it %d times", size, count)
 		}
 	}
 }

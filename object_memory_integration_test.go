@@ -19,18 +19,18 @@ import (
 	"testing"
 )
 
-// memoryLarge, if set, makes the bodies as large as builds get: that takes
-// minutes, of fake-gcs-server more, and 20 GB of disk.
+// memoryLarge, if set, makes the bodies as large as real builds. Then the test takes minutes,
+// longer with fake-gcs-server, and 20 GB of disk.
 const memoryLarge = "STORAGE_MEMORY_LARGE"
 
-// The memory that the service needs over a store follows from its budgets, not from
-// the number of uploads, the size of the builds or that of the logs.
+// The memory of the service depends on its budgets, not on the number of uploads, the size of
+// builds or the size of logs.
 func TestRealStoresMemory(t *testing.T) {
 	const (
 		together = 20
 		memory   = 64 << 20 // PAGEWRIGHT_UPLOAD_MEMORY
 		slack    = 64 << 20 // connections, and what the SDKs hold
-		// The collector lets garbage grow to as much as is in use.
+		// The garbage collector lets the heap grow to twice the memory in use.
 		garbage = 2
 	)
 	kinds := map[string]struct {
@@ -71,7 +71,7 @@ func TestRealStoresMemory(t *testing.T) {
 			measureMemory(t, s, fmt.Sprintf("%d down, %d MiB", c.count, c.size>>20), c.count, slack, func(url string, i int, meet func()) error {
 				sum, err := receiveFlow(url+path(i), meet)
 				if err == nil && !bytes.Equal(sum, sums[i]) {
-					err = errors.New("other bytes came back than were sent")
+					err = errors.New("other bytes received back than were sent")
 				}
 				return err
 			})
@@ -96,9 +96,9 @@ func TestRealStoresMemory(t *testing.T) {
 	})
 }
 
-// measureMemory runs count requests at once against a service process of its
-// own, and holds the most memory that it had against the bound. A request calls
-// meet once its body flows, and goes on when all have come as far.
+// measureMemory runs count requests at once against a separate service process, and compares
+// its peak memory with the bound. Each request calls meet when its body has begun, which
+// blocks until all requests have called it.
 func measureMemory(t *testing.T, s *realStore, name string, count int, bound int64, request func(url string, i int, meet func()) error) {
 	t.Helper()
 	service := s.service(t, "")
@@ -113,7 +113,7 @@ func measureMemory(t *testing.T, s *realStore, name string, count int, bound int
 	for i := range count {
 		done.Go(func() {
 			arrive := sync.OnceFunc(begun.Done)
-			defer arrive() // also if it fails: nobody waits for it then
+			defer arrive() // also if it fails, so that no other request waits for it
 			if err := request(service.url(), i, func() { arrive(); begun.Wait() }); err != nil {
 				t.Errorf("%s: build %d: %v", name, i, err)
 			}
@@ -127,7 +127,7 @@ func measureMemory(t *testing.T, s *realStore, name string, count int, bound int
 	}
 }
 
-// memoryOf reads a size out of /proc/PID/status.
+// memoryOf reads a size from /proc/PID/status.
 func memoryOf(t *testing.T, status, field string) int64 {
 	t.Helper()
 	text, err := os.ReadFile(status)
@@ -145,7 +145,7 @@ func memoryOf(t *testing.T, status, field string) int64 {
 	return kb << 10
 }
 
-// flow is a body that is made while it is read, and is never held as a whole.
+// flow is a body that is generated while it is read, and never held in memory.
 type flow struct {
 	left   int64
 	source io.Reader // endless

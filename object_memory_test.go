@@ -17,13 +17,13 @@ type memBucket struct {
 	objects map[string]memObject
 	made    int // objects ever made: each has an ETag of its own
 
-	// fault is asked before each change and each look. An error is what the
-	// caller sees: of a change that was lost, or that was stored and only its
-	// reply lost (apply). nil: no faults.
+	// fault is called before each operation, and its error is returned to the
+	// caller. If apply is set, the change is made all the same, as if only its
+	// reply was lost. May be nil.
 	fault func(op, key string) (apply bool, err error)
-	// blind ignores conditions, as some stores do with uploads in parts.
+	// blind reports whether the store ignores the condition, as some do for uploads in parts.
 	blind func(opts putOptions) bool
-	// unquoted wants conditions without quotes until adapt was called.
+	// unquoted: conditions with quotes fail until adapt is called.
 	unquoted bool
 }
 
@@ -36,7 +36,7 @@ var _ bucket = (*memBucket)(nil)
 
 func newMemBucket() *memBucket { return &memBucket{objects: map[string]memObject{}} }
 
-// call asks the hook. do is done if nothing is wrong, or lost is only the reply.
+// call calls the hook, and then do, unless the hook returns an error without apply.
 func (m *memBucket) call(ctx context.Context, op, key string, do func() error) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -68,7 +68,7 @@ func (m *memBucket) put(ctx context.Context, key string, body io.Reader, size in
 		return objectInfo{}, err
 	}
 	if size >= 0 && int64(len(data)) != size {
-		return objectInfo{}, fmt.Errorf("%d bytes came of %d", len(data), size)
+		return objectInfo{}, fmt.Errorf("%d bytes received of %d", len(data), size)
 	}
 	var info objectInfo
 	err = m.call(ctx, "put", key, func() error {

@@ -16,5 +16,5 @@ func TestSizeOfRange(t *testing.T) {
 	f("bytes 0-9/100", 10, -1)
 	f("bytes 0-9/*", 0, -1)
 	f("bytes */100", 0, -1)
-	f("", 0, -1) // the whole, where a part was asked for
+	f("", 0, -1) // the whole object instead of a range
 }

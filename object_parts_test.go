@@ -38,8 +38,8 @@ func TestPartSize(t *testing.T) {
 	f(-1, 10_000, 32*mib) // an eighth of the memory
 }
 
-// What is announced needs no larger parts than an eighth of the memory, or it is
-// refused unread.
+// A body whose declared length needs parts larger than an eighth of the memory is refused
+// without being read.
 func TestTooLargeForTheMemory(t *testing.T) {
 	const mib = 1 << 20
 	for _, c := range []struct {
@@ -70,12 +70,12 @@ func TestTooLargeForTheMemory(t *testing.T) {
 			}
 		}
 		if b.memory.inUse() != 0 {
-			t.Errorf("%d bytes are still taken", b.memory.inUse())
+			t.Errorf("%d bytes are still in use", b.memory.inUse())
 		}
 	}
 }
 
-// A body of unknown length ends when it needs more parts than there may be.
+// A body of unknown length fails when it exceeds the maximum number of parts.
 func TestUnknownBodyTooLarge(t *testing.T) {
 	b := newPartBuffers(8*chunkSize, chunkSize, 5)
 	for size, want := range map[int]error{5 * chunkSize: nil, 5*chunkSize + 1: ErrTooLarge} {
@@ -90,11 +90,11 @@ func TestUnknownBodyTooLarge(t *testing.T) {
 		}
 	}
 	if b.memory.inUse() != 0 {
-		t.Errorf("%d bytes are still taken", b.memory.inUse())
+		t.Errorf("%d bytes are still in use", b.memory.inUse())
 	}
 }
 
-// collect sends body in parts of size and returns what arrived.
+// collect sends body in parts of size bytes and returns what was sent.
 func collect(b *partBuffers, body io.Reader, total, size int64, fail int) ([]byte, []string, error) {
 	b.base = size
 	r := &partReader{buffers: b, body: body, total: total}
@@ -145,7 +145,7 @@ func TestSendParts(t *testing.T) {
 					for _, r := range []io.Reader{bytes.NewReader(data), iotest.DataErrReader(bytes.NewReader(data)), iotest.HalfReader(bytes.NewReader(data))} {
 						got, names, err := collect(b, r, total, size, 0)
 						if err != nil || !bytes.Equal(got, data) {
-							t.Fatalf("parts of %d, body of %d: %d bytes came, %v", size, n, len(got), err)
+							t.Fatalf("parts of %d, body of %d: %d bytes received, %v", size, n, len(got), err)
 						}
 						if want := max(1, (n+size-1)/size); int64(len(names)) != want {
 							t.Fatalf("parts of %d, body of %d: %d parts, not %d", size, n, len(names), want)
@@ -168,13 +168,13 @@ func TestSendParts(t *testing.T) {
 			t.Error("a body was sent that has more bytes than it announced")
 		}
 		if b.memory.inUse() != 0 {
-			t.Errorf("%d bytes are still taken", b.memory.inUse())
+			t.Errorf("%d bytes are still in use", b.memory.inUse())
 		}
 	}
 }
 
-// sendCounted sends bodies of 20 parts at once, and returns how many parts were in
-// memory at the most.
+// sendCounted sends bodies of 20 parts at once, and returns the largest number of parts that
+// were in memory.
 func sendCounted(t *testing.T, b *partBuffers, uploads int) (most int64) {
 	t.Helper()
 	var peak atomic.Int64
@@ -204,7 +204,7 @@ func sendCounted(t *testing.T, b *partBuffers, uploads int) (most int64) {
 	}
 	g.Wait()
 	if b.memory.inUse() != 0 {
-		t.Errorf("%d bytes are still taken", b.memory.inUse())
+		t.Errorf("%d bytes are still in use", b.memory.inUse())
 	}
 	return peak.Load() / chunkSize
 }
@@ -213,8 +213,8 @@ type readerFunc func(p []byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-// Many uploads are within the memory for parts, which is no more than one part of
-// each needs, and none waits for ever. One alone reads ahead.
+// Many uploads stay within the memory for parts, even if it is less than one part for each,
+// and none waits for ever. A single upload reads ahead.
 func TestPartsInMemoryAreBounded(t *testing.T) {
 	if most := sendCounted(t, newPartBuffers(8*chunkSize, chunkSize, 10_000), 40); most > 8 {
 		t.Errorf("%d parts were in memory, of 8", most)
@@ -224,7 +224,7 @@ func TestPartsInMemoryAreBounded(t *testing.T) {
 	}
 }
 
-// The memory is taken before a byte is read, and no more than the body needs.
+// The memory is acquired before the first byte is read, and no more than the body needs.
 func TestPartTakesItsMemoryFirst(t *testing.T) {
 	const part = 4 * chunkSize
 	for _, c := range []struct{ total, want int64 }{
@@ -234,12 +234,12 @@ func TestPartTakesItsMemoryFirst(t *testing.T) {
 		var held int64 = -1
 		_, _, err := b.readFirst(readerFunc(func([]byte) (int, error) { held = b.memory.inUse(); return 0, errBodyCut }), c.total, putOptions{})
 		if !errors.Is(err, errBodyCut) || held != c.want {
-			t.Errorf("for a body of %d bytes, %d are taken, not %d: %v", c.total, held, c.want, err)
+			t.Errorf("for a body of %d bytes, %d are in use, not %d: %v", c.total, held, c.want, err)
 		}
 	}
 }
 
-// Who waits for memory holds none, is refused in time, and has not begun to read.
+// An upload that waits for memory holds none, has not begun to read, and fails in time.
 func TestUploadsWaitForMemory(t *testing.T) {
 	b := newPartBuffers(8*chunkSize, chunkSize, 10_000)
 	b.memory.wait = 20 * time.Millisecond
@@ -249,7 +249,7 @@ func TestUploadsWaitForMemory(t *testing.T) {
 		t.Errorf("without memory: %v", err)
 	}
 	all.release()
-	// In the middle: the part that was read is sent, and the upload fails then.
+	// In the middle of an upload: the part that was read is sent, and then the upload fails.
 	sent := 0
 	r, _, err := b.readFirst(bytes.NewBuffer(make([]byte, 4*chunkSize)), 4*chunkSize, putOptions{})
 	if err != nil {
@@ -270,11 +270,11 @@ func TestUploadsWaitForMemory(t *testing.T) {
 		t.Errorf("%d parts were sent, and then: %v", sent, err)
 	}
 	if held := b.memory.inUse(); held != 8*chunkSize {
-		t.Errorf("%d bytes are taken, not the 8 chunks of the other", held)
+		t.Errorf("%d bytes are in use, not the 8 chunks of the other client", held)
 	}
 }
 
-// Memory is held in the name of the client, and can be taken back.
+// Memory is charged to the client, and can be revoked.
 func TestPartsAreCharged(t *testing.T) {
 	b := newPartBuffers(8*chunkSize, chunkSize, 10_000)
 	revoked := make(chan struct{})
@@ -293,7 +293,7 @@ func TestPartsAreCharged(t *testing.T) {
 	}
 }
 
-// A part that was given back has no bytes for an SDK that still reads it.
+// A part that was released yields no bytes to an SDK that still reads it.
 func TestPartAfterItsEnd(t *testing.T) {
 	b := newPartBuffers(8*chunkSize, chunkSize, 10_000)
 	r := &partReader{buffers: b, body: bytes.NewReader(body(2*chunkSize, 1)), total: -1}
@@ -319,7 +319,7 @@ func TestPartAfterItsEnd(t *testing.T) {
 	}
 }
 
-// partsBucket is a memBucket whose bodies come in parts, as those of real stores do.
+// partsBucket is a memBucket that receives bodies in parts, as real stores do.
 type partsBucket struct {
 	*memBucket
 	buffers *partBuffers
@@ -359,8 +359,7 @@ func (b partsBucket) put(ctx context.Context, key string, body io.Reader, size i
 	return b.memBucket.put(ctx, key, bytes.NewReader(all), size, opts)
 }
 
-// startParts is a service over a store whose uploads share the memory of 8 parts of
-// 1 MiB.
+// startParts starts a service over a store whose uploads share the memory of 8 parts of 1 MiB.
 func startParts(t *testing.T, onPart func(n int), vars ...string) (*testServer, *service, *budget) {
 	t.Helper()
 	b := partsBucket{newMemBucket(), newPartBuffers(8<<20, 1<<20, 20), onPart}
@@ -368,21 +367,21 @@ func startParts(t *testing.T, onPart func(n int), vars ...string) (*testServer, 
 	return s, svc, b.buffers.memory
 }
 
-// Clients share the memory of uploads: one that sends nothing more keeps all of it
-// from others for a moment only, and what it sent is not stored.
+// Clients share the memory of uploads: a client that holds all of it and stops sending blocks
+// others only for a moment, and its upload is not stored.
 func TestClientsShareTheMemoryOfUploads(t *testing.T) {
 	s, svc, memory := startParts(t, nil)
 	var held []unfinished
 	for i := range 8 {
 		held = append(held, sendUnfinished(t, s, "PUT", fmt.Sprint("/sites/hog/artifacts/", i), 1<<20))
-		eventually(t, "its memory is taken", func() bool { return memory.inUse() == int64(i+1)<<20 })
+		eventually(t, "its memory is in use", func() bool { return memory.inUse() == int64(i+1)<<20 })
 	}
 	data := bytes.Repeat(body(1<<20, 1), 3)
 	s.put(t, 201, "/sites/s/artifacts/known", data)
 	s.put(t, 201, "/sites/s/artifacts/chunked", io.MultiReader(bytes.NewReader(data)))
 	for _, id := range []string{"known", "chunked"} {
 		if got := s.get(t, 200, "/sites/s/artifacts/"+id).body; !bytes.Equal(got, data) {
-			t.Errorf("%s: %d bytes came of %d", id, len(got), len(data))
+			t.Errorf("%s: %d bytes received of %d", id, len(got), len(data))
 		}
 	}
 	if r := held[7].answer(t); r.StatusCode != 503 || r.Header.Get("Retry-After") == "" {
@@ -399,8 +398,8 @@ func TestClientsShareTheMemoryOfUploads(t *testing.T) {
 	nothingIsHeld(t, svc)
 }
 
-// What is too large for the memory is refused by its announcement; what has not
-// announced it, when it is: with the limit, and nothing is stored.
+// An upload that is too large for the memory is refused with a text that names the limit: at
+// once if its length is declared, and otherwise when it reaches the limit. Nothing is stored.
 func TestTooLargeUploadSaysWhy(t *testing.T) {
 	s, svc, _ := startParts(t, nil)
 	const limit = 20 << 20
@@ -417,7 +416,7 @@ func TestTooLargeUploadSaysWhy(t *testing.T) {
 	nothingIsHeld(t, svc)
 }
 
-// announced is a body that comes with its length.
+// announced is a body with a declared length.
 type announced struct {
 	io.Reader
 	size int64
@@ -429,8 +428,8 @@ type endless struct{}
 
 func (endless) Read(p []byte) (int, error) { return len(p), nil }
 
-// A client is not to blame for the time in which its upload waits for memory.
-func TestWaitForMemoryIsNoStall(t *testing.T) {
+// The time in which an upload waits for memory does not count as a stall of the client.
+func TestWaitForMemoryIsNotAStall(t *testing.T) {
 	s, svc, memory := startParts(t, nil, "STALL_TIMEOUT=1s")
 	inQueue := func() bool {
 		memory.mu.Lock()
@@ -460,7 +459,7 @@ func TestWaitForMemoryIsNoStall(t *testing.T) {
 		t.Errorf("the answer is %s", r.Status)
 	}
 	if got := s.get(t, 200, "/sites/s/artifacts/b").body; !bytes.Equal(got, data) {
-		t.Errorf("%d bytes came of %d", len(got), len(data))
+		t.Errorf("%d bytes received of %d", len(got), len(data))
 	}
 	nothingIsHeld(t, svc)
 }

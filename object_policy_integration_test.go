@@ -15,7 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// policyOfTheDocs is the policy that docs/backends.md offers, as one of the bucket.
+// policyOfTheDocs returns the policy in docs/backends.md as a bucket policy.
 func policyOfTheDocs(t *testing.T, without string) string {
 	t.Helper()
 	docs, err := os.ReadFile("docs/backends.md")
@@ -50,8 +50,8 @@ func policyOfTheDocs(t *testing.T, without string) string {
 	return string(text)
 }
 
-// The permissions in docs/backends.md are enough for all that the service does, and
-// doctor names the one that is missing.
+// The permissions in docs/backends.md suffice for everything that the service does, and doctor
+// names a missing one.
 func TestPolicyOfTheDocs(t *testing.T) {
 	server := startProcess(t, "/health", []string{"ROOT_ACCESS_KEY=" + testKey, "ROOT_SECRET_KEY=" + testSecret},
 		[]string{versityPath, "--port", "{addr}", "--health", "/health", "--quiet", "--iam-dir", t.TempDir(), "posix", t.TempDir()})

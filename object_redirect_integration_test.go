@@ -10,23 +10,23 @@ import (
 	"testing"
 )
 
-// With DOWNLOAD_REDIRECT the store serves the bytes.
+// With DOWNLOAD_REDIRECT clients get the bytes from the store.
 func TestRealStoresRedirect(t *testing.T) {
 	eachStore(t, func(t *testing.T, s *realStore) {
-		const path = "/sites/away/artifacts/b+1"
+		const path = "/sites/redirected/artifacts/b+1"
 		server := s.with(map[string]string{"PAGEWRIGHT_DOWNLOAD_REDIRECT": "true"}).frontDoor(t)
 		data := body(100_000, 1)
 		server.get(t, 404, path)
 		tag := server.put(t, 201, path, data).header.Get("ETag")
 		if r := server.get(t, 200, path+"?redirect=false"); !bytes.Equal(r.body, data) {
-			t.Error("other bytes came from here")
+			t.Error("other bytes received from here")
 		}
 		server.do(t, 200, request{"HEAD", path, nil, nil})
 		server.get(t, 304, path, "If-None-Match", tag)
 		server.get(t, 412, path, "If-Match", `"another"`)
 		if s.cannotSign {
 			if r := server.get(t, 200, path); !bytes.Equal(r.body, data) {
-				t.Error("other bytes came where no URL can be signed")
+				t.Error("other bytes received where no URL can be signed")
 			}
 			eventually(t, "the log says why", func() bool {
 				return strings.Contains(server.log.String(), "no signed URL can be made")
@@ -63,7 +63,7 @@ func TestRealStoresRedirect(t *testing.T) {
 	})
 }
 
-// The doctor of every real store: nothing fails, and nothing is left.
+// On every real store doctor reports no failure and leaves nothing behind.
 func TestRealStoresDoctor(t *testing.T) {
 	eachStore(t, func(t *testing.T, s *realStore) {
 		b := s.open(t, "").(*objectStore)
@@ -82,7 +82,7 @@ func TestRealStoresDoctor(t *testing.T) {
 		}
 		s.server.kill()
 		if out, err := runDoctor(s.environ("")...); err == nil || !strings.Contains(out, "FAIL write an object") {
-			t.Errorf("of a store that is away: %v\n%s", err, out)
+			t.Errorf("for a store that is down: %v\n%s", err, out)
 		}
 	})
 }

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// brokenGet yields objects of 100 bytes that break off at once, and notes when it
-// was called.
+// brokenGet returns objects of 100 bytes that break off at once, and records the time of each
+// call.
 func brokenGet(calls *[]time.Time) getFunc {
 	return func(_ context.Context, key, _ string, _, _ int64) (io.ReadCloser, objectInfo, error) {
 		*calls = append(*calls, time.Now())
@@ -20,7 +20,7 @@ func brokenGet(calls *[]time.Time) getFunc {
 	}
 }
 
-// A store that breaks off all it sends is asked a few times, later each time.
+// If the store breaks off every response, the read is retried a few times, with growing delays.
 func TestResumingWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls []time.Time
@@ -44,8 +44,8 @@ func TestResumingWaits(t *testing.T) {
 	})
 }
 
-// An object of which no tag is known may be another one at the next request.
-func TestNothingIsResumedWithoutATag(t *testing.T) {
+// An object without an ETag is not resumed: the next response could be of another object.
+func TestNoResumeWithoutAnETag(t *testing.T) {
 	for _, etag := range []string{"", `""`} {
 		calls := 0
 		r, _, err := getResuming(t.Context(), func(_ context.Context, key, _ string, _, _ int64) (io.ReadCloser, objectInfo, error) {
@@ -64,7 +64,7 @@ func TestNothingIsResumedWithoutATag(t *testing.T) {
 	}
 }
 
-// Close ends the waiting for the next try, and the try.
+// Close ends the wait for the next attempt, and the attempt itself.
 func TestCloseEndsResuming(t *testing.T) {
 	f := func(name string, get func(calls int) getFunc) {
 		t.Run(name, func(t *testing.T) {
@@ -103,7 +103,7 @@ func TestCloseEndsResuming(t *testing.T) {
 	})
 }
 
-// The body of a try that is answered after Close is closed.
+// If the response of an attempt arrives after Close, its body is closed.
 func TestResumingClosesALateBody(t *testing.T) {
 	var calls []time.Time
 	broken, answer, asked := brokenGet(&calls), make(chan struct{}), make(chan struct{})
@@ -129,7 +129,7 @@ func TestResumingClosesALateBody(t *testing.T) {
 	}
 }
 
-// beginRead reads from r, and returns where the error will be.
+// beginRead starts to read from r, and returns a channel that gets the error.
 func beginRead(r io.Reader) <-chan error {
 	end := make(chan error, 1)
 	go func() {

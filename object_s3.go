@@ -28,7 +28,6 @@ const (
 	s3Tries    = 4 // attempts of one request
 	s3MaxDelay = 2 * time.Second
 	abortTime  = 30 * time.Second
-	s3MarkName = "mark" // the upload id in the metadata of an object
 	// s3NeedsRead is what GET and HEAD of an object need. Without the permission to
 	// list, S3 answers them with 403 if the object does not exist.
 	s3NeedsRead = "s3:GetObject, or s3:ListBucket if the object does not exist"
@@ -123,7 +122,7 @@ func (b *s3Bucket) put(ctx context.Context, key string, body io.Reader, size int
 func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, size int64, opts putOptions) (objectInfo, error) {
 	out, err := b.client.PutObject(ctx, &s3.PutObjectInput{
 		Bucket: &b.name, Key: &key, Body: body, ContentLength: &size,
-		ContentType: &opts.contentType, Metadata: markOf(opts),
+		ContentType: &opts.contentType, Metadata: s3Metadata(opts),
 		IfNoneMatch: ifNoneMatch(opts), IfMatch: b.ifMatch(opts.ifMatch),
 	})
 	if err != nil {
@@ -136,7 +135,7 @@ func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, s
 // completed, by the request that carries the condition.
 func (b *s3Bucket) putParts(ctx context.Context, key string, r *partReader, opts putOptions) (objectInfo, error) {
 	created, err := b.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
-		Bucket: &b.name, Key: &key, ContentType: &opts.contentType, Metadata: markOf(opts),
+		Bucket: &b.name, Key: &key, ContentType: &opts.contentType, Metadata: s3Metadata(opts),
 	})
 	if err != nil {
 		r.release()
@@ -210,7 +209,7 @@ func (b *s3Bucket) getOnce(ctx context.Context, key, etag string, offset, length
 	}
 	info := objectInfo{
 		key: key, size: aws.ToInt64(out.ContentLength), modTime: aws.ToTime(out.LastModified),
-		etag: quoted(aws.ToString(out.ETag)), uploadID: out.Metadata[s3MarkName],
+		etag: quoted(aws.ToString(out.ETag)), uploadID: out.Metadata[uploadIDKey],
 	}
 	if partial {
 		if info.size, err = sizeOfRange(aws.ToString(out.ContentRange), offset); err != nil {
@@ -229,7 +228,7 @@ func (b *s3Bucket) stat(ctx context.Context, key string) (objectInfo, error) {
 	}
 	return objectInfo{
 		key: key, size: aws.ToInt64(out.ContentLength), modTime: aws.ToTime(out.LastModified),
-		etag: quoted(aws.ToString(out.ETag)), uploadID: out.Metadata[s3MarkName],
+		etag: quoted(aws.ToString(out.ETag)), uploadID: out.Metadata[uploadIDKey],
 	}, nil
 }
 
@@ -294,11 +293,11 @@ func ifNoneMatch(opts putOptions) *string {
 	return nil
 }
 
-func markOf(opts putOptions) map[string]string {
+func s3Metadata(opts putOptions) map[string]string {
 	if opts.uploadID == "" {
 		return nil
 	}
-	return map[string]string{s3MarkName: opts.uploadID}
+	return map[string]string{uploadIDKey: opts.uploadID}
 }
 
 // quoted returns an ETag with its quotes, which some stores leave out.

@@ -35,7 +35,7 @@ func startMinIO(t testing.TB) *realStore {
 	return s
 }
 
-// s3Store is a store in a new bucket of the server.
+// s3Store returns a store in a new bucket of the server.
 func s3Store(t testing.TB, name string, server *storeServer) *realStore {
 	t.Helper()
 	s := &realStore{name: name, server: server, env: map[string]string{
@@ -78,7 +78,7 @@ func s3Store(t testing.TB, name string, server *storeServer) *realStore {
 	return s
 }
 
-// s3 is the bucket itself.
+// s3 returns the bucket of the store.
 func (s *realStore) s3(t testing.TB) *s3Bucket {
 	t.Helper()
 	return s.open(t, "").(*objectStore).bucket.(*s3Bucket)

@@ -32,8 +32,8 @@ func TestS3Resumes(t *testing.T) {
 	testResuming(t, f, s.bucket)
 }
 
-// A download goes on behind the client's back, or is cut with an error that says
-// what was read of what.
+// A download resumes unnoticed by the client, or ends early with an error that says which bytes
+// of which object are missing.
 func TestS3ResumesADownload(t *testing.T) {
 	f, s := openFakeS3(t)
 	server, svc := startBackend(t, s)
@@ -41,7 +41,7 @@ func TestS3ResumesADownload(t *testing.T) {
 	data := body(1<<20, 1)
 	f.set(func() { f.objects[s.artifactKey("s", "b")], f.after, f.cuts = data, 500_000, 1 })
 	if r := server.get(t, 200, path); !bytes.Equal(r.body, data) {
-		t.Errorf("%d bytes came", len(r.body))
+		t.Errorf("%d bytes received", len(r.body))
 	}
 	f.set(func() {
 		f.after, f.cuts, f.onCut = 500_000, 1, func() { f.objects[s.artifactKey("s", "b")] = data[1:] }
@@ -67,10 +67,10 @@ func TestS3ResumesADownload(t *testing.T) {
 	}
 }
 
-// What a request costs in calls of the store.
+// Which calls of the store each request makes.
 func TestS3Calls(t *testing.T) {
 	f, s := openFakeS3(t)
-	server, _ := startBackend(t, assumeSound(s))
+	server, _ := startBackend(t, assumeCapable(s))
 	const path, none = "/sites/s/artifacts/b", "/sites/s/artifacts/none"
 	data := body(1000, 1)
 	etag := server.put(t, 201, path, data).header.Get("ETag")
@@ -83,7 +83,7 @@ func TestS3Calls(t *testing.T) {
 		want               []string
 	}{
 		{"a download", "GET", path, nil, 200, data, []string{"GET"}},
-		{"a look", "HEAD", path, nil, 200, nil, []string{"HEAD"}},
+		{"HEAD", "HEAD", path, nil, 200, nil, []string{"HEAD"}},
 		{"a part", "GET", path, []string{"Range", "bytes=10-19"}, 206, data[10:20], []string{"GET bytes=10-19"}},
 		{"more than there is", "GET", path, []string{"Range", "bytes=990-1999"}, 206, data[990:], []string{"GET bytes=990-1999"}},
 		{"the rest", "GET", path, []string{"Range", "bytes=900-"}, 206, data[900:], []string{"GET bytes=900-"}},
@@ -97,8 +97,8 @@ func TestS3Calls(t *testing.T) {
 		{"modified", "GET", path, []string{"If-None-Match", `"x"`}, 200, data, []string{"HEAD", "GET bytes=0-999"}},
 		{"another", "GET", path, []string{"If-Match", `"x"`}, 412, nil, []string{"HEAD"}},
 		{"none", "GET", none, nil, 404, nil, []string{"GET"}},
-		{"no look", "HEAD", none, nil, 404, nil, []string{"HEAD", "LIST"}},
-		{"no look again", "HEAD", none, nil, 404, nil, []string{"HEAD"}},
+		{"HEAD of none", "HEAD", none, nil, 404, nil, []string{"HEAD", "LIST"}},
+		{"HEAD of none again", "HEAD", none, nil, 404, nil, []string{"HEAD"}},
 	} {
 		r := server.do(t, c.status, request{c.method, c.path, nil, header(c.header...)})
 		if c.body != nil && !bytes.Equal(r.body, c.body) {
@@ -108,11 +108,11 @@ func TestS3Calls(t *testing.T) {
 	}
 }
 
-// Without its bucket the store is away, whatever is asked for. HEAD of S3 does not
-// say whether the object or the bucket is missing: one more question does.
+// Without its bucket the store is unavailable, for every request. S3 does not say in response to
+// HEAD whether the object or the bucket is missing; one more request finds out.
 func TestS3BucketGone(t *testing.T) {
 	f, s := openFakeS3(t)
-	server, _ := startBackend(t, assumeSound(s))
+	server, _ := startBackend(t, assumeCapable(s))
 	server.put(t, 201, "/sites/s/artifacts/b", "x")
 	f.set(func() { f.gone = true })
 	f.took()
@@ -123,30 +123,30 @@ func TestS3BucketGone(t *testing.T) {
 	heads := f.took()
 	lists := slices.DeleteFunc(slices.Clone(heads), func(r string) bool { return r != "LIST" })
 	if most := 1 + int(time.Since(start)/bucketTTL); len(heads)-len(lists) != 10 || len(lists) < 1 || len(lists) > most {
-		t.Errorf("the store was asked for %q", heads)
+		t.Errorf("the store got the requests %q", heads)
 	}
 	f.took()
 	server.post(t, 503, "/sites/s/logs", `{"build_id":"b","action":"a","status":"s"}`)
 	f.wantRequests(t, "a log entry is not tried again", "GET")
-	everythingIsAway(t, server)
+	wantBucketGone(t, server)
 	f.set(func() { f.gone = false })
 	server.get(t, 200, "/sites/s/artifacts/b")
 }
 
-// A list says by any 404 that there is no bucket, also without a code.
+// Any 404 of a list means that there is no bucket, also without an error code.
 func TestS3BucketGoneWithoutACode(t *testing.T) {
 	f, s := openFakeS3(t)
-	server, _ := startBackend(t, assumeSound(s))
+	server, _ := startBackend(t, assumeCapable(s))
 	server.put(t, 201, "/sites/s/artifacts/b", "x")
 	f.set(func() { f.gone, f.bare = true, true })
-	everythingIsAway(t, server)
+	wantBucketGone(t, server)
 }
 
-// Without the right to list, absent objects are answered 403, and could as well be
-// there: that stays an error, which names the right.
-func TestS3WithoutTheRightToList(t *testing.T) {
+// Without the permission to list, the store answers 403 for absent objects, which may as well
+// exist. That is an error, and it names the permission.
+func TestS3WithoutPermissionToList(t *testing.T) {
 	f, s := openFakeS3(t)
-	server, _ := startBackend(t, assumeSound(s))
+	server, _ := startBackend(t, assumeCapable(s))
 	f.set(func() { f.noList = true })
 	server.put(t, 201, "/sites/s/artifacts/b", "x")
 	server.get(t, 200, "/sites/s/artifacts/b")

@@ -33,7 +33,7 @@ func BenchmarkRealStores(b *testing.B) {
 	}
 }
 
-// The HTTP sequences of the core, over every store.
+// The HTTP sequences of handlers_test.go, over every store.
 func TestRealStoresThroughTheFrontDoor(t *testing.T) {
 	eachStore(t, func(t *testing.T, s *realStore) {
 		server := s.frontDoor(t)
@@ -56,7 +56,7 @@ func TestRealStoresThroughTheFrontDoor(t *testing.T) {
 	})
 }
 
-// storeProxy stands before a store and hands each of its replies to modify.
+// storeProxy starts a proxy of a store that passes each response to modify.
 func storeProxy(t *testing.T, to string, modify func(*http.Response) error) (proxy string) {
 	t.Helper()
 	target, err := url.Parse(to)
@@ -78,8 +78,8 @@ func storeProxy(t *testing.T, to string, modify func(*http.Response) error) (pro
 	return server.URL
 }
 
-// lossyProxy stands before a store and drops every nth reply to a write, after
-// the store has done it.
+// lossyProxy starts a proxy of a store that drops the response to every nth write, after the
+// store has done the write.
 func lossyProxy(t *testing.T, to string, n int64) (proxy string, dropped *atomic.Int64) {
 	t.Helper()
 	dropped = &atomic.Int64{}
@@ -154,7 +154,7 @@ func TestRealStoresKeepEveryEntry(t *testing.T) {
 	})
 }
 
-// patientClient is for requests that may meet a store that is away.
+// patientClient is for requests during which the store may be down.
 var patientClient = &http.Client{Timeout: 2 * time.Minute}
 
 func putBuild(service, id string, data []byte) (int, error) {
@@ -171,8 +171,8 @@ func putBuild(service, id string, data []byte) (int, error) {
 	return resp.StatusCode, err
 }
 
-// The store is killed, or ended where s.ends says so, and started again under load: no acknowledged write is
-// lost, errors are 503, and the service recovers by itself.
+// The store is killed, or ended with the signal s.ends, and restarted under load: no acknowledged
+// write is lost, errors are 503, and the service recovers by itself.
 func TestRealStoresRestart(t *testing.T) {
 	eachStore(t, func(t *testing.T, s *realStore) {
 		signal := cmp.Or(s.ends, syscall.SIGKILL)
@@ -212,7 +212,7 @@ func TestRealStoresRestart(t *testing.T) {
 		waitFor(t, "refusals", func() bool { return refused.Load() >= 6 })
 		waitFor(t, "/ready to say so", func() bool { return getStatus(service.url()+"/ready") == 503 })
 		if got := getStatus(service.url() + "/health"); got != 200 {
-			t.Errorf("/health is %d while the store is away", got)
+			t.Errorf("/health is %d while the store is down", got)
 		}
 		before := count.Load()
 		s.server.start()
@@ -228,7 +228,7 @@ func TestRealStoresRestart(t *testing.T) {
 			}
 			return true
 		})
-		t.Logf("%d uploads acknowledged (%d before the restart by %q), %d refused with 503, %d looked at", count.Load(), before, signal, refused.Load(), n)
+		t.Logf("%d uploads acknowledged (%d before the restart by %q), %d refused with 503, %d checked", count.Load(), before, signal, refused.Load(), n)
 	})
 }
 
@@ -237,7 +237,7 @@ func waitFor(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(2 * time.Minute); !done(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
+			t.Fatalf("timed out waiting for %s", what)
 		}
 	}
 }
@@ -251,8 +251,8 @@ func getStatus(url string) int {
 	return resp.StatusCode
 }
 
-// The service is killed in the middle of a large upload: nothing is seen of it.
-func TestRealStoresKillInTheMiddle(t *testing.T) {
+// The service is killed in the middle of a large upload: no part of it is visible.
+func TestRealStoresKillDuringAnUpload(t *testing.T) {
 	eachStore(t, func(t *testing.T, s *realStore) {
 		service := s.service(t, "")
 		old := body(3000, 9)
@@ -300,7 +300,7 @@ func TestRealStoresKillInTheMiddle(t *testing.T) {
 	})
 }
 
-// A signed URL yields the build without credentials, and no longer than asked.
+// A signed URL serves the build without credentials, until it expires.
 func TestRealStoresSignURLs(t *testing.T) {
 	eachStore(t, func(t *testing.T, s *realStore) {
 		b := s.open(t, "")

@@ -27,8 +27,7 @@ func TestMemory(t *testing.T) {
 
 func openMem(m *memBucket) *objectStore { return newObjectStore(m, "", quiet()) }
 
-// every makes a fault of each nth call of op: lost, and stored but its reply
-// lost, in turn.
+// every makes each nth call of op fail: alternately the change is lost, or only its reply.
 func every(n int, op string) func(string, string) (bool, error) {
 	calls, faults := 0, 0
 	return func(o, key string) (bool, error) {
@@ -102,7 +101,7 @@ func TestAppendGivesUpInTime(t *testing.T) {
 		mustLog(t, b, "s", entry("1", "b", time.Now()))
 		m.fault = func(op, _ string) (bool, error) {
 			if op == "put" {
-				return false, fmt.Errorf("%w: a rival", ErrPrecondition)
+				return false, fmt.Errorf("%w: a concurrent writer", ErrPrecondition)
 			}
 			return false, nil
 		}
@@ -145,10 +144,10 @@ func TestFullObjectTakesNoMore(t *testing.T) {
 	}
 	wantError(t, b.WriteLog(site, entry("another", "b", time.Now())), ErrLogFull)
 	wantError(t, b.WriteLog(site, entry(last.ID, "b", time.Now())), ErrKeyReused)
-	mustLog(t, b, site, last) // is there already
+	mustLog(t, b, site, last) // is in the log already
 }
 
-// A reply that was lost must not make a 412 of the sender's own upload.
+// After a lost reply, the client's own upload must not cause a 412.
 func TestLostReplyOfAnUpload(t *testing.T) {
 	f := func(name string, apply bool, reply, want error, cond Precondition) {
 		t.Helper()
@@ -180,18 +179,18 @@ func TestLostReplyOfAnUpload(t *testing.T) {
 	f("stored, create only", true, gone, nil, createOnly)
 	f("stored, and tried again by the SDK", true, twice, nil, createOnly)
 	f("a conflict and nothing there", false, errConflict, ErrUnavailable, createOnly)
-	f("a conflict, and ours is there", true, errConflict, nil, createOnly)
+	f("a conflict, and ours was stored", true, errConflict, nil, createOnly)
 	f("denied", false, ErrDenied, ErrDenied, createOnly)
 	f("full", false, ErrNoSpace, ErrNoSpace, Precondition{})
 }
 
-// After a reply that may be of our own upload, a look that fails leaves open what
-// became of it: that is no 412.
-func TestLookAfterALostReplyFails(t *testing.T) {
+// If the reply to an upload is ambiguous and the stat after it fails, it is unknown whether the
+// build was stored: 503, not 412.
+func TestStatFailsAfterALostReply(t *testing.T) {
 	for _, reply := range []error{fmt.Errorf("%w: the second try", ErrPrecondition), errConflict} {
-		for _, look := range []error{ErrUnavailable, errBucketGone, ErrDenied} {
+		for _, statErr := range []error{ErrUnavailable, errBucketGone, ErrDenied} {
 			m := newMemBucket()
-			b := assumeSound(openMem(m))
+			b := assumeCapable(openMem(m))
 			stored := false
 			m.fault = func(op, _ string) (bool, error) {
 				if op == "put" {
@@ -199,49 +198,48 @@ func TestLookAfterALostReplyFails(t *testing.T) {
 					return true, reply
 				}
 				if op == "stat" && stored {
-					return false, look
+					return false, statErr
 				}
 				return false, nil
 			}
 			_, err := b.StoreArtifactIf("s", "b", known(body(10, 1)), createOnly)
 			if classify(err).status != 503 || errorKind(err) != "unavailable" {
-				t.Errorf("after %v and then %v: %d, %v", reply, look, classify(err).status, err)
+				t.Errorf("after %v and then %v: %d, %v", reply, statErr, classify(err).status, err)
 			}
 		}
 	}
 }
 
-// The mark of the upload tells what became of it, not that a build is there or
-// has changed.
+// The upload id shows whether an upload was stored. That a build exists, or has changed, does not.
 func TestLostReplyOfAReplacement(t *testing.T) {
 	gone := fmt.Errorf("%w: no answer", ErrUnavailable)
 	twice := fmt.Errorf("%w: the second try", ErrPrecondition)
 	for _, c := range []struct {
-		name  string
-		apply bool
-		reply error
-		rival bool // another build is there when the service looks
-		want  error
+		name     string
+		apply    bool
+		reply    error
+		replaced bool // another build is stored before the stat
+		want     error
 	}{
 		{"lost", false, gone, false, ErrUnavailable},
 		{"stored", true, gone, false, nil},
 		{"stored, and tried again by the SDK", true, twice, false, nil},
-		{"a conflict, and ours is there", true, errConflict, false, nil},
-		{"a conflict, and the old one is there", false, errConflict, false, ErrUnavailable},
-		{"lost, and a rival's is there", false, gone, true, ErrUnavailable},
-		{"stored, and a rival's is there", true, gone, true, ErrUnavailable},
-		{"a rival was faster", false, twice, true, ErrPrecondition},
-		{"a conflict with a rival", false, errConflict, true, ErrPrecondition},
+		{"a conflict, and ours was stored", true, errConflict, false, nil},
+		{"a conflict, and the old one is still stored", false, errConflict, false, ErrUnavailable},
+		{"lost, and replaced by another", false, gone, true, ErrUnavailable},
+		{"stored, and replaced by another", true, gone, true, ErrUnavailable},
+		{"a concurrent writer was faster", false, twice, true, ErrPrecondition},
+		{"a conflict, and another was stored", false, errConflict, true, ErrPrecondition},
 	} {
 		m := newMemBucket()
 		b := openMem(m)
 		old := mustStoreIf(t, b, "s", "b", body(10, 1), createOnly)
 		m.fault = func(op, key string) (bool, error) {
-			if op == "stat" && c.rival && m.objects[key].uploadID != "rival" && m.made > 100 {
-				m.objects[key] = memObject{objectInfo{key: key, etag: `"rival"`, uploadID: "rival", size: 1}, []byte("r")}
+			if op == "stat" && c.replaced && m.objects[key].uploadID != "other" && m.made > 100 {
+				m.objects[key] = memObject{objectInfo{key: key, etag: `"other"`, uploadID: "other", size: 1}, []byte("r")}
 			}
 			if op == "put" {
-				m.made += 100 // the look after it is the one that settles
+				m.made += 100 // the next stat is the one of resolveAmbiguousPut
 				return c.apply, c.reply
 			}
 			return false, nil
@@ -258,9 +256,9 @@ func TestLostReplyOfAReplacement(t *testing.T) {
 	}
 }
 
-// A build that vanished while it was deleted on a condition was deleted by this
-// request, whose reply was lost, or by a rival: neither is said.
-func TestDeleteOnAConditionThatNeedNotBeOurs(t *testing.T) {
+// If a build disappears during a conditional delete, this request may have deleted it and lost the
+// reply, or a concurrent request did. The response claims neither.
+func TestAmbiguousConditionalDelete(t *testing.T) {
 	missing := fmt.Errorf("%w: gone", ErrNotFound)
 	none := fmt.Errorf("%w: gone", ErrPrecondition)
 	later := Precondition{IfUnmodifiedSince: time.Now().Add(time.Hour)}
@@ -296,7 +294,7 @@ func TestDeleteOnAConditionThatNeedNotBeOurs(t *testing.T) {
 	}
 }
 
-func TestConflictWithARival(t *testing.T) {
+func TestConflictWithAConcurrentWriter(t *testing.T) {
 	f := func(cond Precondition, reply, want error) {
 		t.Helper()
 		m := newMemBucket()
@@ -309,23 +307,23 @@ func TestConflictWithARival(t *testing.T) {
 			if op != "put" || strings.HasPrefix(key, "checks/") {
 				return false, nil
 			}
-			m.objects[key] = memObject{objectInfo{key: key, etag: `"rival"`}, nil}
+			m.objects[key] = memObject{objectInfo{key: key, etag: `"other"`}, nil}
 			return false, reply
 		}
 		_, err := b.StoreArtifactIf("s", "b", known(body(10, 2)), cond)
 		wantError(t, err, want)
-		if etag := m.objects[b.artifactKey("s", "b")].etag; etag != `"rival"` {
-			t.Errorf("the rival's build was replaced: the tag is %s", etag)
+		if etag := m.objects[b.artifactKey("s", "b")].etag; etag != `"other"` {
+			t.Errorf("the build of the concurrent writer was replaced: the ETag is %s", etag)
 		}
 	}
 	gone := fmt.Errorf("%w: no answer", ErrUnavailable)
 	f(createOnly, errConflict, ErrPrecondition) // it exists now
-	f(exists, errConflict, ErrUnavailable)      // the condition holds of the rival's too: try again
+	f(exists, errConflict, ErrUnavailable)      // the condition holds for the other build too: try again
 	f(Precondition{}, errConflict, ErrUnavailable)
-	// The store itself sees that it is not the build that was looked at.
+	// The store itself detects that the build is not the one that was read before.
 	f(createOnly, nil, ErrPrecondition)
 	f(exists, nil, ErrUnavailable)
-	// Without an answer ours may have been stored, and then replaced by the rival's.
+	// Without a response, ours may have been stored and then replaced by the other one.
 	f(createOnly, gone, ErrUnavailable)
 	f(Precondition{}, gone, ErrUnavailable)
 }
@@ -361,7 +359,7 @@ func TestStoreThatIgnoresConditions(t *testing.T) {
 	}
 }
 
-func TestStoreThatWantsNoQuotes(t *testing.T) {
+func TestStoreThatRequiresUnquotedETags(t *testing.T) {
 	m := newMemBucket()
 	m.unquoted = true
 	open := func() store { return openMem(m) }
@@ -454,7 +452,7 @@ func TestLogCacheIsBounded(t *testing.T) {
 		t.Error("the first one is still remembered")
 	}
 	if c.get("999", "other") != nil {
-		t.Error("a log with another ETag was taken for the same")
+		t.Error("the cache returned a log with another ETag")
 	}
 	sum := int64(0)
 	for _, l := range c.kept.Values() {
@@ -481,15 +479,15 @@ func TestShortStreamIsNeverWhole(t *testing.T) {
 		got, err := io.ReadAll(r)
 		wantError(t, err, ErrUnavailable)
 		if int64(len(got)) != 999-cut*400 {
-			t.Errorf("%d bytes came", len(got))
+			t.Errorf("%d bytes received", len(got))
 		}
 	}
 }
 
-// A build that a rival stores between the look and the remove of a conditional
-// delete is deleted only if the condition holds of it too.
-func TestConditionalDeleteWithARival(t *testing.T) {
-	f := func(name string, cond func(etag string) Precondition, rivals int, want error, left bool) {
+// If a concurrent writer stores a build between the stat and the delete of a conditional delete,
+// that build is deleted only if the condition holds for it too.
+func TestConditionalDeleteDuringAReplacement(t *testing.T) {
+	f := func(name string, cond func(etag string) Precondition, replacements int, want error, left bool) {
 		t.Helper()
 		m := newMemBucket()
 		b := openMem(m)
@@ -499,10 +497,10 @@ func TestConditionalDeleteWithARival(t *testing.T) {
 		}
 		stored := 0
 		m.fault = func(op, key string) (bool, error) {
-			if op == "remove" && stored < rivals {
+			if op == "remove" && stored < replacements {
 				stored++
 				data := body(20, byte(stored))
-				m.objects[key] = memObject{objectInfo{key: key, etag: fmt.Sprintf(`"rival-%d"`, stored), size: 20}, data}
+				m.objects[key] = memObject{objectInfo{key: key, etag: fmt.Sprintf(`"other-%d"`, stored), size: 20}, data}
 			}
 			return false, nil
 		}
@@ -520,14 +518,14 @@ func TestConditionalDeleteWithARival(t *testing.T) {
 	its := func(etag string) Precondition { return ifMatch(etag) }
 	anyOne := func(string) Precondition { return exists }
 	f("its tag", its, 0, nil, false)
-	f("its tag, and a rival", its, 1, ErrPrecondition, true)
-	f("any, and a rival", anyOne, 1, nil, false)
-	f("any, and a rival each time", anyOne, removeTries, ErrUnavailable, true)
+	f("its tag, replaced once", its, 1, ErrPrecondition, true)
+	f("any, replaced once", anyOne, 1, nil, false)
+	f("any, replaced each time", anyOne, removeTries, ErrUnavailable, true)
 }
 
-// A log that is removed between the listing of the keys and its reading leaves
-// no build of nothing.
-func TestListOfALogThatWent(t *testing.T) {
+// If a log is removed between the list of keys and its read, and there is no artifact, the build
+// is not listed.
+func TestLogRemovedDuringAList(t *testing.T) {
 	m := newMemBucket()
 	b := openMem(m)
 	mustStore(t, b, "s", "both", body(10, 1))
@@ -555,8 +553,8 @@ func TestListOfALogThatWent(t *testing.T) {
 	}
 }
 
-// A body of another size than declared fails before the SDK sees its end.
-func TestWholeBody(t *testing.T) {
+// A body that has not the declared size fails before the SDK sees its end.
+func TestExactReader(t *testing.T) {
 	f := func(r io.Reader, read string, cause error) {
 		t.Helper()
 		b := newExactReader(r)
@@ -580,8 +578,7 @@ func TestWholeBody(t *testing.T) {
 	f(failing([]byte("abc"), 3, io.ErrUnexpectedEOF), "abc", io.ErrUnexpectedEOF)
 }
 
-// badChecksum yields objects of which the SDK finds out at their end that they are
-// not what was stored.
+// badChecksum returns objects whose read fails at the end, as when the SDK finds a wrong checksum.
 type badChecksum struct{ *memBucket }
 
 func (b badChecksum) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
@@ -593,13 +590,13 @@ func (b badChecksum) get(ctx context.Context, key, etag string, offset, length i
 	return io.NopCloser(iotest.DataErrReader(failing(data, len(data), errors.New("bad CRC")))), info, nil
 }
 
-// Nobody takes such an object for whole, and no log is written anew from it.
+// Such an object is never taken for complete, and no log is rewritten from it.
 func TestObjectWithABadChecksum(t *testing.T) {
 	m := newMemBucket()
-	sound := assumeSound(openMem(m))
+	sound := assumeCapable(openMem(m))
 	mustStore(t, sound, "s", "b", body(100, 1))
 	mustLog(t, sound, "s", entry("1", "b", time.Now()))
-	b := assumeSound(newObjectStore(badChecksum{m}, "", quiet()))
+	b := assumeCapable(newObjectStore(badChecksum{m}, "", quiet()))
 	r, err := b.FetchArtifact("s", "b")
 	if err != nil {
 		t.Fatal(err)
@@ -616,17 +613,17 @@ func TestObjectWithABadChecksum(t *testing.T) {
 	}
 }
 
-// Of a 404 that may be of the bucket, the bucket is asked.
-func TestAbsentOrWithoutBucket(t *testing.T) {
+// After an ambiguous 404 the service checks the bucket.
+func TestAmbiguousNotFound(t *testing.T) {
 	for _, c := range []struct{ list, want error }{
 		{nil, ErrNotFound},
-		{ErrDenied, ErrNotFound}, // a bucket that refuses is there
+		{ErrDenied, ErrNotFound}, // a bucket that denies exists
 		{errors.New("501"), ErrNotFound},
 		{errBucketGone, errBucketGone},
-		{ErrUnavailable, ErrUnavailable}, // nobody knows
+		{ErrUnavailable, ErrUnavailable}, // unknown
 	} {
 		m := newMemBucket()
-		b := assumeSound(openMem(m))
+		b := assumeCapable(openMem(m))
 		m.fault = func(op, _ string) (bool, error) {
 			if op == "list" {
 				return false, c.list
