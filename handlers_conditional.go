@@ -9,9 +9,8 @@ import (
 )
 
 // parseETags parses the value of If-Match or If-None-Match (RFC 9110, sections
-// 13.1.1 and 13.1.2), several header lines joined by commas. A malformed one, or
-// one without a tag, is an error: ignoring it would do without the condition
-// what was asked for on a condition.
+// 13.1.1 and 13.1.2), several header lines joined by commas. A malformed one, or one
+// without a tag, is an error: to ignore it would drop the client's condition.
 func parseETags(value string) (*ETagList, error) {
 	value = trimOWS(value)
 	if value == "*" {
@@ -46,7 +45,7 @@ func cutETag(s string) (tag, after string, err error) {
 		i = 2
 	}
 	if i >= len(s) || s[i] != '"' {
-		return "", "", errors.New(`an entity tag must be in double quotes, or the whole must be *`)
+		return "", "", errors.New(`an entity tag must be in double quotes, or the value must be *`)
 	}
 	for j := i + 1; j < len(s); j++ {
 		switch c := s[j]; {
@@ -61,7 +60,7 @@ func cutETag(s string) (tag, after string, err error) {
 
 func trimOWS(s string) string { return strings.Trim(s, " \t") }
 
-// verdict is what the preconditions of a GET or HEAD come to.
+// verdict is the result of the preconditions of a GET or HEAD.
 type verdict int
 
 const (
@@ -70,9 +69,9 @@ const (
 	failed
 )
 
-// evaluateRead judges the preconditions of a GET or HEAD of the artifact in the
-// order of RFC 9110, section 13.2.2. modifiedSince is If-Modified-Since, zero
-// if there is none or it is no date.
+// evaluateRead evaluates the preconditions of a GET or HEAD of the artifact in the
+// order of RFC 9110, section 13.2.2. modifiedSince is If-Modified-Since, zero if there is
+// none or it is not a date.
 func evaluateRead(cond Precondition, modifiedSince time.Time, info ArtifactInfo) verdict {
 	noneMatch := cond.IfNoneMatch
 	cond.IfNoneMatch = nil
@@ -130,16 +129,16 @@ func allDigits(s string) bool {
 	return strings.Trim(s, "0123456789") == ""
 }
 
-// atoiMax is the value of the digits s, or the largest int64 where it is larger.
+// atoiMax returns the value of the digits s, or the largest int64 if it is larger.
 func atoiMax(s string) int64 {
 	n, _ := strconv.ParseInt(s, 10, 64) // out of range gives the largest
 	return n
 }
 
-// rangeStillValid judges If-Range (RFC 9110, section 13.1.5): an entity tag must
-// be strong and equal; a date must be the very one of the artifact, and the
-// artifact must be older than the granularity of dates, else it is no strong
-// validator (section 8.8.2.2). date is the value as a date, zero if it is none.
+// rangeStillValid evaluates If-Range (RFC 9110, section 13.1.5): an entity tag must
+// be strong and equal; a date must equal that of the artifact, and the artifact must be
+// older than the granularity of dates, else the date is not a strong validator (section
+// 8.8.2.2). date is the value as a date, zero if it is not one.
 func rangeStillValid(value string, date time.Time, info ArtifactInfo, now time.Time) bool {
 	value = trimOWS(value)
 	if value == "" || value == info.ETag {

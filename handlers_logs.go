@@ -127,10 +127,10 @@ func entryID(ctx *fasthttp.RequestCtx) (id string, fresh bool, err error) {
 
 // parseEntry reads the body of a POST: an object with the strings build_id,
 // action and status and an optional object metadata, which is kept as it was
-// sent. Names are matched exactly, each of these may be there once, and other
-// members are ignored. The error names the member at fault.
+// sent. Names are matched exactly, each of these may occur once, and other members are
+// ignored. The error names the member at fault.
 func parseEntry(body []byte) (LogEntry, error) {
-	// Surrogates are judged here, since in a member that is ignored they may be anything.
+	// Surrogates are checked below: in a member that is ignored any are allowed.
 	dec := jsontext.NewDecoder(bytes.NewBuffer(body), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	switch {
 	case len(bytes.TrimSpace(body)) == 0:
@@ -171,7 +171,7 @@ func entryMembers(dec *jsontext.Decoder, body []byte) (e LogEntry, err error) {
 		}
 		name := t.String()
 		if seen[name] {
-			return e, fmt.Errorf("%s is there twice", name)
+			return e, fmt.Errorf("%s is given twice", name)
 		}
 		switch name {
 		case "build_id":
@@ -227,8 +227,8 @@ func entryText(dec *jsontext.Decoder, name string, most int) (string, error) {
 	return string(text), nil
 }
 
-// entryMetadata reads an object, which it returns as it stands in body, or null, for
-// which it returns nil.
+// entryMetadata reads an object, which it returns as it is in body, or null, for which it
+// returns nil.
 func entryMetadata(dec *jsontext.Decoder, body []byte) ([]byte, error) {
 	switch dec.PeekKind() {
 	case jsontext.KindNull:
@@ -284,7 +284,8 @@ func checkValue(dec *jsontext.Decoder, raw jsontext.Value) error {
 	return nil
 }
 
-// syntaxError says where a body stops being JSON. nil: something follows its end.
+// syntaxError returns where a body stops being JSON. A nil err means that something follows
+// the object.
 func syntaxError(err error) error {
 	if err == nil {
 		return errors.New("the body is not valid JSON: something follows the object")

@@ -8,7 +8,7 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// openAPI describes the API; a test holds it against what the service answers.
+// openAPI describes the API; a test compares it with what the service does.
 //
 //go:embed openapi.yaml
 var openAPI []byte
@@ -79,7 +79,7 @@ func (a *api) addGauges() {
 			"pagewright_store_inodes":      func(v Space) uint64 { return v.TotalInodes },
 		} {
 			gauges[name] = func() float64 {
-				found, _ := a.space.get(spaceKeep) // zero if the store does not answer
+				found, _ := a.space.get(spaceKeep) // zero if the store does not respond
 				return float64(of(found))
 			}
 		}
@@ -88,7 +88,7 @@ func (a *api) addGauges() {
 	a.metrics.gauges(gauges)
 }
 
-// timed counts the calls of ask.
+// timed returns ask, whose calls it counts.
 func timed[T any](m *serviceMetrics, call string, ask func() (T, error)) func() (T, error) {
 	return func() (T, error) {
 		start := time.Now()

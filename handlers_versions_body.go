@@ -15,7 +15,7 @@ const (
 )
 
 // listBody is the body of a list that is made while it is sent: a slow client holds
-// one piece of it, and one entry. Its size is known before, so that a client sees
+// one piece of it, and one entry. Its size is known before, so that a client notices
 // when it was cut.
 type listBody struct {
 	conn     *conn
@@ -27,24 +27,24 @@ type listBody struct {
 
 var _ fasthttp.BodyWriterTo = (*listBody)(nil)
 
-// Read is never called, as there is WriteTo.
+// Read is never called, since there is WriteTo.
 func (l *listBody) Read([]byte) (int, error) { return 0, errors.ErrUnsupported }
 
 // SupportsBodyWriteTo implements fasthttp.BodyWriterTo.
 func (l *listBody) SupportsBodyWriteTo() bool { return true }
 
-// WriteTo implements io.WriterTo. If a log is not any more what it was when the
-// header was made it fails, and the connection is cut.
+// WriteTo implements io.WriterTo. If a log has changed since the header was made, it fails
+// and the connection is cut.
 func (l *listBody) WriteTo(w io.Writer) (int64, error) {
 	lw := listWriter{w: w, b: make([]byte, 0, listPiece+listPiece/4)}
 	err := lw.versions(l.site, l.page, l.metadata)
-	if err != nil && lw.err == nil { // not the client's doing
+	if err != nil && lw.err == nil { // the client did not cause it
 		_ = l.conn.sourceFailed(err)
 	}
 	return lw.written, err
 }
 
-// Close gives back the memory.
+// Close releases the memory.
 func (l *listBody) Close() error {
 	l.memory.release()
 	return nil
@@ -91,7 +91,7 @@ func (a *api) sendList(ctx *fasthttp.RequestCtx, l listing, page *VersionPage) (
 	return response{buffer: lw.b, release: memory.release}, nil
 }
 
-// memoryToSend returns about the memory that sending a page takes, piece by piece.
+// memoryToSend returns about how much memory that sending a page takes, piece by piece.
 func memoryToSend(page *VersionPage, metadata bool) int64 {
 	largest, versions := int64(0), int64(len(page.Versions))
 	for _, v := range page.Versions {

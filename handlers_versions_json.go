@@ -7,14 +7,13 @@ import (
 	"strconv"
 )
 
-// The answer that lists versions is written by hand: it is the one that can have
-// tens of thousands of objects, and views of them made for a JSON library are
-// most of what they cost.
+// The response that lists versions is written without a JSON library: it can have tens of
+// thousands of objects, and the values made for a library would be most of its cost.
 
 // listPiece is the size in bytes of the pieces in which a list is sent.
 const listPiece = 64 << 10
 
-// listWriter collects what it is given and writes it to w in pieces, if there is a w.
+// listWriter collects bytes and writes them to w in pieces, if there is a w.
 type listWriter struct {
 	w       io.Writer // nil: all of it stays in b
 	b       []byte
@@ -22,7 +21,7 @@ type listWriter struct {
 	err     error // of w
 }
 
-// flush writes what was collected, if it is a piece, or if all must go.
+// flush writes the collected bytes, if they are a piece or all is set.
 func (l *listWriter) flush(all bool) error {
 	if l.err != nil || l.w == nil || len(l.b) < listPiece && !all {
 		return l.err
@@ -38,7 +37,7 @@ func (l *listWriter) write(b []byte) {
 	l.err = err
 }
 
-// raw adds b, which may be long and is not copied then.
+// raw adds b, which is not copied if it is long.
 func (l *listWriter) raw(b []byte) error {
 	if l.w == nil || len(b) < listPiece {
 		l.b = append(l.b, b...)
@@ -51,7 +50,7 @@ func (l *listWriter) raw(b []byte) error {
 	return l.err
 }
 
-// versions adds a page of versions as it is sent, all of it or the beginning.
+// versions adds a page of versions. After an error it has added the beginning.
 func (l *listWriter) versions(siteID string, page *VersionPage, metadata bool) error {
 	l.b = appendListHead(l.b, siteID, page)
 	for i, v := range page.Versions {
@@ -86,8 +85,8 @@ func (l *listWriter) version(page *VersionPage, v *Version, metadata bool) error
 			}
 			l.b = append(l.b, '}')
 		} else if with || l.size() > end {
-			// The metadata is not what it was. Not one byte more than was
-			// announced may be sent: the rest would be cut off, and look whole.
+			// The metadata has changed. Not one byte more than was announced may be
+			// sent: the rest would be cut off, and look whole.
 			return errLogChanged
 		}
 		return l.flush(false)
@@ -105,10 +104,10 @@ func (l *listWriter) version(page *VersionPage, v *Version, metadata bool) error
 	return l.flush(false)
 }
 
-// size is the number of bytes added so far.
+// size returns the number of bytes added so far.
 func (l *listWriter) size() int64 { return l.written + int64(len(l.b)) }
 
-// sizeOfList is the number of bytes that listWriter.versions adds.
+// sizeOfList returns the number of bytes that listWriter.versions adds.
 func sizeOfList(siteID string, page *VersionPage, metadata bool) int64 {
 	ends := appendListEnd(appendListHead(make([]byte, 0, 512), siteID, page), page)
 	return int64(len(ends)) + page.size[kindOfList(metadata)]

@@ -26,16 +26,15 @@ func main() {
 	ctx, end := context.WithCancel(context.Background())
 	endOnSignal(end)
 	if err := run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr); err != nil {
-		last := newLogQueue(os.Stderr) // nobody may read it
+		last := newLogQueue(os.Stderr) // a write may block if nobody reads stderr
 		last.add(otherLine, fmt.Appendf(nil, "pagewright-storage: %v\n", err))
 		last.close(logCloseWait)
 		os.Exit(1)
 	}
 }
 
-// endOnSignal calls end when SIGTERM or SIGINT arrives. A second one ends the process
-// at once. It does not leave that to the default action, which process 1 of a
-// container does not have.
+// endOnSignal calls end when SIGTERM or SIGINT arrives. A second signal ends the process
+// at once. The default action would not do that: process 1 of a container has none.
 func endOnSignal(end func()) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
@@ -98,22 +97,22 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	return serve(ctx, cfg, log)
 }
 
-// setThreads lets Go run on twice as many threads as the container has CPUs now,
-// unless GOMAXPROCS says otherwise. A thread that waits in fsync(2) counts until
-// the runtime finds out, up to 10 ms later: with one for each CPU, a few slow
-// disk calls leave none to serve the others (bench/NOTES.md).
+// setThreads lets Go run on twice as many threads as the container has CPUs at the start,
+// unless GOMAXPROCS is set. A thread that waits in fsync(2) counts as running until
+// the runtime notices, up to 10 ms later: with one thread for each CPU, a few slow
+// disk calls leave none for other requests (bench/NOTES.md).
 func setThreads() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(2 * runtime.GOMAXPROCS(0))
 	}
 }
 
-// reload reads files again at each SIGHUP, until ctx ends. So far the service has no such files.
+// reload reloads files at each SIGHUP, until ctx ends. So far the service has no such files.
 func reload(ctx context.Context, hangUp <-chan os.Signal, log *slog.Logger) {
 	for {
 		select {
 		case <-hangUp:
-			log.Info("SIGHUP: there are no files to read again")
+			log.Info("SIGHUP: there are no files to reload")
 		case <-ctx.Done():
 			return
 		}
@@ -122,8 +121,8 @@ func reload(ctx context.Context, hangUp <-chan os.Signal, log *slog.Logger) {
 
 // serve opens the store and serves it until ctx ends.
 func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
-	// The collector works harder before the container's limit is reached, where
-	// the kernel would kill.
+	// The garbage collector works harder close to the container's limit, at which the
+	// kernel would kill the process.
 	if _, err := memlimit.Set(); err != nil {
 		log.Warn("cannot read the memory limit of the container", "error", err)
 	}
@@ -142,7 +141,7 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	defer stopAdmin() // the last: it tells how the shutdown goes
+	defer stopAdmin() // last, since /ready and /metrics report the shutdown
 	l, err := s.listen()
 	if err != nil {
 		return err
@@ -165,7 +164,7 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 	return &service{s, a}
 }
 
-// healthcheck asks the service that runs with the same configuration, for
+// healthcheck asks the service that runs with the same configuration for its health, for
 // containers without a shell.
 func healthcheck(cfg *Config) error {
 	host, port := cfg.Listen, cfg.Port

@@ -8,9 +8,8 @@ import (
 	"net/http/pprof"
 )
 
-// serveProfiles serves Go's profiler on an address of its own until the process
-// ends: the one HTTP server here that is not fasthttp's, since the profiler is
-// the standard library's.
+// serveProfiles serves Go's profiler on its own address until the process ends. It uses
+// net/http instead of fasthttp, since the profiler of the standard library does.
 func serveProfiles(address string, log *slog.Logger) error {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
@@ -22,7 +21,7 @@ func serveProfiles(address string, log *slog.Logger) error {
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	log.Warn("serving profiles: nobody else may reach this address", "address", l.Addr().String())
+	log.Warn("serving profiles: keep this address unreachable for others", "address", l.Addr().String())
 	server := http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 	go func() { log.Error("the profiler has stopped", "error", server.Serve(l)) }()
 	return nil

@@ -55,7 +55,7 @@ func newServer(cfg *Config, log *slog.Logger, m *serviceMetrics) *server {
 	return s
 }
 
-// listen opens the listener of the service.
+// listen opens the listener of the API.
 func (s *server) listen() (*listener, error) {
 	addr := net.JoinHostPort(s.cfg.Listen, strconv.Itoa(int(s.cfg.Port)))
 	l, err := net.Listen("tcp", addr)
@@ -63,7 +63,7 @@ func (s *server) listen() (*listener, error) {
 		return nil, fmt.Errorf("PAGEWRIGHT_LISTEN=%s, PAGEWRIGHT_PORT=%d: %w", s.cfg.Listen, s.cfg.Port, err)
 	}
 	listener := newListener(l.(*net.TCPListener), s.inStore, s.cfg.StallTimeout, s.log, s.finish)
-	listener.minRate, listener.minute = int64(s.cfg.MinUploadRate), time.Minute
+	listener.minRate, listener.ratePeriod = int64(s.cfg.MinUploadRate), time.Minute
 	listener.perIP, listener.count = s.cfg.MaxConnsPerIP, s.metrics.connections()
 	s.metrics.gauges(map[string]func() float64{
 		"pagewright_http_connections":       func() float64 { return float64(listener.connections()) },
@@ -72,13 +72,13 @@ func (s *server) listen() (*listener, error) {
 	return listener, nil
 }
 
-// errHangs: a shutdown ended with requests that did not.
-var errHangs = errors.New("requests that were cut did not end: the store does not answer")
+// errHangs: some requests did not end although their connections were cut.
+var errHangs = errors.New("requests that were cut did not end: the store does not respond")
 
-// serve serves on l until ctx ends, and then shuts down. That lasts no longer than
-// the delay, the grace and cutWait, whatever hangs.
+// serve serves on l until ctx ends, and then shuts down. The shutdown takes no longer than
+// the delay, the grace and cutWait together, whatever hangs.
 func (s *server) serve(ctx context.Context, l *listener) error {
-	defer l.Close() // fasthttp does not, when it is told to shut down before it has begun to serve
+	defer l.Close() // fasthttp does not close it if the shutdown comes before it serves
 	server := s.httpServer(s.handler)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
@@ -99,8 +99,8 @@ func (s *server) serve(ctx context.Context, l *listener) error {
 }
 
 // shutDown shuts down in two phases. For the delay /ready fails and all else is
-// served as before, so that load balancers send no more. Then there are no new
-// connections, the requests in flight have the grace to finish, and the rest is cut.
+// served as before, so that load balancers stop sending requests. Then new connections
+// are refused, the requests in flight have the grace to finish, and the rest is cut.
 func (s *server) shutDown(server *fasthttp.Server, l *listener, served <-chan error) error {
 	s.log.Info("shutting down", "delay_ms", millis(s.cfg.ShutdownDelay), "grace_ms", millis(s.cfg.ShutdownGrace))
 	select {
@@ -113,7 +113,7 @@ func (s *server) shutDown(server *fasthttp.Server, l *listener, served <-chan er
 	if err := server.ShutdownWithContext(grace); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("cannot shut down: %w", err)
 	}
-	// fasthttp is done with a connection that only lingers, for a client to read
+	// fasthttp does not wait for connections that linger until the client has read
 	// why it was refused.
 	end, _ := grace.Deadline()
 	l.wait(time.Until(end))
@@ -127,8 +127,8 @@ func (s *server) shutDown(server *fasthttp.Server, l *listener, served <-chan er
 	return nil
 }
 
-// follow tells a connection what only fasthttp knows of it. fasthttp calls it in
-// the goroutine that serves, after the Close of the connection too.
+// follow passes a change of state from fasthttp to the connection. fasthttp calls it in
+// the goroutine that serves, also after the connection was closed.
 func follow(nc net.Conn, state fasthttp.ConnState) {
 	c := nc.(*conn)
 	switch state {
@@ -151,13 +151,13 @@ func (s *server) httpServer(h handler) *fasthttp.Server {
 		ConnState:      follow,
 		Logger:         httpLog{s.log},
 
-		// More than the listener hands out, with those that were closed for others,
-		// and a few that fasthttp has not let go yet: what it would answer past it is
-		// none of our answers.
-		Concurrency:     maxConnections + 2*maxRefusing,
+		// More than the listener accepts, plus those that were closed for others and
+		// a few that fasthttp has not released yet: past this limit fasthttp sends a
+		// response of its own.
+		Concurrency:     maxConnections + 2*maxRejecting,
 		ReadBufferSize:  readBuffer,
 		WriteBufferSize: writeBuffer,
-		// Of the whole header: a body has the rule of its own (server_conn.go). There
+		// For the whole header: a body has its own rule (server_conn_read.go). There
 		// is no WriteTimeout for the same reason.
 		ReadTimeout: s.cfg.HeaderTimeout,
 		IdleTimeout: s.cfg.IdleTimeout,
@@ -174,8 +174,8 @@ func (s *server) httpServer(h handler) *fasthttp.Server {
 	}
 }
 
-// bodyTimeout gives the first byte of a body the stall timeout, not what the
-// header has left of its own.
+// bodyTimeout gives the first byte of a body the stall timeout, not what is left of the
+// header timeout.
 func (s *server) bodyTimeout(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
 	if h.ContentLength() == 0 || h.ContentLength() < -1 {
 		return fasthttp.RequestConfig{}
@@ -199,7 +199,7 @@ func malformedError(err error) *httpError {
 	return badRequest("the request is malformed")
 }
 
-// httpLog takes what fasthttp has to say: about clients, for the most part.
+// httpLog logs the messages of fasthttp. Most of them are about clients.
 type httpLog struct{ log *slog.Logger }
 
 func (l httpLog) Printf(format string, args ...any) {

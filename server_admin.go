@@ -11,9 +11,9 @@ const (
 	adminSpares      = 8 // descriptors kept for them
 )
 
-// serveAdmin serves what orchestrators and scrapers ask for on the admin address, if
-// there is one, until stop is called. It shares no connection, no place and not the
-// last descriptors with the API, so that nothing its clients hold is missing here.
+// serveAdmin serves the admin routes on the admin address, if there is one, until stop is
+// called. It has its own connections, places and spare descriptors, so that clients of the
+// API cannot exhaust them.
 func (s *server) serveAdmin() (stop func(), err error) {
 	if s.cfg.AdminListen == "" {
 		return func() {}, nil
@@ -23,22 +23,22 @@ func (s *server) serveAdmin() (stop func(), err error) {
 		return nil, fmt.Errorf("PAGEWRIGHT_ADMIN_LISTEN=%s: %w", s.cfg.AdminListen, err)
 	}
 	l := newListener(tcp.(*net.TCPListener), 0, s.cfg.StallTimeout, s.log, s.finish)
-	l.max, l.refusing, l.spare = adminConnections, make(chan struct{}, 1), make(spares, adminSpares)
+	l.max, l.rejecting, l.spare = adminConnections, make(chan struct{}, 1), make(spares, adminSpares)
 	l.spare.fill()
 	s.log.Info("serving /health, /ready and /metrics", "address", l.Addr().String())
 	go func() {
 		if err := s.httpServer(s.admin).Serve(l); err != nil {
-			s.log.Error("the admin address is not served any more", "error", err)
+			s.log.Error("the admin address is no longer served", "error", err)
 		}
 	}()
 	return func() { l.Close(); l.cut() }, nil
 }
 
-// spares are open descriptors to be given up for connections when the process has no
-// other.
+// spares are open descriptors that are closed to accept connections when the process has
+// no other.
 type spares chan *os.File
 
-// fill opens those that were given up, as far as they can be had.
+// fill opens those that were closed again, as far as possible.
 func (s spares) fill() {
 	for len(s) < cap(s) {
 		f, err := os.Open(os.DevNull)
@@ -53,8 +53,8 @@ func (s spares) fill() {
 	}
 }
 
-// giveUp closes one, and reports whether there was one.
-func (s spares) giveUp() bool {
+// closeOne closes one, and reports whether there was one.
+func (s spares) closeOne() bool {
 	select {
 	case f := <-s:
 		f.Close()

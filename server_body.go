@@ -8,21 +8,21 @@ import (
 	"sync"
 )
 
-// requestBody is the body of one request as a Backend reads it. It yields
+// requestBody is the body of one request as a Backend reads it. It returns
 // exactly the body or fails: with errBodyCut, errStalled, errRevoked,
-// errTooLarge, errEmptyBody or with ErrNoSpace, never with one that could be
-// taken for its end. It is a FileMover, Sized, Placed and Charged.
+// errTooLarge, errEmptyBody or with ErrNoSpace, never with an error
+// that could be taken for its end. It is a FileMover, Sized, Placed and Charged.
 type requestBody struct {
 	conn   *conn
 	token  uint64    // of the request (conn.hold)
-	stream io.Reader // fasthttp's, which knows about chunks and what it has buffered
+	stream io.Reader // fasthttp's, which decodes chunks and has bytes buffered
 	size   int64     // Content-Length; -1: chunked
 	limit  int64     // bytes allowed; 0: any
 	read   int64
 	space  *reservation // of what arrives; nil: it is not limited
 	err    error        // the client's fault, and final
 	ended  bool         // the whole body was read
-	slab   []byte
+	region []byte
 	buf    *[copySize]byte
 }
 
@@ -42,7 +42,7 @@ func openBody(c *conn, stream io.Reader, size, limit int64, splice bool, space *
 	b := &requestBody{conn: c, stream: stream, size: size, limit: limit, space: space, token: c.hold()}
 	c.beginBody()
 	if splice && (size < 0 || size > copySize) {
-		b.slab = c.l.splicers.acquire()
+		b.region = c.l.spliceSlots.acquire()
 	}
 	return b
 }
@@ -53,14 +53,14 @@ func (b *requestBody) Client() string { return b.conn.client() }
 // Revoke implements Charged.
 func (b *requestBody) Revoke() { b.conn.revokeBody(b.token) }
 
-// close gives back what the body holds. It does not read the rest.
+// close releases what the body holds. It does not read the rest.
 func (b *requestBody) close() {
 	b.conn.endBody()
 	b.conn.bodyRead = b.ended
 	b.conn.rec.in = b.read
-	if b.slab != nil {
-		b.conn.l.splicers.release(b.slab)
-		b.slab = nil
+	if b.region != nil {
+		b.conn.l.spliceSlots.release(b.region)
+		b.region = nil
 	}
 	if b.buf != nil {
 		b.conn.l.buffers.pool.Put(b.buf)
@@ -86,7 +86,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	return n, b.account(int64(n), err)
 }
 
-// account counts n bytes and judges the error that came with them.
+// account counts n bytes, and returns what the error that came with them means.
 func (b *requestBody) account(n int64, err error) error {
 	b.read += n
 	switch {
@@ -104,7 +104,7 @@ func (b *requestBody) account(n int64, err error) error {
 	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errBodyCut):
 		b.err = errBodyCut
 	case err != nil:
-		// A reset, or a chunk that is none. Not %w: it must not look like an end.
+		// A reset, or a malformed chunk. Not %w: it must not look like an end.
 		b.err = fmt.Errorf("%w: %v", errBodyCut, err)
 	}
 	return b.err
@@ -117,10 +117,10 @@ func (b *requestBody) spaceTaken(n int64) bool {
 	return b.err != nil
 }
 
-// MoveTo implements FileMover: by splice(2) where a slab could be had, with a
-// copy otherwise.
+// MoveTo implements FileMover: by splice(2) if the body has a marker region, else with a
+// copy.
 func (b *requestBody) MoveTo(f *os.File, max int64) (int64, error) {
-	if b.slab == nil {
+	if b.region == nil {
 		return b.copyTo(f, max)
 	}
 	if b.err != nil {
@@ -131,7 +131,7 @@ func (b *requestBody) MoveTo(f *os.File, max int64) (int64, error) {
 	}
 	c := b.conn
 	c.setLowMark(b.size-b.read >= moveSize+lowWater)
-	c.dst, c.slab = f, b.slab
+	c.dst, c.region = f, b.region
 	n, err := b.move(max)
 	if c.dstErr == nil {
 		_ = c.writeHeld()
@@ -139,33 +139,33 @@ func (b *requestBody) MoveTo(f *os.File, max int64) (int64, error) {
 	dstErr := c.dstErr
 	c.dst, c.dstErr = nil, nil
 	if dstErr != nil {
-		b.err = errBodyCut // its place in the body is lost; the caller hears of the file
+		b.err = errBodyCut // the position in the body is lost; the caller gets the error of the file
 		return n, dstErr
 	}
 	return n, b.account(n, err)
 }
 
-// move moves the next bytes by splice(2). What came out of fasthttp's buffers is
-// left in held instead: all that can be had if the body comes in small chunks,
-// each of which would cost a write of its own.
+// move moves the next bytes by splice(2). Bytes that were in fasthttp's buffers are
+// left in held instead. A body of small chunks is collected there, since each chunk
+// would cost a write.
 func (b *requestBody) move(max int64) (total int64, err error) {
 	c := b.conn
 	for {
 		c.moved = false
 		var n int
-		n, err = b.stream.Read(b.slab[:min(int64(len(b.slab)), max-total)])
+		n, err = b.stream.Read(b.region[:min(int64(len(b.region)), max-total)])
 		total += int64(n)
 		if c.moved || c.dstErr != nil {
 			return total, err
 		}
-		if b.size >= 0 { // nothing but the first bytes comes this way
-			c.held = b.slab[:n]
+		if b.size >= 0 { // only the first bytes were buffered
+			c.held = b.region[:n]
 			return total, err
 		}
 		if len(c.held) == 0 {
 			c.held = b.buffer()[:0]
 		}
-		c.held = append(c.held, b.slab[:n]...)
+		c.held = append(c.held, b.region[:n]...)
 		if err != nil || b.tooLarge(total) || cap(c.held)-len(c.held) < readBuffer || total >= max {
 			return total, err
 		}
@@ -196,10 +196,10 @@ func (b *requestBody) copyTo(f *os.File, max int64) (int64, error) {
 	return int64(n), b.account(int64(n), err)
 }
 
-// tooLarge reports whether n bytes more are too many.
+// tooLarge reports whether the body is too large with n more bytes.
 func (b *requestBody) tooLarge(n int64) bool { return b.limit > 0 && b.read+n > b.limit }
 
-// buffer is the buffer of this body.
+// buffer returns the buffer of this body.
 func (b *requestBody) buffer() *[copySize]byte {
 	if b.buf == nil {
 		b.buf = b.conn.l.buffers.get()

@@ -19,9 +19,9 @@ type toldStore struct {
 
 func (s *toldStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Precondition) (ArtifactInfo, error) {
 	b := reader.(*requestBody)
-	if s.copied && b.slab != nil {
-		b.conn.l.splicers.release(b.slab)
-		b.slab = nil
+	if s.copied && b.region != nil {
+		b.conn.l.spliceSlots.release(b.region)
+		b.region = nil
 	}
 	return s.nfs.StoreArtifactIf(siteID, buildID, toldBody{b, s}, cond)
 }

@@ -18,14 +18,14 @@ const (
 
 // conn is a connection of fasthttp's that adds what its streams do not have:
 // bodies spliced from the socket into a file, timeouts that measure progress
-// instead of the whole transfer, and answers that survive a body still being
+// instead of the whole transfer, and responses that survive a body still being
 // sent. It embeds *net.TCPConn, not net.Conn, because sendfile(2) and splice(2)
-// need the type. Only the goroutine that serves the connection uses it, but for
+// need the type. Only the goroutine that serves the connection uses it, except for
 // Close, revokeBody and revokeResponse.
 type conn struct {
 	*net.TCPConn
 	l       *listener
-	linger  atomic.Bool // the client may still send: let it read the answer first (finish)
+	linger  atomic.Bool // the client may still send: let it read the response first (finish)
 	from    string      // see client
 	remote  string      // see remoteText
 	backlog int64       // bytes unsent when the last write deadline fired
@@ -42,7 +42,7 @@ type conn struct {
 	sendUntil time.Time // the write deadline
 
 	rec      requestRecord // the latest
-	recOpen  atomic.Bool   // its answer has not left yet
+	recOpen  atomic.Bool   // its response has not left yet
 	bodyRead bool          // the handler has read all of its body
 
 	// Other goroutines take mu to end a request (revokeBody, revokeResponse), the
@@ -55,21 +55,21 @@ type conn struct {
 
 	// Set while the body of a request is being read.
 	inBody  bool
-	ended   error // why Read gives no more of it, if that is not the client or the network
+	ended   error // why Read fails, if neither the client nor the network failed
 	window  int64 // bytes since the stall deadline was set
 	armed   bool  // a stall deadline is set
 	stallAt time.Time
 	lowMark bool // SO_RCVLOWAT is lowWater
-	slow    bool // it once was too high for this client
+	slow    bool // SO_RCVLOWAT was once too high for this client
 	pace    pace
-	dst     *os.File // where Read moves what it is asked to put into slab
-	slab    []byte
-	held    []byte // small pieces of the body that are to be written to dst before anything is moved there
-	moved   bool   // the last Read into slab went to dst instead
-	dstErr  error  // why dst took no more
+	dst     *os.File // where Read moves the bytes that it is asked to put into region
+	region  []byte
+	held    []byte // small pieces of the body, to be written to dst before anything is moved there
+	moved   bool   // the last Read into region went to dst instead
+	dstErr  error  // the error of dst
 }
 
-// nextRequest begins a request: no token of the one before is valid any more.
+// nextRequest begins a request, which invalidates the token of the one before.
 func (c *conn) nextRequest() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -83,9 +83,9 @@ func (c *conn) nextRequest() {
 // connOf returns the connection of a request.
 func connOf(ctx *fasthttp.RequestCtx) *conn { return ctx.Conn().(*conn) }
 
-// hold returns the token of the request being served. It is valid until that
-// request is over: with it other goroutines can end the request, and never hit
-// the next one on the connection.
+// hold returns the token of the request being served. It is valid until that request is
+// over: with it other goroutines can end the request, but never the next one on the
+// connection.
 func (c *conn) hold() uint64 { return c.token }
 
 // bodyRevoker returns what a budget calls to end the reading of the body of the
@@ -102,9 +102,9 @@ func (c *conn) responseRevoker() func() {
 	return func() { c.revokeResponse(token) }
 }
 
-// revokeBody makes the reading of the body, under way or to come, fail soon with
-// errRevoked. Once the body is read whole it has no effect. Any goroutine may
-// call it; it does not block.
+// revokeBody makes reads of the body, current and later ones, fail soon with errRevoked.
+// Once the body is read whole it has no effect. Any goroutine may call it; it does not
+// block.
 func (c *conn) revokeBody(token uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -112,14 +112,14 @@ func (c *conn) revokeBody(token uint64) {
 		return
 	}
 	c.bodyRevoked.Store(true)
-	if c.inBody { // otherwise the read deadline is that of a header, or of what is drained
+	if c.inBody { // otherwise the read deadline is that of a header, or of draining
 		_ = c.SetReadDeadline(past)
 	}
 }
 
-// revokeResponse makes the sending of the answer, under way or to come, fail soon
-// with errRevoked. Once the answer is sent it has no effect. Any goroutine may
-// call it; it does not block.
+// revokeResponse makes writes of the response, current and later ones, fail soon with
+// errRevoked. Once the response is sent it has no effect. Any goroutine may call it; it
+// does not block.
 func (c *conn) revokeResponse(token uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -143,11 +143,11 @@ func (c *conn) finishRecord() {
 		if c.rec.sendErr != nil {
 			c.rec.out = max(0, c.rec.sent-c.rec.head)
 		}
-		c.l.ended(&c.rec)
+		c.l.finished(&c.rec)
 	}
 }
 
-// Close closes the connection, and leaves one that lingers to finish: it may be
+// Close closes the connection, unless it lingers: finish does that then. Close may be
 // called by the goroutine that shuts down, which must not wait for a client.
 func (c *conn) Close() error {
 	if c.linger.Load() {
@@ -169,16 +169,16 @@ func (c *conn) close() error {
 // come with the request before.
 func (c *conn) requestBegins() { c.waiting = false }
 
-// requestOver is called when the answer has left and the body is drained, before
+// requestOver is called when the response has left and the body is drained, before
 // the connection waits for its next request.
 func (c *conn) requestOver() {
 	c.linger.Store(false)
 	c.waiting = true
 }
 
-// finish ends a connection, in the goroutine that served it. After an early answer
-// it first stops sending and reads away what the client still sends, for a bounded
-// time: a close with bytes unread is a reset, which can overtake the answer (RFC
+// finish ends a connection, in the goroutine that served it. After an early response
+// it first stops sending and drains what the client still sends, for a bounded
+// time: a close with bytes unread is a reset, which can overtake the response (RFC
 // 9112, section 9.6).
 func (c *conn) finish() {
 	if !c.linger.Swap(false) {
@@ -200,7 +200,7 @@ func (c *conn) finish() {
 	_ = c.close()
 }
 
-// remoteText is the address of the client in the log, made once.
+// remoteText returns the address of the client for the log, formatted once.
 func (c *conn) remoteText() string {
 	if c.remote == "" {
 		c.remote = c.RemoteAddr().String()
@@ -208,5 +208,5 @@ func (c *conn) remoteText() string {
 	return c.remote
 }
 
-// client is the client as budgets know it.
+// client returns the client as budgets know it (clientOf).
 func (c *conn) client() string { return c.from }

@@ -24,31 +24,31 @@ func (c *conn) awaitBody(d time.Duration) error {
 	return c.SetReadDeadline(time.Now().Add(d))
 }
 
-// beginBody makes Read watch for stalls, in place of the header's deadline.
+// beginBody makes Read watch for stalls, instead of the header's deadline.
 func (c *conn) beginBody() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.inBody, c.ended, c.armed, c.window = true, nil, false, 0
-	c.pace = newPace(c.l.minRate, c.l.minute, time.Now())
+	c.pace = newPace(c.l.minRate, c.l.ratePeriod, time.Now())
 }
 
-// endBody ends what beginBody began. What is left unread may still come for a
-// bounded time, since fasthttp drains it before the next request.
+// endBody undoes beginBody. The deadline that it sets is for the unread rest, which
+// fasthttp drains before the next request.
 func (c *conn) endBody() {
 	c.setLowMark(false)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.inBody, c.slow, c.dst, c.slab, c.held, c.dstErr = false, false, nil, nil, nil, nil
+	c.inBody, c.slow, c.dst, c.region, c.held, c.dstErr = false, false, nil, nil, nil, nil
 	_ = c.SetReadDeadline(time.Now().Add(lingerQuiet))
 }
 
-// Read reads as net.Conn does, and in a body: fails with errStalled when the
-// client moves too little, with errBodyCut when it leaves, with errRevoked when
-// others need what it holds, and moves the bytes
-// to dst by splice(2), leaving p as it is, when p is the slab. fasthttp's
-// stream passes the slab on, cut to what is left of the body or of the chunk,
-// only when nothing is buffered in front of it: so what is moved is exactly
-// what it believes to have read, and its counters stay right.
+// Read implements net.Conn. In a body it fails with errStalled if the client sends too
+// little, with errBodyCut if it leaves, and with errRevoked if others need what it holds.
+//
+// If p is the marker region, Read moves the bytes to dst by splice(2) and leaves p
+// unchanged. fasthttp's stream passes the region on, cut to what is left of the body or of
+// the chunk, only if it has nothing buffered: so exactly the bytes are moved that it
+// believes to have read, and its counters stay right.
 func (c *conn) Read(p []byte) (int, error) {
 	if !c.inBody {
 		c.finishRecord()
@@ -57,9 +57,9 @@ func (c *conn) Read(p []byte) (int, error) {
 		}
 		return c.TCPConn.Read(p)
 	}
-	splice := c.dst != nil && len(p) > 0 && &p[0] == &c.slab[0]
+	splice := c.dst != nil && len(p) > 0 && &p[0] == &c.region[0]
 	if c.armed && time.Now().After(c.stallAt) {
-		c.armed = false // it passed while nobody read, as an upload that waits for memory: not for the client
+		c.armed = false // it passed while the service did not read, as an upload that waits for memory
 	}
 	for {
 		if c.bodyRevoked.Load() {
@@ -86,8 +86,8 @@ func (c *conn) Read(p []byte) (int, error) {
 			if c.bodyRevoked.Load() {
 				return n, c.end(errRevoked)
 			}
-			if c.armed && !c.waitsOn() {
-				if c.ended == nil { // else it was revoked just now
+			if c.armed && !c.extendDeadline() {
+				if c.ended == nil { // else it was revoked in the meantime
 					c.ended = errStalled
 				}
 				return n, c.ended
@@ -103,17 +103,17 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 }
 
-// waitsOn is asked when a deadline fired and too little was read. It reports
+// extendDeadline is called when a deadline fired and too little was read. It reports
 // whether there is time left, and sets a deadline for it.
-func (c *conn) waitsOn() bool {
-	if now := time.Now(); now.Before(c.stallAt) { // it was one of the pace
+func (c *conn) extendDeadline() bool {
+	if now := time.Now(); now.Before(c.stallAt) { // it was a deadline of the pace
 		return c.awaitPace(now) == nil
 	}
 	return c.drainBelowMark()
 }
 
 // awaitPace sets a read deadline for the stall timeout or, if that is sooner, for
-// the next look at the pace of the client.
+// the next check of the pace of the client.
 func (c *conn) awaitPace(now time.Time) error {
 	if c.pace.judge(now) {
 		c.setLowMark(false)
@@ -121,7 +121,7 @@ func (c *conn) awaitPace(now time.Time) error {
 	return c.awaitBody(c.pace.patience(c.stallAt.Sub(now)))
 }
 
-// end notes why a body ends. fasthttp wraps an error between two chunks in one
+// end records why a body ends. fasthttp wraps an error between two chunks in one
 // that does not unwrap.
 func (c *conn) end(err error) error {
 	c.ended = err
@@ -156,7 +156,7 @@ func (c *conn) readOnce(p []byte, splice bool) (int, error) {
 	return int(n), err
 }
 
-// writeHeld writes to dst what was gathered, which is no more after it.
+// writeHeld writes the collected pieces to dst, and forgets them.
 func (c *conn) writeHeld() error {
 	held := c.held
 	c.held = nil
@@ -167,18 +167,18 @@ func (c *conn) writeHeld() error {
 	return c.dstErr
 }
 
-// failed reports whether an error that a splice or a sendfile has just returned is the
-// socket's own, and not that of the file. The error itself does not tell: a file
-// on a remote store fails with ETIMEDOUT or ENOTCONN too. The socket does: the
-// kernel closes one before it reports an error of it, and a closed socket has no
-// peer (getpeername(2)). If an error of it is still pending (SO_ERROR), the
-// call did not report that one, and its own was the file's.
+// failed reports whether an error that a splice or a sendfile has just returned is that
+// of the socket, and not that of the file. The error itself does not say: a file
+// on a remote store fails with ETIMEDOUT or ENOTCONN too. The state of the socket does: the
+// kernel closes a socket before it reports its error, and a closed socket has no
+// peer (getpeername(2)). If an error of the socket is still pending (SO_ERROR), the
+// call has reported another one, that of the file.
 func (c *conn) failed() bool {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return true
 	}
-	failed := true // Control fails where this side has closed the connection (cut)
+	failed := true // Control fails if this side has closed the connection (cut)
 	_ = raw.Control(func(fd uintptr) {
 		if _, err := unix.Getpeername(int(fd)); err == nil {
 			failed = false
@@ -190,9 +190,9 @@ func (c *conn) failed() bool {
 	return failed
 }
 
-// drainBelowMark is asked when a deadline fired and too little was read: bytes
-// may be queued that are fewer than the low-water mark. If so the mark is taken
-// away for the rest of the body, and there is a little time to read them.
+// drainBelowMark is called when a deadline fired and too little was read: fewer bytes
+// than the low-water mark may be queued. If so the mark is removed for the rest of the
+// body, and there is a little time to read them.
 func (c *conn) drainBelowMark() bool {
 	if !c.lowMark {
 		return false
@@ -202,7 +202,7 @@ func (c *conn) drainBelowMark() bool {
 	return c.queued() > 0 && c.awaitBody(lingerQuiet) == nil
 }
 
-// queued is the number of bytes that the client sent and nobody has read.
+// queued returns the number of bytes that have arrived and were not read.
 func (c *conn) queued() int64 {
 	queued := 0
 	if raw, err := c.SyscallConn(); err == nil {
@@ -211,8 +211,8 @@ func (c *conn) queued() int64 {
 	return int64(queued)
 }
 
-// awaitQueued waits for bytes of the client's, and for nothing else: a splice
-// waits for the file too. At the end of the connection it returns 1.
+// awaitQueued waits for bytes of the client only: a splice also waits for the file. At the
+// end of the connection it returns 1.
 func (c *conn) awaitQueued() (int64, error) {
 	defer c.pace.wait(time.Now())
 	raw, err := c.SyscallConn()
@@ -221,8 +221,8 @@ func (c *conn) awaitQueued() (int64, error) {
 	}
 	queued := 0
 	err = raw.Read(func(fd uintptr) bool {
-		// Not SIOCINQ alone: it is 0 at the end of the connection too, of which the
-		// poller may have told already, and it tells once.
+		// Not SIOCINQ alone: it is 0 also at the end of the connection, which the
+		// poller reports only once and may have reported already.
 		var b [1]byte
 		if _, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT); err == unix.EAGAIN {
 			return false
@@ -233,9 +233,9 @@ func (c *conn) awaitQueued() (int64, error) {
 	return max(int64(queued), 1), err
 }
 
-// setLowMark sets SO_RCVLOWAT to lowWater, or back to 1: the fewer times a large
-// body wakes its reader, the less it costs. It must be off whenever fewer bytes
-// than that are to come.
+// setLowMark sets SO_RCVLOWAT to lowWater, or back to 1: a large body that wakes its
+// reader less often costs less. It must be off whenever fewer bytes than that are still to
+// come.
 func (c *conn) setLowMark(on bool) {
 	if on == c.lowMark || on && (c.slow || c.pace.watched) {
 		return

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// awaitResponse sets the write deadline of an answer, unless that was revoked.
+// awaitResponse sets the write deadline of a response, unless that was revoked.
 func (c *conn) awaitResponse(until time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -42,7 +42,7 @@ func (c *conn) Write(p []byte) (int, error) {
 	}
 }
 
-// headSize is the size of the header that p begins with. fasthttp writes a header
+// headSize returns the size of the header that p begins with. fasthttp writes a header
 // at once: it is smaller than the buffer (writeBuffer).
 func headSize(p []byte) int64 {
 	const end = "\r\n\r\n"
@@ -53,7 +53,7 @@ func headSize(p []byte) int64 {
 }
 
 // ReadFrom sends r under the same rule as Write: by sendfile(2) if r is a file
-// in an io.LimitedReader, as fasthttp passes it on. A file that ends before the
+// in an io.LimitedReader, which is what fasthttp passes. A file that ends before the
 // limit has failed (sourceFailed): fasthttp closes the connection then.
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	var file *os.File
@@ -62,8 +62,8 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 		file, ok = lr.R.(*os.File)
 	}
 	if !ok {
-		// The source may be slow, and that is not the client's fault: only
-		// the writes have deadlines.
+		// Only the writes have deadlines: that the source is slow is not the client's
+		// fault.
 		return io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{r}, make([]byte, 64<<10))
 	}
 	total := int64(0)
@@ -71,7 +71,7 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 		ofFile := false
 		n, err := c.sendOnce(func() (int64, error) {
 			n, err := c.TCPConn.ReadFrom(lr)
-			ended = err == nil // all of it, or all that the file has
+			ended = err == nil // all of it was sent, or all that the file has
 			ofFile = err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !c.failed()
 			return n, err
 		})
@@ -90,7 +90,7 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	return total, nil
 }
 
-// readError is the error of a file that could not be read while it was sent.
+// readError returns the error of a file that could not be read while it was sent.
 func readError(path string, err error) error {
 	if errno := unix.Errno(0); errors.As(err, &errno) {
 		err = errno // without the names of the calls and of the connection
@@ -98,13 +98,13 @@ func readError(path string, err error) error {
 	return diskError("read", path, err)
 }
 
-// cutError is the error of a source that ended missing bytes too early.
+// cutError returns the error of a source that ended missing bytes too early.
 func cutError(name string, missing int64) error {
 	return fmt.Errorf("cannot read %q: it ended %d bytes too early: %w", name, missing, io.ErrUnexpectedEOF)
 }
 
-// sourceFailed notes that an answer is cut because what it is made of failed,
-// and reports that, if the answer says how.
+// sourceFailed records that a response is cut because its source failed, and calls the
+// function that the response has for that.
 func (c *conn) sourceFailed(err error) error {
 	if c.rec.sourceFailed != nil {
 		c.rec.sourceFailed(err)
@@ -112,7 +112,7 @@ func (c *conn) sourceFailed(err error) error {
 	return c.sent(err)
 }
 
-// sent notes why an answer was not sent whole.
+// sent records why a response was not sent whole.
 func (c *conn) sent(err error) error {
 	if err != nil {
 		c.rec.sendErr = err
@@ -120,12 +120,12 @@ func (c *conn) sent(err error) error {
 	return err
 }
 
-// sendOnce calls send under a deadline. A deadline that fires with too little
-// sent is an error only if the socket's buffer did not empty either since the
-// one before: it can hold minutes of a slow client's line. So a client that
-// takes nothing at all is dropped after four and a half stall timeouts at the most. A
-// deadline that leaves the stall timeout or more is left as it is, since setting
-// one for each answer costs more than it is worth.
+// sendOnce calls send under a deadline. A deadline that fires with too little sent is an
+// error only if the socket's buffer did not drain either since the deadline before: the
+// buffer can hold what a slow line takes minutes to send. So a client that reads nothing
+// is dropped after at most four and a half stall timeouts. A deadline that is at least a
+// stall timeout away is kept, since setting one for each response costs more than it
+// gains.
 func (c *conn) sendOnce(send func() (int64, error)) (int64, error) {
 	if now := time.Now(); c.sendUntil.Sub(now) < c.l.stall {
 		if err := c.awaitResponse(now.Add(c.l.stall * 3 / 2)); err != nil {
@@ -148,7 +148,7 @@ func (c *conn) sendOnce(send func() (int64, error)) (int64, error) {
 	return n, nil
 }
 
-// unsent is the number of bytes written to the socket that the client has not
+// unsent returns the number of bytes written to the socket that the client has not
 // acknowledged.
 func (c *conn) unsent() int64 {
 	queued := 0

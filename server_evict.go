@@ -8,30 +8,29 @@ import (
 	"time"
 )
 
-// freshPatience is how long a new connection that sends nothing is spared. A client
-// that connects has a request to send, and it arrives within a second even if its
-// first packet was lost. So such a connection is worth less than one that has sent
-// requests, but not before: else a flood of connections would end new ones before
-// a client that is far away can send anything.
+// freshPatience is how long a new connection that sends nothing is spared. The request of
+// a client that connects arrives within a second even if its first packet was lost. After
+// that such a connection is worth less than one that has sent requests. Not before: else
+// a flood of connections would close new ones before a distant client can send anything.
 const freshPatience = time.Second
 
-// The states of a connection. Only a change from connIdle is raced for.
+// The states of a connection. Goroutines race only for the change from connIdle.
 const (
 	connBusy = iota // a request is read or served, or its answer is sent
 	connIdle        // it waits for the first byte of a request
-	connOver        // it was closed: nothing that still arrives is served
+	connOver        // it was closed: a request that still arrives is not served
 )
 
-// idleConns are the connections that wait for a request, those that wait for
-// longest first. One that has become busy stays in its list until it is idle again,
-// or is found there: so a request costs one lock.
+// idleConns are the connections that wait for a request, the longest idle first. A
+// connection that becomes busy stays in its list until it is idle again or is found there:
+// so a request costs one lock.
 type idleConns struct {
 	mu    sync.Mutex
-	fresh list.List // nothing has arrived on them
-	kept  list.List // they were kept after a request
+	fresh list.List // new ones, on which nothing has arrived
+	kept  list.List // those that were kept after a request
 }
 
-// add notes that c begins to wait, and reports false if it is over.
+// add records that c begins to wait. It returns false if c was closed.
 func (i *idleConns) add(c *conn) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -51,7 +50,7 @@ func (i *idleConns) add(c *conn) bool {
 	return true
 }
 
-// remove forgets c, which is over.
+// remove removes c, which was closed.
 func (i *idleConns) remove(c *conn) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -65,10 +64,9 @@ func (i *idleConns) drop(c *conn) {
 	}
 }
 
-// takeOldest returns the connection that has been idle for longest, and makes it
-// over: a request that arrives now is not read. It returns nil if none is idle.
-// Before others come those that have sent nothing for freshPatience, and after them
-// those that are new.
+// takeOldest returns the longest idle connection, and marks it as closed: a request that
+// arrives now is not read. It returns nil if none is idle. Connections that have sent
+// nothing for freshPatience are taken first, newer ones that have sent nothing last.
 func (i *idleConns) takeOldest() *conn {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -89,8 +87,8 @@ func (i *idleConns) takeOldest() *conn {
 	}
 }
 
-// first returns the first of a list that is idle, and drops those before it. One
-// whose request has arrived and was not read yet is as good as busy.
+// first returns the first idle connection of a list, and drops those before it. One
+// whose request has arrived but was not read yet counts as busy.
 func (i *idleConns) first(of *list.List) *conn {
 	for e := of.Front(); e != nil; e = of.Front() {
 		c := e.Value.(*conn)
@@ -103,7 +101,7 @@ func (i *idleConns) first(of *list.List) *conn {
 }
 
 // readFirst waits for the first bytes of a request. It fails if the connection was
-// closed meanwhile, also if bytes have arrived: who closed it counts on that.
+// evicted in the meantime, even if bytes have arrived: evict relies on that.
 func (c *conn) readFirst(p []byte) (int, error) {
 	if !c.l.idle.add(c) {
 		return 0, net.ErrClosed
@@ -116,51 +114,50 @@ func (c *conn) readFirst(p []byte) (int, error) {
 	return n, err
 }
 
-// evict closes the connection that has been idle for longest, and reports whether
-// there was one.
+// evict closes the longest idle connection, and reports whether there was one.
 func (l *listener) evict() bool {
 	c := l.idle.takeOldest()
 	if c == nil {
 		return false
 	}
-	l.ends(c)
+	l.markEnding(c)
 	l.count.evicted()
-	c.TCPConn.Close() // does not block: nothing but a read that waits has the socket
+	c.TCPConn.Close() // does not block: only a waiting read uses the socket
 	return true
 }
 
-// makeRoom ends a connection in favour of c, which is one too many: the one that
-// has been idle for longest, or else the newest of a client that has more than half
-// of all, if c is not its own. It reports whether there was one.
+// makeRoom closes a connection in favour of c, which is one too many: the longest idle
+// one, or else the newest of a client that has more than half of all, unless c is of the
+// same client. It reports whether there was one.
 func (l *listener) makeRoom(c *conn) bool {
 	if l.evict() {
-		l.tell(slog.LevelWarn, "no connection is free: the longest idle one is closed for each new one", "limit", l.max)
+		l.logRarely(slog.LevelWarn, "no connection is free: the longest idle one is closed for each new one", "limit", l.max)
 		return true
 	}
 	newest := l.newestOfLargest(c)
 	if newest == nil {
 		return false
 	}
-	l.ends(newest)
+	l.markEnding(newest)
 	l.count.cut()
-	l.tell(slog.LevelWarn, "no connection is free: one client has more than half, and its newest are cut for those of others",
+	l.logRarely(slog.LevelWarn, "no connection is free: one client has more than half, and its newest are cut for those of others",
 		"client", newest.client(), "limit", l.max)
 	go newest.TCPConn.Close() // may block: see cut
 	return true
 }
 
-// newestOfLargest is the newest connection of the client that has more than half of
-// all. It is nil if there is none, or it is that of c, or many that were closed do
-// not end: the store may hang that they wait for.
+// newestOfLargest returns the newest connection of the client that has more than half of
+// all. It returns nil if there is none, if c is of the same client, or if many connections
+// that were closed do not end: they may wait for a store that hangs.
 func (l *listener) newestOfLargest(c *conn) *conn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.largest == "" || l.largest == c.client() || l.ending >= cap(l.refusing) {
+	if l.largest == "" || l.largest == c.client() || l.ending >= cap(l.rejecting) {
 		return nil
 	}
 	return l.clients[l.largest].Back().Value.(*conn)
 }
 
-// half is the number of connections past which a client has more than half of all.
-// With the one that is one too many, no two clients have.
+// half returns the number of connections above which a client has more than half of all.
+// It counts the one connection that is too many, so at most one client has more.
 func (l *listener) half() int { return (l.max + 1) / 2 }

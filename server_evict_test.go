@@ -325,7 +325,7 @@ func TestConnectionsThatDoNotEndAreFew(t *testing.T) {
 	var hung sync.WaitGroup
 	s := &crowd{}
 	s.testServer, _ = startTuned(t, func(svc *service, l *listener) {
-		s.l, l.max, l.refusing = l, 4, make(chan struct{}, 1)
+		s.l, l.max, l.rejecting = l, 4, make(chan struct{}, 1)
 		routes := svc.server.handler.serve
 		svc.server.handler.serve = func(ctx *fasthttp.RequestCtx) {
 			if string(ctx.Path()) == "/hangs" {

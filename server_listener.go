@@ -15,40 +15,40 @@ import (
 )
 
 const (
-	// acceptPause is how long the listener waits before it looks again whether a
-	// descriptor came free.
+	// acceptPause is how long the listener waits before it checks again whether a
+	// descriptor is free.
 	acceptPause     = 50 * time.Millisecond
-	tellEvery       = time.Minute // how often the log says the same about connections
+	logEvery        = time.Minute // how often the log says the same about connections
 	filesPerRequest = 6           // descriptors that an upload has open at most beside its connection: files, directories, a pipe
 )
 
-// listener hands out *conn. It knows the open ones, so that those which outlive
+// listener accepts *conn. It knows the open ones, so that those that outlive
 // the shutdown grace can be cut.
 type listener struct {
 	*net.TCPListener
-	stall    time.Duration
-	minRate  int64         // bytes a second of a body; 0: any
-	minute   time.Duration // over which it is judged
-	log      *slog.Logger
-	ended    func(*requestRecord) // called when an answer has left
-	splicers *spliceSlots
-	buffers  bodyBuffers
+	stall       time.Duration
+	minRate     int64         // bytes a second of a body; 0: any
+	ratePeriod  time.Duration // over which minRate is judged
+	log         *slog.Logger
+	finished    func(*requestRecord) // called when a response has left
+	spliceSlots *spliceSlots
+	buffers     bodyBuffers
 
-	max      int                  // connections that leave descriptors for their files
-	perIP    int                  // connections of one address; 0: any number
-	refusing chan struct{}        // those that are being told that they are refused
-	told     map[string]time.Time // when the log last said what; Accept's own
-	count    connCounters
+	max       int                  // connections that leave descriptors for their files
+	perIP     int                  // connections of one address; 0: any number
+	rejecting chan struct{}        // one element for each connection that is being rejected
+	loggedAt  map[string]time.Time // when each message was logged last; used by Accept only
+	count     connCounters
 
 	idle  idleConns
-	spare spares // nil: none are kept
+	spare spares // nil: there are none
 
-	mu      sync.Mutex
-	open    map[*conn]struct{}
-	ending  int                   // those of them that were closed for others, and are not gone
-	clients map[string]*list.List // the others, by client, the oldest first
-	largest string                // the client that has more than half, if there is one
-	peers   map[netip.Addr]int    // open connections; counted only with perIP
+	mu        sync.Mutex
+	open      map[*conn]struct{}
+	ending    int                   // those of them that were closed for others and have not ended
+	clients   map[string]*list.List // the others, by client, the oldest first
+	largest   string                // the client that has more than half, if there is one
+	openPerIP map[netip.Addr]int    // open connections; counted only with perIP
 }
 
 // connCounters are called for connections that do not end by themselves.
@@ -57,30 +57,30 @@ type connCounters struct {
 	evicted, cut  func() // closed for others: idle; in use
 }
 
-// newListener makes a listener that keeps descriptors for so many requests at
-// once, of those that the process may have, but at most half of them; of the
-// rest every connection may take a second one, for the file that it downloads.
-func newListener(l *net.TCPListener, requests int, stall time.Duration, log *slog.Logger, ended func(*requestRecord)) *listener {
+// newListener returns a listener that leaves descriptors for the files of so many requests
+// at once, but at most half of those that the process may have. Of the rest each connection
+// may use two: one for itself, one for the file that it downloads.
+func newListener(l *net.TCPListener, requests int, stall time.Duration, log *slog.Logger, finished func(*requestRecord)) *listener {
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil || limit.Cur > math.MaxInt32 {
 		limit.Cur = math.MaxInt32
 	}
 	most := int(limit.Cur)
 	uncounted := func() {}
-	listener := &listener{TCPListener: l, stall: stall, log: log, ended: ended, splicers: newSpliceSlots(),
-		max:  min(maxConnections, (most-min(requests*filesPerRequest, most/2))/2),
-		told: map[string]time.Time{}, count: connCounters{uncounted, uncounted, uncounted, uncounted},
-		open: map[*conn]struct{}{}, clients: map[string]*list.List{}, peers: map[netip.Addr]int{}}
+	listener := &listener{TCPListener: l, stall: stall, log: log, finished: finished, spliceSlots: newSpliceSlots(),
+		max:      min(maxConnections, (most-min(requests*filesPerRequest, most/2))/2),
+		loggedAt: map[string]time.Time{}, count: connCounters{uncounted, uncounted, uncounted, uncounted},
+		open: map[*conn]struct{}{}, clients: map[string]*list.List{}, openPerIP: map[netip.Addr]int{}}
 	// Each has a descriptor.
-	listener.refusing = make(chan struct{}, min(maxRefusing, listener.max/8+1))
+	listener.rejecting = make(chan struct{}, min(maxRejecting, listener.max/8+1))
 	return listener
 }
 
 // Accept implements net.Listener. While the process or the system is short of
 // descriptors or memory it closes idle connections and waits: fasthttp takes every
 // error for the end of the listener, and the uploads in flight would end with it.
-// Past max, which leaves an upload the descriptors of the files that it opens at its
-// end, a connection takes the place of another, or is turned away.
+// Past max, which leaves descriptors for the files that uploads open at their end, a
+// connection replaces another one or is rejected.
 func (l *listener) Accept() (net.Conn, error) {
 	for short := false; ; {
 		tcp, err := l.AcceptTCP()
@@ -96,31 +96,31 @@ func (l *listener) Accept() (net.Conn, error) {
 		switch {
 		case !l.admit(c):
 			l.count.crowded()
-			l.turnAway(tcp, crowded)
+			l.reject(tcp, crowded)
 		case l.places() < 0 && !l.makeRoom(c):
 			l.forget(c)
 			l.count.full()
-			l.tell(slog.LevelError, "no connection is free: new ones are answered 503", "limit", l.max)
-			l.turnAway(tcp, full)
+			l.logRarely(slog.LevelError, "no connection is free: new ones are rejected with 503", "limit", l.max)
+			l.reject(tcp, full)
 		default:
 			return c, nil
 		}
 	}
 }
 
-// relieve closes something for a connection that waits and cannot be accepted for
-// want of descriptors, and reports whether it did. It pauses if it cannot, and if the
-// one before did not help: the others do not follow it all at once.
+// relieve closes something for a waiting connection that cannot be accepted because
+// descriptors are short, and reports whether it did. It pauses if it could not, and if the
+// close before did not help, so that not all connections are closed at once.
 func (l *listener) relieve(shortage error, again bool) bool {
 	if !l.awaited() {
 		time.Sleep(acceptPause)
 		return false
 	}
-	l.tell(slog.LevelError, "cannot accept connections for now", "error", shortage)
+	l.logRarely(slog.LevelError, "cannot accept connections for now", "error", shortage)
 	if again {
 		time.Sleep(acceptPause)
 	}
-	if isFewDescriptors(shortage) && (l.spare.giveUp() || l.evict()) {
+	if isFewDescriptors(shortage) && (l.spare.closeOne() || l.evict()) {
 		return true
 	}
 	time.Sleep(acceptPause)
@@ -128,7 +128,7 @@ func (l *listener) relieve(shortage error, again bool) bool {
 }
 
 // awaited reports whether a connection waits to be accepted. accept(2) needs a
-// descriptor before it can tell.
+// descriptor before it can say so.
 func (l *listener) awaited() bool {
 	raw, err := l.SyscallConn()
 	if err != nil {
@@ -141,32 +141,32 @@ func (l *listener) awaited() bool {
 	return n > 0
 }
 
-// newConn makes the connection that fasthttp gets.
+// newConn returns the connection that fasthttp gets.
 func (l *listener) newConn(tcp *net.TCPConn) *conn {
 	return &conn{TCPConn: tcp, l: l, from: clientOf(peerOf(tcp)), accepted: time.Now(), fresh: true, waiting: true}
 }
 
-// tell logs what was not logged lately.
-func (l *listener) tell(level slog.Level, what string, args ...any) {
-	if now := time.Now(); now.Sub(l.told[what]) >= tellEvery {
-		l.told[what] = now
+// logRarely logs a message at most once in logEvery.
+func (l *listener) logRarely(level slog.Level, what string, args ...any) {
+	if now := time.Now(); now.Sub(l.loggedAt[what]) >= logEvery {
+		l.loggedAt[what] = now
 		l.log.Log(context.Background(), level, what, append(args, "address", l.Addr().String())...)
 	}
 }
 
-// isShortage tells the errors of accept(2) that pass.
+// isShortage reports whether an error of accept(2) is temporary.
 func isShortage(err error) bool {
 	return isFewDescriptors(err) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
 }
 
-// isFewDescriptors tells those that pass when a connection is closed.
+// isFewDescriptors reports whether an error passes when a connection is closed.
 func isFewDescriptors(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
 }
 
-// cut closes every connection at once, whatever it is doing: reads and writes
-// under way fail. It does not wait for them, as a close does: a sendfile(2) of a
-// file on a mount that hangs keeps its socket.
+// cut closes every connection at once, whatever it is doing: reads and writes in progress
+// fail. It does not wait for the closes: a sendfile(2) of a file on a mount that hangs
+// keeps its socket.
 func (l *listener) cut() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -176,8 +176,7 @@ func (l *listener) cut() int {
 	return len(l.open)
 }
 
-// wait waits until no connection is open, for at most d, and tells whether that
-// is so.
+// wait waits until no connection is open, for at most d, and reports whether none is.
 func (l *listener) wait(d time.Duration) bool {
 	for end := time.Now().Add(d); ; time.Sleep(10 * time.Millisecond) {
 		l.mu.Lock()

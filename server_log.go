@@ -15,7 +15,7 @@ import (
 const (
 	logChunkSize  = 64 << 10    // bytes of one write: as many as a pipe takes
 	logBuffered   = 1 << 20     // bytes of lines that wait for the reader of the log
-	logReserve    = 256 << 10   // bytes more, which access lines cannot use
+	logReserve    = 256 << 10   // more bytes, which access lines cannot use
 	logFlushEvery = time.Second // how long an access line waits for others at most
 	logCloseWait  = time.Second // how long the end of the process waits for the last lines
 )
@@ -26,7 +26,7 @@ type lineKind uint32
 const (
 	accessLine  lineKind = iota // access lines and DEBUG: written together, dropped first
 	otherLine                   // all others: written at once
-	droppedLine                 // of the queue itself: how many were dropped
+	droppedLine                 // written by the queue itself: how many were dropped
 	lineKinds   = droppedLine
 )
 
@@ -42,14 +42,14 @@ type logQueue struct {
 	limit, reserve int // bytes
 	flush          *time.Timer
 	done           chan struct{} // closed when the goroutine has ended
-	cut            bool          // the last write ended inside a line; the goroutine's own
+	cut            bool          // the last write ended inside a line; used by the goroutine only
 
 	mu         sync.Mutex
 	work       sync.Cond
 	queue      []*logChunk // the last one takes more lines
 	spare      *logChunk
 	used       int  // bytes of the lines in the queue, and of those being written
-	due        bool // write the last chunk too
+	due        bool // the last chunk is to be written too
 	armed      bool // the timer runs
 	full       bool // lines had no room, and there is still too little: access lines are dropped
 	closed     bool
@@ -75,18 +75,18 @@ func newLogQueue(w io.Writer) *logQueue {
 	return b
 }
 
-// add takes a copy of a line, which ends with a newline, or drops it.
+// add adds a copy of a line, which ends with a newline, or drops it.
 func (b *logQueue) add(kind lineKind, line []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.report()
 	if b.closed || !b.push(kind, line) {
-		b.full = b.used > 0 // else nothing is written that could make room
+		b.full = b.used > 0 // else no write is pending that could make room
 		b.drop(kind)
 	}
 }
 
-// push appends a line to the queue, and reports false if there is no room for it.
+// push appends a line to the queue, and returns false if there is no room for it.
 func (b *logQueue) push(kind lineKind, line []byte) bool {
 	room := b.limit - b.used
 	if kind != accessLine {
@@ -107,7 +107,7 @@ func (b *logQueue) push(kind lineKind, line []byte) bool {
 	c.lines = append(c.lines, uint32(len(line))<<2|uint32(kind))
 	b.used += len(line)
 	switch {
-	case kind == otherLine: // and not droppedLine: while all writes fail there is one for each access line
+	case kind == otherLine: // not droppedLine: while all writes fail there is one for each access line
 		b.due = true
 		b.work.Signal()
 	case !b.armed:
@@ -168,7 +168,7 @@ func (b *logQueue) write() {
 	}
 }
 
-// next waits for a chunk to write. It returns nil when the buffer is closed and
+// next waits for a chunk to write. It returns nil when the queue is closed and
 // empty.
 func (b *logQueue) next() *logChunk {
 	b.mu.Lock()
@@ -185,8 +185,8 @@ func (b *logQueue) next() *logChunk {
 	return c
 }
 
-// send writes p, and returns how much of it was written. The next line after one
-// that was cut begins with a newline: else it would be lost too.
+// send writes p, and returns how many bytes of it were written. After a line that was cut
+// it writes a newline first: else the next line would be lost too.
 func (b *logQueue) send(p []byte) int {
 	if b.cut {
 		if n, _ := b.w.Write([]byte{'\n'}); n < 1 {
@@ -199,7 +199,7 @@ func (b *logQueue) send(p []byte) int {
 	return n
 }
 
-// written notes that n bytes of c were written, and the rest could not be.
+// written records that n bytes of c were written, and the rest could not be.
 func (b *logQueue) written(c *logChunk, n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -239,14 +239,14 @@ func (b *logQueue) lose(c *logChunk, written int) {
 	}
 }
 
-// lost is how many lines were dropped since the start.
+// lost returns how many lines were dropped since the start.
 func (b *logQueue) lost() lineCounts {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.dropped
 }
 
-// close writes what is in the buffer, for at most d. Lines that are added later are
+// close writes what is in the queue, for at most d. Lines that are added later are
 // dropped.
 func (b *logQueue) close(d time.Duration) {
 	b.mu.Lock()

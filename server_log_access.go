@@ -10,7 +10,8 @@ import (
 	"unicode/utf8"
 )
 
-// maxLoggedText bounds the bytes of a text in an access line that clients choose or cause.
+// maxLoggedText is the maximum size in bytes of a text in an access line that clients
+// choose or cause.
 const maxLoggedText = 256
 
 // accessLog writes the lines of requests.
@@ -34,7 +35,7 @@ func (a *accessLog) write(x *requestRecord, now time.Time) {
 	_ = lineHandler(a.cfg, a.w).Handle(context.Background(), accessRecord(x, now))
 }
 
-// optional are the members that not every line has. The texts in them may be long.
+// optional returns the members that not every line has. Their texts may be long.
 func (x *requestRecord) optional() [3]struct{ name, value string } {
 	cut := ""
 	if x.sendErr != nil {
@@ -45,7 +46,7 @@ func (x *requestRecord) optional() [3]struct{ name, value string } {
 	}
 }
 
-// clip cuts s to maxLoggedText bytes, between two characters.
+// clip cuts s to at most maxLoggedText bytes, between two characters.
 func clip[T string | []byte](s T) string {
 	if len(s) <= maxLoggedText {
 		return string(s)
@@ -57,7 +58,7 @@ func clip[T string | []byte](s T) string {
 	return string(s[:n])
 }
 
-// accessRecord is the line of a request for slog.
+// accessRecord returns the line of a request for slog.
 func accessRecord(x *requestRecord, now time.Time) slog.Record {
 	r := slog.NewRecord(now, slog.LevelInfo, "request", 0)
 	r.AddAttrs(slog.String("request_id", x.id), slog.String("method", x.method), slog.String("path", x.path),
@@ -71,8 +72,8 @@ func accessRecord(x *requestRecord, now time.Time) slog.Record {
 	return r
 }
 
-// appendLine appends what slog makes of accessRecord, at a tenth of the cost. It
-// reports false if a text has characters to be escaped: slog must do that.
+// appendLine appends the line that slog makes of accessRecord, at a tenth of the cost. It
+// returns false if a text has characters that must be escaped: slog does that.
 func (a *accessLog) appendLine(b []byte, x *requestRecord, now time.Time) (line []byte, ok bool) {
 	l := members{b: b, text: a.cfg.LogFormat == "text"}
 	if l.text {
@@ -106,7 +107,7 @@ func (a *accessLog) appendLine(b []byte, x *requestRecord, now time.Time) (line 
 type members struct {
 	b       []byte
 	text    bool // name=value, not JSON
-	escapes bool // there was a text to be escaped
+	escapes bool // a text must be escaped
 }
 
 func (m *members) name(name string) {

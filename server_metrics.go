@@ -15,7 +15,7 @@ import (
 // clients send: no site, build, path or address is ever one. docs/operations.md
 // lists all names, and deploy/monitoring queries them.
 
-// serviceMetrics is what the HTTP side counts. It is safe for concurrent use.
+// serviceMetrics are the metrics of the HTTP side. It is safe for concurrent use.
 type serviceMetrics struct {
 	set            *metrics.Set
 	received, sent *metrics.Counter
@@ -83,7 +83,7 @@ func newServiceMetrics() *serviceMetrics {
 	}
 	for _, call := range []string{callStore, callFetch, callStat, callDelete, callAppend, callList, callProbe, callSpace, callURL} {
 		m.calls[call] = set.NewPrometheusHistogramExt(fmt.Sprintf(`pagewright_backend_duration_seconds{operation=%q}`, call), durationBuckets)
-		// From zero on, since an increase is only seen of what was there before.
+		// From zero on: an increase is seen only of a series that existed before.
 		for _, kind := range []string{"internal", "unavailable", "damaged", "denied", "no_space"} {
 			m.failures(call, kind)
 		}
@@ -153,8 +153,8 @@ func (m *serviceMetrics) failures(call, kind string) *metrics.Counter {
 	return m.set.GetOrCreateCounter(`pagewright_backend_errors_total{operation="` + call + `",kind="` + kind + `"}`)
 }
 
-// linesDropped sets how many lines the service log has lost. A scrape that is overtaken
-// by another one does not set them back.
+// linesDropped sets how many lines the service log has dropped. A scrape that is overtaken
+// by another one does not decrease the counters.
 func (m *serviceMetrics) linesDropped(n lineCounts) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -163,7 +163,7 @@ func (m *serviceMetrics) linesDropped(n lineCounts) {
 	}
 }
 
-// gauges adds what is read at the time of a scrape.
+// gauges adds gauges that are read at the time of a scrape.
 func (m *serviceMetrics) gauges(values map[string]func() float64) {
 	for name, value := range values {
 		m.set.NewGauge(name, value)

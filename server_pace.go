@@ -2,11 +2,11 @@ package main
 
 import "time"
 
-// pace holds the client of a body to a minimum rate, over one minute after the
-// other. It counts the time in which the client is waited for, and nothing else:
-// a store that hangs is not the client's fault. That time is taken only while the
-// client is watched: at the beginning of a body, and from when it falls behind
-// until it has caught up. So it costs a fast client nothing.
+// pace holds the client of a body to a minimum rate in each minute. It counts only the
+// time in which the service waits for the client: a store that hangs is not the client's
+// fault. That time is measured only while the client is watched: at the beginning of a
+// body, and from when it falls behind until it has caught up. So it costs a fast client
+// nothing.
 type pace struct {
 	rate    int64 // bytes a second; 0: any
 	minute  time.Duration
@@ -22,8 +22,8 @@ func newPace(rate int64, minute time.Duration, now time.Time) pace {
 	return pace{rate: rate, minute: minute, need: need, since: now, watched: rate > 0}
 }
 
-// judge decides whether the client is to be watched, and begins the next minute.
-// It reports whether it is watched.
+// judge decides whether the client is watched, and begins the next minute. It reports
+// whether the client is watched.
 func (p *pace) judge(now time.Time) bool {
 	if p.rate == 0 {
 		return false
@@ -39,11 +39,11 @@ func (p *pace) judge(now time.Time) bool {
 	return true
 }
 
-// wait counts the time since start.
+// wait adds the time since start.
 func (p *pace) wait(start time.Time) { p.waited += time.Since(start) }
 
-// failed reports whether the client was waited for during a minute in which it
-// sent too little. If it sent enough, the next one begins.
+// failed reports whether the service waited for the client for a minute in which it
+// sent too little. If it sent enough, the next minute begins.
 func (p *pace) failed() bool {
 	if !p.watched || p.waited < p.minute {
 		return false
@@ -55,7 +55,7 @@ func (p *pace) failed() bool {
 	return false
 }
 
-// patience is how long to wait before failed is asked again, at most d.
+// patience returns how long to wait before failed is called again, at most d.
 func (p *pace) patience(d time.Duration) time.Duration {
 	if p.rate == 0 {
 		return d

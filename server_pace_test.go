@@ -17,7 +17,7 @@ import (
 // startPaced serves b with a minute that is short.
 func startPaced(t *testing.T, b Backend, minute time.Duration, rate int64) *testServer {
 	t.Helper()
-	return startHeld(t, b, func(held) {}, func(l *listener) { l.minute, l.minRate = minute, rate })
+	return startHeld(t, b, func(held) {}, func(l *listener) { l.ratePeriod, l.minRate = minute, rate })
 }
 
 // trickle sends a byte now and then until it is stopped, or the connection ends.

@@ -12,40 +12,39 @@ import (
 )
 
 const (
-	maxRefusing = 64          // connections that are told why they are refused, at once
-	refuseTime  = time.Second // how long one of them has to hear it
+	maxRejecting = 64          // connections that are rejected with a response at once
+	rejectTime   = time.Second // how long sending it may take
 )
 
-// refusal is an answer that is sent before a request was read.
-type refusal struct {
+// rejection is a response that is sent before a request was read.
+type rejection struct {
 	status int
 	reason string
 }
 
 var (
-	crowded = refusal{fasthttp.StatusTooManyRequests, "too many connections from your address"}
-	full    = refusal{fasthttp.StatusServiceUnavailable, "too many connections"}
+	crowded = rejection{fasthttp.StatusTooManyRequests, "too many connections from your address"}
+	full    = rejection{fasthttp.StatusServiceUnavailable, "too many connections"}
 )
 
-func (r refusal) answer() []byte {
+func (r rejection) response() []byte {
 	body := `{"status":"error","error":"` + r.reason + `"}` + "\n"
 	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nDate: %s\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"+
 		"Content-Length: %d\r\nRetry-After: 5\r\nConnection: close\r\n%s: %s\r\n\r\n%s",
 		r.status, fasthttp.StatusMessage(r.status), fasthttp.AppendHTTPDate(nil, time.Now()), len(body), headerRequestID, rand.Text(), body)
 }
 
-// admit takes c among the open connections, unless its address has enough. It
-// is done here and not by fasthttp, whose own limit hides the connection from
-// sendfile(2) and splice(2).
+// admit adds c to the open connections, unless its address has the maximum. fasthttp's own
+// limit is not used: it wraps the connection, which prevents sendfile(2) and splice(2).
 func (l *listener) admit(c *conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.perIP > 0 {
 		peer := peerOf(c.TCPConn)
-		if l.peers[peer] >= l.perIP {
+		if l.openPerIP[peer] >= l.perIP {
 			return false
 		}
-		l.peers[peer]++
+		l.openPerIP[peer]++
 	}
 	l.open[c] = struct{}{}
 	all, ok := l.clients[c.from]
@@ -60,8 +59,9 @@ func (l *listener) admit(c *conn) bool {
 	return true
 }
 
-// ends notes that c was chosen to be closed for another, which does not wait for it.
-func (l *listener) ends(c *conn) {
+// markEnding records that c was chosen to be closed for another connection, which does not
+// wait for it.
+func (l *listener) markEnding(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, ok := l.open[c]; ok && c.ofClient != nil {
@@ -70,7 +70,7 @@ func (l *listener) ends(c *conn) {
 	}
 }
 
-// leaveClient takes c from those of its client.
+// leaveClient removes c from the connections of its client.
 func (l *listener) leaveClient(c *conn) {
 	all := l.clients[c.from]
 	all.Remove(c.ofClient)
@@ -99,44 +99,44 @@ func (l *listener) forget(c *conn) {
 	}
 	if l.perIP > 0 {
 		peer := peerOf(c.TCPConn)
-		if l.peers[peer]--; l.peers[peer] == 0 {
-			delete(l.peers, peer)
+		if l.openPerIP[peer]--; l.openPerIP[peer] == 0 {
+			delete(l.openPerIP, peer)
 		}
 	}
 }
 
-// connections is how many are open.
+// connections returns how many are open.
 func (l *listener) connections() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.open)
 }
 
-// places is how many more connections there may be; less than zero: one too many is
-// open, those that are ending apart.
+// places returns how many more connections there may be, not counting those that are
+// ending. It is negative if one too many is open.
 func (l *listener) places() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.max - (len(l.open) - l.ending)
 }
 
-// turnAway tells a client why it is refused, without waiting for it: what it
-// sends is read away for a moment, since a close with bytes unread can overtake
-// the answer. Past maxRefusing it is not told.
-func (l *listener) turnAway(tcp *net.TCPConn, r refusal) {
+// reject sends the rejection to a client, in the background. It drains for a moment what the
+// client sends, since a close with bytes unread can overtake the response. Past
+// maxRejecting the connection is closed without a response.
+func (l *listener) reject(tcp *net.TCPConn, r rejection) {
 	select {
-	case l.refusing <- struct{}{}:
+	case l.rejecting <- struct{}{}:
 	default:
 		tcp.Close()
 		return
 	}
 	go func() {
-		defer func() { <-l.refusing }()
+		defer func() { <-l.rejecting }()
 		defer tcp.Close()
-		if tcp.SetDeadline(time.Now().Add(refuseTime)) != nil {
+		if tcp.SetDeadline(time.Now().Add(rejectTime)) != nil {
 			return
 		}
-		if _, err := tcp.Write(r.answer()); err != nil || tcp.CloseWrite() != nil {
+		if _, err := tcp.Write(r.response()); err != nil || tcp.CloseWrite() != nil {
 			return
 		}
 		buf := make([]byte, 4<<10)
@@ -148,8 +148,8 @@ func (l *listener) turnAway(tcp *net.TCPConn, r refusal) {
 	}()
 }
 
-// peerOf is the address of the client. That of IPv4 is the same over either
-// kind of socket.
+// peerOf returns the address of the client. An IPv4 address is the same over either kind
+// of socket.
 func peerOf(tcp *net.TCPConn) netip.Addr {
 	addr, ok := tcp.RemoteAddr().(*net.TCPAddr)
 	if !ok {
@@ -158,8 +158,8 @@ func peerOf(tcp *net.TCPConn) netip.Addr {
 	return addr.AddrPort().Addr().Unmap()
 }
 
-// clientOf is the client as budgets know it: its address, or the /64 of IPv6, all
-// of which one client can use.
+// clientOf returns the client as budgets know it: its IPv4 address, or the /64 of its IPv6
+// address, since one client can use all of a /64.
 func clientOf(addr netip.Addr) string {
 	if addr.Is6() {
 		return netip.PrefixFrom(addr, 64).Masked().String()

@@ -8,29 +8,29 @@ import (
 	"testing"
 )
 
-// Past maxRefusing at once a connection is closed without an answer.
+// Past maxRejecting at once a connection is closed without an answer.
 func TestTurnedAwayWithoutAnAnswer(t *testing.T) {
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer tcp.Close()
-	l := &listener{refusing: make(chan struct{}, 1)}
-	l.refusing <- struct{}{} // as many as there may be
+	l := &listener{rejecting: make(chan struct{}, 1)}
+	l.rejecting <- struct{}{} // as many as there may be
 	client := dial(t, tcp.Addr().String())
 	accepted, err := tcp.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.turnAway(accepted.(*net.TCPConn), full)
+	l.reject(accepted.(*net.TCPConn), full)
 	if err := accepted.Close(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("the connection was left open: closed again it fails with %v", err)
 	}
 	if got, err := io.ReadAll(client); len(got) > 0 || err != nil {
 		t.Errorf("the client read %q, %v", got, err)
 	}
-	if len(l.refusing) != 1 {
-		t.Errorf("%d are being told", len(l.refusing))
+	if len(l.rejecting) != 1 {
+		t.Errorf("%d are being told", len(l.rejecting))
 	}
 }
 
@@ -56,8 +56,8 @@ func TestForgottenOnce(t *testing.T) {
 	for _, c := range []*conn{two, three} {
 		l.forget(c)
 	}
-	if len(l.peers) != 0 || len(l.clients) != 0 {
-		t.Errorf("addresses without a connection are kept: %v, %v", l.peers, l.clients)
+	if len(l.openPerIP) != 0 || len(l.clients) != 0 {
+		t.Errorf("addresses without a connection are kept: %v, %v", l.openPerIP, l.clients)
 	}
 }
 
