@@ -20,7 +20,7 @@ type requestBody struct {
 	limit  int64     // bytes allowed; 0: any
 	read   int64
 	space  *reservation // of what arrives; nil: it is not limited
-	err    error        // the client's fault, and final
+	err    error        // final
 	ended  bool         // the whole body was read
 	region []byte
 	buf    *[copySize]byte

@@ -16,7 +16,7 @@ const freshPatience = time.Second
 
 // The states of a connection. Goroutines race only for the change from connIdle.
 const (
-	connBusy = iota // a request is read or served, or its answer is sent
+	connBusy = iota // a request is read or served, or its response is sent
 	connIdle        // it waits for the first byte of a request
 	connOver        // it was closed: a request that still arrives is not served
 )
