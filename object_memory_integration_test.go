@@ -71,7 +71,7 @@ func TestRealStoresMemory(t *testing.T) {
 			measureMemory(t, s, fmt.Sprintf("%d down, %d MiB", c.count, c.size>>20), c.count, slack, func(url string, i int, meet func()) error {
 				sum, err := receiveFlow(url+path(i), meet)
 				if err == nil && !bytes.Equal(sum, sums[i]) {
-					err = errors.New("other bytes received back than were sent")
+					err = errors.New("received other bytes than were sent")
 				}
 				return err
 			})

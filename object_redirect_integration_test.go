@@ -19,14 +19,14 @@ func TestRealStoresRedirect(t *testing.T) {
 		server.get(t, 404, path)
 		tag := server.put(t, 201, path, data).header.Get("ETag")
 		if r := server.get(t, 200, path+"?redirect=false"); !bytes.Equal(r.body, data) {
-			t.Error("other bytes received from here")
+			t.Error("the service sent other bytes")
 		}
 		server.do(t, 200, request{"HEAD", path, nil, nil})
 		server.get(t, 304, path, "If-None-Match", tag)
 		server.get(t, 412, path, "If-Match", `"another"`)
 		if s.cannotSign {
 			if r := server.get(t, 200, path); !bytes.Equal(r.body, data) {
-				t.Error("other bytes received where no URL can be signed")
+				t.Error("other bytes were sent where no URL can be signed")
 			}
 			eventually(t, "the log says why", func() bool {
 				return strings.Contains(server.log.String(), "no signed URL can be made")
