@@ -103,6 +103,21 @@ func TestCommit(t *testing.T) {
 	f("create whose reply was lost", func(t *testing.T, temp *tempFile, target string) { do(t, os.Link(temp.path, target)) }, create, nil, "new")
 }
 
+// If link(2) fails with EPERM, as on a file system without hard links, create renames the
+// file. Here the temporary file is swapped for a directory, which has no hard links either.
+func TestCreateWithoutLinks(t *testing.T) {
+	d, dir := openTestDir(t)
+	temp := sealed(t, d, dir, "new")
+	if err := errors.Join(os.Remove(temp.path), os.Mkdir(temp.path, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	if err := temp.create("target"); err != nil {
+		t.Error(err)
+	}
+	temp.discard()
+	wantFiles(t, dir.Name(), "target")
+}
+
 // If a sweep freed the inode and another writer got its number, the file is not ours.
 func TestReusedInodeOfSweptTemp(t *testing.T) {
 	d, dir := openTestDir(t)
