@@ -193,17 +193,17 @@ func TestAllocationFollowsTheBody(t *testing.T) {
 		}
 		want := sent + windowOf(sent, m.size)
 		if m.placed > want || m.placed < sent+windowOf(sent, m.size)/2 {
-			t.Errorf("after %d bytes %d are told to be placed, want at most %d, and half the window", sent, m.placed, want)
+			t.Errorf("after %d bytes %d are reported as placed, want at most %d, and half the window", sent, m.placed, want)
 		}
 		if got := st.Blocks * 512; got > m.placed+64<<10 { // and blocks of the file's own
-			t.Errorf("after %d bytes %d are allocated, and %d told", sent, got, m.placed)
+			t.Errorf("after %d bytes %d are allocated, and %d reported", sent, got, m.placed)
 		}
 	}
 	if _, err := temp.ReadFrom(m); err != nil {
 		t.Fatal(err)
 	}
 	if m.placed != m.size {
-		t.Errorf("%d bytes were told to be placed of %d", m.placed, m.size)
+		t.Errorf("%d bytes of %d were reported as placed", m.placed, m.size)
 	}
 }
 

@@ -49,8 +49,8 @@ var allLeftovers = []leftovers{
 	{"nothing", "build", "", "", ""},
 }
 
-// settled returns the leftovers after a change that completes the replacement.
-func (l leftovers) settled() leftovers {
+// completed returns the leftovers after a change that completes the replacement.
+func (l leftovers) completed() leftovers {
 	switch {
 	case l.name == "" && l.interim != "":
 		l.name, l.interim = l.interim, ""
@@ -111,7 +111,7 @@ func TestReplacementThatWasCut(t *testing.T) {
 		wantBytes(t, n, "s", "b", []byte("build"))
 	}
 	same := func(l leftovers, _ bool) leftovers { return l }
-	settled := func(l leftovers, _ bool) leftovers { return l.settled() }
+	completed := func(l leftovers, _ bool) leftovers { return l.completed() }
 	none := func(leftovers, bool) leftovers { return leftovers{} }
 	// On NFS a replacement takes the places of what was left; in one step it does not.
 	replaced := func(l leftovers, remote bool) leftovers {
@@ -121,7 +121,7 @@ func TestReplacementThatWasCut(t *testing.T) {
 		l.name = "new"
 		return l
 	}
-	settledAndReplaced := func(l leftovers, remote bool) leftovers { return replaced(l.settled(), remote) }
+	completedAndReplaced := func(l leftovers, remote bool) leftovers { return replaced(l.completed(), remote) }
 	for _, c := range []struct {
 		what           string
 		do             func(t *testing.T, n *nfs)
@@ -140,7 +140,7 @@ func TestReplacementThatWasCut(t *testing.T) {
 			}
 		}, same, same},
 		{"create", func(t *testing.T, n *nfs) {
-			_, err := n.StoreArtifactIf("s", "b", strings.NewReader("rival"), createOnly)
+			_, err := n.StoreArtifactIf("s", "b", strings.NewReader("concurrent"), createOnly)
 			wantError(t, err, ErrPrecondition)
 			wantBuild(t, n)
 		}, same, same},
@@ -153,13 +153,13 @@ func TestReplacementThatWasCut(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = n.StoreArtifactIf("s", "b", strings.NewReader("rival"), ifMatch(`"x"`))
+			_, err = n.StoreArtifactIf("s", "b", strings.NewReader("concurrent"), ifMatch(`"x"`))
 			wantError(t, err, ErrPrecondition)
 			if _, err = n.StoreArtifactIf("s", "b", strings.NewReader("newest"), ifMatch(info.ETag)); err != nil {
 				t.Error(err)
 			}
 			wantBytes(t, n, "s", "b", []byte("newest"))
-		}, settledAndReplaced, same},
+		}, completedAndReplaced, same},
 		{"delete", func(t *testing.T, n *nfs) {
 			if err := n.DeleteArtifact("s", "b", Precondition{}); err != nil {
 				t.Error(err)
@@ -185,19 +185,19 @@ func TestReplacementThatWasCut(t *testing.T) {
 			if got := idsOf(versionOf(t, n, "s", "b").Logs); !slices.Equal(got, []string{"1", "2"}) {
 				t.Errorf("the log has %v", got)
 			}
-		}, same, settledAndReplaced},
+		}, same, completedAndReplaced},
 		{"repeated append", func(t *testing.T, n *nfs) {
 			mustLog(t, n, "s", entry("1", "b", testTime))
 			if got := idsOf(versionOf(t, n, "s", "b").Logs); !slices.Equal(got, []string{"1"}) {
 				t.Errorf("the log has %v", got)
 			}
-		}, same, settled},
+		}, same, completed},
 		{"sweep", func(t *testing.T, n *nfs) { // what is left beside a name is too young
 			if _, err := n.sweepOnce(context.Background(), time.Hour); err != nil {
 				t.Error(err)
 			}
 			wantBuild(t, n)
-		}, settled, settled},
+		}, completed, completed},
 		{"sweep of old files", func(t *testing.T, n *nfs) {
 			if _, err := n.sweepOnce(context.Background(), -time.Hour); err != nil {
 				t.Error(err)
@@ -251,7 +251,7 @@ func TestLateRequests(t *testing.T) {
 			if got, err := fetch(n, "s", "b"); string(got) != "acknowledged" {
 				t.Errorf("%s after rename %d: the build is %q, %v", what, at, got, err)
 			}
-			_, err = n.StoreArtifactIf("s", "b", strings.NewReader("rival"), createOnly)
+			_, err = n.StoreArtifactIf("s", "b", strings.NewReader("concurrent"), createOnly)
 			wantError(t, err, ErrPrecondition)
 			mustStore(t, n, "s", "b", []byte("next"))
 			wantBytes(t, n, "s", "b", []byte("next"))
