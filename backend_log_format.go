@@ -21,8 +21,8 @@ import (
 // which may span lines.
 
 // parseLog reads a whole log in the order of appending, or fails with
-// ErrDamaged. A log without entries is damaged too: none is ever written. It
-// keeps nothing of data.
+// ErrDamaged. A log without entries is damaged too: the service never writes one. It
+// does not retain data.
 func parseLog(data []byte) ([]LogEntry, error) {
 	if !utf8.Valid(data) {
 		return nil, fmt.Errorf("%w: not UTF-8", ErrDamaged)
@@ -51,8 +51,8 @@ func checkTimestamp(i int, e LogEntry) error {
 	return nil
 }
 
-// encodeEntry is e as it stands in a log. The metadata goes in as it is:
-// encoding it would round no number, but drop its spaces and escape its "<".
+// encodeEntry returns e as it is written to a log. The metadata is copied as it is:
+// encoding it would drop its spaces and escape its "<".
 func encodeEntry(e LogEntry) ([]byte, error) {
 	metadata := e.Metadata
 	e.Metadata = nil
@@ -71,7 +71,7 @@ func encodeEntry(e LogEntry) ([]byte, error) {
 		log = append(append(log, metadata...), '}')
 	}
 	log = append(log, ']')
-	// What is added must be read again, or one entry would damage the whole log.
+	// What is added must be readable, or one entry would damage the whole log.
 	switch err := checkTimestamp(0, e); {
 	case err != nil:
 		return nil, fmt.Errorf("cannot encode the entry: %v", err)

@@ -10,12 +10,12 @@ import (
 	"unicode/utf8"
 )
 
-// maxScanned is the size in bytes of the largest entry of a log that is read. Those
-// that are accepted are smaller: 1 MiB, with at most twice that in escapes.
+// maxScanned is the size in bytes of the largest entry that is read from a log. Those
+// that are accepted are smaller: 1 MiB, and escapes at most double that.
 const maxScanned = 4 << 20
 
 // scanEntries reads a log from r and calls each with its entries, in their order. It
-// takes what parseLog takes and fails with ErrDamaged where that does, but holds one
+// accepts what parseLog accepts and fails with ErrDamaged where that does, but holds one
 // entry at a time in memory. An error of r or of each is returned as it is. each
 // may keep the entry.
 func scanEntries(r io.Reader, each func(e LogEntry) error) error {
@@ -92,14 +92,14 @@ func onlySpace(r io.Reader) bool {
 
 const jsonSpace = " \t\r\n" // RFC 8259, section 2
 
-// logReader hands on what r has as long as it is UTF-8, and up to limit.
+// logReader returns what r has as long as it is UTF-8, and up to limit.
 type logReader struct {
 	r     io.Reader
-	read  int64 // bytes handed on
+	read  int64 // bytes returned
 	limit int64 // where the entry that is being read must have ended
-	skip  bool  // space is left out, until something else comes
+	skip  bool  // space is dropped, until something else comes
 	tail  []byte
-	err   error // why the log cannot be read, io.EOF apart
+	err   error // why the log cannot be read; never io.EOF
 }
 
 func (l *logReader) Read(p []byte) (int, error) {

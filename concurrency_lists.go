@@ -22,23 +22,23 @@ func newListLimits() listLimits {
 	return listLimits{scans: newBudget(logScanBytes, listWait), large: newBudget(maxLargeLists, listWait)}
 }
 
-// budgets are those of l by name, for the metrics.
+// budgets returns the budgets of l by name, for the metrics.
 func (l *listLimits) budgets() map[string]*budget {
 	return map[string]*budget{"log_scans": l.scans, "large_lists": l.large}
 }
 
-// listRun is what one making of lists of a site holds of the limits, for the client
+// listRun is what is held of the limits while lists of a site are made, for the client
 // that asked first. It is safe for concurrent use.
 type listRun struct {
 	*listLimits
 	client string
 
 	largeMu sync.Mutex
-	place   *grant // nil: none is held
-	full    error  // there was none in time
+	place   *grant // may be nil
+	full    error  // no place was free in time
 
-	turn   sync.Mutex // held by the one that waits for scans
-	failed error      // of waiting; guarded by turn
+	turn   sync.Mutex // held by the goroutine that waits for scans
+	failed error      // of the wait; guarded by turn
 }
 
 // sized notes that builds are to be held in memory that are not counted yet. If they

@@ -30,8 +30,8 @@ func (s *objectStore) ListVersions(siteID string) ([]*Version, error) {
 
 // ListVersionsPage implements VersionPager. All keys of the site are listed,
 // but only the logs on the page are read, and those of builds that have nothing
-// else, since their first entry tells their place. Lists of one site that are asked
-// for while one is made share the next one.
+// else, since their first entry gives their place. Lists of one site that are requested
+// while one is made share the next one.
 func (s *objectStore) ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, error) {
 	answers, i := s.lists.submit(siteID, q, func(queries []VersionQuery) []listed {
 		return s.listPages(siteID, queries)
@@ -62,8 +62,7 @@ func (s *objectStore) listPages(siteID string, queries []VersionQuery) []listed 
 	return answers
 }
 
-// listSite lists the builds of a site in their order, with what the keys tell of
-// them. The logs of those that have an artifact are not read yet.
+// listSite lists the builds of a site in their order, with what is known from the keys. The logs of those that have an artifact are not read yet.
 func (s *objectStore) listSite(ctx context.Context, siteID string, run *listRun) ([]*build, error) {
 	all, err := s.listBuilds(ctx, siteID, run)
 	if err != nil {
@@ -115,7 +114,7 @@ func (s *objectStore) listPage(ctx context.Context, siteID string, builds []*bui
 	return page, nil
 }
 
-// build is what the keys tell of a version.
+// build is a version with the keys that it was made from.
 type build struct {
 	version       *Version
 	artifact, log objectInfo // key empty: there is none
@@ -159,7 +158,7 @@ func (s *objectStore) listBuilds(ctx context.Context, siteID string, run *listRu
 }
 
 // listKeys lists the objects of one prefix that are named as builds are.
-// Others, as the folders that some tools make, are not ours.
+// Others, such as the folders that some tools make, are ignored.
 func (s *objectStore) listKeys(ctx context.Context, prefix, suffix string, run *listRun) ([]objectInfo, error) {
 	var all []objectInfo
 	err := s.bucket.list(ctx, prefix, func(page []objectInfo) error {
@@ -205,7 +204,7 @@ func (s *objectStore) fillLog(ctx context.Context, b *build, run *listRun) error
 		b.gone = b.artifact.key == ""
 		return nil
 	case err != nil:
-		s.log.Error("a log cannot be listed", "key", b.log.key, "error", err)
+		s.log.Error("cannot list a log", "key", b.log.key, "error", err)
 		b.version.LogsError = unreadableLog
 		if errors.Is(err, ErrDamaged) || errors.Is(err, ErrLogFull) {
 			b.version.LogsError = reasonOf(err)
@@ -219,7 +218,7 @@ func (s *objectStore) fillLog(ctx context.Context, b *build, run *listRun) error
 	return nil
 }
 
-// cachedLog is what a list must know of the log o, which is read if it changed.
+// cachedLog returns what a list must know of the log o, which is read if it changed.
 func (s *objectStore) cachedLog(ctx context.Context, o objectInfo, run *listRun) (*storedLog, error) {
 	log := s.logs.get(o.key, o.etag)
 	s.stats.list(log != nil)
@@ -268,7 +267,7 @@ func (s *objectStore) openLog(ctx context.Context, cancel context.CancelFunc, ke
 }
 
 // logCache remembers logs by key and ETag, the ones that were listed last: what
-// lists must know of them, and of those that are small the entries.
+// lists must know of them, and the entries of small ones.
 type logCache struct {
 	max int64 // bytes of entries
 
@@ -298,7 +297,7 @@ func newLogCache(max int64, logs int) *logCache {
 	return c
 }
 
-// get is what is remembered of the log, nil if that is nothing.
+// get returns what is remembered of the log, or nil.
 func (c *logCache) get(key, etag string) *storedLog {
 	c.mu.Lock()
 	defer c.mu.Unlock()
