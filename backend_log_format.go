@@ -79,7 +79,7 @@ func encodeEntry(e LogEntry) ([]byte, error) {
 		return nil, fmt.Errorf("cannot encode the entry: it has %d bytes", len(log))
 	case len(metadata) > 0 && !json.Valid(metadata), len(bytes.TrimSpace(metadata)) != len(metadata):
 		return nil, errors.New("cannot encode the entry: the metadata is not one JSON value")
-	case !utf8.Valid(log) || !json.Valid(log):
+	case !utf8.Valid(log) || !json.Valid(log): // json limits the nesting, which the array and the entry add to
 		return nil, errors.New("cannot encode the entry: no log with it can be read again")
 	}
 	return log[1 : len(log)-1], nil
