@@ -463,3 +463,39 @@ func TestWaitForMemoryIsNotAStall(t *testing.T) {
 	}
 	nothingIsHeld(t, svc)
 }
+
+// A body that ends within its first part, or is in memory, is sent in a single request, unless
+// parts are asked for.
+func TestReadFirst(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		body   io.Reader
+		total  int64
+		parts  bool
+		single bool
+	}{
+		{"in memory", bytes.NewReader(make([]byte, 3*chunkSize)), 3 * chunkSize, false, true},
+		{"in memory, in parts", bytes.NewReader(make([]byte, 3*chunkSize)), 3 * chunkSize, true, false},
+		{"small", bytes.NewBuffer(make([]byte, chunkSize)), chunkSize, false, true},
+		{"small, in parts", bytes.NewBuffer(make([]byte, chunkSize)), chunkSize, true, false},
+		{"small, of unknown length", bytes.NewBuffer(make([]byte, chunkSize)), -1, false, true},
+		{"large", bytes.NewBuffer(make([]byte, chunkSize+1)), chunkSize + 1, false, false},
+		{"large, of unknown length", bytes.NewBuffer(make([]byte, chunkSize+1)), -1, false, false},
+	} {
+		b := newPartBuffers(8*chunkSize, chunkSize, 10_000)
+		r, whole, err := b.readFirst(c.body, c.total, putOptions{parts: c.parts})
+		if err != nil || (whole != nil) != c.single {
+			t.Errorf("%s: a single request is %v, want %v: %v", c.name, whole != nil, c.single, err)
+			continue
+		}
+		if whole != nil {
+			if n, err := io.Copy(io.Discard, whole); n != r.got || err != nil {
+				t.Errorf("%s: the body has %d bytes, and got is %d: %v", c.name, n, r.got, err)
+			}
+		}
+		r.release()
+		if held := b.memory.inUse(); held != 0 {
+			t.Errorf("%s: %d bytes are still in use", c.name, held)
+		}
+	}
+}
