@@ -5,134 +5,16 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// siteIndex is what is known of the builds of a site. It is used by one goroutine
-// at a time. What it gives away, versions and logs, never changes.
-type siteIndex struct {
-	artifacts watchedDir[builtAt]
-	logs      watchedDir[logValue]
-
-	places  []place         // of all builds, in order; nil: not known. Never changed
-	moved   map[string]bool // builds that may have another place since, or none
-	logOnly map[string]bool // builds without an artifact
-	sorted  bool            // places and logOnly are up to date
-
-	whole *VersionPage // of all versions; nil: not made
-	stale *atomic.Bool // a log is stale; set while lists are sent
-
-	bytes int64 // of memory, about, that listings charges for it; guarded by its mu
-	fixed int64 // of these, for all but entries
-}
-
-// builtAt is what a list shows of an artifact.
-type builtAt struct{ size, mtime int64 }
-
-// logValue is what was read of a log.
-type logValue struct {
-	sighting
-	log   *storedLog // nil unless state is logRead
-	state logState
-}
-
-type logState uint8
-
-const (
-	logUnread logState = iota
-	logRead
-	logDamaged    // ErrDamaged
-	logTooLarge   // ErrLogFull
-	logUnreadable // the next list tries again
-)
-
-// problem returns why the entries of the log are not listed, or an empty string.
-func (s logState) problem() string {
-	switch s {
-	case logDamaged:
-		return ErrDamaged.Error()
-	case logTooLarge:
-		return ErrLogFull.Error()
-	case logUnreadable:
-		return unreadableLog
-	}
-	return ""
-}
-
-// known reports whether the log need not be read again while the file stays.
-func (s logState) known() bool { return s == logRead || s == logDamaged || s == logTooLarge }
 
 const loadedAtOnce = 4096 // logs of a page that are looked at in one go
 
 // keptWhole is the number of versions up to which the list of all is kept. A larger one
 // is made again from what is known, which costs less than sending it.
 const keptWhole = 20_000
-
-// The memory that siteIndex.size counts, in bytes, about.
-const (
-	siteBytes     = 1 << 10
-	artifactBytes = 110
-	logBytes      = 250
-	versionBytes  = 110
-)
-
-func newSiteIndex() *siteIndex {
-	return &siteIndex{
-		artifacts: newWatchedDir[builtAt](artifactsDir),
-		logs:      newWatchedDir[logValue](logsDir),
-		moved:     make(map[string]bool),
-		logOnly:   make(map[string]bool),
-		stale:     new(atomic.Bool),
-	}
-}
-
-// size estimates the memory that ix takes, without the entries of logs.
-func (ix *siteIndex) size() int64 {
-	size := int64(siteBytes + len(ix.artifacts.files)*artifactBytes + len(ix.logs.files)*logBytes)
-	if ix.whole != nil {
-		size += int64(len(ix.whole.Versions) * versionBytes)
-	}
-	return size
-}
-
-// forgetLogs drops the entries of all logs from memory. The next list reads them again.
-func (ix *siteIndex) forgetLogs() {
-	for _, f := range ix.logs.files {
-		f.value.log.forget()
-	}
-	ix.whole = nil
-}
-
-// move notes that a build may have another place, or none.
-func (ix *siteIndex) move(build string) {
-	ix.sorted, ix.whole = false, nil
-	if ix.places != nil {
-		ix.moved[build] = true
-	}
-}
-
-// createdAt returns when the first entry was written; of a log that cannot be read,
-// when it was written itself.
-func (v *logValue) createdAt() time.Time {
-	if v.log != nil {
-		return v.log.first
-	}
-	return time.Unix(0, v.id.mtime).UTC()
-}
-
-// placeOf returns the place of a build, if it has an artifact or a log.
-func (ix *siteIndex) placeOf(build string) (p place, ok bool) {
-	if f := ix.artifacts.files[build]; f != nil {
-		return place{f.value.mtime, build}, true
-	}
-	if f := ix.logs.files[build]; f != nil {
-		return place{f.value.createdAt().UnixNano(), build}, true
-	}
-	return place{}, false
-}
 
 // siteScan brings a siteIndex up to date and answers from it.
 type siteScan struct {
