@@ -60,6 +60,8 @@ type errorClass struct {
 }
 
 // errorClasses is the one table of errors. The first line whose error is wrapped counts.
+// errRange is not in it: the downloads handle it, and anywhere else it is a fault of the
+// store.
 var errorClasses = []errorClass{
 	// Those of the body first: a backend wraps them in errors of its own.
 	{errTooLarge, 413, "client", 0},
@@ -70,7 +72,6 @@ var errorClasses = []errorClass{
 	{ErrPrecondition, 412, "precondition", 0},
 	{ErrNotFound, 404, "not_found", 0},
 	{ErrBadCursor, 400, "client", 0},
-	{errRange, 416, "client", 0},
 	{ErrTooLarge, 413, "client", 0},
 	{ErrLogFull, 413, "log_full", 0},
 	{ErrKeyReused, 422, "key_reused", 0},
@@ -89,8 +90,8 @@ var errorClasses = []errorClass{
 func classify(err error) errorClass {
 	for _, c := range errorClasses {
 		if errors.Is(err, c.err) {
-			if errors.Is(err, ErrOccupied) {
-				c.log = slog.LevelWarn // of a read too: the client cannot help it
+			if c.log == 0 && errors.Is(err, ErrOccupied) {
+				c.log = slog.LevelWarn // of a read too: the client did not cause it
 			}
 			return c
 		}
