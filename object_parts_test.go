@@ -255,7 +255,7 @@ func TestUploadsWaitForMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all = mustTake(t, b.memory, "other", 7*chunkSize)
+	mustTake(t, b.memory, "other", 7*chunkSize)
 	_, _, err = b.sendParts(t.Context(), r, 3, func(context.Context, int, *part) (string, error) {
 		sent++
 		go func() { mustTake(t, b.memory, "other", chunkSize) }() // as soon as this part is sent
