@@ -44,10 +44,8 @@ type s3Bucket struct {
 	log      *slog.Logger
 }
 
-var (
-	_ bucket  = (*s3Bucket)(nil)
-	_ adapter = (*s3Bucket)(nil)
-)
+var _ bucket = (*s3Bucket)(nil)
+var _ adapter = (*s3Bucket)(nil)
 
 // openS3 opens the store in a bucket. It gets credentials from the AWS chain: environment,
 // profiles, web identity, container and instance roles.
