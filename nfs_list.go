@@ -33,6 +33,8 @@ type listings struct {
 	used  int                                // sites that a list uses now
 	bytes int64                              // charged for all of them
 	idle  int64                              // of these, for sites
+
+	idleEntries int64 // of idle, for the entries of logs
 }
 
 func newListings() *listings {
@@ -97,8 +99,15 @@ func (n *nfs) list(siteID string, queries []VersionQuery) []listed {
 	}
 	defer scan.close()
 	n.lists.recount(ix) // before the entries, which take only the room that is left
+	made := map[VersionQuery]listed{}
 	for i, q := range queries {
-		answers[i].page, answers[i].err = scan.page(q)
+		q = VersionQuery{Limit: q.Limit, Cursor: q.Cursor} // a page does not depend on the rest
+		answer, ok := made[q]
+		if !ok {
+			answer.page, answer.err = scan.page(q)
+			made[q] = answer
+		}
+		answers[i] = answer
 	}
 	whole = true
 	return answers
@@ -116,6 +125,7 @@ func (l *listings) take(siteID string) *siteIndex {
 	}
 	l.sites.Remove(siteID)
 	l.idle -= ix.bytes
+	l.idleEntries -= ix.bytes - ix.fixed
 	return ix
 }
 
@@ -124,13 +134,17 @@ func (l *listings) take(siteID string) *siteIndex {
 func (l *listings) reserve(ix *siteIndex, bytes int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.bytes-l.idle+bytes > l.limit {
+	if l.bytes-l.idle+bytes > l.entryLimit() {
 		return false
 	}
-	l.evict(l.limit - bytes)
+	l.evict(l.entryLimit() - bytes)
 	l.charge(ix, bytes)
 	return true
 }
+
+// entryLimit is what may be charged when entries are added: the rest is for names, so
+// that a new build does not push the entries out again.
+func (l *listings) entryLimit() int64 { return l.limit * 3 / 4 }
 
 // release takes back what was reserved for entries that ix no longer keeps.
 func (l *listings) release(ix *siteIndex, bytes int64) {
@@ -143,7 +157,7 @@ func (l *listings) release(ix *siteIndex, bytes int64) {
 func (l *listings) room() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return max(0, l.limit-(l.bytes-l.idle))
+	return max(0, l.entryLimit()-(l.bytes-l.idle))
 }
 
 // recount charges what ix takes now besides entries, whether or not there is room.
@@ -161,16 +175,30 @@ func (l *listings) charge(ix *siteIndex, bytes int64) {
 	ix.bytes += bytes
 }
 
-// evict forgets the sites that were listed longest ago until at most limit is
-// charged, or all that are left are in use. The caller holds mu.
+// evict forgets what is known of the sites that were listed longest ago, first the
+// entries of logs and then the rest, until at most limit is charged, or all that is left
+// is in use. The caller holds mu.
 func (l *listings) evict(limit int64) {
+	if l.bytes > limit && l.idleEntries > 0 {
+		for _, old := range l.sites.Values() { // the oldest first
+			if l.bytes <= limit-limit/16 { // more than needed, so that this is not done for each log
+				break
+			}
+			entries := old.bytes - old.fixed
+			old.forgetLogs() // lists that are being sent still have them
+			l.idle -= entries
+			l.idleEntries -= entries
+			l.charge(old, -entries)
+		}
+	}
 	for l.bytes > limit && l.sites.Len() > 0 {
 		_, old, _ := l.sites.RemoveOldest()
 		l.idle -= old.bytes
+		l.idleEntries -= old.bytes - old.fixed
 		l.charge(old, -old.bytes)
-		old.forgetLogs() // lists that are being sent still have them
+		old.forgetLogs()
 		if l.sites.Len() == 0 && l.used == 0 {
-			l.bytes, l.idle = 0, 0 // even if something was counted wrongly
+			l.bytes, l.idle, l.idleEntries = 0, 0, 0 // even if something was counted wrongly
 		}
 	}
 }
@@ -179,6 +207,10 @@ func (l *listings) evict(limit int64) {
 // all fit. Of a site that does not fit alone, the entries of logs are forgotten.
 func (l *listings) keep(siteID string, ix *siteIndex) {
 	l.recount(ix)
+	if ix.bytes > l.limit && ix.whole != nil {
+		ix.setWhole(nil)
+		l.recount(ix)
+	}
 	if ix.bytes > l.limit {
 		ix.forgetLogs()
 		l.release(ix, ix.bytes-ix.fixed)
@@ -192,6 +224,7 @@ func (l *listings) keep(siteID string, ix *siteIndex) {
 	l.used--
 	l.sites.Add(siteID, ix)
 	l.idle += ix.bytes
+	l.idleEntries += ix.bytes - ix.fixed
 	l.evict(l.limit)
 }
 

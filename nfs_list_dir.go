@@ -115,11 +115,10 @@ func (w *watchedDir[V]) read(s *siteScan, dir *os.File, id fileID) (r reading[V]
 		f.listed = w.round
 		r.files[i] = f
 	}
-	if len(w.files) > len(r.builds) {
-		for build, f := range w.files {
-			if f.listed != w.round {
-				r.gone = append(r.gone, build)
-			}
+	// Counting is not enough: a name that is replaced meanwhile can be read twice.
+	for build, f := range w.files {
+		if f.listed != w.round {
+			r.gone = append(r.gone, build)
 		}
 	}
 	return r, nil

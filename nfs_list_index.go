@@ -3,6 +3,7 @@ package main
 import (
 	"sync/atomic"
 	"time"
+	"weak"
 )
 
 // siteIndex is what is known of the builds of a site. It is used by one goroutine
@@ -16,8 +17,9 @@ type siteIndex struct {
 	logOnly map[string]bool // builds without an artifact
 	sorted  bool            // places and logOnly are up to date
 
-	whole *VersionPage // of all versions; nil: not made
-	stale *atomic.Bool // a log is stale; set while lists are sent
+	whole *VersionPage              // of all versions; nil: not made, or large
+	large weak.Pointer[VersionPage] // the same, of more than keptWhole versions, while it is being sent
+	stale *atomic.Bool              // a log is stale; set while lists are sent
 
 	bytes int64 // of memory, about, that listings charges for it; guarded by its mu
 	fixed int64 // of these, for all but entries
@@ -91,12 +93,39 @@ func (ix *siteIndex) forgetLogs() {
 	for _, f := range ix.logs.files {
 		f.value.log.forget()
 	}
-	ix.whole = nil
+	ix.setWhole(nil)
+}
+
+// changed notes that the places, and the page of all versions, are out of date.
+func (ix *siteIndex) changed() {
+	ix.sorted = false
+	ix.setWhole(nil)
+}
+
+// wholePage returns the page of all versions, nil if it must be made.
+func (ix *siteIndex) wholePage() *VersionPage {
+	if ix.whole != nil {
+		return ix.whole
+	}
+	return ix.large.Value()
+}
+
+// setWhole sets the page of all versions. A large one is shared by those to whom it is
+// being sent, and is not kept after that.
+func (ix *siteIndex) setWhole(page *VersionPage) {
+	ix.whole, ix.large = nil, weak.Pointer[VersionPage]{}
+	switch {
+	case page == nil:
+	case len(page.Versions) <= keptWhole:
+		ix.whole = page
+	default:
+		ix.large = weak.Make(page)
+	}
 }
 
 // move notes that a build may have another place, or none.
 func (ix *siteIndex) move(build string) {
-	ix.sorted, ix.whole = false, nil
+	ix.changed()
 	if ix.places != nil {
 		ix.moved[build] = true
 	}

@@ -42,7 +42,7 @@ func (s *siteScan) load(places []place, entries bool) error {
 	if len(loads) == 0 {
 		return nil
 	}
-	s.ix.whole = nil
+	s.ix.setWhole(nil)
 	err := s.n.lists.parallel(len(loads), func(i int) error { return s.loadOne(&loads[i]) })
 	for _, l := range loads {
 		if l.gone {

@@ -52,7 +52,7 @@ func (n *nfs) scanSite(siteID string, ix *siteIndex, run *listRun) (*siteScan, e
 	s.storeTime, s.seen = max(s.storeTime, artifactsID.ctime, logsID.ctime), n.lists.clock()
 
 	if ix.stale.Swap(false) {
-		ix.sorted, ix.whole = false, nil
+		ix.changed()
 	}
 	if !ix.artifacts.unchanged(artifactsID) {
 		err = s.readArtifacts(artifacts, artifactsID)
@@ -145,13 +145,17 @@ func (s *siteScan) readLogNames(id fileID) error {
 			ix.move(build)
 		}
 	}
-	ix.sorted, ix.whole = false, nil
+	ix.changed()
 	return nil
 }
 
 // dropLog forgets a log that is not there any more.
 func (s *siteScan) dropLog(build string) {
-	s.setLog(s.ix.logs.files[build], nil, logUnread)
+	f := s.ix.logs.files[build]
+	if f == nil {
+		return
+	}
+	s.setLog(f, nil, logUnread)
 	delete(s.ix.logs.files, build)
 	delete(s.ix.logOnly, build)
 	s.ix.move(build)
@@ -166,6 +170,7 @@ func (s *siteScan) sort() error {
 	}
 	all := ix.places == nil
 	if all {
+		clear(ix.logOnly) // of an attempt that failed
 		for build := range ix.logs.files {
 			if ix.artifacts.files[build] == nil {
 				ix.logOnly[build] = true
@@ -213,8 +218,10 @@ func (s *siteScan) sort() error {
 func (s *siteScan) page(q VersionQuery) (*VersionPage, error) {
 	ix := s.ix
 	whole := q.Limit == 0 && q.Cursor == ""
-	if whole && ix.whole != nil {
-		return ix.whole, nil
+	if whole {
+		if page := ix.wholePage(); page != nil {
+			return page, nil
+		}
 	}
 	if err := s.sort(); err != nil {
 		return nil, err
@@ -239,8 +246,8 @@ func (s *siteScan) page(q VersionQuery) (*VersionPage, error) {
 		}
 	}
 	page.seal()
-	if whole && ix.sorted && len(page.Versions) <= keptWhole {
-		ix.whole = page
+	if whole && ix.sorted {
+		ix.setWhole(page)
 	}
 	return page, nil
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -365,6 +366,69 @@ func TestLargeSiteLeavesOthersInMemory(t *testing.T) {
 	}
 	if got := n.lists.sites.Keys(); !slices.Equal(got, []string{"small"}) || n.lists.bytes > n.lists.limit {
 		t.Errorf("remembered are %q, %d bytes", got, n.lists.bytes)
+	}
+}
+
+// A first list that fails leaves nothing behind that a later one shows.
+func TestListAfterAFailedFirstList(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	large := entry("1", "b", testTime) // memory is taken to read it
+	large.Metadata = json.RawMessage(`{"text":"` + strings.Repeat("x", 2*scanBuffer) + `"}`)
+	mustLog(t, n, "s", large)
+	mustLog(t, n, "s", entry("2", "c", testTime))
+	scans := n.lists.limits.scans
+	scans.wait = time.Millisecond
+	all := mustTake(t, scans, "", scans.limit)
+	if _, err := n.ListVersions("s"); !errors.Is(err, ErrBusy) {
+		t.Fatalf("a list without memory to read logs: %v", err)
+	}
+	all.release()
+	mustStore(t, n, "s", "b", []byte("abc"))
+	wantList(t, n, "b:3:1", "c:0:2")
+	wantList(t, n, "b:3:1", "c:0:2")
+}
+
+// The page of all versions of a large site is shared while somebody has it.
+func TestLargePageIsShared(t *testing.T) {
+	ix := newSiteIndex()
+	page := &VersionPage{Versions: make([]*Version, keptWhole+1)}
+	ix.setWhole(page)
+	if ix.whole != nil || ix.wholePage() != page {
+		t.Error("the page is kept, or not shared")
+	}
+	ix.changed()
+	if ix.wholePage() != nil {
+		t.Error("the page outlives a change")
+	}
+	ix.setWhole(&VersionPage{Versions: make([]*Version, keptWhole)})
+	runtime.GC()
+	if ix.wholePage() == nil {
+		t.Error("a small page is not kept")
+	}
+	runtime.KeepAlive(page)
+}
+
+// When room is short, the entries of idle sites go before the sites.
+func TestEntriesGoBeforeSites(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	for _, site := range []string{"old", "new"} {
+		for _, build := range []string{"a", "b", "c"} {
+			mustLog(t, n, site, entry("1", build, testTime))
+		}
+		if _, err := n.ListVersions(site); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := n.lists
+	if l.idleEntries <= 0 || l.idleEntries >= l.idle {
+		t.Fatalf("%d bytes of entries, of %d", l.idleEntries, l.idle)
+	}
+	l.mu.Lock()
+	l.evict(l.bytes - 1)
+	l.mu.Unlock()
+	old, _ := l.sites.Peek("old")
+	if l.sites.Len() != 2 || old.bytes != old.fixed || l.idle != l.bytes {
+		t.Errorf("%d sites are left; the oldest has %d bytes, %d without entries", l.sites.Len(), old.bytes, old.fixed)
 	}
 }
 
