@@ -234,6 +234,6 @@ func (t *tempFile) discard() {
 // remove removes the temporary name. If that fails, the name is left to the sweep.
 func (t *tempFile) remove() {
 	if err := t.disk.remove(t.dir, t.name); err != nil {
-		t.disk.log.Warn("cannot remove a temporary file; a later sweep will", "error", err)
+		t.disk.log.Warn("cannot remove a temporary file; a later sweep will retry", "error", err)
 	}
 }

@@ -71,7 +71,7 @@ func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
 		t.setLarge(size >= reserveMin || t.size >= reserveMin)
 		if err == io.EOF {
 			if got := t.size - start; size >= 0 && got != size {
-				return got, fmt.Errorf("cannot write %q: got %d of %d bytes: %w", t.path, got, size, io.ErrUnexpectedEOF)
+				return got, fmt.Errorf("cannot write %q: received %d bytes, expected %d: %w", t.path, got, size, io.ErrUnexpectedEOF)
 			}
 			return t.size - start, nil
 		}

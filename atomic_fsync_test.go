@@ -355,7 +355,7 @@ func TestMountThatCannotFsyncDirectories(t *testing.T) {
 	}
 	mustStore(t, w.n, "s", "b", []byte("x"))
 	mustStore(t, w.n, "s", "b", []byte("y"))
-	if n := strings.Count(log.String(), "cannot fsync a directory"); n != 1 || !w.n.disk.noDirSync.Load() {
+	if n := strings.Count(log.String(), "cannot fsync directories"); n != 1 || !w.n.disk.noDirSync.Load() {
 		t.Errorf("reported %d times, kept in mind: %v\n%s", n, w.n.disk.noDirSync.Load(), log)
 	}
 }

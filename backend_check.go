@@ -48,7 +48,7 @@ const foldsCaseCheck = "names are case-sensitive"
 // differs only in case from one that was.
 func judgeCaseCheck(err error) error {
 	if err == nil {
-		return errors.New(`names ignore case: a site or build named "Release" replaces one named "release"`)
+		return errors.New(`names are case-insensitive: a site or build named "Release" would replace one named "release"`)
 	}
 	return ignoreNotExist(err)
 }
@@ -63,7 +63,7 @@ const maxSkew = 2 * time.Minute
 func judgeClockCheck(skew time.Duration, harm string) (note string, err error) {
 	skew = skew.Round(time.Second)
 	if skew.Abs() > maxSkew {
-		return "", fmt.Errorf("they are %s apart: %s", skew, harm)
+		return "", fmt.Errorf("the clocks differ by %s: %s", skew.Abs(), harm)
 	}
-	return skew.String() + " apart", nil
+	return skew.Abs().String() + " apart", nil
 }

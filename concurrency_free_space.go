@@ -132,7 +132,7 @@ func (r *reservation) release() {
 func (r *reservation) enter() error {
 	f := r.f
 	if left := f.inodes - f.made - f.uploads; f.counted && left < f.keep {
-		return fmt.Errorf("%w: %d inodes are free, and %d are kept for logs", ErrNoSpace, max(left, 0), f.keep)
+		return fmt.Errorf("%w: only %d inodes are free, and %d are reserved for logs", ErrNoSpace, max(left, 0), f.keep)
 	}
 	if room := f.room(); f.sized && max(r.size, 0) > room {
 		return f.full(room, r.size)
@@ -175,8 +175,10 @@ func (r *reservation) extend() {
 func (f *freeSpace) room() int64 { return f.free - f.written - f.reserved - min(f.min, maxSpace) }
 
 func (f *freeSpace) full(room, size int64) error {
-	return fmt.Errorf("%w: there is room for %d bytes beside the %d that are kept free, not for %d",
-		ErrNoSpace, max(room, 0), f.min, max(size, 0))
+	if size <= 0 { // unknown
+		return fmt.Errorf("%w: %d bytes are available beyond the %d reserved", ErrNoSpace, max(room, 0), f.min)
+	}
+	return fmt.Errorf("%w: %d bytes are available beyond the %d reserved, but %d are needed", ErrNoSpace, max(room, 0), f.min, size)
 }
 
 // check calls fits under the lock: first with the last answer of the store, if that is

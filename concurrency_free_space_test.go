@@ -226,3 +226,16 @@ func TestInodesAreKeptForLogs(t *testing.T) {
 	}
 	eventually(t, "there are inodes again", func() bool { return put(0) == 201 })
 }
+
+// The error of an upload of unknown size names no size that is needed.
+func TestErrorOfAFullStore(t *testing.T) {
+	f := func(size int64, want string) {
+		t.Helper()
+		err := (&freeSpace{min: 100}).full(5, size)
+		if want = ErrNoSpace.Error() + ": 5 bytes are available beyond the 100 reserved" + want; err.Error() != want {
+			t.Errorf("size %d: %q, want %q", size, err, want)
+		}
+	}
+	f(10, ", but 10 are needed")
+	f(-1, "")
+}

@@ -50,7 +50,7 @@ func (p *cachedProbe[T]) get(age time.Duration) (T, error) {
 		return p.value, p.err
 	case <-timer.C:
 		var none T
-		return none, fmt.Errorf("%w: no reply from the store for %v", ErrUnavailable, time.Since(since).Round(time.Second))
+		return none, fmt.Errorf("%w: the store has not responded for %v", ErrUnavailable, time.Since(since).Round(time.Second))
 	}
 }
 
@@ -60,7 +60,7 @@ func (p *cachedProbe[T]) run(done chan struct{}) {
 	defer func() {
 		// No handler recovers panics of this goroutine: one would end the process.
 		if cause := recover(); cause != nil {
-			err = fmt.Errorf("the probe of the store panicked: %v\n%s", cause, debug.Stack())
+			err = fmt.Errorf("the store probe panicked: %v\n%s", cause, debug.Stack())
 		}
 		p.mu.Lock()
 		p.value, p.err, p.at, p.running = value, err, time.Now(), nil

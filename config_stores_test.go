@@ -41,7 +41,7 @@ func TestHalfConfigured(t *testing.T) {
 			_, err := runWith(nil, c.vars...)
 			// A build that leaves this store out has no configuration of it to
 			// check. make test leaves none out.
-			if err != nil && strings.HasSuffix(err.Error(), "this binary was built without it") {
+			if err != nil && strings.HasSuffix(err.Error(), "this binary was built without this backend") {
 				t.Skip(err)
 			}
 			if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {

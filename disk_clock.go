@@ -56,7 +56,7 @@ func (d *disk) compareClocks(f *os.File, before, after time.Time) {
 	d.metrics.clockDiff.Set(c.diff.Seconds())
 	if c.diff != 0 {
 		d.warnClock.Do(func() {
-			d.log.Warn("the clock of this host differs from the clock of the store; files and log entries get the store's time",
+			d.log.Warn("this host's clock differs from the store's; files and log entries get the store's time",
 				"store_ahead_by_ms", c.diff.Milliseconds())
 		})
 	}
@@ -142,7 +142,7 @@ func (t *tempFile) stampAfter(old unix.Timespec) error {
 			return t.sync(f)
 		}
 	}
-	return fmt.Errorf("%w: cannot give %q a later modification time", ErrUnsupported, t.path)
+	return fmt.Errorf("%w: cannot set a later modification time on %q", ErrUnsupported, t.path)
 }
 
 // timeStamp says that the store's clock showed the time store before at.

@@ -110,7 +110,7 @@ func (d *disk) dirSynced(dir *os.File, err error) error {
 	if err == unix.EINVAL || err == unix.ENOTSUP {
 		d.warnDirSync.Do(func() {
 			d.noDirSync.Store(true)
-			d.log.Error("this file system cannot fsync a directory; a power cut may lose acknowledged writes",
+			d.log.Error("this file system cannot fsync directories; a power failure may lose acknowledged writes",
 				"path", dir.Name(), "cause", err)
 		})
 		return nil
@@ -188,7 +188,7 @@ func (d *disk) linkTo(dir *os.File, from, to string) error {
 	case nil:
 		return nil
 	case unix.EPERM, unix.EOPNOTSUPP, unix.ENOSYS:
-		return fmt.Errorf("%w: %w", ErrUnsupported, diskError("link", dir.Name()+"/"+from, err))
+		return fmt.Errorf("%w: cannot link %q: %w", ErrUnsupported, dir.Name()+"/"+from, err)
 	}
 	return diskError("link", dir.Name()+"/"+from, err)
 }

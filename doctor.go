@@ -15,7 +15,7 @@ import (
 func doctor(ctx context.Context, store Backend, foreign []string, w io.Writer) error {
 	c, ok := store.(checker)
 	if !ok {
-		return errors.New("this store has no checks")
+		return errors.New("doctor does not support this backend")
 	}
 	found := make(chan checkResult)
 	ctx, cancel := context.WithCancel(ctx)
@@ -49,7 +49,7 @@ func report(ctx context.Context, found <-chan checkResult, w io.Writer) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-hung.C:
-			f, more = checkResult{what: "go on", err: fmt.Errorf("the store has not answered for %s", checkTimeout)}, false
+			f, more = checkResult{what: "next check", err: fmt.Errorf("no response from the store for %s", checkTimeout)}, false
 			fmt.Fprintln(w, f)
 			failed++
 		}
@@ -65,7 +65,7 @@ func report(ctx context.Context, found <-chan checkResult, w io.Writer) error {
 		}
 	}
 	if failed > 0 {
-		return fmt.Errorf("%d of the checks failed", failed)
+		return fmt.Errorf("failed checks: %d", failed)
 	}
 	return nil
 }

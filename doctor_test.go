@@ -46,7 +46,7 @@ func TestDoctorOfADirectory(t *testing.T) {
 		if err != nil {
 			t.Errorf("%v:\n%s", err, out)
 		}
-		for _, what := range []string{"mount", "make a directory", "fsync", "times", "rename", "case", "fsync of a directory", "read", "link", "locks", "clocks"} {
+		for _, what := range []string{"mount", "make a directory", "fsync", "timestamp resolution", "rename", "case", "fsync a directory", "read", "link", "locks", "clocks"} {
 			if !strings.Contains(out, what) {
 				t.Errorf("nothing is said of %s:\n%s", what, out)
 			}
@@ -81,7 +81,7 @@ func TestDoctorFails(t *testing.T) {
 	} {
 		t.Run(strings.Join(c.env, " "), func(t *testing.T) {
 			out, err := runDoctor(c.env...)
-			if err != nil && strings.HasSuffix(err.Error(), "this binary was built without it") {
+			if err != nil && strings.HasSuffix(err.Error(), "this binary was built without this backend") {
 				t.Skip(err) // there is no configuration of that store to check; make test leaves none out
 			}
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(out, c.out) {
@@ -188,7 +188,7 @@ func TestDoctorTellsNamesThatAreOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := c.foldsCase()
-	if err == nil || errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), `names ignore case`) {
+	if err == nil || errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), `names are case-insensitive`) {
 		t.Errorf("two names of one file: %v, want a failure", err)
 	}
 	if err := os.Remove(folded); err != nil {
@@ -253,23 +253,23 @@ func TestDoctorMakesOnlyNamesItKnows(t *testing.T) {
 // wrong.
 func TestDoctorOfTheClocks(t *testing.T) {
 	for _, skew := range []time.Duration{0, maxSkew, -maxSkew} {
-		if _, err := judgeClockCheck(skew, "harm"); err != nil {
-			t.Errorf("%s: %v", skew, err)
+		if note, err := judgeClockCheck(skew, "harm"); err != nil || note != skew.Abs().String()+" apart" {
+			t.Errorf("%s: %q, %v", skew, note, err)
 		}
 	}
 	for _, skew := range []time.Duration{maxSkew + time.Second, -maxSkew - time.Second} {
-		if _, err := judgeClockCheck(skew, "harm"); err == nil || !strings.Contains(err.Error(), skew.String()+" apart: harm") {
+		if _, err := judgeClockCheck(skew, "harm"); err == nil || !strings.Contains(err.Error(), "the clocks differ by "+skew.Abs().String()+": harm") {
 			t.Errorf("%s: %v", skew, err)
 		}
 	}
-	if _, err := directoryClock(time.Hour); !isWeak(err) || strings.Contains(err.Error(), "signatures") {
+	if _, err := directoryClock(time.Hour); !isWeak(err) || strings.Contains(err.Error(), "signed") {
 		t.Errorf("a directory whose clock is behind: %v", err)
 	}
 	if _, err := directoryClock(0); err != nil {
 		t.Error(err)
 	}
 	out, err := checkBucket(lateBucket{newMemBucket()})
-	if err == nil || !strings.Contains(out, "FAIL compare the clocks: they are 1h0m0s apart: signatures are refused") {
+	if err == nil || !strings.Contains(out, "FAIL compare the clocks: the clocks differ by 1h0m0s: signed requests may be refused") {
 		t.Errorf("an object store whose clock is behind: %v\n%s", err, out)
 	}
 }
@@ -304,7 +304,7 @@ func TestDoctorKnowsEntriesOfTheOriginal(t *testing.T) {
 		if err != nil {
 			t.Errorf("%v:\n%s", err, out)
 		}
-		_, line, _ := strings.Cut(out, " no logs in the format of the original API: ")
+		_, line, _ := strings.Cut(out, " no logs in the original API's format: ")
 		line, _, _ = strings.Cut(line, "\n")
 		return line
 	}
@@ -314,20 +314,20 @@ func TestDoctorKnowsEntriesOfTheOriginal(t *testing.T) {
 	plant("e.json", `{"build_id":"e","acti`) // likewise
 	plant("f.json", `{}`)                    // likewise
 	plant("notes.txt", `{"build_id":"e"}`)   // nobody's
-	if got := line(); got != "5 files of 1 sites checked" {
+	if got := line(); got != "5 files in 1 sites checked" {
 		t.Errorf("of logs: %s", got)
 	}
 	const entry = `{"build_id":"b","action":"deploy","status":"ok","timestamp":"2025-01-02T03:04:05Z","metadata":{"n":1}}`
 	plant("b-1735787045.json", entry)
 	plant("b-1735787046.json", " \n"+entry+"\n")
-	if got := line(); !strings.HasPrefix(got, "2 files (7 files of 1 sites checked) hold a single entry") ||
+	if got := line(); !strings.HasPrefix(got, "2 log files (7 files in 1 sites checked) are in the original API's format, one entry per file") ||
 		!strings.Contains(got, logs+"/b-173578704") || !strings.Contains(got, "docs/operations.md") {
 		t.Errorf("of logs: %s", got)
 	}
 	for i := range maxCheckedPerSite {
 		plant(fmt.Sprintf("b-%d.json", i), entry)
 	}
-	if got := line(); !strings.Contains(got, fmt.Sprintf("(%d files of 1 sites checked, more exist)", maxCheckedPerSite)) {
+	if got := line(); !strings.Contains(got, fmt.Sprintf("(%d files in 1 sites checked; there are more)", maxCheckedPerSite)) {
 		t.Errorf("of logs: %s", got)
 	}
 }

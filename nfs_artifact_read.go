@@ -31,7 +31,7 @@ func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
 	}
 	fd, err := n.disk.openPathRead(path)
 	if isLink(err, path) {
-		return nil, fmt.Errorf("%w: %q is a symbolic link", ErrNotFound, path)
+		return nil, fmt.Errorf("%w: %q is a symbolic link, which is not followed", ErrNotFound, path)
 	}
 	if err != nil {
 		return nil, n.disk.openError(path, err)
@@ -110,7 +110,7 @@ func (n *nfs) stat(path string, st *unix.Stat_t) error {
 	}
 	fd, err := n.disk.openPathRead(path)
 	if isLink(err, path) {
-		return fmt.Errorf("%w: %q is a symbolic link", ErrNotFound, path)
+		return fmt.Errorf("%w: %q is a symbolic link, which is not followed", ErrNotFound, path)
 	}
 	if err != nil {
 		return n.disk.openError(path, err)

@@ -21,15 +21,15 @@ func (n *nfs) runChecks(report func(checkResult)) {
 		{"mount", c.mount},
 		{"make a directory", c.makeDir},
 		{"write a file, fsync and close it", c.write},
-		{"file times", c.times},
-		{"rename it over an existing file", c.rename},
+		{"timestamp resolution", c.times},
+		{"rename a file over an existing one", c.rename},
 		{foldsCaseCheck, c.foldsCase},
-		{"fsync of a directory", c.syncDir},
+		{"fsync a directory", c.syncDir},
 		{"read the file back", c.read},
 		{"link does not replace a file", c.link},
-		{"locks of two descriptors exclude each other", c.lock},
+		{"locks on two descriptors exclude each other", c.lock},
 		{"compare the clocks", c.clock},
-		{"no logs in the format of the original API", c.logs},
+		{"no logs in the original API's format", c.logs},
 	} {
 		note, err := step.do()
 		report(checkResult{what: step.what, err: err, note: note, warning: isWeak(err)})
@@ -120,8 +120,8 @@ func (c *diskCheck) write() (string, error) {
 
 func (c *diskCheck) times() (string, error) {
 	if c.coarse {
-		return "", warning{fmt.Errorf("the file system stores times in steps of %s or more: small builds are not cached in memory, "+
-			"and a build that replaces another within one step gets a later time", fineTime)}
+		return "", warning{fmt.Errorf("the timestamp resolution is %s or coarser: small builds are not cached in memory, "+
+			"and a build that replaces another within that interval gets a later timestamp", fineTime)}
 	}
 	return "finer than " + fineTime.String(), nil
 }
@@ -147,7 +147,7 @@ func (c *diskCheck) syncDir() (string, error) {
 		return "", err
 	}
 	if c.n.disk.noDirSync.Load() {
-		return "", fmt.Errorf("%w: an acknowledged write may be lost in a power cut", ErrUnsupported)
+		return "", fmt.Errorf("%w: a power failure may lose acknowledged writes", ErrUnsupported)
 	}
 	return "", nil
 }
@@ -155,7 +155,7 @@ func (c *diskCheck) syncDir() (string, error) {
 func (c *diskCheck) read() (string, error) {
 	got, _, err := readFile(c.dir, checkName, 1<<10)
 	if err == nil && !bytes.Equal(got, c.data) {
-		err = fmt.Errorf("%d bytes read back differ from what was written", len(got))
+		err = fmt.Errorf("the %d bytes read back are not what was written", len(got))
 	}
 	return "", err
 }
@@ -168,7 +168,7 @@ func (c *diskCheck) link() (string, error) {
 	defer t.discard()
 	switch err := t.create(checkName); {
 	case err == nil:
-		return "", errors.New("link replaced an existing file: several concurrent create-only uploads would succeed")
+		return "", errors.New("link replaced an existing file: concurrent create-only uploads of one build would all succeed")
 	case !errors.Is(err, fs.ErrExist):
 		return "", err
 	}

@@ -41,8 +41,8 @@ func (c *diskCheck) logs() (string, error) {
 		return "", err
 	}
 	if found.entries > 0 {
-		return "", warning{fmt.Errorf("%d files (%s) hold a single entry, the format of the original API (first: %q): "+
-			"each is listed as a build with a damaged log; see docs/operations.md to convert them", found.entries, found, found.first)}
+		return "", warning{fmt.Errorf("%d log files (%s) are in the original API's format, one entry per file (first: %q): "+
+			"each is listed as a build with a damaged log; to convert them, see docs/operations.md", found.entries, found, found.first)}
 	}
 	return found.String(), nil
 }
@@ -55,9 +55,9 @@ type logCount struct {
 }
 
 func (l logCount) String() string {
-	text := fmt.Sprintf("%d files of %d sites checked", l.files, l.sites)
+	text := fmt.Sprintf("%d files in %d sites checked", l.files, l.sites)
 	if l.more {
-		text += ", more exist"
+		text += "; there are more"
 	}
 	return text
 }

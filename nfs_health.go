@@ -40,7 +40,7 @@ func (n *nfs) Probe() (Readiness, error) {
 		if errors.Is(err, ErrUnavailable) || errors.Is(err, unix.EIO) {
 			return Readiness{}, err
 		}
-		n.log.Warn("the store cannot be written to", "error", err)
+		n.log.Warn("the store is not writable", "error", err)
 		return Readiness{WriteError: reasonOf(err)}, nil
 	}
 	return Readiness{}, nil

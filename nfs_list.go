@@ -93,7 +93,7 @@ func (n *nfs) list(siteID string, queries []VersionQuery) []listed {
 	scan, err := n.scanSite(siteID, ix, run)
 	if err != nil {
 		for i := range answers {
-			answers[i].err = fmt.Errorf("cannot list %q: %w", siteID, err)
+			answers[i].err = fmt.Errorf("cannot list site %q: %w", siteID, err)
 		}
 		return answers // ix is dropped: it may be half changed
 	}

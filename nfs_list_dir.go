@@ -129,7 +129,7 @@ func (w *watchedDir[V]) read(s *siteScan, dir *os.File, id fileID) (r reading[V]
 func (n *nfs) openWatched(siteID, name string) (*os.File, fileID, error) {
 	dir, err := n.openBuilds(siteID, name)
 	if errors.Is(err, ErrOccupied) && !errors.Is(err, ErrUnavailable) {
-		n.log.Warn("cannot list: not a directory", "site", siteID, "error", err)
+		n.log.Warn("skipping a path that is not a directory", "site", siteID, "error", err)
 		return nil, fileID{}, nil
 	}
 	if errors.Is(err, fs.ErrNotExist) {

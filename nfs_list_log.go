@@ -111,7 +111,7 @@ func (s *siteScan) loadOne(l *logLoad) error {
 		s.setLog(l.file, scan.done(func(cost int64) bool { return s.n.lists.reserve(s.ix, cost) }), logRead)
 	case errors.Is(err, ErrDamaged), errors.Is(err, ErrOccupied), errors.Is(err, ErrLogFull):
 		if !logged {
-			s.n.log.Error("cannot list a log", "file", s.logs.Name()+"/"+name, "error", err)
+			s.n.log.Error("cannot list a log: damaged, too large or not a file", "file", s.logs.Name()+"/"+name, "error", err)
 		}
 		state := logDamaged
 		if errors.Is(err, ErrLogFull) {
@@ -205,7 +205,7 @@ func newLogFile(fd int, path string) (*logFile, error) {
 	case f.st.Size == 0:
 		err = fmt.Errorf("%w: %q is empty", ErrDamaged, path)
 	case f.st.Size > maxLogRead:
-		err = fmt.Errorf("%w: %q has %d bytes", ErrLogFull, path, f.st.Size)
+		err = fmt.Errorf("%w: %q is too large to read: %d bytes", ErrLogFull, path, f.st.Size)
 	default:
 		return f, nil
 	}

@@ -116,7 +116,7 @@ func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, bu
 		left := time.Until(end)
 		if left <= 0 {
 			f.Close()
-			return nil, fmt.Errorf("%w: build %q of site %q, for %s", ErrLocked, buildID, siteID, n.lockWait)
+			return nil, fmt.Errorf("%w: gave up on build %q of site %q after %s", ErrLocked, buildID, siteID, n.lockWait)
 		}
 		// Random, so that no process is always too late. The pauses get shorter towards the
 		// end, in favour of those that have waited longest.
@@ -134,7 +134,7 @@ func (n *nfs) waitPlace(what, siteID, buildID string) (*grant, error) {
 	key := what + " " + siteID
 	place, err := n.waiting.acquire(budgetRequest{n: 1, caps: []keyCap{{key, maxSiteWaiters}, {key + "/" + buildID, maxBuildWaiters}}})
 	if err != nil {
-		return nil, fmt.Errorf("%w: too many requests wait for the lock of build %q of site %q, or for other locks of this site", err, buildID, siteID)
+		return nil, fmt.Errorf("%w: the queue for the lock of build %q, or for all locks of site %q, is full", err, buildID, siteID)
 	}
 	return place, nil
 }
@@ -194,7 +194,7 @@ func lockError(path string, err error) error {
 	case unix.ENOLCK:
 		return fmt.Errorf("%w: %w", ErrUnavailable, diskError("lock", path, err))
 	case unix.EOPNOTSUPP, unix.ENOSYS, unix.EINVAL:
-		return fmt.Errorf("%w: this mount has no file locks: cannot lock %q: %w", ErrUnsupported, path, err)
+		return fmt.Errorf("%w: the mount does not support file locks: cannot lock %q: %w", ErrUnsupported, path, err)
 	}
 	return diskError("lock", path, err)
 }

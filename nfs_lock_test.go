@@ -396,7 +396,7 @@ func TestStuckLockOfASite(t *testing.T) {
 	if got, open := n.waiting.inUse(), openLocks(t, n.base, "stuck"); got != 0 || open != 1 || len(n.appends.queues) != 0 {
 		t.Errorf("%d places, %d descriptors and %d queues stay", got, open-1, len(n.appends.queues))
 	}
-	if !strings.Contains(s.log.String(), "locked by another process") {
+	if !strings.Contains(s.log.String(), ErrLocked.Error()) {
 		t.Error("the cause is not in the log")
 	}
 	release()

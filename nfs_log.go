@@ -41,7 +41,7 @@ func (n *nfs) appendLog(siteID, buildID string, entries []LogEntry) []error {
 	errs := make([]error, len(entries))
 	err := n.appendAll(siteID, buildID, entries, errs)
 	if errors.Is(err, ErrDamaged) {
-		n.log.Error("the log is corrupt; appends are refused until it is repaired manually", "error", err)
+		n.log.Error("the log is damaged; appends are refused until it is repaired manually", "error", err)
 	}
 	if err != nil { // the error of all: a single one in errs may refer to an entry that was not written
 		return slices.Repeat([]error{err}, len(entries))

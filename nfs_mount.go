@@ -29,7 +29,7 @@ func checkMount(base string, require bool, log *slog.Logger) error {
 		return errors.New("is not a mount point, and PAGEWRIGHT_NFS_REQUIRE_MOUNT is true")
 	}
 	for _, w := range mount.warnings() {
-		log.Warn("NFS mount option", "path", mount.Mountpoint, "type", mount.FSType, "problem", w.Error())
+		log.Warn("an NFS mount option weakens the guarantees of the store", "path", mount.Mountpoint, "type", mount.FSType, "problem", w.Error())
 	}
 	return nil
 }
@@ -119,11 +119,11 @@ func (n *nfs) remounted(dev uint64) error {
 	}
 	kind := kindOfFS(int64(st.Type))
 	if kind != n.kind {
-		return fmt.Errorf("%w: %q is now on %s, but was on %s when the service started; unmount it, or restart the service",
+		return fmt.Errorf("%w: %q is now on %s, but was on %s when the service started; unmount the new file system or restart the service",
 			ErrUnavailable, n.base, kind, n.kind)
 	}
 	if kind == fsLocal && st.Fsid != n.fsid {
-		return fmt.Errorf("%w: %q is now on another file system than when the service started; unmount it, or restart the service",
+		return fmt.Errorf("%w: %q is now on a different file system than when the service started; unmount the new one or restart the service",
 			ErrUnavailable, n.base)
 	}
 	n.disk.durable.Purge()
@@ -174,7 +174,7 @@ func kindOfFS(fsType int64) fsKind {
 func nfsOptionWarnings(options string) []mountWarning {
 	const (
 		local = "locks are local to this host: log entries of other hosts can be lost, and a build can seem absent while another host replaces it"
-		soft  = "a write can fail or be lost while the server restarts; mount with hard"
+		soft  = "a write can fail or be lost while the server restarts; use the mount option hard"
 	)
 	var warnings []mountWarning
 	opts := strings.Split(options, ",")

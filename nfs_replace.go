@@ -200,7 +200,7 @@ func (n *nfs) giveUp(temp *tempFile, name string, lock *buildLock) {
 		return
 	}
 	if err := n.disk.remove(temp.dir, interim); err != nil {
-		n.log.Warn("cannot remove an unfinished replacement; a later sweep will", "error", err)
+		n.log.Warn("cannot remove an unfinished replacement; a later sweep will retry", "error", err)
 	}
 }
 
@@ -214,7 +214,7 @@ func (n *nfs) removeAside(dir *os.File, name, at string) error {
 	if at != removed {
 		err := n.disk.renameTo(dir, at, removed)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			n.log.Warn("cannot remove a replaced file; a later sweep will", "error", err)
+			n.log.Warn("cannot remove a replaced file; a later sweep will retry", "error", err)
 			removed = ""
 		}
 	}
@@ -223,11 +223,11 @@ func (n *nfs) removeAside(dir *os.File, name, at string) error {
 	}
 	var st unix.Stat_t
 	if err := statAt(dir, name, &st); err != nil {
-		return fmt.Errorf("%w: a delayed request of another host moved the file away: %v", ErrUnavailable, err)
+		return fmt.Errorf("%w: a delayed request from another host moved the file: %v", ErrUnavailable, err)
 	}
 	if removed != "" {
 		if err := n.disk.remove(dir, removed); err != nil {
-			n.log.Warn("cannot remove a replaced file; a later sweep will", "error", err)
+			n.log.Warn("cannot remove a replaced file; a later sweep will retry", "error", err)
 		}
 	}
 	return nil

@@ -35,7 +35,7 @@ func (n *nfs) sweepTemps(ctx context.Context, maxAge time.Duration) {
 			n.log.Info("removed files left by crashes", "count", removed)
 		}
 		if err != nil && ctx.Err() == nil {
-			n.log.Warn("the sweep for files left by crashes is incomplete", "error", err)
+			n.log.Warn("cannot complete the sweep for files left by crashes", "error", err)
 		}
 		select {
 		case <-ctx.Done():

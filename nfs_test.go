@@ -201,7 +201,7 @@ func TestCoarseTimes(t *testing.T) {
 	if diff := n.disk.clockDiff.Load().value(); diff != 0 {
 		t.Errorf("the difference of the clocks is %s", diff)
 	}
-	if out, err := runDoctor("PAGEWRIGHT_NFS_BASE_PATH=" + base); err != nil || !strings.Contains(out, "warn file times") {
+	if out, err := runDoctor("PAGEWRIGHT_NFS_BASE_PATH=" + base); err != nil || !strings.Contains(out, "warn timestamp resolution") {
 		t.Errorf("doctor does not warn: %v\n%s", err, out)
 	}
 }

@@ -138,7 +138,7 @@ func (s *objectStore) resolveAmbiguousPut(key string, opts putOptions, cond Prec
 		return info, nil
 	case err != nil && !errors.Is(err, ErrNotFound):
 		// Not %w of cause: its ErrPrecondition may be due to our own put.
-		return objectInfo{}, fmt.Errorf("%w: it is unknown whether %q was stored: %v, after %v", ErrUnavailable, key, err, cause)
+		return objectInfo{}, fmt.Errorf("%w: cannot tell whether %q was stored: %v; the upload failed with: %v", ErrUnavailable, key, err, cause)
 	case !conflict:
 		return objectInfo{}, fmt.Errorf("%w: cannot store %q: %w", ErrUnavailable, key, cause)
 	}
@@ -186,7 +186,7 @@ func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) 
 			return err
 		}
 	}
-	return fmt.Errorf("%w: cannot delete %q: it was replaced %d times meanwhile", ErrUnavailable, key, removeTries)
+	return fmt.Errorf("%w: cannot delete %q: it was replaced during each of %d attempts", ErrUnavailable, key, removeTries)
 }
 
 func (s *objectStore) remove(key, etag string) error {
@@ -256,7 +256,7 @@ func (s *objectStore) checkBucket(err error) error {
 		return err
 	}
 	if _, gone := s.bucketProbe.get(bucketTTL); gone != nil {
-		return fmt.Errorf("%w, after %v", gone, err)
+		return fmt.Errorf("%w; the request failed with: %v", gone, err)
 	}
 	return err
 }

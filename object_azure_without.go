@@ -8,5 +8,5 @@ import (
 )
 
 func openAzure(azureConfig, byteSize, *slog.Logger) (Backend, error) {
-	return nil, errors.New("PAGEWRIGHT_STORAGE_BACKEND=azure: this binary was built without it")
+	return nil, errors.New("PAGEWRIGHT_STORAGE_BACKEND=azure: this binary was built without this backend")
 }

@@ -19,7 +19,7 @@ type exactReader struct {
 }
 
 // errBodyFailed is the error that an SDK sees if a reader fails.
-var errBodyFailed = errors.New("the request body failed")
+var errBodyFailed = errors.New("cannot read the request body")
 
 func newExactReader(r io.Reader) *exactReader {
 	b := &exactReader{r: r, size: -1}
@@ -42,7 +42,7 @@ func (b *exactReader) Read(p []byte) (int, error) {
 	case err != nil && err != io.EOF:
 		b.err = err
 	case b.size >= 0 && (b.read > b.size || err == io.EOF && b.read < b.size):
-		b.err = fmt.Errorf("%w: received %d bytes of %d", errBodyCut, b.read, b.size)
+		b.err = fmt.Errorf("%w: received %d bytes, expected %d", errBodyCut, b.read, b.size)
 	case err == io.EOF:
 		b.end = true
 		return n, io.EOF

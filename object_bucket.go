@@ -86,11 +86,11 @@ type putOptions struct {
 const uploadIDKey = "mark"
 
 // errBucketGone: the store reports that the bucket does not exist.
-var errBucketGone = fmt.Errorf("%w: there is no such bucket", ErrUnavailable)
+var errBucketGone = fmt.Errorf("%w: the bucket does not exist", ErrUnavailable)
 
 // errAmbiguousNotFound is the ErrNotFound of a store that does not say which is missing,
 // the object or its bucket (HEAD of S3, and every request for an object with Google's SDK).
-var errAmbiguousNotFound = fmt.Errorf("%w: the object or its bucket", ErrNotFound)
+var errAmbiguousNotFound = fmt.Errorf("%w: either the object or its bucket is missing", ErrNotFound)
 
 // errConflict: the store refused a change because of a concurrent one, and it is not known
 // which of the two was stored. The caller reads the object to find out.

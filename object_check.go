@@ -61,7 +61,7 @@ func (s *objectStore) probeCapabilities() (map[capability]error, error) {
 	}
 	for _, r := range results {
 		if r.err != nil {
-			s.log.Warn("the store lacks a required capability", "check", r.what, "error", r.err)
+			s.log.Warn("a check of the store failed", "check", r.what, "error", r.err)
 		}
 	}
 	s.capabilities.missing.Store(&missing)
@@ -127,7 +127,7 @@ func (c *storeCheck) access() error {
 	if err != nil {
 		return fmt.Errorf("cannot stat %q: %w", c.key, err)
 	}
-	note, skewed := judgeClockCheck(time.Since(info.modTime), "signatures are refused, and log entries have a wrong time")
+	note, skewed := judgeClockCheck(time.Since(info.modTime), "signed requests may be refused, and log entries get the wrong time")
 	c.add("compare the clocks", skewed, note)
 	c.foldsCase()
 	size, err := c.read()
@@ -138,7 +138,7 @@ func (c *storeCheck) access() error {
 	var listed int
 	err = c.s.bucket.list(c.ctx, c.key, func(page []objectInfo) error { listed += len(page); return nil })
 	if err == nil && listed != 1 {
-		err = fmt.Errorf("%d objects are listed, not 1", listed)
+		err = fmt.Errorf("the list has %d objects instead of 1", listed)
 	}
 	c.add("list the object", err, "")
 	return err
@@ -203,7 +203,7 @@ func (c *storeCheck) conditions(kind capability, how string, opts putOptions) er
 			return err
 		}
 		if errors.Is(err, ErrPrecondition) {
-			c.missing[kind] = fmt.Errorf("%w: it refuses conditions that hold", ErrUnsupported)
+			c.missing[kind] = fmt.Errorf("%w: a write with the current ETag is refused", ErrUnsupported)
 		} else if err != nil {
 			return err
 		}
@@ -238,12 +238,12 @@ func (c *storeCheck) wantRefused(kind capability, what string, err error) error 
 	case errors.Is(err, ErrPrecondition), errors.Is(err, errConflict):
 		c.add(what, nil, "")
 	case err == nil, errors.Is(err, ErrUnsupported):
-		err = fmt.Errorf("%w: it ignores the condition: %s", ErrUnsupported, what)
+		err = fmt.Errorf("%w: the condition is not enforced (check: %s)", ErrUnsupported, what)
 		c.missing[kind] = err
 		c.add(what, err, "")
 	default:
 		c.add(what, err, "")
-		return fmt.Errorf("check %q, key %q: %w", what, c.key, err)
+		return fmt.Errorf("check %q failed for key %q: %w", what, c.key, err)
 	}
 	return nil
 }
@@ -254,11 +254,11 @@ func (c *storeCheck) abort() error {
 	body := io.MultiReader(strings.NewReader("the beginning"), brokenReader{})
 	_, err := c.s.bucket.put(c.ctx, key, body, -1, putOptions{contentType: logType, parts: true})
 	if err == nil {
-		err = errors.New("an upload whose body failed succeeded")
+		err = errors.New("an upload succeeded although its body failed")
 	} else if _, err = c.s.bucket.stat(c.ctx, key); errors.Is(err, ErrNotFound) {
 		err = nil
 	} else if err == nil {
-		err = errors.New("an upload whose body failed left an object")
+		err = errors.New("a failed upload left an object")
 	}
 	c.add("abort an upload", err, "")
 	return err
@@ -274,7 +274,7 @@ func (c *storeCheck) clean() {
 	err := c.s.bucket.remove(ctx, c.key, "")
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		c.add("delete the object", err, "")
-		c.s.log.Warn("a check could not delete its object", "key", c.key, "error", err)
+		c.s.log.Warn("cannot delete the object of a check", "key", c.key, "error", err)
 	}
 }
 
@@ -330,7 +330,7 @@ func (s *objectStore) runChecks(report func(checkResult)) {
 		{conditionalRemove, "conditional deletes are refused with 501"},
 	} {
 		if missing[c.kind] != nil {
-			report(checkResult{what: c.what, err: errors.New("the store does not support the condition"), warning: c.kind != conditionalPut})
+			report(checkResult{what: c.what, err: errors.New("the store does not support this kind of condition"), warning: c.kind != conditionalPut})
 		}
 	}
 }

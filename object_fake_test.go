@@ -235,7 +235,7 @@ func wantBucketGone(t *testing.T, server *testServer) {
 		if server.noDeleteIf && c.method == "DELETE" && c.header != nil {
 			continue // 501, whatever there is
 		}
-		errorLines := func() int { return strings.Count(server.log.String(), "there is no such bucket") }
+		errorLines := func() int { return strings.Count(server.log.String(), "the bucket does not exist") }
 		before := errorLines()
 		if r := server.do(t, 503, request{c.method, c.path, c.body, c.header}); r.header.Get("Retry-After") == "" {
 			t.Errorf("%s %s: no Retry-After", c.method, c.path)

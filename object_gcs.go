@@ -206,7 +206,7 @@ func (b *gcsBucket) get(ctx context.Context, key, etag string, offset, length in
 	}
 	if etag != "" && info.etag != etag {
 		r.Close()
-		return nil, objectInfo{}, fmt.Errorf("%w: %s", ErrPrecondition, key)
+		return nil, objectInfo{}, fmt.Errorf("%w: the ETag of %q has changed", ErrPrecondition, key)
 	}
 	read.ReadCloser = r
 	return read, info, nil
@@ -257,7 +257,7 @@ func (b *gcsBucket) list(ctx context.Context, prefix string, page func([]objectI
 // the SDK asks Google to sign.
 func (b *gcsBucket) presign(_ context.Context, key string, ttl time.Duration, filename string) (string, error) {
 	if os.Getenv(gcsEmulator) != "" {
-		return "", fmt.Errorf("%w: cannot sign URLs: %s is set, and an emulator has no key", ErrUnsupported, gcsEmulator)
+		return "", fmt.Errorf("%w: cannot sign URLs: %s is set, and the emulator has no signing key", ErrUnsupported, gcsEmulator)
 	}
 	return b.bucket.SignedURL(key, &storage.SignedURLOptions{
 		Scheme: storage.SigningSchemeV4, Method: http.MethodGet, Expires: time.Now().Add(ttl),
@@ -309,7 +309,7 @@ func (b *gcsBucket) object(key string, opts putOptions) (*storage.ObjectHandle, 
 // gcsPutError translates the error of a put: ErrNotFound means that the object of the
 // condition does not exist, or, without a condition, the bucket.
 func gcsPutError(err error, opts putOptions) error {
-	err = needs("storage.objects.create, and storage.objects.delete to replace one", gcsError(err))
+	err = needs("storage.objects.create, and storage.objects.delete to replace an object", gcsError(err))
 	switch {
 	case !errors.Is(err, ErrNotFound):
 		return err

@@ -21,7 +21,7 @@ type gcsRead struct {
 
 type gcsReadKey struct{}
 
-var errGCSBrokenOff = errors.New("the store broke off too many responses")
+var errGCSBrokenOff = errors.New("the store interrupted too many responses")
 
 // withContext returns a context from which gcsTransport knows which requests are those of r.
 func (r *gcsRead) withContext(ctx context.Context) context.Context {

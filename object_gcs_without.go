@@ -9,5 +9,5 @@ import (
 )
 
 func openGCS(context.Context, gcsConfig, byteSize, *slog.Logger) (Backend, error) {
-	return nil, errors.New("PAGEWRIGHT_STORAGE_BACKEND=gcs: this binary was built without it")
+	return nil, errors.New("PAGEWRIGHT_STORAGE_BACKEND=gcs: this binary was built without this backend")
 }

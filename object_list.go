@@ -261,7 +261,7 @@ func (s *objectStore) openLog(ctx context.Context, cancel context.CancelFunc, ke
 	r := &objectReader{body: body, info: info, left: info.size, cancel: cancel}
 	if info.size > maxLogRead {
 		r.Close()
-		return nil, info, fmt.Errorf("%w: %q has %d bytes", ErrLogFull, key, info.size)
+		return nil, info, fmt.Errorf("%w: %q is too large to read: %d bytes", ErrLogFull, key, info.size)
 	}
 	return &openedLog{r, info.size}, info, nil
 }

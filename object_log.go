@@ -58,7 +58,7 @@ func (s *objectStore) appendLog(key string, entries []LogEntry) []error {
 		s.stats.conflicts.Inc()
 		select {
 		case <-ctx.Done():
-			err = fmt.Errorf("%w: cannot append to %q in %s: %v", ErrUnavailable, key, appendTimeout, err)
+			err = fmt.Errorf("%w: cannot append to %q within %s: %v", ErrUnavailable, key, appendTimeout, err)
 			return slices.Repeat([]error{err}, len(entries))
 		case <-time.After(rand.N(wait)):
 			wait = min(2*wait, appendMaxWait)
@@ -82,7 +82,7 @@ func (s *objectStore) tryAppend(ctx context.Context, key string, entries []LogEn
 	}
 	switch {
 	case info.Size > maxLogRead:
-		return fmt.Errorf("%w: %q has %d bytes", ErrLogFull, key, info.Size)
+		return fmt.Errorf("%w: %q is too large to read: %d bytes", ErrLogFull, key, info.Size)
 	case info.Size == 0 && !absent:
 		return fmt.Errorf("%w: %q is empty", ErrDamaged, key)
 	}

@@ -76,7 +76,7 @@ func sizeOfRange(contentRange string, offset int64) (int64, error) {
 	_, total, _ := strings.Cut(contentRange, "/")
 	size, err := strconv.ParseInt(total, 10, 64)
 	if err != nil || size < 0 || !strings.HasPrefix(contentRange, fmt.Sprintf("bytes %d-", offset)) {
-		return 0, fmt.Errorf("the store answered a range request from %d with Content-Range %q", offset, contentRange)
+		return 0, fmt.Errorf("the store answered a range request at offset %d with Content-Range %q", offset, contentRange)
 	}
 	return size, nil
 }
@@ -137,7 +137,7 @@ func needs(permission string, err error) error {
 func getNothing(ctx context.Context, b bucket, key, etag string) (io.ReadCloser, objectInfo, error) {
 	info, err := b.stat(ctx, key)
 	if err == nil && etag != "" && info.etag != etag {
-		err = fmt.Errorf("%w: %s", ErrPrecondition, key)
+		err = fmt.Errorf("%w: the ETag of %q has changed", ErrPrecondition, key)
 	}
 	return http.NoBody, info, err
 }

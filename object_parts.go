@@ -244,7 +244,7 @@ func (r *partReader) read(p *part, size int64) (last bool, err error) {
 	case err != nil:
 		return false, err
 	case r.total >= 0:
-		return false, fmt.Errorf("the body has more than the declared %d bytes", r.total)
+		return false, fmt.Errorf("the body is longer than the declared %d bytes", r.total)
 	}
 	r.carry = one[:]
 	return false, nil

@@ -92,10 +92,10 @@ func (r *resumingBody) Read(p []byte) (int, error) {
 // resume opens the rest of the object.
 func (r *resumingBody) resume() error {
 	if r.tries == resumeTries {
-		return fmt.Errorf("the store broke off %d responses in a row: %w", r.tries+1, r.broken)
+		return fmt.Errorf("the store interrupted %d responses in a row: %w", r.tries+1, r.broken)
 	}
 	if strings.Trim(r.info.etag, `"`) == "" { // a replaced object could not be detected
-		return fmt.Errorf("the store broke off an object that has no ETag: %w", r.broken)
+		return fmt.Errorf("cannot resume a download without an ETag: %w", r.broken)
 	}
 	wait := resumeDelay << r.tries
 	r.tries++
@@ -106,11 +106,11 @@ func (r *resumingBody) resume() error {
 	}
 	body, info, err := r.get(r.ctx, r.info.key, r.info.etag, r.offset, r.left)
 	if err != nil {
-		return fmt.Errorf("cannot resume after %v: %w", r.broken, err)
+		return fmt.Errorf("cannot resume the download (interrupted by: %v): %w", r.broken, err)
 	}
 	if info.etag != r.info.etag { // the store ignored If-Match
 		body.Close()
-		return fmt.Errorf("%w: the object was replaced while it was read, after %v", ErrPrecondition, r.broken)
+		return fmt.Errorf("%w: the object was replaced during the download (interrupted by: %v)", ErrPrecondition, r.broken)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -182,7 +182,7 @@ func (b *s3Bucket) abort(ctx context.Context, key string, id *string) {
 	defer cancel()
 	_, err := b.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &b.name, Key: &key, UploadId: id})
 	if err != nil && !errors.Is(s3Error(err), errConflict) { // errConflict: the upload has ended
-		b.log.Warn("cannot abort an upload: its parts stay until the bucket's lifecycle rule removes them",
+		b.log.Warn("cannot abort an upload; its parts remain until the bucket's lifecycle rule removes them",
 			"key", key, "upload", aws.ToString(id), "error", needs("s3:AbortMultipartUpload", s3Error(err)))
 	}
 }
