@@ -25,7 +25,7 @@ var (
 	// io.ErrUnexpectedEOF, which some libraries take for a normal end.
 	errBodyCut = errors.New("the body was cut short")
 	// errRevoked: a budget took back what this request holds.
-	errRevoked = fmt.Errorf("%w: others wait for what your address holds", ErrBusy)
+	errRevoked = fmt.Errorf("%w: other clients are waiting for capacity that your address holds", ErrBusy)
 )
 
 // A reader that is passed to StoreArtifact may have any of these optional methods.

@@ -648,8 +648,8 @@ func testBadLogs(t *testing.T, open func() store) {
 		{"nearly-full", true, log(maxLogSize - 1), nil, nil, ErrKeyReused, "", 2},
 		{"full", true, log(maxLogSize), ErrLogFull, nil, ErrKeyReused, "", 1},
 		{"full-and-damaged", true, append(log(maxLogSize), `{"x":"\"`...), ErrLogFull, nil, ErrKeyReused, "the log is damaged", 0},
-		{"too-large", true, log(maxLogRead + 1), ErrLogFull, ErrLogFull, ErrLogFull, "the log is full", 0},
-		{"too-large-alone", false, log(maxLogRead + 1), ErrLogFull, ErrLogFull, ErrLogFull, "the log is full", 0},
+		{"too-large", true, log(maxLogRead + 1), ErrLogFull, ErrLogFull, ErrLogFull, "the log has reached its size limit", 0},
+		{"too-large-alone", false, log(maxLogRead + 1), ErrLogFull, ErrLogFull, ErrLogFull, "the log has reached its size limit", 0},
 	}
 	for _, c := range cases {
 		if c.artifact {

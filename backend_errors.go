@@ -12,16 +12,16 @@ var (
 	ErrPrecondition = errors.New("precondition failed")
 	ErrNoSpace      = errors.New("no space left in the store")
 	ErrReadOnly     = errors.New("the store is read-only")
-	ErrTooLarge     = errors.New("the artifact is too large for the store")
-	ErrLogFull      = errors.New("the log is full")
-	ErrKeyReused    = errors.New("the Idempotency-Key was used for another entry")
+	ErrTooLarge     = errors.New("the build is too large for the store")
+	ErrLogFull      = errors.New("the log has reached its size limit")
+	ErrKeyReused    = errors.New("the Idempotency-Key was already used for a different entry")
 	ErrDamaged      = errors.New("the log is damaged")
-	ErrUnavailable  = errors.New("the store cannot be reached")
+	ErrUnavailable  = errors.New("the store is unavailable")
 	ErrBusy         = errors.New("too many requests at once")
 	ErrDenied       = errors.New("the store denied access")
 	ErrUnsupported  = errors.New("not supported by this store")
-	ErrBadCursor    = errors.New("bad cursor")
-	ErrOccupied     = errors.New("something else is in its place in the store") // a directory in place of a file, or the reverse
+	ErrBadCursor    = errors.New("invalid cursor")
+	ErrOccupied     = errors.New("unexpected file type in the store") // a directory in place of a file, or the reverse
 	errRange        = errors.New("the range is not satisfiable")
 )
 
@@ -37,7 +37,7 @@ var ErrLocked error = lockedError{}
 
 type lockedError struct{}
 
-func (lockedError) Error() string { return "the build is locked by another process" }
+func (lockedError) Error() string { return "the build is locked by another operation" }
 func (lockedError) Unwrap() error { return ErrUnavailable }
 
 // tooSlow is the errStalled of a client that sent fewer bytes a second than this

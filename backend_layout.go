@@ -62,7 +62,7 @@ func checkID(id string) error {
 			return errors.New("must begin with a letter or digit")
 		case c == '.', c == '_', c == '+', c == '~', c == '=', c == '@', c == '-':
 		default:
-			return errors.New("has a character outside A-Z a-z 0-9 . _ + ~ = @ -")
+			return errors.New("must contain only A-Z a-z 0-9 . _ + ~ = @ -")
 		}
 	}
 	return nil

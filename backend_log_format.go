@@ -32,7 +32,7 @@ func parseLog(data []byte) ([]LogEntry, error) {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	if len(entries) == 0 {
-		return nil, fmt.Errorf("%w: it holds no entries", ErrDamaged)
+		return nil, fmt.Errorf("%w: it has no entries", ErrDamaged)
 	}
 	for i := range entries {
 		if err := checkTimestamp(i, entries[i]); err != nil {
@@ -46,7 +46,7 @@ func parseLog(data []byte) ([]LogEntry, error) {
 // into nanoseconds.
 func checkTimestamp(i int, e LogEntry) error {
 	if y := e.Timestamp.Year(); y < 1700 || y > 2200 {
-		return fmt.Errorf("%w: entry %d has no timestamp, or an impossible one", ErrDamaged, i)
+		return fmt.Errorf("%w: entry %d has a missing or out-of-range timestamp", ErrDamaged, i)
 	}
 	return nil
 }
@@ -76,11 +76,11 @@ func encodeEntry(e LogEntry) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("cannot encode the entry: %v", err)
 	case len(log) >= maxScanned:
-		return nil, fmt.Errorf("cannot encode the entry: it has %d bytes", len(log))
+		return nil, fmt.Errorf("cannot encode the entry: too large (%d bytes)", len(log))
 	case len(metadata) > 0 && !json.Valid(metadata), len(bytes.TrimSpace(metadata)) != len(metadata):
-		return nil, errors.New("cannot encode the entry: the metadata is not one JSON value")
+		return nil, errors.New("cannot encode the entry: the metadata is not a single JSON value without surrounding space")
 	case !utf8.Valid(log) || !json.Valid(log): // json limits the nesting, which the array and the entry add to
-		return nil, errors.New("cannot encode the entry: no log with it can be read again")
+		return nil, errors.New("cannot encode the entry: the result is not valid JSON in UTF-8")
 	}
 	return log[1 : len(log)-1], nil
 }

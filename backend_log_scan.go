@@ -38,7 +38,7 @@ func scanEntries(r io.Reader, each func(e LogEntry) error) error {
 	}
 	if t, err := dec.Token(); err != nil || t != json.Delim('[') {
 		if err == nil {
-			err = errors.New("it is not an array")
+			err = errors.New("not a JSON array")
 		}
 		return damaged(err)
 	}
@@ -63,7 +63,7 @@ func scanEntries(r io.Reader, each func(e LogEntry) error) error {
 	next()
 	if _, err := dec.Token(); err != io.EOF {
 		if err == nil {
-			err = errors.New("something follows its end")
+			err = errors.New("trailing data after the array")
 		}
 		return damaged(err)
 	}
@@ -71,7 +71,7 @@ func scanEntries(r io.Reader, each func(e LogEntry) error) error {
 		return err
 	}
 	if n == 0 {
-		return fmt.Errorf("%w: it holds no entries", ErrDamaged)
+		return fmt.Errorf("%w: it has no entries", ErrDamaged)
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ const (
 )
 
 // errLogChanged: the log no longer begins with the entries that a list has announced.
-var errLogChanged = fmt.Errorf("%w: the log has changed while it was listed", ErrUnavailable)
+var errLogChanged = fmt.Errorf("%w: the log changed while it was being listed", ErrUnavailable)
 
 // storedLog is what a list needs to know of a log before it is sent. The entries are
 // read again while it is sent, unless they were few enough to be kept in memory. A
@@ -158,14 +158,16 @@ func (l *storedLog) each(metadata bool, open func() (*openedLog, error), f func(
 		return nil
 	case failed != nil:
 		return failed
-	case err == nil, errors.Is(err, ErrDamaged):
-		return fmt.Errorf("%w: it has %d entries of %d: %v", errLogChanged, n, l.count, err)
+	case err == nil:
+		return fmt.Errorf("%w: read %d of %d entries", errLogChanged, n, l.count)
+	case errors.Is(err, ErrDamaged):
+		return fmt.Errorf("%w: read %d of %d entries: %v", errLogChanged, n, l.count, err)
 	}
 	return err
 }
 
 // errAllRead ends the reading of a log.
-var errAllRead = errors.New("all that was wanted is read")
+var errAllRead = errors.New("stopped reading: nothing more is needed")
 
 // logScan makes a storedLog of the entries of a log.
 type logScan struct {

@@ -81,5 +81,5 @@ var (
 	errNoMatch  = fmt.Errorf("%w: If-Match", ErrPrecondition)
 	errModified = fmt.Errorf("%w: If-Unmodified-Since", ErrPrecondition)
 	errMatch    = fmt.Errorf("%w: If-None-Match", ErrPrecondition)
-	errExists   = fmt.Errorf("%w: the build exists", ErrPrecondition)
+	errExists   = fmt.Errorf("%w: the build already exists", ErrPrecondition)
 )

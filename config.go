@@ -35,21 +35,21 @@ type Config struct {
 	BuildCacheControl string `env:"BUILD_CACHE_CONTROL" help:"Cache-Control header of builds in an append-only store, for example \"public, max-age=31536000, immutable\"; empty means no-cache"`
 
 	MinFreeSpace     byteSize `env:"MIN_FREE_SPACE" envDefault:"32MiB" help:"nfs: free space reserved for logs and deletes; an upload that would use it gets 507; 0 disables"`
-	DownloadRedirect bool     `env:"DOWNLOAD_REDIRECT" envDefault:"false" help:"s3, azure, gcs: redirect GET of a build to a signed URL of the store (307); ?redirect=false still returns the bytes"`
+	DownloadRedirect bool     `env:"DOWNLOAD_REDIRECT" envDefault:"false" help:"s3, azure, gcs: redirect GET requests for builds to a signed URL of the store (307); with ?redirect=false the service sends the bytes itself"`
 
 	MaxArtifactSize byteSize `env:"MAX_ARTIFACT_SIZE" envDefault:"0" help:"largest build that is accepted, for example 500MB or 20GiB; 0 means no limit"`
-	MaxUploads      int      `env:"MAX_UPLOADS" envDefault:"512" help:"uploads in flight; more get 503"`
+	MaxUploads      int      `env:"MAX_UPLOADS" envDefault:"512" help:"maximum number of concurrent uploads; further ones get 503"`
 
 	UploadMemory byteSize `env:"UPLOAD_MEMORY" envDefault:"256MiB" help:"s3, azure, gcs: memory for the parts of all uploads; an upload waits up to 30s for it, then gets 503; at least 8 times the part size"`
 
-	MaxConnsPerIP int `env:"MAX_CONNS_PER_IP" envDefault:"0" help:"open connections per client address; more get 429; 0 means no limit, which is right behind a load balancer"`
+	MaxConnsPerIP int `env:"MAX_CONNS_PER_IP" envDefault:"0" help:"maximum number of open connections per client address; further ones get 429; 0 means no limit; use 0 behind a load balancer"`
 
-	StallTimeout  time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"a client that moves less than 4 KiB of a body in this time is disconnected"`
-	MinUploadRate byteSize      `env:"MIN_UPLOAD_RATE" envDefault:"1KiB" help:"bytes per second that a client must send, averaged over the last minute of a body; 0 means no minimum"`
-	HeaderTimeout time.Duration `env:"HEADER_TIMEOUT" envDefault:"10s" help:"time in which the request header must arrive"`
+	StallTimeout  time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"a client that sends or receives less than 4 KiB of a body within this time is disconnected"`
+	MinUploadRate byteSize      `env:"MIN_UPLOAD_RATE" envDefault:"1KiB" help:"minimum number of bytes per second of an upload, averaged over the past minute; 0 means no minimum"`
+	HeaderTimeout time.Duration `env:"HEADER_TIMEOUT" envDefault:"10s" help:"time within which the request header must arrive"`
 	IdleTimeout   time.Duration `env:"IDLE_TIMEOUT" envDefault:"120s" help:"time after which an idle connection is closed"`
 	ShutdownDelay time.Duration `env:"SHUTDOWN_DELAY" envDefault:"0s" help:"time after SIGTERM during which /ready fails and everything else is still served, so that load balancers notice"`
-	ShutdownGrace time.Duration `env:"SHUTDOWN_GRACE" envDefault:"25s" help:"time that requests in flight have to finish after SIGTERM and the delay"`
+	ShutdownGrace time.Duration `env:"SHUTDOWN_GRACE" envDefault:"25s" help:"time for requests in flight to finish, after SIGTERM and the delay"`
 
 	S3    s3Config    `envPrefix:"S3_"`
 	Azure azureConfig `envPrefix:"AZURE_"`
@@ -60,8 +60,8 @@ type Config struct {
 	AccessLog bool       `env:"ACCESS_LOG" envDefault:"true" help:"log a line for each request"`
 
 	AccessLogSample int    `env:"ACCESS_LOG_SAMPLE" envDefault:"1" help:"log 1 in N requests; those that fail with 5xx are always logged"`
-	AdminListen     string `env:"ADMIN_LISTEN" help:"separate address and port for /health, /ready and /metrics, for example 0.0.0.0:9090; clients of the API cannot block it, and /metrics is served only there; empty means none"`
-	PprofListen     string `env:"PPROF_LISTEN" help:"address and port of Go's profiler, for example 127.0.0.1:6060; must not be reachable from outside; empty means off"`
+	AdminListen     string `env:"ADMIN_LISTEN" help:"separate address and port for /health, /ready and /metrics, for example 0.0.0.0:9090; API clients cannot exhaust its connections, and /metrics is served only there; empty means that the API address serves all three"`
+	PprofListen     string `env:"PPROF_LISTEN" help:"address and port for Go's pprof, for example 127.0.0.1:6060; do not expose it; empty means off"`
 }
 
 // check refuses values that have the right type but make no sense.
@@ -91,13 +91,13 @@ func (c *Config) check() error {
 	case !slices.Contains([]string{"nfs", "s3", "azure", "gcs"}, c.StorageBackend):
 		return bad("STORAGE_BACKEND", c.StorageBackend, "must be nfs, s3, azure or gcs")
 	case c.StorageBackend == "nfs" && c.NFSBasePath == "":
-		return bad("NFS_BASE_PATH", "", "must name a directory")
+		return bad("NFS_BASE_PATH", "", "must be set to a directory")
 	case c.StorageBackend == "nfs" && c.DownloadRedirect:
-		return bad("DOWNLOAD_REDIRECT", true, "a directory has no URLs to redirect to")
+		return bad("DOWNLOAD_REDIRECT", true, "the nfs backend cannot redirect: a directory has no URLs")
 	case c.BuildCacheControl != "" && !isCacheControl(c.BuildCacheControl):
-		return bad("BUILD_CACHE_CONTROL", strconv.Quote(c.BuildCacheControl), "must be a Cache-Control value, for example public, max-age=31536000, immutable")
+		return bad("BUILD_CACHE_CONTROL", strconv.Quote(c.BuildCacheControl), `must be a Cache-Control value, for example "public, max-age=31536000, immutable"`)
 	case c.BuildCacheControl != "" && !c.AppendOnly:
-		return bad("BUILD_CACHE_CONTROL", c.BuildCacheControl, "needs PAGEWRIGHT_APPEND_ONLY=true: caches must ask again for a build that can be replaced")
+		return bad("BUILD_CACHE_CONTROL", c.BuildCacheControl, "requires PAGEWRIGHT_APPEND_ONLY=true: caches must revalidate builds that can be replaced")
 	case c.MaxUploads < 1 || c.MaxUploads > maxConnections:
 		return bad("MAX_UPLOADS", c.MaxUploads, fmt.Sprintf("must be from 1 to %d", maxConnections))
 	case c.MaxConnsPerIP < 0:

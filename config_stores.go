@@ -13,7 +13,7 @@ type s3Config struct {
 	Endpoint    string   `env:"ENDPOINT" help:"s3: URL of an S3-compatible store; empty means AWS"`
 	Region      string   `env:"REGION" help:"s3: region; empty means the region of the AWS configuration, or us-east-1 if an endpoint is set"`
 	PathStyle   bool     `env:"PATH_STYLE" envDefault:"false" help:"s3: put the bucket in the path instead of the host name; MinIO needs this"`
-	Prefix      string   `env:"PREFIX" help:"s3: prefix of every key"`
+	Prefix      string   `env:"PREFIX" help:"s3: prefix for all keys"`
 	PartSize    byteSize `env:"PART_SIZE" envDefault:"8MiB" help:"s3: part size of a multipart upload, at least 5MiB; grows if 10,000 parts are not enough, up to 1/8 of PAGEWRIGHT_UPLOAD_MEMORY"`
 	Concurrency int      `env:"CONCURRENCY" envDefault:"4" help:"s3: parts of one upload that are sent in parallel"`
 }
@@ -29,7 +29,7 @@ func (conf s3Config) check() error {
 	_, secret := os.LookupEnv("AWS_SECRET_ACCESS_KEY")
 	switch {
 	case conf.Bucket == "":
-		return errors.New("PAGEWRIGHT_S3_BUCKET: must name the bucket")
+		return errors.New("PAGEWRIGHT_S3_BUCKET: must be set")
 	case conf.Endpoint != "" && !isURL(conf.Endpoint):
 		return fmt.Errorf("PAGEWRIGHT_S3_ENDPOINT=%q: must be a URL with http:// or https://", conf.Endpoint)
 	case conf.PartSize < s3MinPart || conf.PartSize > maxPart:
@@ -47,8 +47,8 @@ func (conf s3Config) check() error {
 // azureConfig is the configuration of the Azure backend.
 type azureConfig struct {
 	Container   string   `env:"CONTAINER" help:"azure: the container; required"`
-	AccountURL  string   `env:"ACCOUNT_URL" help:"azure: https://ACCOUNT.blob.core.windows.net, for the default Azure credentials; empty means AZURE_STORAGE_CONNECTION_STRING is used"`
-	Prefix      string   `env:"PREFIX" help:"azure: prefix of every key"`
+	AccountURL  string   `env:"ACCOUNT_URL" help:"azure: account URL, https://ACCOUNT.blob.core.windows.net, used with the default Azure credentials; if empty, AZURE_STORAGE_CONNECTION_STRING is used"`
+	Prefix      string   `env:"PREFIX" help:"azure: prefix for all keys"`
 	Create      bool     `env:"CREATE" envDefault:"false" help:"azure: create the container if it does not exist"`
 	PartSize    byteSize `env:"PART_SIZE" envDefault:"8MiB" help:"azure: block size of a large upload; grows if 50,000 blocks are not enough, up to 1/8 of PAGEWRIGHT_UPLOAD_MEMORY"`
 	Concurrency int      `env:"CONCURRENCY" envDefault:"4" help:"azure: blocks of one upload that are sent in parallel"`
@@ -62,9 +62,9 @@ func (conf azureConfig) check() error {
 	connection := os.Getenv(azureConnection)
 	switch {
 	case conf.Container == "":
-		return errors.New("PAGEWRIGHT_AZURE_CONTAINER: must name the container")
+		return errors.New("PAGEWRIGHT_AZURE_CONTAINER: must be set")
 	case conf.AccountURL == "" && connection == "":
-		return fmt.Errorf("PAGEWRIGHT_AZURE_ACCOUNT_URL: must be set, or %s", azureConnection)
+		return fmt.Errorf("PAGEWRIGHT_AZURE_ACCOUNT_URL or %s must be set", azureConnection)
 	case conf.AccountURL != "" && connection != "":
 		return fmt.Errorf("PAGEWRIGHT_AZURE_ACCOUNT_URL: must not be set together with %s", azureConnection)
 	case conf.AccountURL != "" && !isURL(conf.AccountURL):
@@ -86,9 +86,9 @@ func (conf azureConfig) check() error {
 
 // gcsConfig is the configuration of the Google Cloud Storage backend.
 type gcsConfig struct {
-	Bucket    string   `env:"BUCKET" help:"gcs: the bucket; required. Uses the application default credentials of Google"`
-	Prefix    string   `env:"PREFIX" help:"gcs: prefix of every key"`
-	ChunkSize byteSize `env:"CHUNK_SIZE" envDefault:"8MiB" help:"gcs: bytes sent in one request of an upload and held in memory for it; a multiple of 256KiB; shrinks when PAGEWRIGHT_UPLOAD_MEMORY is short"`
+	Bucket    string   `env:"BUCKET" help:"gcs: the bucket, accessed with Google's application default credentials; required"`
+	Prefix    string   `env:"PREFIX" help:"gcs: prefix for all keys"`
+	ChunkSize byteSize `env:"CHUNK_SIZE" envDefault:"8MiB" help:"gcs: chunk size of an upload, sent in one request and buffered in memory; a multiple of 256KiB; reduced when PAGEWRIGHT_UPLOAD_MEMORY runs low"`
 }
 
 // gcsChunkStep divides the size of every chunk except the last.
@@ -98,7 +98,7 @@ const gcsChunkStep = 256 << 10
 func (conf gcsConfig) check() error {
 	switch {
 	case conf.Bucket == "":
-		return errors.New("PAGEWRIGHT_GCS_BUCKET: must name the bucket")
+		return errors.New("PAGEWRIGHT_GCS_BUCKET: must be set")
 	case conf.ChunkSize < gcsChunkStep || conf.ChunkSize > maxPart || conf.ChunkSize%gcsChunkStep != 0:
 		return fmt.Errorf("PAGEWRIGHT_GCS_CHUNK_SIZE=%d: must be a multiple of 256KiB, at most 1GiB", conf.ChunkSize)
 	}
@@ -112,7 +112,7 @@ const maxUploadMemory = 1 << 40
 // size that the variable called name sets.
 func checkUploadMemory(memory, size byteSize, name string) error {
 	if memory < partsInMemory*size || memory > maxUploadMemory {
-		return fmt.Errorf("PAGEWRIGHT_UPLOAD_MEMORY=%d: must be at least %d times PAGEWRIGHT_%s=%d and at most 1TiB",
+		return fmt.Errorf("PAGEWRIGHT_UPLOAD_MEMORY=%d: must be at least %d times PAGEWRIGHT_%s (%d), and at most 1TiB",
 			memory, partsInMemory, name, size)
 	}
 	return nil

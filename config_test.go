@@ -150,7 +150,7 @@ func TestUnknownVariables(t *testing.T) {
 			t.Errorf("%s: %v", group, err)
 		}
 	}
-	if _, _, err := parseConfig([]string{envPrefix + "=1"}); err == nil || err.Error() != "PAGEWRIGHT_: unknown variable; -h lists all variables" {
+	if _, _, err := parseConfig([]string{envPrefix + "=1"}); err == nil || err.Error() != "unknown variable PAGEWRIGHT_; run with -h to list all variables" {
 		t.Errorf("without a name: %v", err)
 	}
 

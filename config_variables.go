@@ -24,7 +24,7 @@ func parseConfig(environ []string) (c *Config, foreign []string, err error) {
 	vars := env.ToMap(environ)
 	maps.DeleteFunc(vars, isServiceLink)
 	if _, nameless := vars[envPrefix]; nameless { // the parser would read it as the name of every group
-		return nil, nil, fmt.Errorf("%s: unknown variable; -h lists all variables", envPrefix)
+		return nil, nil, fmt.Errorf("unknown variable %s; run with -h to list all variables", envPrefix)
 	}
 	if err := env.ParseWithOptions(c, env.Options{Environment: vars, Prefix: envPrefix}); err != nil {
 		return nil, nil, configError(err, vars)
@@ -47,13 +47,13 @@ func parseConfig(environ []string) (c *Config, foreign []string, err error) {
 		}
 	}
 	if len(unknown) > 0 {
-		return nil, nil, fmt.Errorf("%s: unknown variable; -h lists all variables", strings.Join(unknown, ", "))
+		return nil, nil, fmt.Errorf("unknown variable %s; run with -h to list all variables", strings.Join(unknown, ", "))
 	}
 	if vars[envPrefix+"STORAGE_BACKEND"] == "" {
 		for _, v := range (&Config{}).variables() {
 			for _, backend := range []string{"s3", "azure", "gcs"} {
 				if vars[v.name] != "" && strings.HasPrefix(v.name, envPrefix+strings.ToUpper(backend)+"_") {
-					return nil, nil, fmt.Errorf("%sSTORAGE_BACKEND: must be set (to %s, for example), because %s is set", envPrefix, backend, v.name)
+					return nil, nil, fmt.Errorf("%sSTORAGE_BACKEND must be set (for example, to %s) because %s is set", envPrefix, backend, v.name)
 				}
 			}
 		}
@@ -142,7 +142,7 @@ func isServiceLink(name, value string) bool {
 
 // foreignVariables returns the warning about variables of other programs.
 func foreignVariables(names []string) string {
-	return "ignored variables that this service does not have: " + strings.Join(names, ", ")
+	return "ignoring unknown variables: " + strings.Join(names, ", ")
 }
 
 // configError returns an error that names the variable at fault. The parser's own error

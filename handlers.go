@@ -117,7 +117,7 @@ func (a *api) handler(routes []route, notFound func(*fasthttp.RequestCtx) error)
 	guard := func(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 		return func(ctx *fasthttp.RequestCtx) {
 			if !ctx.IsGet() && !ctx.IsHead() && !ctx.IsOptions() && crossSite(ctx) {
-				a.respondError(ctx, newHTTPError(fasthttp.StatusForbidden, "the request comes from a page of another origin"))
+				a.respondError(ctx, newHTTPError(fasthttp.StatusForbidden, "cross-origin requests must not change anything"))
 				return
 			}
 			next(ctx)
@@ -152,7 +152,7 @@ func (a *api) newRouter(notFound func(*fasthttp.RequestCtx) error) *router.Route
 	r.PanicHandler = a.panicked
 	r.NotFound = func(ctx *fasthttp.RequestCtx) { a.respondError(ctx, notFound(ctx)) }
 	r.MethodNotAllowed = func(ctx *fasthttp.RequestCtx) {
-		a.respondError(ctx, newHTTPError(fasthttp.StatusMethodNotAllowed, "the method is not allowed here; see Allow"))
+		a.respondError(ctx, newHTTPError(fasthttp.StatusMethodNotAllowed, "method not allowed; see the Allow header"))
 	}
 	r.GlobalOPTIONS = func(ctx *fasthttp.RequestCtx) { ctx.SetStatusCode(fasthttp.StatusNoContent) }
 	return r

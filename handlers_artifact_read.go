@@ -100,7 +100,7 @@ func statArtifact(b Backend, siteID, buildID string) (ArtifactInfo, error) {
 	if a, ok := r.(ArtifactReader); ok {
 		return a.Info(), nil
 	}
-	return ArtifactInfo{}, fmt.Errorf("%w: conditions on an artifact", ErrUnsupported)
+	return ArtifactInfo{}, fmt.Errorf("%w: conditional requests", ErrUnsupported)
 }
 
 // fromReader responds with what FetchArtifact opens.
@@ -227,7 +227,7 @@ func (a *api) fromRanger(d *download, b ArtifactRanger) (response, error) {
 			return r, err
 		}
 		if try == tries {
-			return r, fmt.Errorf("%w: the build is replaced all the time", ErrUnavailable)
+			return r, fmt.Errorf("%w: the build was replaced during each attempt to read it", ErrUnavailable)
 		}
 	}
 }
@@ -290,7 +290,7 @@ func (a *api) evaluate(d *download, info ArtifactInfo, ranges bool) (r response,
 	if ranges && d.rangeValue != "" && !d.head && (d.ifRange == "" || rangeStillValid(d.ifRange, d.ifRangeDate, info, time.Now())) {
 		asked, ok, err := parseRange(d.rangeValue, info.Size)
 		if err != nil {
-			refusal := newHTTPError(fasthttp.StatusRequestedRangeNotSatisfiable, "%v: the artifact has %d bytes", err, info.Size)
+			refusal := newHTTPError(fasthttp.StatusRequestedRangeNotSatisfiable, "%v: the build has %d bytes", err, info.Size)
 			refusal.header, refusal.value = fasthttp.HeaderContentRange, fmt.Sprintf("bytes */%d", info.Size)
 			return r, part, refusal
 		}

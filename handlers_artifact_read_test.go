@@ -377,7 +377,7 @@ func TestDownloadWhoseSourceFails(t *testing.T) {
 		{"a stream that fails", ofSize(1<<20, yields(300_000, gone)), "unavailable", "by the test", 280_000},
 		{"a stream that fails with its last bytes", ofSize(300_000, yields(300_000, gone)), "unavailable", "by the test", 200_000},
 		{"a stream that fails at once", ofSize(1<<20, yields(0, gone)), "unavailable", "by the test", 0},
-		{"a stream that ends early", ofSize(1<<20, yields(300_000, nil)), "internal", "748576 bytes too early", 280_000},
+		{"a stream that ends early", ofSize(1<<20, yields(300_000, nil)), "internal", "748576 bytes early", 280_000},
 		{"a stream of unknown length that fails", yields(300_000, gone), "unavailable", "by the test", 280_000},
 		{"a stream of unknown length that fails at once", yields(0, eio), "internal", "input/output", 0},
 	} {
@@ -406,7 +406,7 @@ func wantCut(t *testing.T, s *testServer, svc *service, path, kind, cause string
 	}
 	warned := false
 	for text := range strings.Lines(s.log.String()) {
-		warned = warned || strings.Contains(text, `"level":"WARN"`) && strings.Contains(text, `"msg":"a download was cut"`) &&
+		warned = warned || strings.Contains(text, `"level":"WARN"`) && strings.Contains(text, `"msg":"a download was aborted by a store error"`) &&
 			strings.Contains(text, `"site":"s","build":"b","request_id":"`) && strings.Contains(text, cause)
 	}
 	if !warned {

@@ -23,7 +23,7 @@ func (a *api) redirect(d *download) (response, bool) {
 	}
 	url, err := b.ArtifactURL(d.siteID, d.buildID, redirectTime)
 	if err != nil {
-		a.log.Warn("no signed URL can be made: the service sends the bytes itself",
+		a.log.Warn("cannot sign a download URL; serving the build directly",
 			"site", d.siteID, "build", d.buildID, "error", err.Error())
 		return response{}, false
 	}

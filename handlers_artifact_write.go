@@ -31,7 +31,7 @@ func (a *api) parseUpload(ctx *fasthttp.RequestCtx) (up upload, err error) {
 	if up.cond, err = precondition(ctx); err != nil {
 		return up, err
 	}
-	if err := checkPlainBody(ctx, "file", "curl -T"); err != nil {
+	if err := checkPlainBody(ctx, "build", "curl -T"); err != nil {
 		return up, err
 	}
 	// In addition to what the client asks for, which can only narrow it. A client
@@ -41,7 +41,7 @@ func (a *api) parseUpload(ctx *fasthttp.RequestCtx) (up upload, err error) {
 	switch {
 	case len(ctx.Request.Header.Peek(fasthttp.HeaderContentRange)) > 0:
 		// RFC 9110, section 14.5: it would be taken for the whole.
-		return up, badRequest("Content-Range: a build is uploaded whole")
+		return up, badRequest("Content-Range is not supported: upload the whole build")
 	case up.size == 0 || up.size < -1: // none at all is -2
 		return up, badRequest("cannot store the artifact: %v", errEmptyBody)
 	case a.cfg.MaxArtifactSize > 0 && up.size > int64(a.cfg.MaxArtifactSize):
@@ -120,9 +120,9 @@ func storeBody(b Backend, up upload, body *requestBody) (ArtifactInfo, error) {
 func (a *api) uploadError(up upload, err error) error {
 	switch {
 	case errors.Is(err, errTooLarge):
-		return newHTTPError(fasthttp.StatusRequestEntityTooLarge, "the artifact is larger than the maximum of %d bytes", int64(a.cfg.MaxArtifactSize))
+		return newHTTPError(fasthttp.StatusRequestEntityTooLarge, "the build is larger than the maximum of %d bytes", int64(a.cfg.MaxArtifactSize))
 	case up.wouldReplace(err):
-		return newHTTPError(fasthttp.StatusConflict, "the build exists, and this store is append-only")
+		return newHTTPError(fasthttp.StatusConflict, "the build already exists, and this store is append-only")
 	case errors.Is(err, ErrNoSpace):
 		a.metrics.noSpace.Inc()
 	}
@@ -142,7 +142,7 @@ func (a *api) parseDeletion(ctx *fasthttp.RequestCtx) (d deletion, err error) {
 		return d, err
 	}
 	if a.cfg.AppendOnly {
-		return d, newHTTPError(fasthttp.StatusForbidden, "this store is append-only: no build is deleted")
+		return d, newHTTPError(fasthttp.StatusForbidden, "this store is append-only: builds cannot be deleted")
 	}
 	d.cond, err = precondition(ctx)
 	return d, err

@@ -33,7 +33,7 @@ func parseETags(value string) (*ETagList, error) {
 		}
 	}
 	if len(list.Tags) == 0 {
-		return nil, errors.New("holds no entity tag")
+		return nil, errors.New("contains no entity tag")
 	}
 	return list, nil
 }
@@ -52,7 +52,7 @@ func cutETag(s string) (tag, after string, err error) {
 		case c == '"':
 			return s[:j+1], s[j+1:], nil
 		case c <= ' ' || c == 0x7f:
-			return "", "", fmt.Errorf("an entity tag cannot hold the byte 0x%02x", c)
+			return "", "", fmt.Errorf("an entity tag cannot contain the byte 0x%02x", c)
 		}
 	}
 	return "", "", errors.New("an entity tag has no closing quote")

@@ -89,14 +89,14 @@ func (a *api) sourceFailed(c *conn, what, call, siteID, buildID string) func(err
 	id := c.rec.id
 	return func(err error) {
 		a.metrics.failures(call, errorKind(err)).Inc()
-		a.log.LogAttrs(context.Background(), slog.LevelWarn, what+" was cut", slog.String("site", siteID),
+		a.log.LogAttrs(context.Background(), slog.LevelWarn, what+" was aborted by a store error", slog.String("site", siteID),
 			slog.String("build", buildID), slog.String("request_id", id), slog.String("error", err.Error()))
 	}
 }
 
 // panicked responds with 500 for a handler that panicked, and logs where.
 func (a *api) panicked(ctx *fasthttp.RequestCtx, cause any) {
-	a.log.Error("panic in a handler", "request_id", connOf(ctx).rec.id, "method", methodOf(ctx),
+	a.log.Error("a handler panicked", "request_id", connOf(ctx).rec.id, "method", methodOf(ctx),
 		"path", string(ctx.RequestURI()), "cause", fmt.Sprint(cause), "stack", string(debug.Stack()))
 	ctx.Response.ResetBody()
 	a.respondError(ctx, newHTTPError(fasthttp.StatusInternalServerError, "internal error"))

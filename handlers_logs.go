@@ -119,7 +119,7 @@ func entryID(ctx *fasthttp.RequestCtx) (id string, fresh bool, err error) {
 	}
 	for _, c := range key {
 		if c < ' ' || c > '~' {
-			return "", false, errors.New("Idempotency-Key has a character outside printable ASCII")
+			return "", false, errors.New("Idempotency-Key must contain only printable ASCII")
 		}
 	}
 	return string(key), false, nil
@@ -171,7 +171,7 @@ func entryMembers(dec *jsontext.Decoder, body []byte) (e LogEntry, err error) {
 		}
 		name := t.String()
 		if seen[name] {
-			return e, fmt.Errorf("%s is given twice", name)
+			return e, fmt.Errorf("%s is specified more than once", name)
 		}
 		switch name {
 		case "build_id":
@@ -218,11 +218,11 @@ func entryText(dec *jsontext.Decoder, name string, most int) (string, error) {
 	text, err := jsontext.AppendUnquote(nil, raw)
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("%s is not a string: %v", name, err)
+		return "", fmt.Errorf("%s is not a valid string: %v", name, err)
 	case len(text) == 0:
 		return "", fmt.Errorf("%s is empty", name)
 	case len(text) > most:
-		return "", fmt.Errorf("%s has %d bytes, more than %d", name, len(text), most)
+		return "", fmt.Errorf("%s is %d bytes long; the maximum is %d", name, len(text), most)
 	}
 	return string(text), nil
 }
@@ -274,11 +274,11 @@ func checkValue(dec *jsontext.Decoder, raw jsontext.Value) error {
 	switch raw.Kind() {
 	case jsontext.KindString:
 		if loneSurrogate(raw, 0) >= 0 {
-			return fmt.Errorf("%.200s has one half of a surrogate pair without the other", dec.StackPointer())
+			return fmt.Errorf("%.200s contains an unpaired surrogate", dec.StackPointer())
 		}
 	case jsontext.KindNumber:
 		if outsideBinary64(raw) {
-			return fmt.Errorf("%.200s is a number that is too large for binary64; send it as a string", dec.StackPointer())
+			return fmt.Errorf("%.200s is too large for a 64-bit float; send it as a string", dec.StackPointer())
 		}
 	}
 	return nil
@@ -288,7 +288,7 @@ func checkValue(dec *jsontext.Decoder, raw jsontext.Value) error {
 // the object.
 func syntaxError(err error) error {
 	if err == nil {
-		return errors.New("the body is not valid JSON: something follows the object")
+		return errors.New("the body is not valid JSON: trailing data after the object")
 	}
 	var syntax *jsontext.SyntacticError
 	if errors.As(err, &syntax) {

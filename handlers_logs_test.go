@@ -55,25 +55,25 @@ func TestParseEntry(t *testing.T) {
 	bad("{\"build_id\":\"b\",\"action\":\"a\",\"status\":\"\xff\"}", "UTF-8")
 	bad(`{"build_id":"b","action":"a","Status":"s"}`, "status is missing")
 	bad(`{"BUILD_ID":"b","action":"a","status":"s"}`, "build_id is missing")
-	bad(`{"build_id":"b","build_id":"b","action":"a","status":"s"}`, "build_id is given twice")
-	bad(`{"build_id":"b","action":"a","\u0061ction":"b","status":"s"}`, "action is given twice")
-	bad(`{"build_id":"b","action":"a","status":null,"status":"s"}`, "status is given twice")
-	bad(`{"build_id":"b","action":"a","status":"s","metadata":null,"metadata":{}}`, "metadata is given twice")
-	bad(`{"build_id":"b","action":"`+long+`a","status":"s"}`, "action has 257 bytes, more than 256")
-	bad(`{"build_id":"b","action":"a","status":"`+strings.Repeat("x", 257)+`"}`, "status has 257 bytes, more than 256")
-	bad(`{"build_id":"\ud83d","action":"a","status":"s"}`, "/build_id has one half of a surrogate pair")
-	bad(`{"build_id":"b","action":"\ude00","status":"s"}`, "/action has one half of a surrogate pair")
-	bad(`{"build_id":"b","action":"a","status":"x\ud83d\ud83d\ude00"}`, "/status has one half of a surrogate pair")
+	bad(`{"build_id":"b","build_id":"b","action":"a","status":"s"}`, "build_id is specified more than once")
+	bad(`{"build_id":"b","action":"a","\u0061ction":"b","status":"s"}`, "action is specified more than once")
+	bad(`{"build_id":"b","action":"a","status":null,"status":"s"}`, "status is specified more than once")
+	bad(`{"build_id":"b","action":"a","status":"s","metadata":null,"metadata":{}}`, "metadata is specified more than once")
+	bad(`{"build_id":"b","action":"`+long+`a","status":"s"}`, "action is 257 bytes long; the maximum is 256")
+	bad(`{"build_id":"b","action":"a","status":"`+strings.Repeat("x", 257)+`"}`, "status is 257 bytes long; the maximum is 256")
+	bad(`{"build_id":"\ud83d","action":"a","status":"s"}`, "/build_id contains an unpaired surrogate")
+	bad(`{"build_id":"b","action":"\ude00","status":"s"}`, "/action contains an unpaired surrogate")
+	bad(`{"build_id":"b","action":"a","status":"x\ud83d\ud83d\ude00"}`, "/status contains an unpaired surrogate")
 	for metadata, want := range map[string]string{
-		`{"s":"\ud83d"}`:                          "/metadata/s has one half",
-		`{"a":{"b":[0,[],"\uDE00"]}}`:             "/metadata/a/b/2 has one half",
-		`{"a":[{"x/y\ud83d":1}]}`:                 "/metadata/a/0/x~1y\ufffd has one half",
-		`{"s":"\ud83d\\ude00"}`:                   "/metadata/s has one half",
-		`{"s":"\ud83d\u0041"}`:                    "/metadata/s has one half",
-		`{"n":1e999}`:                             "/metadata/n is a number that is too large",
-		`{"a":[1,[-1.5E+400]]}`:                   "/metadata/a/1/0 is a number that is too large",
-		`{"n":1` + strings.Repeat("0", 309) + `}`: "/metadata/n is a number that is too large",
-		`{"n":1.7976931348623159e308}`:            "/metadata/n is a number that is too large",
+		`{"s":"\ud83d"}`:                          "/metadata/s contains an unpaired surrogate",
+		`{"a":{"b":[0,[],"\uDE00"]}}`:             "/metadata/a/b/2 contains an unpaired surrogate",
+		`{"a":[{"x/y\ud83d":1}]}`:                 "/metadata/a/0/x~1y\ufffd contains an unpaired surrogate",
+		`{"s":"\ud83d\\ude00"}`:                   "/metadata/s contains an unpaired surrogate",
+		`{"s":"\ud83d\u0041"}`:                    "/metadata/s contains an unpaired surrogate",
+		`{"n":1e999}`:                             "/metadata/n is too large for a 64-bit float",
+		`{"a":[1,[-1.5E+400]]}`:                   "/metadata/a/1/0 is too large for a 64-bit float",
+		`{"n":1` + strings.Repeat("0", 309) + `}`: "/metadata/n is too large for a 64-bit float",
+		`{"n":1.7976931348623159e308}`:            "/metadata/n is too large for a 64-bit float",
 		`[]`:                                      "metadata is not an object",
 		`nul`:                                     "not valid JSON",
 		`{"a":1,}`:                                "not valid JSON",
@@ -85,7 +85,7 @@ func TestParseEntry(t *testing.T) {
 	} {
 		bad(`{"build_id":"b","action":"a","status":"s","metadata":`+metadata+`}`, want)
 	}
-	bad(`{"build_id":"b","action":"a","status":"s"}{}`, "something follows the object")
+	bad(`{"build_id":"b","action":"a","status":"s"}{}`, "trailing data after the object")
 	bad(`{"build_id":"b","action":"a","status":"s"}]`, "not valid JSON")
 	bad(`{"build_id":"b","action":"a","status":"s",}`, "not valid JSON")
 	bad(`{"build_id":"b","action":"a","status":"s"`, "not valid JSON: unexpected EOF at byte 41")
@@ -145,7 +145,7 @@ func TestIdempotencyKey(t *testing.T) {
 						t.Errorf("%s has the entry id %q", body, got.EntryID)
 					}
 				}
-				if status == 422 && !strings.Contains(string(r.body), "the Idempotency-Key was used for another entry") {
+				if status == 422 && !strings.Contains(string(r.body), "the Idempotency-Key was already used for a different entry") {
 					t.Errorf("%s is answered %s", body, r.body)
 				}
 			}

@@ -18,7 +18,7 @@ func pathID(ctx *fasthttp.RequestCtx, name string) (string, error) {
 	raw, _ := ctx.UserValue(name).(string)
 	id, err := url.PathUnescape(raw)
 	if err != nil {
-		err = errors.New("has a wrong percent-encoding")
+		err = errors.New("has invalid percent-encoding")
 	} else {
 		err = checkID(id)
 	}
@@ -101,7 +101,7 @@ func precondition(ctx *fasthttp.RequestCtx) (cond Precondition, err error) {
 func checkQuery(ctx *fasthttp.RequestCtx, names ...string) error {
 	for k := range ctx.QueryArgs().All() {
 		if !slices.Contains(names, string(k)) {
-			return badRequest("unknown query argument %q", k)
+			return badRequest("unknown query parameter %q", k)
 		}
 		if err := checkOnce(ctx, string(k)); err != nil {
 			return err
@@ -130,7 +130,7 @@ func queryBool(ctx *fasthttp.RequestCtx, name string, absent bool) (bool, error)
 // checkOnce refuses an argument that is given twice.
 func checkOnce(ctx *fasthttp.RequestCtx, name string) error {
 	if len(ctx.QueryArgs().PeekMulti(name)) > 1 {
-		return badRequest("%s is given more than once", name)
+		return badRequest("%s is specified more than once", name)
 	}
 	return nil
 }
@@ -141,17 +141,17 @@ func checkOnce(ctx *fasthttp.RequestCtx, name string) error {
 func checkPlainBody(ctx *fasthttp.RequestCtx, noun, tool string) error {
 	if codings, _ := headerValue(ctx, fasthttp.HeaderContentEncoding); isCoded(codings) {
 		// RFC 9110, sections 15.5.16 and 12.5.3.
-		err := newHTTPError(fasthttp.StatusUnsupportedMediaType, "send the %s without Content-Encoding; it is stored as it is", noun)
+		err := newHTTPError(fasthttp.StatusUnsupportedMediaType, "send the %s without Content-Encoding; the body is stored unchanged", noun)
 		err.header, err.value = fasthttp.HeaderAcceptEncoding, "identity"
 		return err
 	}
 	const form = "multipart/"
 	if t := ctx.Request.Header.ContentType(); len(t) >= len(form) && strings.EqualFold(string(t[:len(form)]), form) {
-		return newHTTPError(fasthttp.StatusUnsupportedMediaType, "send the %s itself, as %s does", noun, tool)
+		return newHTTPError(fasthttp.StatusUnsupportedMediaType, "send the raw %s, as %s does, not multipart", noun, tool)
 	}
 	for _, name := range [...]string{"Content-MD5", "Digest"} {
 		if _, there := headerValue(ctx, name); there {
-			return badRequest("%s is not checked; digest headers that are understood: none", name)
+			return badRequest("%s is not supported: this service verifies no digest headers", name)
 		}
 	}
 	return nil

@@ -662,19 +662,19 @@ func TestBodiesThatAreNotStored(t *testing.T) {
 		status          int
 		text            string // in the answer
 	}{
-		{put, "Content-Encoding: gzip", 415, "send the file without Content-Encoding; it is stored as it is"},
+		{put, "Content-Encoding: gzip", 415, "send the build without Content-Encoding; the body is stored unchanged"},
 		{put, "content-encoding: br", 415, coded},
 		{put, "Content-Encoding: identity, GZIP", 415, coded},
 		{put, "Content-Encoding: identity\r\nContent-Encoding: gzip", 415, coded},
 		{put, "Content-Encoding: aws-chunked", 415, coded},
 		{post, "Content-Encoding: deflate", 415, coded},
-		{put, "Content-Type: multipart/form-data; boundary=x", 415, "send the file itself, as curl -T does"},
-		{put, "Content-Type: Multipart/Mixed", 415, "send the file itself"},
-		{post, "Content-Type: multipart/form-data; boundary=x", 415, "send the log entry itself, as curl -d does"},
-		{put, "Content-MD5: 1B2M2Y8AsgTpgAmY7PhCfg==", 400, "Content-MD5 is not checked; digest headers that are understood: none"},
+		{put, "Content-Type: multipart/form-data; boundary=x", 415, "send the raw build, as curl -T does, not multipart"},
+		{put, "Content-Type: Multipart/Mixed", 415, "send the raw build"},
+		{post, "Content-Type: multipart/form-data; boundary=x", 415, "send the raw log entry, as curl -d does, not multipart"},
+		{put, "Content-MD5: 1B2M2Y8AsgTpgAmY7PhCfg==", 400, "Content-MD5 is not supported: this service verifies no digest headers"},
 		{put, "Content-MD5:", 400, "Content-MD5"},
-		{put, "Digest: sha-256=X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=", 400, "Digest is not checked"},
-		{post, "Digest: md5=x", 400, "Digest is not checked"},
+		{put, "Digest: sha-256=X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=", 400, "Digest is not supported"},
+		{post, "Digest: md5=x", 400, "Digest is not supported"},
 
 		{put, "Content-Encoding: identity", 201, ""},
 		{put, "Content-Encoding: Identity , identity", 201, ""},

@@ -49,7 +49,7 @@ func parseVersionQuery(ctx *fasthttp.RequestCtx) (q VersionQuery, err error) {
 	if args.Has("cursor") {
 		q.Cursor = string(args.Peek("cursor"))
 		if _, err := parseCursor(q.Cursor); err != nil {
-			return q, badRequest("cursor must be a next_cursor of this service")
+			return q, badRequest("cursor must be a next_cursor value returned by this service")
 		}
 	}
 	q.Metadata, err = queryBool(ctx, "metadata", false)

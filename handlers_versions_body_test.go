@@ -262,7 +262,7 @@ func TestLogThatChangesWhileItsListIsSent(t *testing.T) {
 				if bytes.Contains(rest, []byte("damaged")) || bytes.Contains(rest, []byte("x2999")) && c.whole {
 					t.Error("the list has what was not there when it was made")
 				}
-				warned := strings.Contains(s.log.String(), `"a list was cut"`) && strings.Contains(s.log.String(), site) && strings.Contains(s.log.String(), "last")
+				warned := strings.Contains(s.log.String(), `"a list was aborted by a store error"`) && strings.Contains(s.log.String(), site) && strings.Contains(s.log.String(), "last")
 				if warned == c.whole {
 					t.Errorf("the log says:\n%s", s.log)
 				}

@@ -58,7 +58,7 @@ func (l *listWriter) versions(siteID string, page *VersionPage, metadata bool) e
 			l.b = append(l.b, ',')
 		}
 		if err := l.version(page, v, metadata); err != nil {
-			return fmt.Errorf("cannot list the log of %q: %w", v.BuildID, err)
+			return fmt.Errorf("cannot list the log of build %q: %w", v.BuildID, err)
 		}
 	}
 	l.b = appendListEnd(l.b, page)

@@ -53,18 +53,24 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	if len(args) > 0 {
 		command = args[0]
 	}
+	switch command {
+	case "-help", "--help", "help":
+		command = "-h"
+	case "-version", "--version":
+		command = "version"
+	case "-h", "version", "serve", "healthcheck", "doctor":
+	default:
+		return fmt.Errorf("unknown command %s; run with -h to list all commands", command)
+	}
 	if len(args) > 1 {
-		return fmt.Errorf("%s takes no arguments, got %q; -h shows the usage", command, args[1])
+		return fmt.Errorf("%s takes no arguments, got %q; run with -h for usage", args[0], args[1])
 	}
 	switch command {
-	case "-h", "-help", "--help", "help":
+	case "-h":
 		return printHelp(stdout)
-	case "version", "-version", "--version":
+	case "version":
 		_, err := fmt.Fprintln(stdout, version)
 		return err
-	case "serve", "healthcheck", "doctor":
-	default:
-		return fmt.Errorf("%s: unknown command; -h lists all commands", command)
 	}
 	hangUp := make(chan os.Signal, 1)
 	if command == "serve" {
@@ -112,7 +118,7 @@ func reload(ctx context.Context, hangUp <-chan os.Signal, log *slog.Logger) {
 	for {
 		select {
 		case <-hangUp:
-			log.Info("SIGHUP: there are no files to reload")
+			log.Info("SIGHUP ignored: there are no files to reload")
 		case <-ctx.Done():
 			return
 		}
@@ -124,7 +130,7 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
 	// The garbage collector works harder close to the container's limit, at which the
 	// kernel would kill the process.
 	if _, err := memlimit.Set(); err != nil {
-		log.Warn("cannot read the memory limit of the container", "error", err)
+		log.Warn("cannot set GOMEMLIMIT from the container's memory limit", "error", err)
 	}
 	if cfg.PprofListen != "" {
 		if err := serveProfiles(cfg.PprofListen, log); err != nil {
@@ -193,10 +199,10 @@ func printHelp(w io.Writer) error {
 
 Commands:
   serve	serve the API (the default)
-  healthcheck	ask the running service for its health; exits with 0 if healthy, else 1
-  doctor	test whether the store does what the service relies on; exits with 0 if so, else 1
+  healthcheck	check the health of the running service; exit with 0 if healthy, else 1
+  doctor	test whether the store supports what the service needs; exit with 0 if so, else 1
   version	print the version
-  -h	print this
+  -h	print this help
 
 Environment variables:
 `)

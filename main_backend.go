@@ -26,7 +26,7 @@ func openBackend(ctx context.Context, cfg *Config, log *slog.Logger) (Backend, e
 		}
 		return n, nil
 	}
-	return nil, fmt.Errorf("PAGEWRIGHT_STORAGE_BACKEND=%s: not built in", cfg.StorageBackend)
+	return nil, fmt.Errorf("PAGEWRIGHT_STORAGE_BACKEND=%s: this binary was built without this backend", cfg.StorageBackend)
 }
 
 // startJobs starts what the store does in the background until ctx ends.

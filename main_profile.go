@@ -21,8 +21,8 @@ func serveProfiles(address string, log *slog.Logger) error {
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	log.Warn("serving profiles: keep this address unreachable for others", "address", l.Addr().String())
+	log.Warn("serving pprof; do not expose this address", "address", l.Addr().String())
 	server := http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
-	go func() { log.Error("the profiler has stopped", "error", server.Serve(l)) }()
+	go func() { log.Error("the pprof server stopped", "error", server.Serve(l)) }()
 	return nil
 }

@@ -59,6 +59,8 @@ func TestStartRefuses(t *testing.T) {
 		want []string // in the error
 	}{
 		{"unknown command", []string{"frobnicate"}, nil, []string{"frobnicate"}},
+		{"unknown command with an argument", []string{"frobnicate", "now"}, nil, []string{"unknown command frobnicate"}},
+		{"argument after help", []string{"--help", "serve"}, nil, []string{"--help takes no arguments", "serve"}},
 		{"unknown flag", []string{"--port=1"}, nil, []string{"--port=1"}},
 		{"leftover argument", []string{"serve", "now"}, nil, []string{"now"}},
 		{"unknown variable", nil, []string{"PROT=1"}, []string{"PAGEWRIGHT_PROT"}},

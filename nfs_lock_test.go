@@ -275,7 +275,7 @@ func TestWaitForALockIsBounded(t *testing.T) {
 				start := time.Now()
 				_, err := n.lockBuild("s", artifactsDir, "b", exclusive)
 				wantError(t, err, ErrUnavailable)
-				for _, want := range []string{`"b"`, "5s", "locked by another process"} {
+				for _, want := range []string{`"b"`, "5s", ErrLocked.Error()} {
 					if !strings.Contains(err.Error(), want) {
 						t.Errorf("the error does not tell %s: %v", want, err)
 					}

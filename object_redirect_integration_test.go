@@ -29,7 +29,7 @@ func TestRealStoresRedirect(t *testing.T) {
 				t.Error("other bytes were sent where no URL can be signed")
 			}
 			eventually(t, "the log says why", func() bool {
-				return strings.Contains(server.log.String(), "no signed URL can be made")
+				return strings.Contains(server.log.String(), "cannot sign a download URL")
 			})
 			return
 		}

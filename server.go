@@ -73,7 +73,7 @@ func (s *server) listen() (*listener, error) {
 }
 
 // errHangs: some requests did not end although their connections were cut.
-var errHangs = errors.New("requests that were cut did not end: the store does not respond")
+var errHangs = errors.New("aborted requests did not finish: the store is not responding")
 
 // serve serves on l until ctx ends, and then shuts down. The shutdown takes no longer than
 // the delay, the grace and cutWait together, whatever hangs.
@@ -118,7 +118,7 @@ func (s *server) shutDown(server *fasthttp.Server, l *listener, served <-chan er
 	end, _ := grace.Deadline()
 	l.wait(time.Until(end))
 	if n := l.cut(); n > 0 {
-		s.log.Warn("requests were cut at the end of the grace", "connections", n)
+		s.log.Warn("aborted requests at the end of the grace period", "connections", n)
 		if !l.wait(time.Until(end.Add(cutWait))) {
 			return errHangs
 		}
@@ -189,7 +189,7 @@ func malformedError(err error) *httpError {
 	var netErr net.Error
 	switch {
 	case errors.As(err, &small):
-		return newHTTPError(fasthttp.StatusRequestHeaderFieldsTooLarge, "the header is larger than %d bytes", readBuffer)
+		return newHTTPError(fasthttp.StatusRequestHeaderFieldsTooLarge, "the request header is larger than %d bytes", readBuffer)
 	case errors.As(err, &netErr) && netErr.Timeout():
 		return newHTTPError(fasthttp.StatusRequestTimeout, "the request did not arrive in time")
 	}
@@ -203,5 +203,5 @@ func malformedError(err error) *httpError {
 type httpLog struct{ log *slog.Logger }
 
 func (l httpLog) Printf(format string, args ...any) {
-	l.log.Debug("http", "message", fmt.Sprintf(format, args...))
+	l.log.Debug("message from fasthttp", "message", fmt.Sprintf(format, args...))
 }

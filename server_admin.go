@@ -28,7 +28,7 @@ func (s *server) serveAdmin() (stop func(), err error) {
 	s.log.Info("serving /health, /ready and /metrics", "address", l.Addr().String())
 	go func() {
 		if err := s.httpServer(s.admin).Serve(l); err != nil {
-			s.log.Error("the admin address is no longer served", "error", err)
+			s.log.Error("the admin server stopped", "error", err)
 		}
 	}()
 	return func() { l.Close(); l.cut() }, nil

@@ -100,7 +100,7 @@ func readError(path string, err error) error {
 
 // cutError returns the error of a source that ended missing bytes too early.
 func cutError(name string, missing int64) error {
-	return fmt.Errorf("cannot read %q: it ended %d bytes too early: %w", name, missing, io.ErrUnexpectedEOF)
+	return fmt.Errorf("cannot read %q: it ended %d bytes early: %w", name, missing, io.ErrUnexpectedEOF)
 }
 
 // sourceFailed records that a response is cut because its source failed, and calls the

@@ -606,7 +606,7 @@ func TestRevokedBody(t *testing.T) {
 					t.Fatal(err)
 				}
 				text, _ := io.ReadAll(resp.Body)
-				if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || !strings.Contains(string(text), "others wait") {
+				if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || !strings.Contains(string(text), "other clients are waiting") {
 					t.Errorf("answered %d %q", resp.StatusCode, text)
 				}
 				if files := filesBelow(t, n.base); len(files) > 0 {
@@ -715,7 +715,7 @@ func TestRevokedAnswer(t *testing.T) {
 	body := randomBytes(24 << 20)
 	mustStore(t, n, "a", "b", body)
 	mustStore(t, n, "a", "small", body[:10])
-	const cut = `"cut":"too many requests at once: others wait for what your address holds"`
+	const cut = `"cut":"too many requests at once: other clients are waiting for capacity that your address holds"`
 	for _, b := range []Backend{n, fourMethods{n}} { // sendfile, and copies
 		requests := make(chan held, 9)
 		s := startHeld(t, b, func(h held) { requests <- h })

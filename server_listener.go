@@ -100,7 +100,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		case l.places() < 0 && !l.makeRoom(c):
 			l.forget(c)
 			l.count.full()
-			l.logRarely(slog.LevelError, "no connection is free: new ones are rejected with 503", "limit", l.max)
+			l.logRarely(slog.LevelError, "connection limit reached; rejecting new connections with 503", "limit", l.max)
 			l.reject(tcp, full)
 		default:
 			return c, nil
@@ -116,7 +116,7 @@ func (l *listener) relieve(shortage error, again bool) bool {
 		time.Sleep(acceptPause)
 		return false
 	}
-	l.logRarely(slog.LevelError, "cannot accept connections for now", "error", shortage)
+	l.logRarely(slog.LevelError, "cannot accept connections; will retry", "error", shortage)
 	if again {
 		time.Sleep(acceptPause)
 	}

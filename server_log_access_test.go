@@ -126,7 +126,7 @@ func TestAccessLineOfARequest(t *testing.T) {
 		want       any
 	}{
 		{"refused", "user_agent", agent[:256]},
-		{"refused", "error", `unknown query argument "x"`},
+		{"refused", "error", `unknown query parameter "x"`},
 		{"refused", "status", 400.0},
 		{"stored", "error", nil},
 		{"stored", "status", 201.0},

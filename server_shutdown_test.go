@@ -110,7 +110,7 @@ func TestShutdownLetsRefusalsBeRead(t *testing.T) {
 	if err := <-stopped; err != nil {
 		t.Error(err)
 	}
-	if strings.Contains(s.log.String(), "were cut") {
+	if strings.Contains(s.log.String(), "aborted requests") {
 		t.Error("it was cut")
 	}
 }
@@ -172,7 +172,7 @@ func TestPanicIsAnAnswerAndALine(t *testing.T) {
 	if got := strings.TrimSpace(string(r.body)); got != `{"status":"error","error":"internal error"}` {
 		t.Errorf("answered %s", got)
 	}
-	for _, want := range []string{"panic in a handler", "a bug", "server_shutdown_test.go"} {
+	for _, want := range []string{"a handler panicked", "a bug", "server_shutdown_test.go"} {
 		if !strings.Contains(s.log.String(), want) {
 			t.Errorf("the log lacks %q", want)
 		}
@@ -296,8 +296,8 @@ func TestShutdownClosesIdleConnections(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
-	if strings.Contains(s.log.String(), "were cut") {
-		t.Error("they were cut at the end of the grace")
+	if strings.Contains(s.log.String(), "aborted requests") {
+		t.Error("they were aborted at the end of the grace period")
 	}
 }
 
