@@ -18,13 +18,13 @@ import (
 //	                                  of the directory is missed
 //	openat(dir, temp, O_CREAT|O_EXCL) a random name: two writers never share it
 //	write, splice ...
-//	utimensat(dir, temp)              a time that the service chooses, in nanoseconds:
-//	                                  the kernel's clock for files advances only every
-//	                                  10 ms or so, and an inode can be freed and
-//	                                  reused in between. It is the time of the store,
-//	                                  not of this host
-//	fsync(temp)                       once: after a failure the kernel may drop the
-//	                                  dirty pages, and the next fsync succeeds
+//	utimensat(dir, temp)              the service sets the time itself, in nanoseconds:
+//	                                  kernel timestamps advance only every 10 ms or so,
+//	                                  and a file that reuses an inode within that time
+//	                                  could get the ETag of the old one. The time is
+//	                                  that of the store's clock, not of this host's
+//	fsync(temp)                       not retried: after a failure the kernel may drop
+//	                                  the dirty pages, and then the next fsync succeeds
 //	close(temp)                       checked: NFS reports ENOSPC and EDQUOT here
 //	renameat or linkat(temp, name)    the change becomes visible
 //	fsync(dir)                        the change is durable; now it is acknowledged
@@ -32,9 +32,9 @@ import (
 // On NFS, a rename over a file that this host has open takes the server two steps.
 // Between them the name does not exist: see nfs_replace.go.
 //
-// If this process created a directory, or does not know it to be durable, it fsyncs
-// the parent before it acknowledges anything in the directory. Concurrent writes may
-// share the two fsyncs (disk_fsync.go).
+// If this process created a directory, or does not know whether it is durable, it fsyncs
+// the parent before it acknowledges a change in the directory. Concurrent writes may share
+// fsync(temp) and fsync(dir) (disk_fsync.go).
 // Sources: fsync(2), rename(2), open(2) "NFS", and "Can Applications Recover
 // from fsync Failures?" (USENIX ATC 2020).
 
@@ -43,11 +43,11 @@ const (
 	tempRandom = 26      // base32 characters after the prefix (crypto/rand.Text)
 	knownDirs  = 16384   // directories remembered as durable
 
-	// fineTime is the coarsest timestamp granularity at which timestamps still
-	// distinguish two files.
+	// fineTime is where coarse timestamps begin: if a file system stores times in steps of
+	// fineTime or more, two files may get the same time.
 	fineTime = time.Millisecond
-	// maxClockDiff is the largest difference between the clocks of the store and of this
-	// host at which files still get the time of this host.
+	// maxClockDiff is a tolerance: if the clocks of the store and of this host differ by
+	// more, files get the time of the store instead of the time of this host.
 	maxClockDiff = time.Second
 )
 
@@ -72,13 +72,13 @@ type tempFile struct {
 	preallocated int64 // bytes preallocated; -1: the file system cannot preallocate
 	flushed      int64 // bytes whose write-back was started
 	committed    bool
-	coarse       bool   // the file system's timestamps are coarser than fineTime
+	coarse       bool   // the file system's timestamps have steps of fineTime or more
 	large        bool   // counted in disk.fsyncs.large
 	since        uint64 // disk.fsyncs.failures when the file was created
 }
 
-// createTemp creates an empty file with a random name in dir. The caller keeps dir open
-// for as long as it uses the file, and closes it.
+// createTemp creates an empty file with a random name in dir. The caller must keep dir open
+// while it uses the file, and close dir afterwards.
 func (d *disk) createTemp(dir *os.File) (*tempFile, error) {
 	name := tempPrefix + rand.Text()
 	path := filepath.Join(dir.Name(), name)
@@ -135,8 +135,8 @@ func (t *tempFile) syncDir() error {
 	return t.disk.dirSynced(t.dir, err)
 }
 
-// setLarge sets whether a large file is being written. No small file should wait for
-// its data.
+// setLarge records whether this file is large and still being written. During that time
+// files do not share a syncfs(2), so that no small file waits for its data.
 func (t *tempFile) setLarge(large bool) {
 	if large == t.large {
 		return
@@ -177,8 +177,8 @@ func (t *tempFile) rename(name string) error {
 	return nil
 }
 
-// isAt reports whether name refers to the sealed file. The inode number alone does not
-// prove it: after a sweep removed the file, another writer may have got the number.
+// isAt reports whether name refers to the sealed file. Comparing the inode numbers is not
+// enough: after a sweep removed the file, another file may have the same number.
 func (t *tempFile) isAt(name string) bool {
 	if dir, err := t.disk.openDir(t.dir.Name()); err == nil { // revalidates the cache of an NFS client
 		dir.Close()

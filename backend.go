@@ -18,35 +18,35 @@ import (
 // of the service and of the store. A write that was not acknowledged is completely
 // present or completely absent, never partial.
 //
-// Errors wrap the sentinels below. Any other error is internal. After any error the method
-// may be called again.
+// Errors wrap the sentinels in backend_errors.go. Any other error is internal. After any
+// error, the call may be retried.
 type Backend interface {
-	// StoreArtifact stores what reader yields up to io.EOF as the build,
-	// replacing the build if it exists. Readers see the old bytes or the new
-	// ones, never a mixture. When two uploads of one build overlap, one of them
-	// wins completely. When reader fails, nothing is stored, an existing build
-	// does not change, and the result wraps the error of reader.
+	// StoreArtifact stores all bytes of reader, up to io.EOF, as the build. It replaces an
+	// existing build. A concurrent download gets the old bytes or the new ones, never a
+	// mixture. If two uploads of one build overlap, the stored build is exactly one of the
+	// two. If reader fails, nothing is stored, an existing build does not change, and the
+	// returned error wraps that of reader.
 	StoreArtifact(siteID, buildID string, reader io.Reader) error
 
-	// FetchArtifact opens the build for reading from its first byte, or fails
-	// with ErrNotFound. If the build is replaced or deleted meanwhile, the stream
-	// still has only bytes of the build that was opened. The caller closes it.
+	// FetchArtifact opens the build for reading from its first byte, or fails with
+	// ErrNotFound. If the build is replaced or deleted while the stream is open, the stream
+	// still returns only bytes of the build that was opened. The caller closes the stream.
 	FetchArtifact(siteID, buildID string) (io.ReadCloser, error)
 
-	// WriteLog appends entry to the log of entry.BuildID, which need not have
-	// an artifact. Entries that any number of processes append at once are all
-	// kept. An entry whose ID is already in the log is not appended again: WriteLog
-	// succeeds if the content is the same and fails with ErrKeyReused if not, also
-	// when the log is full and when both arrive at once. If Fresh is set, the log
-	// need not be searched for the ID. A damaged log is not changed (ErrDamaged). A
-	// log of maxLogSize bytes takes no more entries (ErrLogFull), damaged or not.
+	// WriteLog appends entry to the log of entry.BuildID, which need not have an artifact.
+	// If several processes append at the same time, all entries are kept. An entry whose ID
+	// is already in the log is not appended again: WriteLog succeeds if the content is the
+	// same, and fails with ErrKeyReused if it differs. That also holds if the log is full,
+	// and if the two entries arrive at the same time. If Fresh is set, the log need not be
+	// searched for the ID. If the log is damaged, WriteLog leaves it unchanged and fails
+	// with ErrDamaged. A log of maxLogSize bytes or more takes no new entries: WriteLog
+	// fails with ErrLogFull, even if the log is damaged.
 	WriteLog(siteID string, entry LogEntry) error
 
-	// ListVersions lists every build of the site that has an artifact or a
-	// log, newest first, ties by build id, in the order of compareVersions. An
-	// unknown site has no versions. A damaged log is reported in LogsError, and
-	// the rest of the list is complete. The versions are shared: the caller must
-	// not change them.
+	// ListVersions lists every build of the site that has an artifact or a log, newest
+	// first, and by id if the times are equal (compareVersions). An unknown site has no
+	// versions. If a log is damaged, LogsError of its version says so; the rest of the list
+	// is complete. The versions are shared: the caller must not change them.
 	ListVersions(siteID string) ([]*Version, error)
 }
 
@@ -57,23 +57,23 @@ type Backend interface {
 // ConditionalStorer stores and deletes on a condition. The condition and the change are
 // one atomic step with respect to every other writer of the store.
 type ConditionalStorer interface {
-	// StoreArtifactIf is StoreArtifact if cond holds at the moment when the build
-	// becomes visible, and fails with ErrPrecondition otherwise. It may fail
-	// before it reads from reader if cond does not hold then. It returns a
-	// description of what was stored.
+	// StoreArtifactIf is like StoreArtifact, but stores the build only if cond holds at the
+	// moment when the build becomes visible. Otherwise it fails with ErrPrecondition. If
+	// cond does not hold at the start, it may fail without reading from reader. It returns
+	// a description of what was stored.
 	StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Precondition) (ArtifactInfo, error)
 
-	// DeleteArtifact durably removes the build if cond holds. If the build does
-	// not exist it succeeds, unless cond requires one. The log of the build stays,
-	// and a reader that is open can finish.
+	// DeleteArtifact durably removes the build if cond holds. If the build does not exist,
+	// it succeeds, unless cond requires that the build exists. The log of the build stays,
+	// and open downloads can finish.
 	DeleteArtifact(siteID, buildID string, cond Precondition) error
 }
 
-// ArtifactReader is a reader that FetchArtifact may return, which describes its artifact.
-// If it is an io.Seeker too, it serves ranges.
+// ArtifactReader is a reader that can describe its artifact. FetchArtifact may return one.
+// If it also implements io.Seeker, the service uses it for range requests.
 type ArtifactReader interface {
 	io.ReadCloser
-	// Info describes exactly the bytes that this reader yields.
+	// Info describes the whole artifact that the bytes of this reader belong to.
 	Info() ArtifactInfo
 }
 
@@ -92,43 +92,43 @@ type MemoryReader interface {
 	Bytes() []byte
 }
 
-// ArtifactStater is a store that can look at an artifact without opening it.
+// ArtifactStater is a store that can describe an artifact without fetching it.
 type ArtifactStater interface {
 	// StatArtifact describes the build, or fails with ErrNotFound.
 	StatArtifact(siteID, buildID string) (ArtifactInfo, error)
 }
 
-// ArtifactRanger is a store that describes an artifact at much less cost than opening it,
-// and serves a part of it without reading the rest.
+// ArtifactRanger is a store in which StatArtifact is much cheaper than FetchArtifact, and
+// which can read a part of an artifact without the rest.
 type ArtifactRanger interface {
 	ArtifactStater
-	// FetchArtifactRange opens length bytes of the build from offset on, or all
-	// of them if length is negative or goes beyond the end. It fails with
-	// ErrPrecondition if the ETag of the build is not etag; an empty etag matches
-	// any build. If offset is beyond the end it may fail with errRange.
+	// FetchArtifactRange opens length bytes of the build, starting at offset. If length is
+	// negative or reaches past the end, it opens all bytes from offset to the end. It fails
+	// with ErrPrecondition if the ETag of the build is not etag; an empty etag matches any
+	// build. If offset is past the end, it fails with errRange or returns an empty reader.
 	FetchArtifactRange(siteID, buildID, etag string, offset, length int64) (ArtifactReader, error)
 }
 
 // Redirector is a store from which a client can download directly.
 type Redirector interface {
-	// ArtifactURL returns a URL with which anybody can GET the build, and nothing
-	// else, for ttl. It does not check whether the build exists. It fails with
-	// ErrUnsupported if the store or its credentials cannot sign URLs.
+	// ArtifactURL returns a URL that lets anyone GET this build, but do nothing else, for
+	// at most ttl. It does not check whether the build exists. It fails with ErrUnsupported
+	// if the store or its credentials cannot sign URLs.
 	ArtifactURL(siteID, buildID string, ttl time.Duration) (string, error)
 }
 
-// VersionPager lists a page without reading what is not on it.
+// VersionPager is a store that can list one page without reading all logs of the site.
 type VersionPager interface {
-	// ListVersionsPage returns the page of ListVersions that q selects
-	// (pageVersions), with its tag. The entries of logs may stay in the store, so
-	// that a page takes little memory however long the logs are.
+	// ListVersionsPage returns the page that q selects from the result of ListVersions (as
+	// pageVersions does), and sets its Tag. Log entries may stay in the store, so a page
+	// needs little memory even if its logs are long.
 	ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, error)
 }
 
 // Prober is a store that can report its health.
 type Prober interface {
-	// Probe fails if the store cannot be read. It may block for as long as the
-	// store does: the caller bounds the wait and runs one probe at a time.
+	// Probe fails if the store cannot be read. It may block for as long as the store does
+	// not respond, so the caller limits the wait and runs one probe at a time.
 	Probe() (Readiness, error)
 }
 
@@ -157,23 +157,23 @@ type LogEntry struct {
 	Client    string          `json:"-"`                  // who sent it, for the memory budgets; not stored
 }
 
-// Version is one build of a site. A build that has only a log has SizeBytes 0
-// and the CreatedAt of its first entry.
+// Version is one build of a site. If the build has only a log, SizeBytes is 0 and CreatedAt
+// is the Timestamp of its first entry.
 type Version struct {
 	BuildID   string
 	SizeBytes int64
-	CreatedAt time.Time  // of the latest replacement
-	Logs      []LogEntry // in the order of appending
-	LogsError string     // why the log could not be read; empty: it could
+	CreatedAt time.Time  // when the artifact was last uploaded
+	Logs      []LogEntry // in the order in which they were appended
+	LogsError string     // why the log could not be read; empty if there was no error
 	Stored    *storedLog // if not nil, Logs is empty and VersionPage.OpenLog opens the log
 }
 
 // VersionQuery selects a page of the versions of a site. The zero value selects all.
 type VersionQuery struct {
 	Limit    int    // 0: no limit
-	Cursor   string // NextCursor of the page before, or empty
+	Cursor   string // NextCursor of the previous page; empty for the first page
 	Metadata bool   // with the metadata of each log entry
-	Client   string // who asks, for the memory budgets; selects nothing
+	Client   string // the client, for the memory budgets; does not affect the result
 }
 
 // VersionPage is a page of the versions of a site.
@@ -182,14 +182,15 @@ type VersionPage struct {
 	NextCursor string // empty on the last page
 	Tag        string // equal tags mean equal versions; without quotes; empty: not known
 
-	// OpenLog opens the log of a version that has Stored, as it is now. It may be
-	// called long after the page was made.
+	// OpenLog opens the log of a version whose Stored is set, in its current state. It may
+	// be called long after the page was made.
 	OpenLog func(buildID string) (*openedLog, error)
-	// ForgetLog is called when the log of a version is not the one that the page
-	// was made of. The next list reads it again. nil: nothing is cached.
+	// ForgetLog removes the log of a version from the cache, so that the next list reads it
+	// again. It is called when the log could not be read as it was when the page was made.
+	// It is nil if nothing is cached.
 	ForgetLog func(v *Version)
 
-	size [2]int64 // bytes of Versions in a list, without metadata and with it
+	size [2]int64 // bytes of the JSON of Versions: [0] without metadata, [1] with metadata
 }
 
 // Readiness is the result of a probe of the store.
@@ -205,10 +206,10 @@ type Space struct {
 }
 
 const (
-	// maxLogSize is the size in bytes from which on a log takes no more entries.
+	// maxLogSize is a limit in bytes: a log of this size or more takes no more entries.
 	maxLogSize = 16 << 20
 	// maxLogRead is the size in bytes of the largest log that is read.
 	maxLogRead = 4 * maxLogSize
-	// maxEntrySize is the size in bytes of the largest POST of a log entry.
+	// maxEntrySize is the maximum size in bytes of the request body of a log entry.
 	maxEntrySize = 1 << 20
 )

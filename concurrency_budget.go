@@ -7,11 +7,12 @@ import (
 )
 
 const (
-	// revokeAfter is how long a request waits before grants of the clients that hold most
-	// are revoked.
+	// revokeAfter is how long a request waits before the budget revokes grants of the
+	// clients that hold the most.
 	revokeAfter = time.Second
-	// revokeTime is how long a revoked grant may take to be released. One that takes longer
-	// can no longer be revoked, such as an upload that has arrived completely.
+	// revokeTime is how long the release of a revoked grant may take. Some grants do not
+	// react to revoke, for example that of an upload that has arrived completely. After
+	// revokeTime they count as held again.
 	revokeTime = 2 * time.Second
 
 	maxQueue       = 1024         // requests that wait for a budget
@@ -19,20 +20,21 @@ const (
 )
 
 // budget is a weighted semaphore: requests acquire part of a limit and release it, in bytes
-// of memory or in slots. A request that finds too little left waits for a bounded time.
-// Clients share the budget fairly:
+// of memory or in slots. If too little is left, a request waits for a bounded time. Clients
+// share the budget fairly:
 //
-//   - The next waiting request is that of the client that holds least; if there are
-//     several, the one that came first.
-//   - While others wait, no client gets more than half of the limit, except for a single
-//     request that is larger.
-//   - After a request has waited for revokeAfter, the newest revocable grants of the client
-//     that holds most are revoked, for as long as that client holds more than half of the
-//     limit, or more than a quarter and more than the waiting client would hold. The last
-//     grant of a client is not revoked.
+//   - The next request to be granted is that of the client that holds the least. Among
+//     equals, the request that came first is granted.
+//   - While other clients wait, no client gets more than half of the limit. The exception
+//     is a larger single request of a client that holds nothing.
+//   - When a request has waited for revokeAfter, the budget revokes grants of the client
+//     that holds the most, the newest first, until there is room. It does so only while
+//     that client holds more than half of the limit, or more than a quarter and more than
+//     the waiting client would hold with its request. It never revokes the last grant of a
+//     client.
 //
-// So a single client may hold the whole budget, but one, two or three clients cannot lock
-// out the others. It is safe for concurrent use.
+// A client that is alone may hold the whole budget. But up to three clients together cannot
+// lock out the others. It is safe for concurrent use.
 type budget struct {
 	limit int64
 	wait  time.Duration // how long acquire waits; 0: not at all
@@ -87,8 +89,9 @@ func newBudget(limit int64, wait time.Duration) *budget {
 	return &budget{limit: limit, wait: wait, clients: map[string]*holder{}, keys: map[string]int64{}}
 }
 
-// acquire takes part of the budget; the caller releases it. It returns ErrBusy if too little
-// is free in time, or at once if too many requests wait already.
+// acquire takes part of the budget; the caller releases it. It fails with ErrBusy if too
+// little becomes free within b.wait. If too many requests are already waiting, it fails at
+// once.
 func (b *budget) acquire(r budgetRequest) (*grant, error) {
 	g, w := b.enqueue(r)
 	if w == nil {
@@ -146,7 +149,7 @@ func (b *budget) enqueue(r budgetRequest) (*grant, *waiter) {
 	w := &waiter{grant: g, since: time.Now(), ready: make(chan struct{})}
 	b.queue = append(b.queue, w)
 	b.client(r.client).waiting++
-	b.grantWaiting() // requests ahead of it may have to let it pass
+	b.grantWaiting() // it may be next, ahead of requests that came first
 	return g, w
 }
 
@@ -232,7 +235,7 @@ func (b *budget) client(name string) *holder {
 	return h
 }
 
-// forget drops a client that neither holds anything nor waits.
+// forget removes the client if it holds nothing and does not wait.
 func (b *budget) forget(name string) {
 	if h := b.clients[name]; h != nil && h.n == 0 && h.waiting == 0 {
 		delete(b.clients, name)
@@ -261,7 +264,8 @@ func (b *budget) belowCaps(g *grant) bool {
 	return true
 }
 
-// fair reports whether its client would hold at most half of the limit with g.
+// fair reports whether the client of g holds nothing yet, or would hold at most half of the
+// limit with g.
 func (b *budget) fair(g *grant) bool {
 	held := b.heldBy(g.client)
 	return held == 0 || held+g.n <= b.limit/2
@@ -271,7 +275,7 @@ func (b *budget) fair(g *grant) bool {
 func (b *budget) grantWaiting() {
 	for {
 		i := b.next()
-		if i < 0 || b.used+b.queue[i].grant.n > b.limit { // the next one waits, and nobody overtakes it, so that large requests are granted too
+		if i < 0 || b.used+b.queue[i].grant.n > b.limit { // the next one must wait, and nobody overtakes it: large requests would starve
 			return
 		}
 		w := b.queue[i]
@@ -281,7 +285,7 @@ func (b *budget) grantWaiting() {
 	}
 }
 
-// next returns the index of the waiter that is next, or -1 if none may have more now.
+// next returns the index of the waiter to grant next, or -1 if none may be granted now.
 func (b *budget) next() int {
 	first, several := "", false // the first client below its caps, and whether there are others
 	best, least := -1, int64(0)
@@ -306,7 +310,7 @@ func (b *budget) next() int {
 	if several {
 		return bestFair
 	}
-	return best // it is the only client
+	return best // only one client waits
 }
 
 // inUse returns how much is acquired.

@@ -13,31 +13,33 @@ import (
 )
 
 const (
-	minGroupSize = 24                     // concurrent syncs from which on sharing saves more time than it costs
-	slowRound    = 100 * time.Millisecond // a slower syncfs waits for the data of others
-	slowPause    = time.Second            // how long no syncfs is used after a slow one
+	minGroupSize = 24                     // with this many concurrent syncs or more, sharing saves more time than it costs
+	slowRound    = 100 * time.Millisecond // a syncfs that takes longer probably waits for the data of others
+	slowPause    = time.Second            // after a slow syncfs, none is used for this long
 )
 
 // fsyncGroup makes writes durable. A write normally gets an fsync(2) of its own. When many
-// wait at once, one syncfs(2) serves many files, which costs a journalling file system one
-// commit, and one fsync(2) serves all changes of a directory. The order in atomic.go still
-// holds: a shared sync starts only after all callers that share it have asked for it.
+// writes wait at the same time, one syncfs(2) serves many files; it costs a journalling
+// file system a single commit. Likewise, one fsync(2) serves all changes of a directory.
+// The order in atomic.go still holds: a shared sync starts only after all callers that
+// share it have requested it.
 //
-// The problems of syncfs, and the answers to them:
+// syncfs has these problems:
 //   - On most FUSE mounts it succeeds without syncing, on a network file system it is not
 //     cheaper, and without a journal it may miss an inode. So it is used only on xfs and
 //     on ext4 with a journal, and there only for files on the device of the store.
 //   - Before Linux 5.8 it does not report write-back errors. It is not used there.
-//   - It reports an error once, to the next caller, and does not say whose error it is.
-//     So an error fails every write that began before the report: failures counts the
-//     errors, and each sync compares it with its value before the first write.
+//   - It reports an error once, to the next caller, and does not say which file the error
+//     belongs to. So every write that began before that fails: the field failures counts
+//     the errors, and each sync compares it with its value from before the first write.
 //   - It succeeds on a file system that is read-only after an error, or whose journal has
-//     aborted (on ext4, before Linux 6.13); before 5.17 it ignores the error of the
-//     journal. There the rename or link fails, and the write is not acknowledged.
-//   - It waits for all dirty data, including that of others. It is not used while a large
-//     file is being written, nor for slowPause after a slow call.
+//     aborted (on ext4, before Linux 6.13). Before 5.17 it also ignores the error of the
+//     journal. In these cases the rename or link that follows fails, so the write is not
+//     acknowledged.
+//   - It waits for all dirty data, including that of others. So it is not used while a
+//     large file is being written, and not for slowPause after a slow call.
 type fsyncGroup struct {
-	root     *os.File // of the store, opened at the start to see every later error; nil: do not share
+	root     *os.File // of the store, opened at the start so that it sees every later error; nil: syncs are not shared
 	dev      uint64
 	waiting  atomic.Int32 // running syncs of files and of their directories
 	large    atomic.Int32 // large files being written
@@ -51,7 +53,7 @@ type fsyncGroup struct {
 }
 
 // share enables shared syncs if they are known to be safe on the file system of root. It
-// owns root, and closes it unless it enables them.
+// takes ownership of root, and closes it if shared syncs stay disabled.
 func (s *fsyncGroup) share(root *os.File, fsType int64) {
 	var st unix.Stat_t
 	if !kernelAtLeast(5, 8) || unix.Fstat(int(root.Fd()), &st) != nil || !journals(fsType, st.Dev) {
@@ -74,9 +76,9 @@ func journals(fsType int64, dev uint64) bool {
 }
 
 // hasJournal is journals without the system calls. task is the content of
-// /sys/fs/ext4/DEVICE/journal_task: the process that commits, which is 0 seen from a
-// container, or <none> without a journal. It is empty if it cannot be read. ext2 has the
-// same type as ext4, so the type alone is not enough.
+// /sys/fs/ext4/DEVICE/journal_task: the id of the process that commits the journal (in a
+// container it may be 0), or <none> if there is no journal. task is empty if the file
+// cannot be read. ext2 has the same type as ext4, so the type alone is not enough.
 func hasJournal(fsType int64, task string) bool {
 	switch fsType {
 	case unix.XFS_SUPER_MAGIC:
@@ -105,7 +107,7 @@ func (s *fsyncGroup) sync(f *os.File, dev, since uint64) error {
 	return s.judge(err, since)
 }
 
-// syncDir is sync for the changes in the directory dir.
+// syncDir is like sync, for the changes in the directory dir.
 func (s *fsyncGroup) syncDir(dir *os.File, dev, since uint64) error {
 	if s.root == nil || dev != s.dev {
 		return s.fsync(dir)
@@ -144,8 +146,8 @@ func (s *fsyncGroup) count(err error) error {
 	return err
 }
 
-// judge returns err, or EIO if any sync has failed since then: the error may belong to
-// this write.
+// judge returns err. If err is nil but another sync has failed since the write began, it
+// returns EIO, because that error may belong to this write.
 func (s *fsyncGroup) judge(err error, since uint64) error {
 	if err == nil && s.failures.Load() != since {
 		return unix.EIO

@@ -14,31 +14,31 @@ import (
 
 const (
 	lockWait       = 5 * time.Second       // how long to wait for a lock
-	lockPollFirst  = time.Millisecond      // first pause between two attempts; it doubles
+	lockPollFirst  = time.Millisecond      // first pause between attempts on a local file system; it doubles
 	lockPollLocal  = 10 * time.Millisecond // longest pause on a local file system
-	lockPollRemote = 50 * time.Millisecond // longest pause on NFS, where lockPollLocal is the shortest: each attempt is a request
+	lockPollRemote = 50 * time.Millisecond // longest pause on NFS; the first one there is lockPollLocal, since each attempt is a request
 
 	// Callers of this process that may wait at once. Reads, changes and log entries are
 	// counted separately, so that none of them blocks the others.
 	maxBuildWaiters = 64      // for one build
 	maxSiteWaiters  = 128     // for all builds of one site
-	maxWaiters      = 1 << 20 // for all sites: no limit, since other limits bound the requests
+	maxWaiters      = 1 << 20 // for all sites: in practice no limit, since other limits apply first
 )
 
-// buildLock is a lock on one build, against every process on every host that shares the
+// buildLock is a lock on one build. It excludes every process on every host that shares the
 // store. It is an open file description lock (fcntl(2)), which NFSv4 sends to the server.
-// It ends with the process.
+// It is released when the process ends.
 type buildLock struct {
 	f *os.File
 }
 
 // lockBuild locks the artifact or the log of a build, depending on dir, and waits for the
-// lock as waitForLock does. A shared lock excludes only exclusive ones. It fails with
-// ErrUnsupported if the mount has no locks.
+// lock as waitForLock does. It fails with ErrUnsupported if the mount has no locks. A
+// shared lock excludes only exclusive locks.
 //
-// The lock belongs to the open file. So each call opens the lock file again, and the lock
-// also excludes other goroutines. A shared lock opens the file for reading, so that an
-// NFSv4 server can delegate it: then shared locks cost no round trip.
+// The lock belongs to the open file. So each call opens the lock file again: that way the
+// lock also excludes other goroutines. For a shared lock, the file is opened read-only. An
+// NFSv4 server can then delegate the file, and further shared locks cost no round trip.
 func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock, error) {
 	flags, kind := n.lockFlags(exclusive)
 	f, err := n.openLock(siteID, flags)
@@ -57,9 +57,9 @@ func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock
 }
 
 // openLock opens the lock file of a site, and creates it if it is missing. If an export was
-// read-only, an NFSv3 client caches that writes were denied until the file changes. So
-// after EACCES this sets the mode of the file to its current value. That either clears the
-// cache of the client, or fails with the real cause.
+// read-only, an NFSv3 client remembers that writes to the file are denied, and forgets it
+// only when the file changes. So after EACCES this sets the mode of the file to its current
+// value. That either clears the cache of the client, or fails with the real cause.
 func (n *nfs) openLock(siteID string, flags int) (*os.File, error) {
 	f, err := n.disk.openLockFile(n.base, flags, sitesDir, siteID)
 	if !n.remote || !errors.Is(err, unix.EACCES) {
@@ -74,9 +74,9 @@ func (n *nfs) openLock(siteID string, flags int) (*os.File, error) {
 	return n.disk.openLockFile(n.base, flags, sitesDir, siteID)
 }
 
-// lockToRead takes the shared lock of a build so that its file can be found, and waits for
-// the lock as waitForLock does. It creates nothing. It fails with fs.ErrNotExist if there
-// is no lock file, because then nobody holds a lock.
+// lockToRead takes the shared lock of a build for find, and waits for it as waitForLock
+// does. It does not create files. It fails with fs.ErrNotExist if there is no lock file,
+// because then nobody holds a lock.
 func (n *nfs) lockToRead(siteID, dir, buildID string) (*buildLock, error) {
 	flags, kind := n.lockFlags(false)
 	site, err := n.openBuilds(siteID, "") // revalidates the cache of an NFS client
@@ -97,9 +97,9 @@ func (n *nfs) lockToRead(siteID, dir, buildID string) (*buildLock, error) {
 }
 
 // waitForLock waits up to n.lockWait for a lock that is held elsewhere, then fails with
-// ErrLocked. If too many callers wait already it fails at once with ErrBusy. It polls: a
-// wait in the kernel would block a thread and has no time limit, and there an NFS client
-// polls too, at most once a second (nfs4_retry_setlk; statd of NFSv3).
+// ErrLocked. If too many callers are already waiting, it fails at once with ErrBusy. It
+// polls, because a wait in the kernel would block a thread and has no time limit. On NFS
+// the kernel would poll too, at most once a second (nfs4_retry_setlk; lockd for NFSv3).
 func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, buildID string) (*buildLock, error) {
 	place, err := n.waitPlace(what, siteID, buildID)
 	if err != nil {
@@ -118,8 +118,8 @@ func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, bu
 			f.Close()
 			return nil, fmt.Errorf("%w: gave up on build %q of site %q after %s", ErrLocked, buildID, siteID, n.lockWait)
 		}
-		// Random, so that no process is always too late. The pauses get shorter towards the
-		// end, in favour of those that have waited longest.
+		// The pause is random, so that no process always loses. Pauses get shorter near
+		// the end of the wait, which favours the callers that have waited longest.
 		wait = max(min(wait, left/50), shortest)
 		time.Sleep(min(wait/2+rand.N(wait), left))
 		if err := lockFile(f, unix.F_OFD_SETLK, kind, region); !isLocked(err) {
@@ -129,7 +129,7 @@ func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, bu
 }
 
 // waitPlace takes a slot for a caller that waits for the lock of a build, or fails with
-// ErrBusy. what is the kind of the caller.
+// ErrBusy. The parameter what is the kind of caller: changes, reads or entries.
 func (n *nfs) waitPlace(what, siteID, buildID string) (*grant, error) {
 	key := what + " " + siteID
 	place, err := n.waiting.acquire(budgetRequest{n: 1, caps: []keyCap{{key, maxSiteWaiters}, {key + "/" + buildID, maxBuildWaiters}}})
@@ -186,9 +186,9 @@ func (n *nfs) lockFlags(exclusive bool) (flags int, kind int16) {
 func isLocked(err error) bool { return err == unix.EAGAIN || err == unix.EACCES }
 
 // lockError returns the error for a lock that could not be taken. ENOLCK does not mean that
-// the mount has no locks: an NFS server or its lock manager returns it temporarily, while it
-// restarts or is out of memory (fcntl(2)). To go on without the lock would be wrong: the
-// change could fall between the check and the change of another writer.
+// the mount has no locks: an NFS server or its lock manager returns it temporarily, while
+// it restarts or is out of memory (fcntl(2)). Continuing without the lock would be unsafe:
+// this change could happen between another writer's check and its change.
 func lockError(path string, err error) error {
 	switch err {
 	case unix.ENOLCK:
@@ -203,8 +203,8 @@ func lockError(path string, err error) error {
 func (l *buildLock) release() { l.f.Close() }
 
 // alive returns an error if the lock was lost. An NFS client loses its locks when it is cut
-// off for longer than the server's lease, and learns it from the next read or write through
-// the descriptor of the lock. The holder calls alive right before the change that the lock
+// off for longer than the server's lease. It learns about that from the next read or write
+// on the lock's descriptor. The holder calls alive right before the change that the lock
 // protects, and abandons the change on an error.
 func (l *buildLock) alive() error {
 	var b [1]byte // the file is empty: the read returns io.EOF
@@ -215,8 +215,8 @@ func (l *buildLock) alive() error {
 	return fmt.Errorf("%w: lost the lock: %w", ErrUnavailable, diskError("read", l.f.Name(), errors.Unwrap(err)))
 }
 
-// lockRegion returns the byte of the lock file to lock for a build. If two builds share a
-// byte, they only wait for each other.
+// lockRegion returns the byte of the lock file to lock for a build. Two builds may get the
+// same byte. That is harmless: they wait for each other.
 func lockRegion(dir, buildID string) int64 {
 	h := fnv.New64a()
 	io.WriteString(h, dir)
@@ -231,8 +231,8 @@ func lockFile(f *os.File, cmd int, kind int16, region int64) error {
 	})
 }
 
-// lockWorks returns an error unless a lock through one excludes a lock through other on the
-// same byte, and only there.
+// lockWorks returns nil if a lock taken through the file one excludes a lock taken through
+// the file other on the same byte, and on no other byte. Otherwise it returns an error.
 func lockWorks(one, other *os.File) error {
 	try := func(f *os.File, kind int16, region int64) error {
 		return lockFile(f, unix.F_OFD_SETLK, kind, region)

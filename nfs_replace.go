@@ -13,42 +13,50 @@ import (
 
 // How a file is replaced and found in a store that replicas share over NFS.
 //
-// On NFS, rename(2) over a file that this host has open or is looking up is not atomic.
-// The client first renames the old file to .nfsXXXX, then the new one to its name
-// (nfs_rename and nfs_sillyrename in the kernel's fs/nfs). The server makes each of the two
-// calls durable. In between the name does not exist, and if the power fails then, it stays
-// missing. The server also cannot detect a delayed rename: a client that was cut off, and
-// whose lock another client got meanwhile, sends its pending calls when it is back, and so
-// moves away the file of the other client. So on NFS a replacement takes these steps:
+// On NFS, rename(2) over a file that this host has open or is looking up is not atomic. The
+// client first renames the old file to .nfsXXXX, then the new one to its name (nfs_rename
+// and nfs_sillyrename in the kernel's fs/nfs). The server makes each of the two calls
+// durable. Between the two calls the name does not exist, and it stays missing if the power
+// fails then.
+//
+// The other danger is a delayed rename. If a client is cut off, another client gets its
+// lock. When the first client is back, it still sends its pending calls. The server cannot
+// detect that, so such a rename can move the other client's file away.
+//
+// So on NFS a replacement takes these steps:
 //
 //	lock      the build, exclusively, against all other changes
 //	link      the sealed temporary file to .new-{name}
-//	alive     check that the lock was not lost
+//	alive     check that the lock is still held
 //	rename    the old file from {name} to .old-{name}
 //	rename    .new-{name} to {name}
 //	alive
 //	rename    .old-{name} to .out-{name}
-//	remove    .out-{name}, once the file is known to be at {name}
+//	remove    .out-{name}, after checking that {name} exists
 //
-// No step replaces a file that is still needed, so each step is atomic. At every moment
-// the first of these names that exists is the file:
+// No step replaces a file that is still needed, so each step is atomic. At every moment,
+// the current file is the one at the first of these names that exists:
 //
-//	{name}        the others are leftovers of an interrupted replacement. The next
-//	              replacement or, later, the sweep removes them
+//	{name}        the normal case. Files at the other names are leftovers of an interrupted
+//	              replacement: the next replacement or, later, the sweep removes them
 //	.new-{name}   a replacement was interrupted
-//	.old-{name}   a delayed rename moved the file after another client had replaced it
-//	.out-{name}   the same, and that client was interrupted before it noticed
+//	.old-{name}   a client replaced the file, then a delayed rename of another client moved
+//	              the new file here
+//	.out-{name}   the same, but then the first client moved the new file here, and was
+//	              interrupted before it could rename the file back to {name}
 //
-// Readers open the file at that name. Changes and the sweep hold the lock and first rename
-// it to {name}. Only with the shared lock can a reader know that the file has none of these
-// names: without it, a replacement may rename the file while the reader goes through the
-// names. A delete removes {name} last; otherwise the deleted file would come back.
+// A reader opens the file at the first of these names that exists. Before it concludes that
+// none exists, it takes the shared lock: otherwise a replacement may rename the file while
+// the reader tries the names. Changes and the sweep hold the exclusive lock. They first
+// rename the file back to {name} if that is missing. A delete removes {name} last:
+// otherwise a leftover would become the build if the delete is interrupted.
 //
-// A new file gets its name by link(2). That fails if the name exists, so a delayed link
-// replaces nothing. If the mount has no hard links, rename(2) is used.
+// If {name} does not exist, the new file gets that name by link(2). link(2) fails if the
+// name exists by then, so a delayed link cannot replace a file. If the mount has no hard
+// links, rename(2) is used.
 //
-// A local file system replaces a file in one step. There a file has one of these names only
-// if the store was copied from NFS.
+// A local file system replaces a file in one step. It has files at .new-, .old- or .out-
+// names only if the store was copied from NFS.
 
 const (
 	interimPrefix = ".new-"
@@ -71,7 +79,8 @@ func otherNames(name string) [3]string {
 	return [...]string{interimName(name), formerName(name), removedName(name)}
 }
 
-// isInterimName reports whether name is one of the otherNames of the file of.
+// isInterimName reports whether name is one of the otherNames of some file, and returns the
+// name of that file.
 func isInterimName(name string) (of string, ok bool) {
 	for _, prefix := range [...]string{interimPrefix, formerPrefix, removedPrefix} {
 		if of, ok := strings.CutPrefix(name, prefix); ok {
@@ -81,8 +90,9 @@ func isInterimName(name string) (of string, ok bool) {
 	return "", false
 }
 
-// finishReplacement completes an interrupted replacement: if name is missing it renames the
-// file to it. The caller holds the exclusive lock of the file.
+// finishReplacement completes an interrupted replacement: if name is missing, it renames
+// the first of its otherNames that exists to name. The caller holds the exclusive lock of
+// the file.
 func (n *nfs) finishReplacement(dir *os.File, name string) error {
 	if n.remote { // only open(2) revalidates the cache of the client
 		fresh, err := n.disk.openDir(dir.Name())
@@ -121,7 +131,7 @@ func (n *nfs) putInPlace(temp *tempFile, name string, lock *buildLock) error {
 	var st unix.Stat_t
 	err := statAt(temp.dir, name, &st)
 	switch {
-	case err == nil && isDirMode(st.Mode): // a directory could be renamed, but not removed
+	case err == nil && isDirMode(st.Mode): // the steps below could rename a directory, but not remove it
 		return notAFile(temp.dir.Name() + "/" + name)
 	case err == nil:
 		return n.replaceInSteps(temp, name, lock)
@@ -155,7 +165,7 @@ func (n *nfs) replaceInSteps(temp *tempFile, name string, lock *buildLock) error
 		return err
 	}
 	if err := n.disk.renameTo(dir, interim, name); err != nil && !temp.isAt(name) {
-		// Delayed renames of other clients may have renamed our file to name, and away again.
+		// Delayed renames of other clients may have moved our file to name and then further.
 		if !errors.Is(err, fs.ErrNotExist) || lock.alive() != nil || n.finishReplacement(dir, name) != nil || !temp.isAt(name) {
 			return err
 		}
@@ -166,13 +176,14 @@ func (n *nfs) replaceInSteps(temp *tempFile, name string, lock *buildLock) error
 	return n.removeAside(dir, name, former)
 }
 
-// linkInterim links the sealed temp to the interim name of name. It removes the leftover of
-// an interrupted replacement first, which is not needed because name exists.
+// linkInterim links the sealed temp to the interim name of name. First it removes a
+// leftover of an interrupted replacement, which may exist under the interim name. That is
+// safe, because name exists.
 func (n *nfs) linkInterim(temp *tempFile, name string, lock *buildLock) error {
 	interim := interimName(name)
 	err := n.disk.linkTo(temp.dir, temp.name, interim)
 	if errors.Is(err, fs.ErrExist) && !temp.isAt(interim) {
-		if err := lock.alive(); err != nil { // otherwise the interim file may belong to another host
+		if err := lock.alive(); err != nil { // without the lock, the interim file may belong to another host
 			return err
 		}
 		if err := n.disk.remove(temp.dir, interim); err != nil {
@@ -191,8 +202,9 @@ func (n *nfs) linkInterim(temp *tempFile, name string, lock *buildLock) error {
 	return err
 }
 
-// giveUp removes the interim file of an abandoned replacement, unless it has become the
-// build or may belong to another host.
+// giveUp removes the interim file of an abandoned replacement. It keeps the file if name is
+// missing, because the file is then the build, and if the lock was lost, because the file
+// may then belong to another host.
 func (n *nfs) giveUp(temp *tempFile, name string, lock *buildLock) {
 	var st unix.Stat_t
 	interim := interimName(name)
@@ -204,11 +216,12 @@ func (n *nfs) giveUp(temp *tempFile, name string, lock *buildLock) {
 	}
 }
 
-// removeAside removes the leftover file at, one of the otherNames of name. The caller
-// holds the exclusive lock. Meanwhile a delayed rename of another host may move the file
-// from name to its former name, before or after this moves the old file away from there:
-// either way the file gets its name back. It fails if name is missing at the end. If it
-// cannot remove the leftover it logs that, and the sweep removes the file later.
+// removeAside removes a leftover file. The parameter at is its name, one of the otherNames
+// of name. The caller holds the exclusive lock. A delayed rename of another host may move
+// the current file from name to its former name, before or after removeAside moves the
+// leftover. In both cases removeAside renames the current file back to name. It fails if
+// name is missing at the end. If it cannot remove the leftover, it logs that, and a later
+// sweep removes the leftover.
 func (n *nfs) removeAside(dir *os.File, name, at string) error {
 	removed := removedName(name)
 	if at != removed {
@@ -234,10 +247,10 @@ func (n *nfs) removeAside(dir *os.File, name, at string) error {
 }
 
 // find calls open with the path of the artifact or the log of a build, depending on dir. If
-// open returns fs.ErrNotExist, find calls it again with the other paths that the file can
-// have. It returns fs.ErrNotExist only if the file has none of them. If another process may
-// be replacing the file, it waits for the shared lock, at most lockWait (ErrLocked). It
-// creates nothing.
+// open returns fs.ErrNotExist, find tries the other paths that the file can have. It
+// returns fs.ErrNotExist only if the file is at none of them. If another process may be
+// replacing the file, find waits for the shared lock, and fails with ErrLocked after
+// n.lockWait. It does not create files.
 func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) error {
 	err := open(n.filePath(siteID, dir, buildID))
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -263,14 +276,14 @@ func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) er
 	case err == nil:
 		defer lock.release()
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, ErrUnsupported):
-		// Nobody holds a lock, so nobody is replacing the file.
+		// Nobody holds a lock, so nobody is replacing the file in steps.
 	default:
 		return err
 	}
 	if err := n.refresh(siteID, dir); err != nil {
 		return err
 	}
-	// Try name again at the end: a delayed rename of another host holds no lock.
+	// Try name again at the end: the lock does not stop a delayed rename of another host.
 	for _, at := range []string{name, elsewhere[0], elsewhere[1], elsewhere[2], name} {
 		if err = open(site + at); !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -284,8 +297,9 @@ func (n *nfs) find(siteID, dir, buildID string, open func(path string) error) er
 	return err
 }
 
-// anyExists reports whether one of the names exists in the directory with the path prefix
-// dir. It follows links in the path; the caller opens the file safely afterwards.
+// anyExists reports whether one of the names exists in the directory dir, a path that ends
+// with a slash. It follows symbolic links in dir; find does not follow them when it opens
+// the file.
 func (n *nfs) anyExists(dir string, names [3]string) (bool, error) {
 	for _, name := range names {
 		path := dir + name
@@ -301,7 +315,7 @@ func (n *nfs) anyExists(dir string, names [3]string) (bool, error) {
 	return false, nil
 }
 
-// refresh revalidates the cache that an NFS client has of a directory of a site.
+// refresh revalidates the NFS client's cache of a directory of a site.
 func (n *nfs) refresh(siteID, dir string) error {
 	d, err := n.openBuilds(siteID, dir)
 	if err != nil {

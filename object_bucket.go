@@ -8,32 +8,32 @@ import (
 	"time"
 )
 
-// bucket is what objectStore needs of an object store. Each implementation is the only
-// user of its SDK, and only translates calls and errors.
+// bucket is the interface that objectStore needs from an object store. Each SDK is used by
+// one implementation only, which translates calls and errors and does little else.
 //
 // An object is always replaced as a whole: readers see the old one or the new one. Errors
-// wrap the sentinels of backend.go, or errConflict. All methods are safe for concurrent
-// use. They end when ctx does, and with ErrUnavailable when the store moves no byte for
-// storeStall, or for a few times as long if the SDK retries.
+// wrap the sentinels in backend_errors.go, or errConflict. All methods are safe for
+// concurrent use. A method returns when ctx ends. It fails with ErrUnavailable if the store
+// moves no bytes for storeStall; if the SDK retries, that takes a few times as long.
 type bucket interface {
-	// put stores what body yields up to io.EOF under key, in bounded memory.
-	// size is the number of bytes, or -1. If body fails with any other error, put
-	// stores nothing, aborts what was uploaded with a context that outlives ctx,
-	// and returns the error. The store itself checks the condition in opts,
-	// atomically with the change. If it does not hold, put fails with
-	// ErrPrecondition, also if the object that ifMatch names was removed.
-	// The modTime of the result is zero if the store does not report it.
+	// put stores the bytes of body, up to io.EOF, under key. It uses bounded memory. size
+	// is the number of bytes, or -1. If body fails with any other error, put stores nothing
+	// and returns that error. It aborts the unfinished upload if the store does not remove
+	// it by itself, with a context that outlives ctx. The store itself checks the condition
+	// in opts, atomically with the change. If the condition does not hold, put fails with
+	// ErrPrecondition, even if the object that ifMatch names no longer exists. The modTime
+	// of the result is zero if the store does not report it.
 	put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error)
 
-	// get opens length bytes from offset of the object, or all bytes from offset
-	// on if length is negative or reaches past the end. If offset is past the end,
-	// get fails with errRange or yields nothing. If etag is not empty, get fails
-	// with ErrPrecondition unless the object has exactly that ETag. The info
-	// describes the whole object. The caller closes the reader, also before its
-	// end if it likes. ctx spans the reading. If the store breaks off the body,
-	// the reader resumes it from the same object, a few times. If bytes are
-	// missing at the end, the reader returns an error or io.EOF: objectReader
-	// counts the bytes.
+	// get opens length bytes of the object, starting at offset. If length is negative or
+	// reaches past the end, it opens all bytes from offset to the end. If offset is past
+	// the end, get fails with errRange or returns an empty body. If etag is not empty, get
+	// fails with ErrPrecondition unless the object has exactly that ETag. The info
+	// describes the whole object. The caller closes the reader; it may do so before the
+	// end. ctx must not end before the reader is closed. If the store cuts the body short,
+	// the reader requests the rest of the same object, up to a few times. If bytes are
+	// still missing, the reader returns an error or io.EOF; objectReader counts the bytes
+	// to detect that.
 	get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error)
 
 	// stat describes the object, or fails with ErrNotFound. Like get, it fails with
@@ -47,16 +47,16 @@ type bucket interface {
 	// ErrNotFound, or succeeds if the store does not report that.
 	remove(ctx context.Context, key, etag string) error
 
-	// list calls page with the objects whose keys begin with prefix, in key order,
-	// some at a time. It stops if page fails, and returns that error unchanged.
-	// Each object has its key, size, modTime and etag. An object that exists all
-	// the while is listed exactly once. It fails with errBucketGone if there is no
-	// bucket.
+	// list calls page with batches of the objects whose keys begin with prefix, in key
+	// order. It stops if page fails, and returns that error unchanged. Each object has its
+	// key, size, modTime and etag. An object that exists during the whole call is listed
+	// exactly once. list fails with errBucketGone if the bucket does not exist.
 	list(ctx context.Context, prefix string, page func([]objectInfo) error) error
 
-	// presign returns a URL with which anybody can GET the object for ttl, under
-	// the file name filename. It does not check whether the object exists. It
-	// fails with ErrUnsupported if the credentials cannot sign.
+	// presign returns a URL that lets anyone GET the object for at most ttl. filename is
+	// the file name in the Content-Disposition of the response. presign does not check
+	// whether the object exists. It fails with ErrUnsupported if the credentials cannot
+	// sign.
 	presign(ctx context.Context, key string, ttl time.Duration, filename string) (string, error)
 }
 
@@ -66,7 +66,7 @@ type objectInfo struct {
 	size     int64
 	modTime  time.Time
 	etag     string // strong and quoted; what the store compares in conditions; the same from put, get, stat and list
-	uploadID string // of the put that stored it; set by get and stat only
+	uploadID string // of the put that stored it; not set by list
 }
 
 // putOptions says how an object is stored. At most one of absent and ifMatch is
@@ -77,25 +77,25 @@ type putOptions struct {
 	ifMatch     string // only if the current object has this etag
 	uploadID    string // kept in the object's metadata: shows whether a put whose reply was lost succeeded
 	parts       bool   // upload in parts, even if the body is small
-	client      string // to which the memory of the upload is charged; may be empty
+	client      string // the client that the memory of the upload is charged to; may be empty
 	revoke      func() // makes the body fail soon, as Charged.Revoke does; may be nil
 }
 
-// uploadIDKey is the name of the upload id in the metadata of an object. It is not changed,
-// so that processes of two versions recognise each other's uploads.
+// uploadIDKey is the name of the upload id in the metadata of an object. Do not change it:
+// processes of different versions must recognise each other's uploads.
 const uploadIDKey = "mark"
 
 // errBucketGone: the store reports that the bucket does not exist.
 var errBucketGone = fmt.Errorf("%w: the bucket does not exist", ErrUnavailable)
 
-// errAmbiguousNotFound is the ErrNotFound of a store that does not say which is missing,
-// the object or its bucket (HEAD of S3, and every request for an object with Google's SDK).
+// errAmbiguousNotFound is an ErrNotFound where the store does not say whether the object or
+// its bucket is missing (HEAD of S3, and every request for an object with Google's SDK).
 var errAmbiguousNotFound = fmt.Errorf("%w: either the object or its bucket is missing", ErrNotFound)
 
 // errConflict: the store refused a change because of a concurrent one, and it is not known
 // which of the two was stored. The caller reads the object to find out.
 var errConflict = errors.New("conflict with a concurrent change")
 
-// adapter is a bucket that can write conditions in more than one format. adapt switches to
+// adapter is a bucket that can send conditions in more than one format. adapt switches to
 // the next format and reports whether there was one.
 type adapter interface{ adapt() bool }

@@ -31,8 +31,8 @@ const (
 	gcsDelay    = 200 * time.Millisecond
 	gcsMaxDelay = 5 * time.Second
 	gcsPage     = 1000
-	// gcsNeedsRead is what a read needs. Without the permission to list, the store
-	// answers 403 if the object does not exist.
+	// gcsNeedsRead names the permission that a read needs. Without the permission to list,
+	// the store answers 403 if the object does not exist.
 	gcsNeedsRead = "storage.objects.get, or storage.objects.list if the object does not exist"
 	// gcsEmulator is Google's own variable for the address of an emulator.
 	gcsEmulator = "STORAGE_EMULATOR_HOST"
@@ -81,8 +81,8 @@ func newGCSBucket(ctx context.Context, conf gcsConfig, memory byteSize) (*gcsBuc
 	if err != nil {
 		return nil, fmt.Errorf("cannot create the client for Google Cloud Storage: %w", err)
 	}
-	// Retry all requests, also those without a condition: a request is repeated only
-	// while it is not acknowledged, and with the same bytes.
+	// Retry all requests, including those without a condition. That is safe: a request is
+	// repeated only if it was not acknowledged, and with the same bytes.
 	client.SetRetry(storage.WithPolicy(storage.RetryAlways), storage.WithMaxAttempts(gcsTries),
 		storage.WithBackoff(gax.Backoff{Initial: gcsDelay, Max: gcsMaxDelay, Multiplier: 2}))
 	return &gcsBucket{client: client, bucket: client.Bucket(conf.Bucket), conf: conf, memory: newBudget(int64(memory), partWait)}, nil
@@ -90,12 +90,14 @@ func newGCSBucket(ctx context.Context, conf gcsConfig, memory byteSize) (*gcsBuc
 
 func (b *gcsBucket) uploadMemory() *budget { return b.memory }
 
-// put implements bucket by a resumable upload, or by a single request if the body ends within
-// its first chunk. An unfinished upload is invisible, and the store removes it after a week.
+// put implements bucket with a resumable upload, or with a single request if the body ends
+// within its first chunk. An unfinished upload is invisible, and the store removes it after
+// a week.
 //
-// When its Writer is closed, the SDK commits what it has; a Writer without chunks does so
-// also when its context ends (see storage.Writer). So put always uses chunks, and closes the
-// Writer only after the end of the body, or after it has cancelled the context.
+// Closing the SDK's Writer commits the bytes written so far. A Writer without chunks also
+// commits them when its context ends (see storage.Writer), so put always uses chunks. It
+// closes the Writer only after the end of the body; after an error it first cancels the
+// context and calls CloseWithError.
 func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
 	object, err := b.object(key, opts)
 	if err != nil {
@@ -108,8 +110,8 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	defer grant.release()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// The SDK does not count the attempts of an upload: if the store were down, it would
-	// retry until its context ends.
+	// WithMaxAttempts does not apply to uploads: while the store is down, the SDK would
+	// retry until the context ends.
 	var tries atomic.Int32
 	object = object.Retryer(storage.WithErrorFunc(func(err error) bool {
 		return storage.ShouldRetry(err) && tries.Add(1) < gcsTries
@@ -128,7 +130,7 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 		err = w.Close()
 	} else {
 		cancel()
-		//lint:ignore SA1019 after cancel alone, Close below would commit the body as if it were complete
+		//lint:ignore SA1019 cancel is not enough: Close below would commit the body as if it were complete
 		_ = w.CloseWithError(err)
 		if n > 0 {
 			_ = w.Close() // waits for the requests in flight; commits nothing after CloseWithError
@@ -143,10 +145,11 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	return gcsStat(w.Attrs()), nil
 }
 
-// acquireChunk takes the memory of one chunk, which the SDK holds until the upload ends
-// (gensupport.MediaBuffer, from which it also retries). The less memory is free, the smaller
-// is the chunk; an upload waits only for the smallest one. A body that is in memory already,
-// as a log is, does not wait.
+// acquireChunk acquires the memory of one chunk. The SDK keeps the chunk until the upload
+// ends, so that it can retry (gensupport.MediaBuffer). If little memory is free, the chunk
+// is smaller. An upload waits only if there is no memory for the smallest chunk either, or
+// if other uploads wait. If the body is in memory already, as that of a log is, the upload
+// does not wait.
 func (b *gcsBucket) acquireChunk(body io.Reader, size int64, opts putOptions) (chunk int64, g *grant, err error) {
 	free := b.memory.limit - b.memory.inUse()
 	chunk = min(b.chunkSize(size), max(gcsChunkStep, free/partsInMemory/gcsChunkStep*gcsChunkStep))
@@ -162,8 +165,9 @@ func (b *gcsBucket) acquireChunk(body io.Reader, size int64, opts putOptions) (c
 	return gcsChunkStep, g, err
 }
 
-// chunkSize returns the configured size of a chunk, or less if the body is shorter: then it
-// is sent in a single request.
+// chunkSize returns the configured size of a chunk. If the body is shorter than that, it
+// returns a size that is just larger than the body, so that the body is sent in a single
+// request.
 func (b *gcsBucket) chunkSize(size int64) int64 {
 	if size < 0 || size >= int64(b.conf.ChunkSize) {
 		return int64(b.conf.ChunkSize)
@@ -171,8 +175,8 @@ func (b *gcsBucket) chunkSize(size int64) int64 {
 	return (size/gcsChunkStep + 1) * gcsChunkStep
 }
 
-// readErrorKeeper records the error of a reader, so that the caller of io.Copy knows that the
-// reader failed, not the writer.
+// readErrorKeeper records the error of a reader, so that the caller of io.Copy can tell
+// whether the reader or the writer failed.
 type readErrorKeeper struct {
 	r   io.Reader
 	err error
@@ -265,8 +269,8 @@ func (b *gcsBucket) presign(_ context.Context, key string, ttl time.Duration, fi
 	})
 }
 
-// gcsInfo describes an object. Its modTime is the time when the generation was created, which
-// changes of metadata do not affect.
+// gcsInfo describes an object. Its modTime is the time when the generation was created.
+// Updates of the metadata do not change that time.
 func gcsInfo(a *storage.ObjectAttrs) objectInfo {
 	return objectInfo{key: a.Name, size: a.Size, modTime: a.Created, etag: gcsETag(a.Generation), uploadID: a.Metadata[uploadIDKey]}
 }
@@ -280,8 +284,8 @@ func gcsStat(a *storage.ObjectAttrs) objectInfo {
 
 func gcsETag(generation int64) string { return `"` + strconv.FormatInt(generation, 10) + `"` }
 
-// gcsGeneration returns the generation that an ETag names. If it names none, no object has
-// this ETag, and gcsGeneration fails with ErrPrecondition.
+// gcsGeneration returns the generation that an ETag names. It fails with ErrPrecondition if
+// etag is not a generation, because no object can have such an ETag.
 func gcsGeneration(etag string) (int64, error) {
 	n, err := strconv.ParseInt(strings.Trim(etag, `"`), 10, 64)
 	if err != nil || n <= 0 {
@@ -306,8 +310,8 @@ func (b *gcsBucket) object(key string, opts putOptions) (*storage.ObjectHandle, 
 	return object, nil
 }
 
-// gcsPutError translates the error of a put: ErrNotFound means that the object of the
-// condition does not exist, or, without a condition, the bucket.
+// gcsPutError translates the error of a put. With ifMatch, ErrNotFound means that the
+// object does not exist. Otherwise it means that the bucket does not exist.
 func gcsPutError(err error, opts putOptions) error {
 	err = needs("storage.objects.create, and storage.objects.delete to replace an object", gcsError(err))
 	switch {

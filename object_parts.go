@@ -14,9 +14,9 @@ import (
 
 const (
 	chunkSize = 256 << 10 // a part is a list of buffers of this size
-	// partsGrowth is the number of parts after which the part size doubles for a body
-	// of unknown length. Some stores insist on parts of equal size: with parts of
-	// 8 MiB, every body below 16 GiB has them.
+	// partsGrowth sets the part size of a body of unknown length: it doubles after every
+	// partsGrowth parts. Some stores require parts of equal size: with parts of 8 MiB, all
+	// parts but the last of a body of up to 15.6 GiB have the same size.
 	partsGrowth = 2000
 
 	partWait = 30 * time.Second // how long an upload waits for memory
@@ -30,10 +30,11 @@ type partBuffers struct {
 	chunks   sync.Pool // *[chunkSize]byte
 }
 
-// newPartBuffers returns buffers of memory bytes for the parts of all uploads together. A
-// part takes its memory before it is read, and releases it when it is sent. An upload reads
-// its next part while it sends one only if there is free memory for which no other upload
-// waits. So an upload that waits for memory holds only parts that are being sent.
+// newPartBuffers returns buffers for the parts of all uploads, with memory bytes in total.
+// An upload acquires the memory of a part before it reads the part, and releases it when
+// the part was sent. It reads ahead while it sends a part only if memory is free and no
+// other upload waits for it. So an upload that waits for memory holds only parts that are
+// being sent.
 func newPartBuffers(memory, base int64, maxParts int) *partBuffers {
 	b := &partBuffers{memory: newBudget(memory, partWait), base: base, maxParts: maxParts}
 	b.chunks.New = func() any { return new([chunkSize]byte) }
@@ -43,8 +44,8 @@ func newPartBuffers(memory, base int64, maxParts int) *partBuffers {
 // largest returns the size of the largest part.
 func (b *partBuffers) largest() int64 { return b.memory.limit / partsInMemory }
 
-// checkSize fails with ErrTooLarge if a body of total bytes needs parts that are larger
-// than the largest one.
+// checkSize fails with ErrTooLarge if a body of total bytes would need parts that are
+// larger than b.largest().
 func (b *partBuffers) checkSize(total int64) error {
 	if largest := b.largest(); total >= 0 && b.size(total, 1) > largest {
 		return b.tooLarge(largest / partStep * partStep * int64(b.maxParts))
@@ -60,12 +61,13 @@ func (b *partBuffers) size(total int64, n int) int64 {
 	return partSize(b.base, b.largest(), total, n, b.maxParts)
 }
 
-// partStep divides the size of parts that are larger than configured.
+// partStep is used if a body of known length needs parts larger than configured: their size
+// is rounded up to a multiple of it.
 const partStep = 1 << 20
 
 // partSize returns the size of part n, counted from 1, of a body of total bytes: base, or
-// more if the body would have more than maxParts parts. If total is -1 (unknown), the parts
-// grow up to largest.
+// more if the body would have more than maxParts parts. If total is -1 (unknown), the size
+// grows with n, to at most largest.
 func partSize(base, largest, total int64, n, maxParts int) int64 {
 	if total < 0 {
 		return min(largest, base<<((n-1)/partsGrowth))
@@ -86,7 +88,7 @@ type part struct {
 	grant  *grant
 	chunks []*[chunkSize]byte
 
-	// An SDK that got an early response may still read the part after it has returned.
+	// After an early response, an SDK may still read the part although its call has returned.
 	mu   sync.Mutex
 	size int64
 	at   int64
@@ -134,11 +136,11 @@ func (b *partBuffers) release(p *part) {
 	p.grant.release()
 }
 
-// readFirst reads the first part of body, which has total bytes (-1: unknown). If the body
-// is to be sent in a single request, because it ends within that part or is in memory
-// already, whole is the body, parts.got its size, and the caller releases parts. Otherwise
-// whole is nil, and sendParts sends and releases the parts. An error of body is returned
-// unchanged.
+// readFirst reads the first part of body, which has total bytes (-1: unknown). A body that
+// ends within that part, or is already in memory, is sent in a single request unless
+// opts.parts is set: whole is then the body, parts.got is its size, and the caller releases
+// parts. Otherwise whole is nil, and sendParts sends and releases the parts. An error of
+// body is returned unchanged.
 func (b *partBuffers) readFirst(body io.Reader, total int64, opts putOptions) (parts *partReader, whole io.ReadSeeker, err error) {
 	if r, ok := body.(*bytes.Reader); ok && !opts.parts {
 		return &partReader{got: total}, r, nil
@@ -161,13 +163,13 @@ type partReader struct {
 	buffers *partBuffers
 	body    io.Reader
 	total   int64  // bytes of body, or -1
-	client  string // to which the memory of the parts is charged
+	client  string // the client that the memory of the parts is charged to
 	revoke  func() // makes body fail; may be nil
 
-	n     int    // the number of part, counted from 1
+	n     int    // the number of the newest part, counted from 1
 	got   int64  // bytes of all parts so far
 	part  *part  // the newest part
-	last  bool   // part ends the body
+	last  bool   // the newest part is the last one of the body
 	carry []byte // the first byte of the next part, read to find out whether part is the last one
 }
 
@@ -178,7 +180,7 @@ func (r *partReader) release() {
 	}
 }
 
-// nextSize returns the size of the next part, if the body does not end before.
+// nextSize returns the size of the next part, unless the body ends earlier.
 func (r *partReader) nextSize() int64 {
 	size := r.buffers.size(r.total, r.n+1)
 	if r.total >= 0 {
@@ -187,13 +189,13 @@ func (r *partReader) nextSize() int64 {
 	return size
 }
 
-// nextRequest requests the memory of the next part.
+// nextRequest returns the request for the memory of the next part.
 func (r *partReader) nextRequest() budgetRequest {
 	return budgetRequest{client: r.client, n: max(chunkSize, roundUp(r.nextSize(), chunkSize)), revoke: r.revoke}
 }
 
 // next reads the next part into the memory of g. If g is nil, it waits for memory. An error
-// of the body is returned unchanged; then there is no part.
+// of the body is returned unchanged; r.part is then still the previous part.
 func (r *partReader) next(g *grant) (err error) {
 	if r.n == r.buffers.maxParts {
 		g.release()
@@ -250,7 +252,7 @@ func (r *partReader) read(p *part, size int64) (last bool, err error) {
 	return false, nil
 }
 
-// fill begins p with carry.
+// fill copies carry to the start of p, which is empty, and returns its length.
 func (r *partReader) fill(p *part, carry []byte) int {
 	if len(carry) == 0 {
 		return 0
@@ -259,10 +261,12 @@ func (r *partReader) fill(p *part, carry []byte) int {
 	return copy(p.chunks[0][:], carry)
 }
 
-// sendParts sends the part that r has read and all that follow: at most concurrency at once,
-// while it reads the next one. It calls send with each part and its number, counted from 1.
-// send returns the store's name for the part, which is released then. sendParts returns the
-// names in order, and the size of the body. It stops at the first error.
+// sendParts sends the part that r has read and all that follow. It sends up to concurrency
+// parts in the background while it reads the next one. If there is no free slot or no
+// memory for reading ahead, it sends the current part itself. It calls send with each part
+// and its number, counted from 1. send returns the store's name for the part; the part is
+// released after that. sendParts returns the names in order, and the size of the body. It
+// stops at the first error.
 func (b *partBuffers) sendParts(ctx context.Context, r *partReader, concurrency int,
 	send func(ctx context.Context, n int, p *part) (string, error)) (names []string, total int64, err error) {
 	var mu sync.Mutex
@@ -293,15 +297,16 @@ func (b *partBuffers) sendParts(ctx context.Context, r *partReader, concurrency 
 			break
 		}
 		if err := r.next(next); err != nil {
-			_ = g.Wait() // the error of the body counts, whatever else failed
+			_ = g.Wait() // wait, but return the error of the body even if a part failed too
 			return nil, 0, err
 		}
 	}
 	return names, r.got, g.Wait()
 }
 
-// sendAhead runs send in the background if there is memory for the next part now, and
-// returns that memory. Otherwise it returns nil, and the caller runs send.
+// sendAhead runs send in the background if a slot and the memory for the next part are
+// free, and returns the grant of that memory. Otherwise it returns nil, and the caller runs
+// send.
 func (r *partReader) sendAhead(g *errgroup.Group, send func() error) *grant {
 	if r.last || r.n == r.buffers.maxParts {
 		return nil

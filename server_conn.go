@@ -12,20 +12,20 @@ import (
 )
 
 const (
-	lingerTime  = 10 * time.Second // how long an early response waits for its client to stop sending
-	lingerQuiet = 2 * time.Second  // a client silent for so long has stopped
+	lingerTime  = 10 * time.Second // how long a connection stays open after an early response while its client still sends
+	lingerQuiet = 2 * time.Second  // a client that sends nothing for this long has stopped
 )
 
-// conn is a connection of fasthttp's that adds what its streams do not have:
-// bodies spliced from the socket into a file, timeouts that measure progress
-// instead of the whole transfer, and responses that survive a body still being
-// sent. It embeds *net.TCPConn, not net.Conn, because sendfile(2) and splice(2)
-// need the type. Only the goroutine that serves the connection uses it, except for
-// Close, revokeBody and revokeResponse.
+// conn is a connection that fasthttp serves. It adds three things: it splices bodies from
+// the socket into a file, its timeouts measure progress instead of the whole transfer, and
+// an early response reaches a client that is still sending its body. It embeds
+// *net.TCPConn, not net.Conn, because sendfile(2) and splice(2) need the concrete type.
+// Only the goroutine that serves the connection uses it, except for Close, revokeBody and
+// revokeResponse.
 type conn struct {
 	*net.TCPConn
 	l       *listener
-	linger  atomic.Bool // the client may still send: let it read the response first (finish)
+	linger  atomic.Bool // the client may still be sending: drain before closing (see finish)
 	from    string      // see client
 	remote  string      // see remoteText
 	backlog int64       // bytes unsent when the last write deadline fired
@@ -35,9 +35,9 @@ type conn struct {
 	fresh    bool         // nothing has arrived yet
 	waiting  bool         // the next Read waits for a request
 	state    atomic.Int32 // connBusy, connIdle or connOver
-	in       *list.List   // where it is among the idle ones; under l.idle.mu
+	in       *list.List   // the idle list that it is in, and place is its element there; both under l.idle.mu
 	place    *list.Element
-	ofClient *list.Element // where it is among those of its client; nil: it was closed for others; under l.mu
+	ofClient *list.Element // its element in the list of its client; nil if it is being closed to make room; under l.mu
 
 	sendUntil time.Time // the write deadline
 
@@ -45,9 +45,9 @@ type conn struct {
 	recOpen  atomic.Bool   // its response has not left yet
 	bodyRead bool          // the handler has read all of its body
 
-	// Other goroutines take mu to end a request (revokeBody, revokeResponse), the
-	// serving one to change what they look at, and to set a deadline that must
-	// not undo theirs.
+	// Other goroutines hold mu while they end a request (revokeBody, revokeResponse). The
+	// serving goroutine holds it while it changes fields that they read, and while it sets
+	// a deadline: otherwise it could overwrite the deadline that they set.
 	mu              sync.Mutex
 	token           uint64 // of the request being served
 	bodyRevoked     atomic.Bool
@@ -55,21 +55,21 @@ type conn struct {
 
 	// Set while the body of a request is being read.
 	inBody  bool
-	ended   error // why Read fails, if neither the client nor the network failed
+	ended   error // why the service ended the body; nil if it did not
 	window  int64 // bytes since the stall deadline was set
 	armed   bool  // a stall deadline is set
 	stallAt time.Time
 	lowMark bool // SO_RCVLOWAT is lowWater
-	slow    bool // SO_RCVLOWAT was once too high for this client
+	slow    bool // SO_RCVLOWAT was too high for this client; not set again for this body
 	pace    pace
-	dst     *os.File // where Read moves the bytes that it is asked to put into region
+	dst     *os.File // the file that gets the bytes of a Read into region
 	region  []byte
-	held    []byte // small pieces of the body, to be written to dst before anything is moved there
-	moved   bool   // the last Read into region went to dst instead
+	held    []byte // small pieces of the body that must be written to dst before the next splice
+	moved   bool   // the last Read into region spliced its bytes to dst
 	dstErr  error  // the error of dst
 }
 
-// nextRequest begins a request, which invalidates the token of the one before.
+// nextRequest begins a request. It invalidates the token of the previous one.
 func (c *conn) nextRequest() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -83,28 +83,27 @@ func (c *conn) nextRequest() {
 // connOf returns the connection of a request.
 func connOf(ctx *fasthttp.RequestCtx) *conn { return ctx.Conn().(*conn) }
 
-// hold returns the token of the request being served. It is valid until that request is
-// over: with it other goroutines can end the request, but never the next one on the
-// connection.
+// hold returns the token of the current request. Other goroutines need it to end that
+// request. It is not valid for the next request on the connection.
 func (c *conn) hold() uint64 { return c.token }
 
-// bodyRevoker returns what a budget calls to end the reading of the body of the
-// request being served.
+// bodyRevoker returns the function that a budget calls to stop reading the body of the
+// current request.
 func (c *conn) bodyRevoker() func() {
 	token := c.hold()
 	return func() { c.revokeBody(token) }
 }
 
-// responseRevoker returns what a budget calls to end the sending of the response to the
-// request being served.
+// responseRevoker returns the function that a budget calls to stop sending the response to
+// the current request.
 func (c *conn) responseRevoker() func() {
 	token := c.hold()
 	return func() { c.revokeResponse(token) }
 }
 
-// revokeBody makes reads of the body, current and later ones, fail soon with errRevoked.
-// Once the body is read whole it has no effect. Any goroutine may call it; it does not
-// block.
+// revokeBody makes the current read and all later reads of the body fail soon with
+// errRevoked. It has no effect after the whole body was read. Any goroutine may call it; it
+// does not block.
 func (c *conn) revokeBody(token uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -112,14 +111,14 @@ func (c *conn) revokeBody(token uint64) {
 		return
 	}
 	c.bodyRevoked.Store(true)
-	if c.inBody { // otherwise the read deadline is that of a header, or of draining
+	if c.inBody { // otherwise the read deadline is for a header, or for draining
 		_ = c.SetReadDeadline(past)
 	}
 }
 
-// revokeResponse makes writes of the response, current and later ones, fail soon with
-// errRevoked. Once the response is sent it has no effect. Any goroutine may call it; it
-// does not block.
+// revokeResponse makes the current write and all later writes of the response fail soon
+// with errRevoked. It has no effect after the response was sent. Any goroutine may call it;
+// it does not block.
 func (c *conn) revokeResponse(token uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -127,14 +126,14 @@ func (c *conn) revokeResponse(token uint64) {
 		return
 	}
 	c.responseRevoked.Store(true)
-	_ = c.SetWriteDeadline(past) // until nextRequest nothing else is written
+	_ = c.SetWriteDeadline(past) // nothing else is written before nextRequest, so this affects only the response
 }
 
 // past is a deadline that fires at once.
 var past = time.Unix(1, 0)
 
-// finishRecord reports the latest request, once. Close may be called by another
-// goroutine, but on an idle connection only.
+// finishRecord reports the latest request, once. Another goroutine may call it through
+// Close, but only while the connection is idle.
 func (c *conn) finishRecord() {
 	if c.recOpen.CompareAndSwap(true, false) {
 		if c.rec.release != nil {
@@ -147,8 +146,9 @@ func (c *conn) finishRecord() {
 	}
 }
 
-// Close closes the connection, unless it lingers: finish does that then. Close may be
-// called by the goroutine that shuts down, which must not wait for a client.
+// Close closes the connection. If the connection lingers, Close does nothing, and finish
+// closes it later: the goroutine that shuts down the server may call Close, and it must not
+// wait for a client.
 func (c *conn) Close() error {
 	if c.linger.Load() {
 		return nil
@@ -165,8 +165,8 @@ func (c *conn) close() error {
 	return err
 }
 
-// requestBegins is called when the first byte of a request was read, which may have
-// come with the request before.
+// requestBegins is called when the first byte of a request was read. That byte may have
+// arrived together with the previous request.
 func (c *conn) requestBegins() { c.waiting = false }
 
 // requestOver is called when the response has left and the body is drained, before
@@ -176,10 +176,11 @@ func (c *conn) requestOver() {
 	c.waiting = true
 }
 
-// finish ends a connection, in the goroutine that served it. After an early response
-// it first stops sending and drains what the client still sends, for a bounded
-// time: a close with bytes unread is a reset, which can overtake the response (RFC
-// 9112, section 9.6).
+// finish closes a connection that lingers, in the goroutine that served it. The connection
+// has sent an early response. finish first closes its sending side and, for a bounded time,
+// drains what the client still sends. Otherwise close would discard unread bytes and send a
+// reset, which can overtake the response (RFC 9112, section 9.6). Any other connection is
+// closed already.
 func (c *conn) finish() {
 	if !c.linger.Swap(false) {
 		return
@@ -208,5 +209,5 @@ func (c *conn) remoteText() string {
 	return c.remote
 }
 
-// client returns the client as budgets know it (clientOf).
+// client returns the name of the client in budgets (see clientOf).
 func (c *conn) client() string { return c.from }
