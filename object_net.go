@@ -81,7 +81,7 @@ func sizeOfRange(contentRange string, offset int64) (int64, error) {
 	return size, nil
 }
 
-// kindOfStatus returns the sentinel of backend.go, or errConflict, for an HTTP status of a
+// kindOfStatus returns the sentinel of backend_errors.go, or errConflict, for an HTTP status of a
 // store, or nil if none fits. Status 0 means that there was no response.
 func kindOfStatus(status int) error {
 	switch {
