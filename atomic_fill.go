@@ -56,15 +56,15 @@ func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
 		defer t.disk.copyBuffers.Put(buf)
 		mover = copier{r, buf[:]}
 	}
-	placed, _ := r.(Placed)
+	reader, _ := r.(Placed)
 	start := t.size
 	for {
 		before := t.preallocated
 		if err := t.preallocate(size); err != nil {
 			return t.size - start, err
 		}
-		if placed != nil && t.preallocated > before {
-			placed.Placed(t.preallocated - before)
+		if reader != nil && t.preallocated > before {
+			reader.Placed(t.preallocated - before)
 		}
 		n, err := mover.MoveTo(t.f, moveSize)
 		t.size += n

@@ -19,7 +19,7 @@ const (
 // listings is what this process remembers of the sites that were listed last.
 // It only ever saves work: every list asks the store first whether it still holds.
 type listings struct {
-	group   batcher[VersionQuery, []listed] // one list of a site at a time
+	batches batcher[VersionQuery, []listed] // one list of a site at a time
 	helpers chan struct{}
 
 	limits  listLimits
@@ -69,15 +69,15 @@ func (n *nfs) ListVersions(siteID string) ([]*Version, error) {
 // place in the order is in their log. Of a large log a page has what must be known
 // before it is sent, and not the entries.
 func (n *nfs) ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, error) {
-	answers, i := n.lists.group.submit(siteID, q, func(queries []VersionQuery) []listed {
+	results, i := n.lists.batches.submit(siteID, q, func(queries []VersionQuery) []listed {
 		return n.list(siteID, queries)
 	})
-	return answers[i].page, answers[i].err
+	return results[i].page, results[i].err
 }
 
 // list answers queries from one look at the site.
 func (n *nfs) list(siteID string, queries []VersionQuery) []listed {
-	answers := make([]listed, len(queries))
+	results := make([]listed, len(queries))
 	ix := n.lists.take(siteID)
 	whole := false // what is known of the site can be used again
 	defer func() {
@@ -92,25 +92,25 @@ func (n *nfs) list(siteID string, queries []VersionQuery) []listed {
 	defer run.close()
 	scan, err := n.scanSite(siteID, ix, run)
 	if err != nil {
-		for i := range answers {
-			answers[i].err = fmt.Errorf("cannot list site %q: %w", siteID, err)
+		for i := range results {
+			results[i].err = fmt.Errorf("cannot list site %q: %w", siteID, err)
 		}
-		return answers // ix is dropped: it may be half changed
+		return results // ix is dropped: it may be half changed
 	}
 	defer scan.close()
 	n.lists.recount(ix) // before the entries, which take only the room that is left
 	made := map[VersionQuery]listed{}
 	for i, q := range queries {
 		q = VersionQuery{Limit: q.Limit, Cursor: q.Cursor} // a page does not depend on the rest
-		answer, ok := made[q]
+		result, ok := made[q]
 		if !ok {
-			answer.page, answer.err = scan.page(q)
-			made[q] = answer
+			result.page, result.err = scan.page(q)
+			made[q] = result
 		}
-		answers[i] = answer
+		results[i] = result
 	}
 	whole = true
-	return answers
+	return results
 }
 
 // take returns what is remembered of a site. It belongs to the caller until keep or

@@ -135,7 +135,7 @@ func (s *siteScan) readLogNames(id fileID) error {
 		return err
 	}
 	for build := range r.unsure {
-		ix.logs.files[build].value.stable = false // reading it tells whether it is there
+		ix.logs.files[build].value.stable = false // only reading it shows whether it is there
 	}
 	for _, build := range r.gone {
 		s.dropLog(build)

@@ -98,7 +98,7 @@ func (c *storeCheck) add(what string, err error, note string) {
 }
 
 // put writes the object of the check. If it fails, the upload id shows whether the object
-// was stored all the same: the reply may have been lost, or a retry of the SDK may have met
+// was stored anyway: the reply may have been lost, or a retry of the SDK may have met
 // the object of its own first attempt.
 func (c *storeCheck) put(opts putOptions) (objectInfo, error) {
 	opts.contentType, opts.uploadID = logType, rand.Text()

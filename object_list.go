@@ -33,13 +33,13 @@ func (s *objectStore) ListVersions(siteID string) ([]*Version, error) {
 // else, since their first entry gives their place. Lists of one site that are requested
 // while one is made share the next one.
 func (s *objectStore) ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, error) {
-	answers, i := s.lists.submit(siteID, q, func(queries []VersionQuery) []listed {
+	results, i := s.lists.submit(siteID, q, func(queries []VersionQuery) []listed {
 		return s.listPages(siteID, queries)
 	})
-	return answers[i].page, answers[i].err
+	return results[i].page, results[i].err
 }
 
-// listPages answers queries from one listing of the keys.
+// listPages results queries from one listing of the keys.
 func (s *objectStore) listPages(siteID string, queries []VersionQuery) []listed {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -47,19 +47,19 @@ func (s *objectStore) listPages(siteID string, queries []VersionQuery) []listed 
 	defer run.close()
 	builds, err := s.listSite(ctx, siteID, run)
 	made := map[VersionQuery]listed{}
-	answers := make([]listed, len(queries))
+	results := make([]listed, len(queries))
 	for i, q := range queries {
 		q = VersionQuery{Limit: q.Limit, Cursor: q.Cursor} // a page does not depend on the metadata
-		answer, ok := made[q]
+		result, ok := made[q]
 		if !ok && err != nil {
-			answer.err = err
+			result.err = err
 		} else if !ok {
-			answer.page, answer.err = s.listPage(ctx, siteID, builds, q, run)
-			made[q] = answer
+			result.page, result.err = s.listPage(ctx, siteID, builds, q, run)
+			made[q] = result
 		}
-		answers[i] = answer
+		results[i] = result
 	}
-	return answers
+	return results
 }
 
 // listSite lists the builds of a site in their order, with what is known from the keys. The logs of those that have an artifact are not read yet.

@@ -54,7 +54,7 @@ func (b *partBuffers) checkSize(total int64) error {
 }
 
 func (b *partBuffers) tooLarge(most int64) error {
-	return &tooLargeError{fmt.Sprintf("the artifact is larger than %d bytes, the most that PAGEWRIGHT_UPLOAD_MEMORY=%d allows", most, b.memory.limit)}
+	return &tooLargeError{fmt.Sprintf("the build is larger than %d bytes, the most that PAGEWRIGHT_UPLOAD_MEMORY=%d allows", most, b.memory.limit)}
 }
 
 func (b *partBuffers) size(total int64, n int) int64 {

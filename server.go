@@ -22,9 +22,9 @@ const (
 // handler is what a server calls for its requests. The server itself knows no route:
 // main joins the two.
 type handler struct {
-	serve  fasthttp.RequestHandler           // responds to a request
-	admit  fasthttp.RequestHandler           // responds if the request is refused before its body is read; changes nothing
-	refuse func(*fasthttp.RequestCtx, error) // responds to a request that the server itself refuses
+	serve        fasthttp.RequestHandler           // responds to a request
+	admit        fasthttp.RequestHandler           // responds if the request is refused before its body is read; changes nothing
+	respondError func(*fasthttp.RequestCtx, error) // responds to a request that the server itself refuses
 }
 
 // server is the sockets of the service: connections, timeouts, the access log, the

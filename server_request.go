@@ -56,7 +56,7 @@ func (s *server) expect(ctx *fasthttp.RequestCtx, h handler) int {
 	s.start(ctx, c)
 	s.call(ctx, h, h.admit)
 	if status := ctx.Response.StatusCode(); status >= 400 {
-		c.linger.Store(true) // the client may have begun to send all the same
+		c.linger.Store(true) // the client may have begun to send anyway
 		s.respond(ctx, c)
 		return status
 	}
@@ -68,7 +68,7 @@ func (s *server) expect(ctx *fasthttp.RequestCtx, h handler) int {
 // the request and closes the connection.
 func (s *server) call(ctx *fasthttp.RequestCtx, h handler, f fasthttp.RequestHandler) (framed bool) {
 	if err := checkFraming(&ctx.Request.Header); err != nil {
-		h.refuse(ctx, err)
+		h.respondError(ctx, err)
 		ctx.SetConnectionClose()
 		return false
 	}
@@ -80,7 +80,7 @@ func (s *server) call(ctx *fasthttp.RequestCtx, h handler, f fasthttp.RequestHan
 func (s *server) malformed(ctx *fasthttp.RequestCtx, h handler, err error) {
 	c := connOf(ctx)
 	s.start(ctx, c)
-	h.refuse(ctx, malformedError(err))
+	h.respondError(ctx, malformedError(err))
 	c.linger.Store(true)
 	s.respond(ctx, c)
 }
