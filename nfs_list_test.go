@@ -121,7 +121,7 @@ func TestListFollowsChanges(t *testing.T) {
 		do(os.WriteFile(path+".new", nil, 0o644))
 		do(os.Truncate(path+".new", maxLogRead+1))
 		do(os.Rename(path+".new", path))
-	}, "b:0:!full")
+	}, "b:0:the log has reached its size limit")
 	f("removed by hand", func() { do(os.Remove(path)) })
 	f("a site that goes", func() { do(os.RemoveAll(filepath.Join(base, sitesDir, "s"))) })
 	f("and comes again", func() { mustLog(t, two, "s", entry("9", "z", testTime)) }, "z:0:9")

@@ -19,7 +19,7 @@ import (
 // durable. Between the two calls the name does not exist, and it stays missing if the power
 // fails then.
 //
-// The other danger is a delayed rename. If a client is cut off, another client gets its
+// The other danger is a delayed rename. If a client is cut off, another client may get its
 // lock. When the first client is back, it still sends its pending calls. The server cannot
 // detect that, so such a rename can move the other client's file away.
 //

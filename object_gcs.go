@@ -94,10 +94,10 @@ func (b *gcsBucket) uploadMemory() *budget { return b.memory }
 // within its first chunk. An unfinished upload is invisible, and the store removes it after
 // a week.
 //
-// Closing the SDK's Writer commits the bytes written so far. A Writer without chunks also
-// commits them when its context ends (see storage.Writer), so put always uses chunks. It
-// closes the Writer only after the end of the body; after an error it first cancels the
-// context and calls CloseWithError.
+// Closing the SDK's Writer commits the bytes written so far. A Writer without chunks can do
+// that even if its context was cancelled right before, so put always uses chunks. It closes
+// the Writer only after the end of the body; after an error it first cancels the context
+// and calls CloseWithError.
 func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
 	object, err := b.object(key, opts)
 	if err != nil {
@@ -130,7 +130,7 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 		err = w.Close()
 	} else {
 		cancel()
-		//lint:ignore SA1019 cancel is not enough: Close below would commit the body as if it were complete
+		//lint:ignore SA1019 it marks the body as failed, so that Close below cannot commit it as complete
 		_ = w.CloseWithError(err)
 		if n > 0 {
 			_ = w.Close() // waits for the requests in flight; commits nothing after CloseWithError
