@@ -65,7 +65,7 @@ func report(ctx context.Context, found <-chan checkResult, w io.Writer) error {
 		}
 	}
 	if failed > 0 {
-		return fmt.Errorf("failed checks: %d", failed)
+		return fmt.Errorf("%d of the checks failed", failed)
 	}
 	return nil
 }
