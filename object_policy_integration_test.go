@@ -80,7 +80,7 @@ func TestPolicyOfTheDocs(t *testing.T) {
 	for _, action := range []string{"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket"} {
 		allow(action)
 		out, err := runDoctor(limited.environ("")...)
-		if err == nil || !strings.Contains(out, "FAIL") || !strings.Contains(out, "missing: "+action) {
+		if err == nil || !strings.Contains(out, "FAIL") || !strings.Contains(out, "required permission: "+action) {
 			t.Errorf("without %s doctor says %v:\n%s", action, err, out)
 		}
 	}
