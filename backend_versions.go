@@ -215,7 +215,34 @@ func (p *VersionPage) withLogs(metadata bool) ([]*Version, error) {
 	return all, nil
 }
 
+// listed is the result of a VersionQuery.
 type listed struct {
 	page *VersionPage
 	err  error
+}
+
+// answerQueries returns the results of queries of one site, in their order. It calls page
+// once for each limit and cursor: a page does not depend on the rest of a query.
+func answerQueries(queries []VersionQuery, page func(q VersionQuery) (*VersionPage, error)) []listed {
+	results := make([]listed, len(queries))
+	made := map[VersionQuery]listed{}
+	for i, q := range queries {
+		q = VersionQuery{Limit: q.Limit, Cursor: q.Cursor}
+		result, ok := made[q]
+		if !ok {
+			result.page, result.err = page(q)
+			made[q] = result
+		}
+		results[i] = result
+	}
+	return results
+}
+
+// listAll is the ListVersions of a store that is a VersionPager.
+func listAll(store VersionPager, siteID string) ([]*Version, error) {
+	page, err := store.ListVersionsPage(siteID, VersionQuery{Metadata: true})
+	if err != nil {
+		return nil, err
+	}
+	return page.withLogs(true)
 }

@@ -38,12 +38,8 @@ type listings struct {
 }
 
 func newListings() *listings {
-	l := &listings{helpers: make(chan struct{}, listHelpers), limit: listCacheBytes, limits: newListLimits(), start: time.Now()}
-	var err error
-	if l.sites, err = simplelru.NewLRU[string, *siteIndex](math.MaxInt, nil); err != nil {
-		panic(err) // the size is a positive constant
-	}
-	return l
+	return &listings{helpers: make(chan struct{}, listHelpers), limit: listCacheBytes, limits: newListLimits(), start: time.Now(),
+		sites: newUnlockedLRU[string, *siteIndex](math.MaxInt, nil)}
 }
 
 // clock returns the time by the monotonic clock of this process.
@@ -53,21 +49,14 @@ func (l *listings) clock() time.Duration { return time.Since(l.start) }
 func (n *nfs) budgets() map[string]*budget { return n.lists.limits.budgets() }
 
 // ListVersions implements Backend, with the metadata of all entries.
-func (n *nfs) ListVersions(siteID string) ([]*Version, error) {
-	page, err := n.ListVersionsPage(siteID, VersionQuery{Metadata: true})
-	if err != nil {
-		return nil, err
-	}
-	return page.withLogs(true)
-}
+func (n *nfs) ListVersions(siteID string) ([]*Version, error) { return listAll(n, siteID) }
 
 // ListVersionsPage implements VersionPager. Lists of one site that are requested
-// while one is made share the next one, so none ever began before it was requested.
-// Where nothing changed, a list costs a look at two directories; where
-// something did, reading their names, a look at all artifacts, and at the logs on
-// the page. Only those logs are read, and those of builds without an artifact, whose
-// place in the order is in their log. Of a large log a page has what must be known
-// before it is sent, and not the entries.
+// while one is made share the next one, so no list began before it was requested. If
+// nothing changed, a list stats two directories. Otherwise it reads their names, and stats
+// all artifacts and the logs on the page. It reads only those logs, and those of builds
+// without an artifact, whose place in the order is in their log. The entries of a large log
+// stay in the store.
 func (n *nfs) ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, error) {
 	results, i := n.lists.batches.submit(siteID, q, func(queries []VersionQuery) []listed {
 		return n.list(siteID, queries)
@@ -77,7 +66,6 @@ func (n *nfs) ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, err
 
 // list answers queries from one look at the site.
 func (n *nfs) list(siteID string, queries []VersionQuery) []listed {
-	results := make([]listed, len(queries))
 	ix := n.lists.take(siteID)
 	whole := false // what is known of the site can be used again
 	defer func() {
@@ -92,23 +80,12 @@ func (n *nfs) list(siteID string, queries []VersionQuery) []listed {
 	defer run.close()
 	scan, err := n.scanSite(siteID, ix, run)
 	if err != nil {
-		for i := range results {
-			results[i].err = fmt.Errorf("cannot list site %q: %w", siteID, err)
-		}
-		return results // ix is dropped: it may be half changed
+		err = fmt.Errorf("cannot list site %q: %w", siteID, err)
+		return answerQueries(queries, func(VersionQuery) (*VersionPage, error) { return nil, err }) // ix is dropped: it may be half changed
 	}
 	defer scan.close()
 	n.lists.recount(ix) // before the entries, which take only the room that is left
-	made := map[VersionQuery]listed{}
-	for i, q := range queries {
-		q = VersionQuery{Limit: q.Limit, Cursor: q.Cursor} // a page does not depend on the rest
-		result, ok := made[q]
-		if !ok {
-			result.page, result.err = scan.page(q)
-			made[q] = result
-		}
-		results[i] = result
-	}
+	results := answerQueries(queries, scan.page)
 	whole = true
 	return results
 }

@@ -20,13 +20,7 @@ const (
 )
 
 // ListVersions implements Backend.
-func (s *objectStore) ListVersions(siteID string) ([]*Version, error) {
-	page, err := s.ListVersionsPage(siteID, VersionQuery{Metadata: true})
-	if err != nil {
-		return nil, err
-	}
-	return page.withLogs(true)
-}
+func (s *objectStore) ListVersions(siteID string) ([]*Version, error) { return listAll(s, siteID) }
 
 // ListVersionsPage implements VersionPager. All keys of the site are listed,
 // but only the logs on the page are read, and those of builds that have nothing
@@ -39,30 +33,23 @@ func (s *objectStore) ListVersionsPage(siteID string, q VersionQuery) (*VersionP
 	return results[i].page, results[i].err
 }
 
-// listPages results queries from one listing of the keys.
+// listPages answers queries from one listing of the keys.
 func (s *objectStore) listPages(siteID string, queries []VersionQuery) []listed {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	run := &listRun{listLimits: &s.limits, client: queries[0].Client}
 	defer run.close()
 	builds, err := s.listSite(ctx, siteID, run)
-	made := map[VersionQuery]listed{}
-	results := make([]listed, len(queries))
-	for i, q := range queries {
-		q = VersionQuery{Limit: q.Limit, Cursor: q.Cursor} // a page does not depend on the metadata
-		result, ok := made[q]
-		if !ok && err != nil {
-			result.err = err
-		} else if !ok {
-			result.page, result.err = s.listPage(ctx, siteID, builds, q, run)
-			made[q] = result
+	return answerQueries(queries, func(q VersionQuery) (*VersionPage, error) {
+		if err != nil {
+			return nil, err
 		}
-		results[i] = result
-	}
-	return results
+		return s.listPage(ctx, siteID, builds, q, run)
+	})
 }
 
-// listSite lists the builds of a site in their order, with what is known from the keys. The logs of those that have an artifact are not read yet.
+// listSite lists the builds of a site in their order, with what is known from the keys. The
+// logs of those that have an artifact are not read yet.
 func (s *objectStore) listSite(ctx context.Context, siteID string, run *listRun) ([]*build, error) {
 	all, err := s.listBuilds(ctx, siteID, run)
 	if err != nil {
@@ -107,8 +94,7 @@ func (s *objectStore) listPage(ctx context.Context, siteID string, builds []*bui
 	page.seal()
 	page.ForgetLog = func(v *Version) { s.logs.forget(s.logsPrefix(siteID)+v.BuildID+logSuffix, v.Stored) }
 	page.OpenLog = func(buildID string) (*openedLog, error) {
-		ctx, cancel := context.WithCancel(context.Background())
-		log, _, err := s.openLog(ctx, cancel, s.logsPrefix(siteID)+buildID+logSuffix)
+		log, _, err := s.openLog(context.Background(), s.logsPrefix(siteID)+buildID+logSuffix)
 		return log, err
 	}
 	return page, nil
@@ -235,7 +221,7 @@ func (s *objectStore) cachedLog(ctx context.Context, o objectInfo, run *listRun)
 	defer memory.release()
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	r, info, err := s.openLog(ctx, cancel, o.key)
+	r, info, err := s.openLog(ctx, o.key)
 	if err != nil {
 		return nil, err
 	}
@@ -248,22 +234,22 @@ func (s *objectStore) cachedLog(ctx context.Context, o objectInfo, run *listRun)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read %q: %w", o.key, err)
 	}
-	return s.logs.put(o.key, info.etag, scan), nil
+	return s.logs.put(o.key, info.ETag, scan), nil
 }
 
-// openLog opens a log. ctx spans the reading; cancel is called when that ends.
-func (s *objectStore) openLog(ctx context.Context, cancel context.CancelFunc, key string) (*openedLog, objectInfo, error) {
-	body, info, err := s.bucket.get(ctx, key, "", 0, -1)
+// openLog opens a log. ctx spans the reading. A log that is too large to read is
+// ErrLogFull.
+func (s *objectStore) openLog(ctx context.Context, key string) (*openedLog, ArtifactInfo, error) {
+	r, err := s.open(ctx, key, "", 0, -1)
 	if err != nil {
-		cancel()
-		return nil, info, fmt.Errorf("cannot open %q: %w", key, s.checkBucket(err))
+		return nil, ArtifactInfo{}, err
 	}
-	r := &objectReader{body: body, info: info, left: info.size, cancel: cancel}
-	if info.size > maxLogRead {
+	info := r.Info()
+	if info.Size > maxLogRead {
 		r.Close()
-		return nil, info, fmt.Errorf("%w: %q is too large to read: %d bytes", ErrLogFull, key, info.size)
+		return nil, info, fmt.Errorf("%w: %q is too large to read: %d bytes", ErrLogFull, key, info.Size)
 	}
-	return &openedLog{r, info.size}, info, nil
+	return &openedLog{r, info.Size}, info, nil
 }
 
 // logCache remembers logs by key and ETag, the ones that were listed last: what
@@ -284,16 +270,11 @@ type cachedLog struct {
 
 func newLogCache(max int64, logs int) *logCache {
 	c := &logCache{max: max}
-	var err error
-	if c.kept, err = simplelru.NewLRU(math.MaxInt, func(_ string, l *storedLog) {
+	c.kept = newUnlockedLRU(math.MaxInt, func(_ string, l *storedLog) {
 		c.size -= l.memory()
 		l.forget()
-	}); err != nil {
-		panic(err) // the size is a positive constant
-	}
-	if c.logs, err = simplelru.NewLRU(logs, func(key string, _ cachedLog) { c.kept.Remove(key) }); err != nil {
-		panic(err) // likewise
-	}
+	})
+	c.logs = newUnlockedLRU(logs, func(key string, _ cachedLog) { c.kept.Remove(key) })
 	return c
 }
 

@@ -70,21 +70,16 @@ func (s *objectStore) appendLog(key string, entries []LogEntry) []error {
 // does not change between its read and its write. If an entry cannot be appended, its
 // error is put into errs. ids are the ids of entries that may be in the log.
 func (s *objectStore) tryAppend(ctx context.Context, key string, entries []LogEntry, ids knownIDs, errs []error) error {
-	old, err := s.open(ctx, key, "", 0, -1)
+	old, info, err := s.openLog(ctx, key)
 	absent := errors.Is(err, ErrNotFound)
 	if err != nil && !absent {
 		return err
 	}
-	var info ArtifactInfo
 	if !absent {
 		defer old.Close()
-		info = old.Info()
-	}
-	switch {
-	case info.Size > maxLogRead:
-		return fmt.Errorf("%w: %q is too large to read: %d bytes", ErrLogFull, key, info.Size)
-	case info.Size == 0 && !absent:
-		return fmt.Errorf("%w: %q is empty", ErrDamaged, key)
+		if info.Size == 0 {
+			return fmt.Errorf("%w: %q is empty", ErrDamaged, key)
+		}
 	}
 	// The size is known, but nothing is read yet.
 	full, room := info.Size >= maxLogSize, roomFor(entries, info.Size)
