@@ -82,7 +82,7 @@ func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
 	}
 }
 
-// copier is a FileMover for a reader that is none. It does not use os.File.ReadFrom,
+// copier makes a FileMover of any reader. It does not use os.File.ReadFrom,
 // which would allocate its own buffer.
 type copier struct {
 	r   io.Reader

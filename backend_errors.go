@@ -56,7 +56,7 @@ type errorClass struct {
 	err    error
 	status int        // of the response (RFC 9110, section 15)
 	kind   string     // the label of the metrics
-	log    slog.Level // of the line about a failed request; 0: there is none, since the client caused the error
+	log    slog.Level // of the log line about the failed request; 0: no line, because the client caused the error
 }
 
 // errorClasses is the one table of errors. The first line whose error is wrapped counts.

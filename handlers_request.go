@@ -72,7 +72,7 @@ func headerETags(ctx *fasthttp.RequestCtx, name string) (*ETagList, error) {
 	return nil, badRequest("%s: %v", name, err)
 }
 
-// headerDate returns the value of a header as a date, zero if it is none: such a
+// headerDate returns the value of a header as a date, or zero if it is not a date. Such a
 // header is ignored (RFC 9110, sections 13.1.3 and 13.1.4).
 func headerDate(ctx *fasthttp.RequestCtx, name string) time.Time {
 	if v := ctx.Request.Header.Peek(name); len(v) > 0 {
