@@ -180,7 +180,7 @@ type VersionQuery struct {
 type VersionPage struct {
 	Versions   []*Version
 	NextCursor string // empty on the last page
-	Tag        string // equal tags mean equal versions; without quotes; empty: not known
+	pageSeal
 
 	// OpenLog opens the log of a version whose Stored is set, in its current state. It may
 	// be called long after the page was made.
@@ -189,7 +189,11 @@ type VersionPage struct {
 	// again. It is called when the log could not be read as it was when the page was made.
 	// It is nil if nothing is cached.
 	ForgetLog func(v *Version)
+}
 
+// pageSeal is what VersionPage.seal computes.
+type pageSeal struct {
+	Tag  string   // equal tags mean equal versions; without quotes; empty: not known
 	size [2]int64 // bytes of the JSON of Versions: [0] without metadata, [1] with metadata
 }
 

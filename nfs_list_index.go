@@ -19,6 +19,7 @@ type siteIndex struct {
 
 	whole *VersionPage              // of all versions; nil: not made, or large
 	large weak.Pointer[VersionPage] // the same, of more than keptWhole versions, while it is being sent
+	seal  *pageSeal                 // of the page of all versions; nil: not known
 	stale *atomic.Bool              // a log is stale; set while lists are sent
 
 	bytes int64 // of memory, about, that listings charges for it; guarded by its mu
@@ -99,6 +100,7 @@ func (ix *siteIndex) forgetLogs() {
 // changed notes that the places, and the page of all versions, are out of date.
 func (ix *siteIndex) changed() {
 	ix.sorted = false
+	ix.seal = nil
 	ix.setWhole(nil)
 }
 

@@ -45,6 +45,9 @@ func (s *siteScan) load(places []place, entries bool) error {
 	s.ix.setWhole(nil)
 	err := s.n.lists.parallel(len(loads), func(i int) error { return s.loadOne(&loads[i]) })
 	for _, l := range loads {
+		if l.reset {
+			s.ix.seal = nil
+		}
 		if l.gone {
 			s.dropLog(l.build)
 		} else if l.moved && s.ix.artifacts.files[l.build] == nil {
@@ -70,6 +73,7 @@ type logLoad struct {
 	read  bool // else it is read only if the file has changed
 	gone  bool // result: it is not there any more
 	moved bool // result: a build that has nothing else has another place now
+	reset bool // result: the log was read
 }
 
 // loadOne brings what is known of one log up to date.
@@ -102,6 +106,7 @@ func (s *siteScan) loadOne(l *logLoad) error {
 	case errors.Is(err, ErrUnavailable), errors.Is(err, ErrBusy):
 		return err
 	}
+	l.reset = true
 	id, before := idOf(&st), v.createdAt()
 	logged := id == v.id
 	v.see(id, s.n.lists.clock(), start, s.storeTime)

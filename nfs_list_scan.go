@@ -232,21 +232,31 @@ func (s *siteScan) page(q VersionQuery) (*VersionPage, error) {
 	}
 	page := s.newPage(len(places), next)
 	versions := make([]Version, len(places))
+	known := whole
 	for some := range slices.Chunk(places, loadedAtOnce) {
 		if err := s.load(some, true); err != nil {
 			return nil, err
 		}
 		for _, p := range some {
 			v := &versions[0]
-			complete, ok := ix.describe(p.build, v)
+			read, kept, ok := ix.describe(p.build, v)
 			if ok { // else it went while this was made
 				page.Versions, versions = append(page.Versions, v), versions[1:]
 			}
-			whole = whole && complete
+			known, whole = known && read, whole && kept
 		}
 	}
-	page.seal()
-	if whole && ix.sorted {
+	known, whole = known && ix.sorted, whole && ix.sorted
+	if known && ix.seal != nil {
+		page.pageSeal = *ix.seal
+	} else {
+		page.seal()
+	}
+	if known {
+		seal := page.pageSeal // a pointer into page would keep all of it
+		ix.seal = &seal
+	}
+	if whole {
 		ix.setWhole(page)
 	}
 	return page, nil
@@ -266,20 +276,21 @@ func (s *siteScan) newPage(count int, next string) *VersionPage {
 	}
 }
 
-// describe makes the version of a build, if it is there. complete reports whether that
-// need not be done again as long as nothing changes.
-func (ix *siteIndex) describe(build string, v *Version) (complete, ok bool) {
+// describe makes the version of a build, if it is there. read reports whether its log need
+// not be read again while nothing changes, and kept whether its entries need not either.
+func (ix *siteIndex) describe(build string, v *Version) (read, kept, ok bool) {
 	artifact, log := ix.artifacts.files[build], ix.logs.files[build]
 	if artifact == nil && log == nil {
-		return false, false
+		return false, false, false
 	}
-	v.BuildID, complete = build, true
+	v.BuildID, read, kept = build, true, true
 	if log != nil {
 		v.CreatedAt, v.LogsError, v.Stored = log.value.createdAt(), log.value.state.problem(), log.value.log
-		complete = log.value.state.known() && !log.value.log.wanting()
+		read = log.value.state.known()
+		kept = read && !log.value.log.wanting()
 	}
 	if artifact != nil {
 		v.SizeBytes, v.CreatedAt = artifact.value.size, time.Unix(0, artifact.value.mtime).UTC()
 	}
-	return complete, true
+	return read, kept, true
 }
