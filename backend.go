@@ -172,6 +172,7 @@ type Version struct {
 type VersionQuery struct {
 	Limit    int    // 0: no limit
 	Cursor   string // NextCursor of the previous page; empty for the first page
+	Tag      string // if this is the Tag of the page, the caller does not need its Versions
 	Metadata bool   // with the metadata of each log entry
 	Client   string // the client, for the memory budgets; does not affect the result
 }

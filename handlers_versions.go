@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -30,6 +31,9 @@ func parseListing(ctx *fasthttp.RequestCtx) (l listing, err error) {
 	}
 	l.query.Client = l.conn.client()
 	l.ifNoneMatch, err = headerETags(ctx, fasthttp.HeaderIfNoneMatch)
+	if l.ifNoneMatch != nil && len(l.ifNoneMatch.Tags) == 1 {
+		l.query.Tag = tagOfWhole(l.ifNoneMatch.Tags[0], l.query)
+	}
 	return l, err
 }
 
@@ -100,6 +104,19 @@ func pageETag(page *VersionPage, q VersionQuery) string {
 		tag += "-n"
 	}
 	return tag + `"`
+}
+
+// tagOfWhole returns the Tag of the page whose pageETag for q is etag, and which is the last
+// one; empty: there can be none.
+func tagOfWhole(etag string, q VersionQuery) string {
+	empty := pageETag(&VersionPage{}, q)
+	prefix, suffix := empty[:len(listFormat)+2], empty[len(listFormat)+2:]
+	tag, found := strings.CutPrefix(strings.TrimPrefix(etag, "W/"), prefix)
+	tag, foundEnd := strings.CutSuffix(tag, suffix)
+	if !found || !foundEnd || strings.Contains(tag, "-") {
+		return ""
+	}
+	return tag
 }
 
 // page returns the page that l selects, in a place among the lists.

@@ -70,3 +70,25 @@ func TestVersionsAreWrittenAsJSON(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+func TestTagOfWhole(t *testing.T) {
+	f := func(etag string, metadata bool, want string) {
+		t.Helper()
+		if got := tagOfWhole(etag, VersionQuery{Metadata: metadata}); got != want {
+			t.Errorf("%s, metadata %v: %q, want %q", etag, metadata, got, want)
+		}
+	}
+	of := func(next string, metadata bool) string {
+		return pageETag(&VersionPage{pageSeal: pageSeal{Tag: "abc"}, NextCursor: next}, VersionQuery{Metadata: metadata})
+	}
+	f(of("", false), false, "abc")
+	f(of("", true), true, "abc")
+	f("W/"+of("", true), true, "abc")
+	f(of("", true), false, "")
+	f(of("", false), true, "")
+	f(of("next", false), false, "")
+	f(of("next", true), true, "")
+	f(`"1-abc"`, false, "") // of an older format
+	f(`"abc"`, false, "")
+	f(`""`, false, "")
+}

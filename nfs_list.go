@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"math"
+	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +16,9 @@ const (
 	listHelpers    = 32       // goroutines that help with lists, of all sites together
 	listParallel   = 16       // goroutines that make one list
 	listCacheBytes = 64 << 20 // bytes of memory, about, for what is remembered of all sites
+
+	tightGCBytes   = 16 << 20 // of listCacheBytes, from which on the heap may grow by tightGCPercent only
+	tightGCPercent = 50
 )
 
 // listings is what this process remembers of the sites that were listed last.
@@ -35,6 +40,9 @@ type listings struct {
 	idle  int64                              // of these, for sites
 
 	idleEntries int64 // of idle, for the entries of logs
+
+	tightGC   bool // the heap may grow by tightGCPercent only
+	gcPercent int  // by which it may grow otherwise
 }
 
 func newListings() *listings {
@@ -203,6 +211,23 @@ func (l *listings) keep(siteID string, ix *siteIndex) {
 	l.idle += ix.bytes
 	l.idleEntries += ix.bytes - ix.fixed
 	l.evict(l.limit)
+	l.paceGC()
+}
+
+// paceGC makes the garbage collector run earlier while much is remembered: by default the
+// heap may grow to twice of that. A heap this large is collected seldom even so. With a small
+// heap it would cost each small request a sixth of its CPU time. GOGC in the environment is left
+// alone. The caller holds mu.
+func (l *listings) paceGC() {
+	tight := l.bytes >= tightGCBytes
+	if tight == l.tightGC || os.Getenv("GOGC") != "" {
+		return
+	}
+	if l.tightGC = tight; tight {
+		l.gcPercent = debug.SetGCPercent(tightGCPercent)
+	} else {
+		debug.SetGCPercent(l.gcPercent)
+	}
 }
 
 // drop forgets ix.
@@ -212,6 +237,7 @@ func (l *listings) drop(ix *siteIndex) {
 	defer l.mu.Unlock()
 	l.used--
 	l.charge(ix, -ix.bytes)
+	l.paceGC()
 }
 
 // buffer returns size bytes to read a small log into, until put is called.

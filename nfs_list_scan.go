@@ -222,6 +222,9 @@ func (s *siteScan) page(q VersionQuery) (*VersionPage, error) {
 		if page := ix.wholePage(); page != nil {
 			return page, nil
 		}
+		if ix.seal != nil && ix.seal.Tag == q.Tag {
+			return &VersionPage{pageSeal: *ix.seal}, nil
+		}
 	}
 	if err := s.sort(); err != nil {
 		return nil, err

@@ -408,6 +408,59 @@ func TestLargePageIsShared(t *testing.T) {
 	runtime.KeepAlive(page)
 }
 
+// Of a list that is too large to be kept its tag is kept: who has it is not sent the
+// versions, until something changes.
+func TestTagOfALargeListIsKept(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	for _, build := range []string{"a", "b", "c"} {
+		mustStore(t, n, "s", build, []byte("x"))
+		e := entry("1", build, testTime)
+		e.Metadata = json.RawMessage(`"` + strings.Repeat("x", 8<<10) + `"`)
+		mustLog(t, n, "s", e)
+	}
+	n.lists.limit = siteBytes + 16*(artifactBytes+logBytes) // entries do not fit
+	list := func(n *nfs, tag string) *VersionPage {
+		t.Helper()
+		page, err := n.ListVersionsPage("s", VersionQuery{Tag: tag})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return page
+	}
+	for _, c := range []struct {
+		what   string
+		change func() error
+	}{
+		{"nothing", func() error { return nil }},
+		{"an entry", func() error { return n.WriteLog("s", entry("2", "b", testTime)) }},
+		{"an upload", func() error { return n.StoreArtifact("s", "b", known([]byte("xy"))) }},
+		{"a deletion", func() error { return n.DeleteArtifact("s", "c", Precondition{}) }},
+		{"a log by hand", func() error { return os.Remove(filepath.Join(filepath.Dir(logPath(t, base)), "c"+logSuffix)) }},
+	} {
+		before := list(n, "").Tag
+		if err := c.change(); err != nil {
+			t.Fatal(err)
+		}
+		page, fresh := list(n, before), list(openTestNFS(t, base), "")
+		if page.pageSeal != fresh.pageSeal {
+			t.Errorf("after %s: %v, want %v", c.what, page.pageSeal, fresh.pageSeal)
+		}
+		if page.Versions == nil && page.Tag != before {
+			t.Errorf("after %s the new list has no versions", c.what)
+		}
+		for deadline := time.Now().Add(20 * time.Second); list(n, page.Tag).Versions != nil; {
+			if time.Now().After(deadline) {
+				t.Fatalf("after %s the tag is never kept", c.what)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		if ix, _ := n.lists.sites.Peek("s"); ix.wholePage() != nil {
+			t.Fatal("the whole page is kept: this shows nothing")
+		}
+	}
+}
+
 // When room is short, the entries of idle sites go before the sites.
 func TestEntriesGoBeforeSites(t *testing.T) {
 	n := openTestNFS(t, t.TempDir())
