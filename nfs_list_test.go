@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -459,6 +460,47 @@ func TestTagOfALargeListIsKept(t *testing.T) {
 			t.Fatal("the whole page is kept: this shows nothing")
 		}
 	}
+	// A log that is edited in its place is seen at the latest when its entries are read again.
+	log, err := appendLog(nil, []LogEntry{entry("3", "b", testTime)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(logPath(t, base), log, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n.lists.limit = listCacheBytes
+	if page, fresh := list(n, ""), list(openTestNFS(t, base), ""); page.pageSeal != fresh.pageSeal {
+		t.Errorf("after an edit in place: %v, want %v", page.pageSeal, fresh.pageSeal)
+	}
+}
+
+// While much is remembered the garbage collector runs earlier, unless GOGC is set.
+func TestListsPaceTheGC(t *testing.T) {
+	percent := func() int {
+		p := debug.SetGCPercent(100)
+		debug.SetGCPercent(p)
+		return p
+	}
+	normal := percent()
+	f := func(gogc string, bytes int64, want int) {
+		t.Helper()
+		t.Setenv("GOGC", gogc)
+		l := newListings()
+		ix := l.take("s")
+		ix.artifacts.files["b"] = new(dirFile[builtAt])
+		ix.bytes, l.bytes = bytes, bytes
+		l.keep("s", ix)
+		if got := percent(); got != want {
+			t.Errorf("GOGC=%s, %d bytes: %d %%, want %d", gogc, bytes, got, want)
+		}
+		l.drop(l.take("s"))
+		if got := percent(); got != normal {
+			t.Errorf("GOGC=%s, %d bytes: %d %% when nothing is left, want %d", gogc, bytes, got, normal)
+		}
+	}
+	f("", tightGCBytes-10_000, normal)
+	f("", tightGCBytes+1000, tightGCPercent)
+	f("100", tightGCBytes+1000, normal)
 }
 
 // When room is short, the entries of idle sites go before the sites.
