@@ -30,6 +30,7 @@ type listings struct {
 	limits  listLimits
 	buffers sync.Pool // of *[]byte, for small logs
 	start   time.Time // of clock
+	watches *dirWatches
 
 	limit int64 // listCacheBytes
 
@@ -46,7 +47,7 @@ type listings struct {
 }
 
 func newListings() *listings {
-	return &listings{helpers: make(chan struct{}, listHelpers), limit: listCacheBytes, limits: newListLimits(), start: time.Now(),
+	return &listings{helpers: make(chan struct{}, listHelpers), limit: listCacheBytes, limits: newListLimits(), start: time.Now(), watches: newDirWatches(),
 		sites: newUnlockedLRU[string, *siteIndex](math.MaxInt, nil)}
 }
 
@@ -182,6 +183,7 @@ func (l *listings) evict(limit int64) {
 		l.idleEntries -= old.bytes - old.fixed
 		l.charge(old, -old.bytes)
 		old.forgetLogs()
+		l.watches.remove(old.watch)
 		if l.sites.Len() == 0 && l.used == 0 {
 			l.bytes, l.idle, l.idleEntries = 0, 0, 0 // even if something was counted wrongly
 		}
@@ -233,6 +235,7 @@ func (l *listings) paceGC() {
 // drop forgets ix.
 func (l *listings) drop(ix *siteIndex) {
 	ix.forgetLogs()
+	l.watches.remove(ix.watch)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.used--

@@ -54,9 +54,7 @@ func (n *nfs) scanSite(siteID string, ix *siteIndex, run *listRun) (*siteScan, e
 	if ix.stale.Swap(false) {
 		ix.changed()
 	}
-	if !ix.artifacts.unchanged(artifactsID) {
-		err = s.readArtifacts(artifacts, artifactsID)
-	}
+	err = s.updateArtifacts(artifacts, artifactsID)
 	if err == nil && !ix.logs.unchanged(logsID) {
 		err = s.readLogNames(logsID)
 	}
