@@ -63,7 +63,8 @@ func (n *nfs) ListVersions(siteID string) ([]*Version, error) { return listAll(n
 // ListVersionsPage implements VersionPager. Lists of one site that are requested
 // while one is made share the next one, so no list began before it was requested. If
 // nothing changed, a list stats two directories. Otherwise it reads their names, and stats
-// all artifacts and the logs on the page. It reads only those logs, and those of builds
+// all artifacts and the logs on the page; of a large site on a local disk it stats only the
+// artifacts that changed (nfs_list_watch.go). It reads only those logs, and those of builds
 // without an artifact, whose place in the order is in their log. The entries of a large log
 // stay in the store.
 func (n *nfs) ListVersionsPage(siteID string, q VersionQuery) (*VersionPage, error) {

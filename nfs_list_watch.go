@@ -28,16 +28,16 @@ import (
 //     is read, or it has an event, or both.
 //   - a list first opens the directory by its path, then drains the queue, and then looks at
 //     the changed files. Events that come later are for the next list.
-//   - if events were lost, or could have been, the list reads the directory and looks at all
-//     files, as without a watch: the queue overflowed, the watch is gone, there is another
-//     directory at the path, or its time changed without an event.
+//   - if events may be missing, the list reads the directory and looks at all files, as
+//     without a watch, and adds a new watch first: the queue overflowed, the watch is gone, the
+//     path leads to another directory, or the time of the directory changed without an event.
 //
 // The inode of a watched directory cannot become another directory: as long as the watch
 // exists it keeps the inode, and IN_IGNORED is queued before the inode is free.
 //
 // A file that somebody writes in place, which this service never does, has an event when it is
-// written and when it is closed. Only writes through a name in another directory (a hard link,
-// or open_by_handle_at(2), as an NFS server on this host may use it) have none.
+// written and, for mmap(2), when it is closed. Only writes through another name (a hard link, or
+// open_by_handle_at(2), as an NFS server on this host may use it) have none.
 
 // watchMask selects the events. Writes to temporary files have events as well. The kernel
 // merges those of one upload, unless another event comes between.
@@ -45,10 +45,10 @@ const watchMask = unix.IN_CREATE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.
 	unix.IN_ATTRIB | unix.IN_MODIFY | unix.IN_CLOSE_WRITE
 
 const (
-	watchedSite  = largeSite // builds from which a site is watched; the budget of listings bounds their number
-	maxChanged   = 8192      // changed builds that are noted, of all sites together
-	eventsBuffer = 16 << 10  // bytes
-	casefold     = 0x40000000
+	watchedSite  = largeSite  // builds from which a site is watched; listCacheBytes bounds the number of such sites
+	maxChanged   = 8192       // changed builds that are noted, of all sites together
+	eventsBuffer = 16 << 10   // bytes
+	casefold     = 0x40000000 // FS_CASEFOLD_FL of linux/fs.h
 )
 
 // dirWatches is an inotify instance. It is safe for concurrent use.
