@@ -61,6 +61,7 @@ test-stores: ## the contract and the API on real object stores, the metrics in a
 	sh test/tools.sh
 	go test -tags $(TAGS),integration -count=1 -timeout 25m -run 'Integration|RealStores' .
 	cd test/contract && go test -count=1 .
+	cd test/kubernetes && go test -count=1 .
 
 test-process: ## the real binary traced, killed, short of calls and memory, and among clients that misbehave
 	sh test/install

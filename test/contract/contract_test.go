@@ -1,5 +1,5 @@
 // Package contract holds the OpenAPI document against what the service answers,
-// and the manifests of deploy against what Kubernetes and systemd know.
+// and the unit of deploy against what systemd knows.
 // It is a module of its own: what it needs never enters the service.
 package contract
 
