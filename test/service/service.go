@@ -190,6 +190,9 @@ func (s *Service) Stop() error {
 	return nil
 }
 
+// Signal sends SIGTERM and does not wait.
+func (s *Service) Signal() error { return syscall.Kill(s.Pid, syscall.SIGTERM) }
+
 // Ended tells whether the process is gone.
 func (s *Service) Ended() bool {
 	select {
