@@ -7,6 +7,7 @@ package deploy
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -40,7 +41,7 @@ type proxy struct {
 type addresses struct {
 	http, https string // of the proxy
 	service     string
-	other       string // of a second server
+	other       string // of a second server, if there is one
 	admin       string // of the service: /ready
 	dir         string // of the certificate
 }
@@ -54,7 +55,7 @@ var proxies = []proxy{{
 			{"#tls bind :8443 ", "bind " + a.https + " "},
 			{"/etc/haproxy/tls.pem", a.dir + "/tls.pem"},
 			{" storage-1:8080\n", " " + a.service + "\n"},
-			{" storage-2:8080\n", " " + a.other + "\n"},
+			{" storage-2:8080\n", " " + cmp.Or(a.other, a.service) + "\n"},
 			{"check port 9090 ", "check port " + port + " "},
 		}
 	},
@@ -63,12 +64,16 @@ var proxies = []proxy{{
 }, {
 	name: "nginx", file: "nginx.conf",
 	edits: func(a addresses) [][2]string {
+		servers := "server " + a.service + ";\n"
+		if a.other != "" {
+			servers += "server " + a.other + ";\n"
+		}
 		return [][2]string{
 			{"listen 80;\n", "listen " + a.http + ";\n"},
 			{"#tls listen 443 ", "listen " + a.https + " "},
 			{"#tls ssl_certificate /etc/nginx/tls.crt;", "ssl_certificate " + a.dir + "/tls.pem;"},
 			{"#tls ssl_certificate_key /etc/nginx/tls.key;", "ssl_certificate_key " + a.dir + "/tls.pem;"},
-			{"server 127.0.0.1:8080;\n", "server " + a.service + ";\n"},
+			{"server 127.0.0.1:8080;\n", servers},
 		}
 	},
 	check: []string{"nginx", "-t", "-g", "pid nginx.pid;", "-p", ".", "-c"},
@@ -81,9 +86,6 @@ func (p proxy) start(t *testing.T, a addresses) addresses {
 	t.Helper()
 	a.dir = service.SharedDir(t)
 	a.http, a.https = freeAddress(t), freeAddress(t)
-	if a.other == "" {
-		a.other = freeAddress(t)
-	}
 	writeCertificate(t, a.dir+"/tls.pem")
 	text, err := os.ReadFile("../../deploy/load-balancer/" + p.file)
 	if err != nil {
