@@ -3,6 +3,9 @@
 BIN      := bin/pagewright-storage
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 STATIC   := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+# Labels of the image. A remote's URL can hold a password: it stays out.
+REVISION := $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null)
+SOURCE   ?= $(shell git config --get remote.origin.url 2>/dev/null | sed 's|//[^/@]*@|//|')
 RACE     := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
 FUZZTIME ?= 60s
 
@@ -85,10 +88,10 @@ bench: ## measure beside the peers, into bench/results (root; about half an hour
 	bench/run
 
 docker-build: ## build the image pagewright-storage:VERSION, of the same BACKENDS as build
-	DOCKER_BUILDKIT=1 docker build --build-arg VERSION=$(VERSION) --build-arg TAGS=$(TAGS) -t pagewright-storage:$(VERSION) -t pagewright-storage:latest .
+	DOCKER_BUILDKIT=1 docker build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) --build-arg SOURCE=$(SOURCE) --build-arg TAGS=$(TAGS) -t pagewright-storage:$(VERSION) -t pagewright-storage:latest .
 
 docker-up: ## build and start the service and an NFS server, on port 8080 (compose.yaml)
-	VERSION=$(VERSION) deploy/compose up -d --build
+	VERSION=$(VERSION) REVISION=$(REVISION) SOURCE=$(SOURCE) deploy/compose up -d --build
 
 docker-down: ## stop and remove what docker-up started; the data stays in its volume
 	VERSION=$(VERSION) deploy/compose down

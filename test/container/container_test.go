@@ -18,7 +18,12 @@ import (
 	"time"
 )
 
-const image = "pagewright-storage:dev"
+// image is built by whichever test comes first, here or from a compose file.
+const (
+	image    = "pagewright-storage:dev"
+	revision = "0123abc"
+	source   = "https://git.example.com/storage"
+)
 
 // hardened is how a container of the service is run here: as its own user, on
 // a root it cannot write, with no capability at all.
@@ -34,6 +39,10 @@ func TestTheImageIsTheBinaryAloneAndCanBeBuiltAgainBitForBit(t *testing.T) {
 	if v := inspect(t, image, `{{index .Config.Labels "org.opencontainers.image.licenses"}}`); v != "MIT" {
 		t.Errorf("the label of the licence is %q", v)
 	}
+	labels := inspect(t, image, `{{index .Config.Labels "org.opencontainers.image.version"}} {{index .Config.Labels "org.opencontainers.image.revision"}} {{index .Config.Labels "org.opencontainers.image.source"}}`)
+	if labels != "dev "+revision+" "+source {
+		t.Errorf("the labels of version, revision and source are %q", labels)
+	}
 	files := exported(t)
 	t.Logf("image: %d bytes; it holds %v", size, files)
 	for name, bytes := range files {
@@ -47,7 +56,7 @@ func TestTheImageIsTheBinaryAloneAndCanBeBuiltAgainBitForBit(t *testing.T) {
 	if size > 4096 {
 		t.Errorf("the image has %d bytes more than the binary and the certificates", size)
 	}
-	must(t, docker, "build", "--no-cache", "-q", "-t", "again", "../..")
+	must(t, "docker", "build", "--no-cache", "-q", "-t", "again", "../..")
 	if again := inspect(t, "again", "{{json .RootFS.Layers}}"); again != layers {
 		t.Errorf("built twice, two results:\n%s\n%s", layers, again)
 	}
@@ -144,7 +153,7 @@ func build(t *testing.T) {
 		return
 	}
 	begin := time.Now()
-	must(t, docker, "build", "-q", "-t", image, "../..")
+	must(t, "docker", "build", "-q", "-t", image, "--build-arg", "REVISION="+revision, "--build-arg", "SOURCE="+source, "../..")
 	t.Logf("docker build: %.0fs", time.Since(begin).Seconds())
 }
 

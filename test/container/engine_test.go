@@ -27,6 +27,13 @@ const envDir = "PAGEWRIGHT_TEST_ENGINE"
 // docker is Debian's client: another one on the PATH may not build.
 const docker = "/usr/bin/docker"
 
+// wrapper is docker without the digests of the registry's images.
+const wrapper = `#!/bin/sh
+[ "$1" = build ] || exec ` + docker + ` "$@"
+shift
+exec ` + docker + ` build --build-arg GO_DIGEST= --build-arg DEBIAN_DIGEST= "$@"
+`
+
 func TestMain(m *testing.M) {
 	code, err := 0, error(nil)
 	if dir := os.Getenv(envDir); dir == "" {
@@ -112,11 +119,14 @@ func startEngine(dir string) error {
 	os.WriteFile(dir+"/daemon.json", []byte("{}\n"), 0o644)
 	os.Setenv("DOCKER_HOST", "unix://"+dir+"/socket")
 	os.Setenv("DOCKER_BUILDKIT", "1")
+	os.Setenv("REVISION", revision) // for the compose files
+	os.Setenv("SOURCE", source)
 	os.Setenv("PATH", dir+"/bin:"+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	if err := os.Mkdir(dir+"/bin", 0o755); err != nil {
 		return err
 	}
-	if err := os.Symlink(docker, dir+"/bin/docker"); err != nil {
+	// For docker-compose, which calls the client to build.
+	if err := os.WriteFile(dir+"/bin/docker", []byte(wrapper), 0o755); err != nil {
 		return err
 	}
 	if err := run("ip", "link", "set", "lo", "up"); err != nil {
@@ -205,19 +215,20 @@ if [ -e /etc/apt/sources.list.d/debian.sources ]; then
 fi`, root)
 }
 
-// baseImages are the names that the Dockerfiles begin with.
+// baseImages are the names that the Dockerfiles begin with. No digest is set here: these
+// images are not those of the registry.
 func baseImages() (debian, golang string, err error) {
 	service, err := os.ReadFile("../../Dockerfile")
 	if err != nil {
 		return "", "", err
 	}
 	version := regexp.MustCompile(`(?m)^ARG GO_VERSION=(\S+)`).FindSubmatch(service)
-	from := regexp.MustCompile(`(?m)^FROM .*(golang:\S+)`).FindSubmatch(service)
+	from := regexp.MustCompile(`(?m)^FROM .*(golang:\S+)\$\{GO_DIGEST\}`).FindSubmatch(service)
 	server, err := os.ReadFile("../../deploy/nfs-server/Dockerfile")
 	if err != nil {
 		return "", "", err
 	}
-	base := regexp.MustCompile(`(?m)^FROM (debian:\S+)`).FindSubmatch(server)
+	base := regexp.MustCompile(`(?m)^FROM (debian:\S+)\$\{DEBIAN_DIGEST\}`).FindSubmatch(server)
 	if version == nil || from == nil || base == nil {
 		return "", "", fmt.Errorf("the Dockerfiles do not begin with golang and debian")
 	}
