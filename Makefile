@@ -28,9 +28,9 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: build ## build and serve on port 8080, with ./data as the store
+run: build ## build and serve on 127.0.0.1, port 8080, with ./data as the store; PAGEWRIGHT_LISTEN= for all addresses
 	@mkdir -p data
-	PAGEWRIGHT_NFS_BASE_PATH=./data $(BIN)
+	PAGEWRIGHT_LISTEN="$${PAGEWRIGHT_LISTEN-127.0.0.1}" PAGEWRIGHT_NFS_BASE_PATH=./data $(BIN)
 
 build: ## build the static binary bin/pagewright-storage; BACKENDS="nfs s3" leaves others out
 	$(STATIC) -o $(BIN) .
