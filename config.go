@@ -22,7 +22,7 @@ const envPrefix = "PAGEWRIGHT_"
 // its env tag behind envPrefix. The help tag is what -h prints, and a test compares the
 // README's table with this struct.
 type Config struct {
-	Listen         string `env:"LISTEN" envDefault:"" help:"address to listen on; empty means all addresses"`
+	Listen         string `env:"LISTEN" envDefault:"" help:"IP address to listen on; empty means all addresses"`
 	Port           uint16 `env:"PORT" envDefault:"8080" help:"TCP port; 0 picks a free port and logs it"`
 	StorageBackend string `env:"STORAGE_BACKEND" envDefault:"nfs" help:"nfs (any directory), s3, azure or gcs"`
 
@@ -42,7 +42,10 @@ type Config struct {
 
 	UploadMemory byteSize `env:"UPLOAD_MEMORY" envDefault:"256MiB" help:"s3, azure, gcs: memory for the parts of all uploads; an upload waits up to 30s for it, then gets 503; at least 8 times the part size"`
 
-	MaxConnsPerIP int `env:"MAX_CONNS_PER_IP" envDefault:"0" help:"maximum number of open connections per client address; further ones get 429; 0 means no limit; use 0 behind a load balancer"`
+	MaxConnsPerIP int `env:"MAX_CONNS_PER_IP" envDefault:"0" help:"maximum number of open connections per client address; further ones get 429; 0 means no limit; does not apply to PAGEWRIGHT_TRUSTED_PROXIES; use 0 behind other load balancers"`
+
+	TrustedProxies      addressRanges `env:"TRUSTED_PROXIES" help:"addresses and CIDR ranges of the proxies in front of the service, separated by commas; on connections from them, PAGEWRIGHT_CLIENT_ADDRESS_HEADER gives the client address for the service log; empty means none"`
+	ClientAddressHeader string        `env:"CLIENT_ADDRESS_HEADER" help:"X-Forwarded-For or Forwarded: the header in which the trusted proxies give the client address; others are ignored; required with PAGEWRIGHT_TRUSTED_PROXIES"`
 
 	StallTimeout  time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"a client that sends or receives less than 4 KiB of a body within this time is disconnected"`
 	MinUploadRate byteSize      `env:"MIN_UPLOAD_RATE" envDefault:"1KiB" help:"minimum number of bytes per second of an upload, averaged over the past minute; 0 means no minimum"`
@@ -64,10 +67,28 @@ type Config struct {
 	PprofListen     string `env:"PPROF_LISTEN" help:"address and port for Go's pprof, for example 127.0.0.1:6060; do not expose it; empty means off"`
 }
 
+const (
+	headerForwardedFor = "X-Forwarded-For"
+	headerForwarded    = "Forwarded" // RFC 7239
+)
+
+// configError is an error of the settings or the arguments: the program fails again until
+// they are changed. What can pass by itself is not one: a mount that is not there yet, an
+// address in use, a network that is down.
+type configError struct{ error }
+
+// Unwrap returns the cause.
+func (e configError) Unwrap() error { return e.error }
+
+// badConfig formats a configError as fmt.Errorf does.
+func badConfig(format string, args ...any) error {
+	return configError{fmt.Errorf(format, args...)}
+}
+
 // check refuses values that have the right type but make no sense.
 func (c *Config) check() error {
 	bad := func(name string, value any, why string) error {
-		return fmt.Errorf("%s%s=%v: %s", envPrefix, name, value, why)
+		return badConfig("%s%s=%v: %s", envPrefix, name, value, why)
 	}
 	for _, d := range []struct {
 		name  string
@@ -87,7 +108,7 @@ func (c *Config) check() error {
 	}
 	switch {
 	case c.Listen != "" && net.ParseIP(c.Listen) == nil:
-		return bad("LISTEN", c.Listen, "must be an IP address")
+		return bad("LISTEN", c.Listen, "must be an IP address, without a port and not a host name; the port is PAGEWRIGHT_PORT")
 	case !slices.Contains([]string{"nfs", "s3", "azure", "gcs"}, c.StorageBackend):
 		return bad("STORAGE_BACKEND", c.StorageBackend, "must be nfs, s3, azure or gcs")
 	case c.StorageBackend == "nfs" && c.NFSBasePath == "":
@@ -102,6 +123,12 @@ func (c *Config) check() error {
 		return bad("MAX_UPLOADS", c.MaxUploads, fmt.Sprintf("must be from 1 to %d", maxConnections))
 	case c.MaxConnsPerIP < 0:
 		return bad("MAX_CONNS_PER_IP", c.MaxConnsPerIP, "must not be negative")
+	case len(c.TrustedProxies) > 0 && c.ClientAddressHeader == "":
+		return badConfig("%sCLIENT_ADDRESS_HEADER must be set (to X-Forwarded-For or Forwarded) because %sTRUSTED_PROXIES is set", envPrefix, envPrefix)
+	case len(c.TrustedProxies) == 0 && c.ClientAddressHeader != "":
+		return badConfig("%sTRUSTED_PROXIES must be set because %sCLIENT_ADDRESS_HEADER is set: clients can send that header too", envPrefix, envPrefix)
+	case c.ClientAddressHeader != "" && c.ClientAddressHeader != headerForwardedFor && c.ClientAddressHeader != headerForwarded:
+		return bad("CLIENT_ADDRESS_HEADER", strconv.Quote(c.ClientAddressHeader), "must be X-Forwarded-For or Forwarded")
 	case c.AccessLogSample < 1:
 		return bad("ACCESS_LOG_SAMPLE", c.AccessLogSample, "must be at least 1")
 	case c.AdminListen != "" && !isAddress(c.AdminListen):

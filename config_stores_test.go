@@ -19,6 +19,7 @@ func TestHalfConfigured(t *testing.T) {
 		{[]string{"STORAGE_BACKEND=s3", "S3_BUCKET=b", "S3_CONCURRENCY=0"}, nil, "PAGEWRIGHT_S3_CONCURRENCY"},
 		{[]string{"STORAGE_BACKEND=s3", "S3_BUCKET=b", "S3_PART_SIZE=33MiB"}, nil, "PAGEWRIGHT_UPLOAD_MEMORY=268435456: must be at least 8 times PAGEWRIGHT_S3_PART_SIZE"},
 		{[]string{"STORAGE_BACKEND=s3", "S3_BUCKET=b", "UPLOAD_MEMORY=2TiB"}, nil, "PAGEWRIGHT_UPLOAD_MEMORY"},
+		{[]string{"STORAGE_BACKEND=s3", "S3_BUCKET=b"}, []string{"AWS_REGION=", "AWS_DEFAULT_REGION=", "AWS_CONFIG_FILE=/dev/null"}, "PAGEWRIGHT_S3_REGION"},
 		{[]string{"STORAGE_BACKEND=s3", "S3_BUCKET=b"}, []string{"AWS_ACCESS_KEY_ID=x"}, "AWS_SECRET_ACCESS_KEY"},
 		{[]string{"STORAGE_BACKEND=azure"}, nil, "PAGEWRIGHT_AZURE_CONTAINER"},
 		{[]string{"STORAGE_BACKEND=azure", "AZURE_CONTAINER=c"}, nil, "PAGEWRIGHT_AZURE_ACCOUNT_URL"},
@@ -42,10 +43,20 @@ func TestHalfConfigured(t *testing.T) {
 			// A build that leaves this store out has no configuration of it to
 			// check. make test leaves none out.
 			if err != nil && strings.HasSuffix(err.Error(), "this binary was built without this backend") {
+				if exitStatus(err) != exitConfig {
+					t.Error("it is not an error of the configuration")
+				}
 				t.Skip(err)
 			}
 			if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%v does not name %s in one line", err, c.want)
+			}
+			status := exitConfig
+			if c.want == "GOOGLE_APPLICATION_CREDENTIALS" {
+				status = exitFailure // the file may be there later
+			}
+			if got := exitStatus(err); got != status {
+				t.Errorf("%v: exit status %d, want %d", err, got, status)
 			}
 		})
 	}

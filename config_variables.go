@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"log/slog"
 	"maps"
 	"reflect"
@@ -24,10 +23,10 @@ func parseConfig(environ []string) (c *Config, foreign []string, err error) {
 	vars := env.ToMap(environ)
 	maps.DeleteFunc(vars, isServiceLink)
 	if _, nameless := vars[envPrefix]; nameless { // the parser would read it as the name of every group
-		return nil, nil, fmt.Errorf("unknown variable %s; run with -h to list all variables", envPrefix)
+		return nil, nil, badConfig("unknown variable %s; run with -h to list all variables", envPrefix)
 	}
 	if err := env.ParseWithOptions(c, env.Options{Environment: vars, Prefix: envPrefix}); err != nil {
-		return nil, nil, configError(err, vars)
+		return nil, nil, variableError(err, vars)
 	}
 	var known, unknown []string
 	for _, v := range c.variables() {
@@ -47,13 +46,13 @@ func parseConfig(environ []string) (c *Config, foreign []string, err error) {
 		}
 	}
 	if len(unknown) > 0 {
-		return nil, nil, fmt.Errorf("unknown variable %s; run with -h to list all variables", strings.Join(unknown, ", "))
+		return nil, nil, badConfig("unknown variable %s; run with -h to list all variables", strings.Join(unknown, ", "))
 	}
 	if vars[envPrefix+"STORAGE_BACKEND"] == "" {
 		for _, v := range (&Config{}).variables() {
 			for _, backend := range []string{"s3", "azure", "gcs"} {
 				if vars[v.name] != "" && strings.HasPrefix(v.name, envPrefix+strings.ToUpper(backend)+"_") {
-					return nil, nil, fmt.Errorf("%sSTORAGE_BACKEND must be set (for example, to %s) because %s is set", envPrefix, backend, v.name)
+					return nil, nil, badConfig("%sSTORAGE_BACKEND must be set (for example, to %s) because %s is set", envPrefix, backend, v.name)
 				}
 			}
 		}
@@ -64,7 +63,7 @@ func parseConfig(environ []string) (c *Config, foreign []string, err error) {
 // ourGroups are the groups of variables of the service, including those that later
 // versions may have. No other program of an installation uses them.
 var ourGroups = []string{"S3_", "NFS_", "AZURE_", "GCS_", "ACCESS_", "TLS_", "DIGEST_", "REQUIRE_", "RETENTION_",
-	"PRUNE_", "ADMIN_", "UI_", "MAX_", "MIN_"}
+	"PRUNE_", "ADMIN_", "UI_", "MAX_", "MIN_", "TRUSTED_"}
 
 // probablyOurs reports whether an unknown variable is probably meant for the service:
 // it is in one of ourGroups, or at most two edits away from a known one. The edits must be
@@ -145,22 +144,36 @@ func foreignVariables(names []string) string {
 	return "ignoring unknown variables: " + strings.Join(names, ", ")
 }
 
-// configError returns an error that names the variable at fault. The parser's own error
+// variableError returns an error that names the variable at fault. The parser's own error
 // does not: so each variable is parsed alone.
-func configError(err error, vars map[string]string) error {
+func variableError(err error, vars map[string]string) error {
 	for _, v := range (&Config{}).variables() {
 		alone := map[string]string{v.name: vars[v.name]}
 		if env.ParseWithOptions(&Config{}, env.Options{Environment: alone, Prefix: envPrefix}) != nil {
-			return fmt.Errorf("%s=%q: must be %s", v.name, vars[v.name], v.form())
+			why := "must be " + v.form()
+			if v.kind == reflect.TypeFor[addressRanges]() {
+				why = new(addressRanges).UnmarshalText([]byte(vars[v.name])).Error()
+			}
+			return badConfig("%s=%q: %s", v.name, vars[v.name], why)
 		}
 	}
-	return err
+	return configError{err}
+}
+
+// logFormat returns the format of the service log that environ asks for, also if other
+// variables are wrong.
+func logFormat(environ []string) string {
+	if env.ToMap(environ)[envPrefix+"LOG_FORMAT"] == "text" {
+		return "text"
+	}
+	return "json"
 }
 
 // variable is one setting as -h and the README show it.
 type variable struct {
 	name, defaultValue, help string
 	kind                     reflect.Type
+	url                      bool // may contain credentials: see redactURL
 }
 
 // form returns the format of a value.
@@ -190,7 +203,7 @@ func (c *Config) variables() []variable {
 				walk(f.Type, prefix+p)
 				continue
 			}
-			list = append(list, variable{prefix + f.Tag.Get("env"), f.Tag.Get("envDefault"), f.Tag.Get("help"), f.Type})
+			list = append(list, variable{prefix + f.Tag.Get("env"), f.Tag.Get("envDefault"), f.Tag.Get("help"), f.Type, f.Tag.Get("redact") == "url"})
 		}
 	}
 	walk(reflect.TypeOf(*c), envPrefix)

@@ -4,17 +4,19 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
@@ -22,14 +24,16 @@ import (
 )
 
 func main() {
+	if isServe(os.Args[1:]) {
+		// First of all: until then a hang-up ends the process. run listens to it later.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	}
 	setThreads()
 	ctx, end := context.WithCancel(context.Background())
 	endOnSignal(end)
 	if err := run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr); err != nil {
-		last := newLogQueue(os.Stderr) // a write may block if nobody reads stderr
-		last.add(otherLine, fmt.Appendf(nil, "pagewright-storage: %v\n", err))
-		last.close(logCloseWait)
-		os.Exit(1)
+		reportFailure(os.Stderr, os.Args[1:], os.Environ(), err)
+		os.Exit(exitStatus(err))
 	}
 }
 
@@ -46,34 +50,58 @@ func endOnSignal(end func()) {
 	}()
 }
 
+// The exit statuses of a failure.
+const (
+	exitFailure = 1
+	exitConfig  = 78 // EX_CONFIG of sysexits.h: no restart helps (RestartPreventExitStatus= of systemd)
+)
+
+func exitStatus(err error) int {
+	if errors.As(err, new(configError)) {
+		return exitConfig
+	}
+	return exitFailure
+}
+
+// reportFailure writes why the program ends: for serve a line of the service log, in the
+// format that environ asks for, otherwise plain text.
+func reportFailure(w io.Writer, args, environ []string, err error) {
+	queue := newLogQueue(w) // a write may block if nobody reads w
+	defer queue.close(logCloseWait)
+	line := lines{queue, otherLine}
+	if !isServe(args) {
+		fmt.Fprintf(line, "pagewright-storage: %v\n", err)
+		return
+	}
+	what := "cannot start"
+	if errors.As(err, new(servingError)) {
+		what = "stopped with an error"
+	}
+	log := slog.New(lineHandler(&Config{LogFormat: logFormat(environ)}, line))
+	log.Error(what, "error", err, "exit_status", exitStatus(err), "version", version)
+}
+
+// servingError is an error after the start.
+type servingError struct{ error }
+
+// Unwrap returns the cause.
+func (e servingError) Unwrap() error { return e.error }
+
 // run is the whole program: everything it needs is passed in. It returns when
 // ctx ends and the service has shut down.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {
-	command := "serve"
-	if len(args) > 0 {
-		command = args[0]
-	}
-	switch command {
-	case "-help", "--help", "help":
-		command = "-h"
-	case "-version", "--version":
-		command = "version"
-	case "-h", "version", "serve", "healthcheck", "doctor":
-	default:
-		return fmt.Errorf("unknown command %s; run with -h to list all commands", command)
-	}
-	if len(args) > 1 {
-		return fmt.Errorf("%s takes no arguments, got %q; run with -h for usage", args[0], args[1])
-	}
-	switch command {
-	case "-h":
-		return printHelp(stdout)
-	case "version":
+	name, help, err := parseArgs(args)
+	switch {
+	case err != nil:
+		return err
+	case help:
+		return printHelp(stdout, name)
+	case name == "version":
 		_, err := fmt.Fprintln(stdout, version)
 		return err
 	}
 	hangUp := make(chan os.Signal, 1)
-	if command == "serve" {
+	if name == serveCommand {
 		// Without this Go ends the process when a write to stderr fails with EPIPE. The
 		// channel is never read.
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
@@ -83,9 +111,14 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	if err != nil {
 		return err
 	}
-	switch command {
+	switch name {
 	case "healthcheck":
 		return healthcheck(cfg)
+	case "config":
+		if err := cfg.print(stdout, environ, foreign); err != nil {
+			return err
+		}
+		return cfg.checkStore()
 	case "doctor":
 		store, err := openBackend(ctx, cfg, slog.New(slog.DiscardHandler)) // the checks report what is wrong
 		if err != nil {
@@ -134,7 +167,7 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
 	}
 	if cfg.PprofListen != "" {
 		if err := serveProfiles(cfg.PprofListen, log); err != nil {
-			return err
+			return listenError(err)
 		}
 	}
 	backend, err := openBackend(ctx, cfg, log)
@@ -145,15 +178,38 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
 	s := newService(cfg, backend, log)
 	stopAdmin, err := s.serveAdmin()
 	if err != nil {
-		return err
+		return listenError(err)
 	}
 	defer stopAdmin() // last, since /ready and /metrics report the shutdown
 	l, err := s.listen()
 	if err != nil {
-		return err
+		return listenError(err)
 	}
-	log.Info("serving", "address", l.Addr().String(), "backend", cfg.StorageBackend, "version", version)
-	return s.serve(ctx, l)
+	log.Info("serving", startAttrs(cfg, l)...)
+	if err := s.serve(ctx, l); err != nil {
+		return servingError{err}
+	}
+	return nil
+}
+
+// startAttrs returns what the log says at the start: what serves, which store, which limits.
+func startAttrs(cfg *Config, l *listener) []any {
+	attrs := []any{"address", l.Addr().String(), "version", version, "go", runtime.Version(),
+		"gomaxprocs", runtime.GOMAXPROCS(0)}
+	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
+		attrs = append(attrs, "memory_limit", limit)
+	}
+	attrs = append(append(attrs, cfg.storeAttrs()...), "append_only", cfg.AppendOnly, "connections", l.max)
+	return append(attrs, cfg.limitAttrs()...)
+}
+
+// listenError marks what no restart helps with: a port below 1024 needs a capability. An
+// address in use, or one that the host does not have, may be free or there later.
+func listenError(err error) error {
+	if errors.Is(err, syscall.EACCES) {
+		return configError{err}
+	}
+	return err
 }
 
 // service is a server with the API that it serves.
@@ -173,17 +229,14 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 // healthcheck asks the service that runs with the same configuration for its health, for
 // containers without a shell.
 func healthcheck(cfg *Config) error {
-	host, port := cfg.Listen, cfg.Port
-	if cfg.AdminListen != "" {
-		admin := netip.MustParseAddrPort(cfg.AdminListen)
-		host, port = admin.Addr().String(), admin.Port()
+	address := healthAddress(cfg)
+	url := "http://" + address + "/health"
+	client := fasthttp.Client{
+		MaxIdemponentCallAttempts: 1,
+		// The client's own dialer takes IPv4 alone, and no zone.
+		Dial: func(string) (net.Conn, error) { return net.DialTimeout("tcp", address, healthTimeout) },
 	}
-	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
-		host = "127.0.0.1"
-	}
-	url := "http://" + net.JoinHostPort(host, strconv.Itoa(int(port))) + "/health"
-	client := fasthttp.Client{MaxIdemponentCallAttempts: 1}
-	status, _, err := client.GetTimeout(nil, url, 3*time.Second)
+	status, _, err := client.GetTimeout(nil, "http://localhost/health", healthTimeout)
 	if err != nil {
 		return fmt.Errorf("%s: %w", url, err)
 	}
@@ -193,25 +246,18 @@ func healthcheck(cfg *Config) error {
 	return nil
 }
 
-func printHelp(w io.Writer) error {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprint(t, `pagewright-storage stores and serves the versioned builds of web sites.
+const healthTimeout = 3 * time.Second
 
-Commands:
-  serve	serve the API (the default)
-  healthcheck	check the health of the running service; exit with 0 if healthy, else 1
-  doctor	test whether the store supports what the service needs; exit with 0 if so, else 1
-  version	print the version
-  -h	print this help
-
-Environment variables:
-`)
-	for _, v := range (&Config{}).variables() {
-		value := v.defaultValue
-		if value != "" {
-			value = "(" + value + ")"
-		}
-		fmt.Fprintf(t, "  %s\t%s\t%s\n", v.name, value, v.help)
+// healthAddress returns the address at which the service serves /health to this host: the
+// admin address if there is one.
+func healthAddress(cfg *Config) string {
+	host, port := cfg.Listen, cfg.Port
+	if cfg.AdminListen != "" {
+		admin := netip.MustParseAddrPort(cfg.AdminListen)
+		host, port = admin.Addr().String(), admin.Port()
 	}
-	return t.Flush()
+	if addr, err := netip.ParseAddr(host); err != nil || addr.Unmap().IsUnspecified() {
+		host = "127.0.0.1" // a socket for :: takes IPv4 as well
+	}
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
 }

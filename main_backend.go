@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"syscall"
 )
 
 // openBackend opens the configured store. Its error names the variable at fault. It does
@@ -21,12 +23,15 @@ func openBackend(ctx context.Context, cfg *Config, log *slog.Logger) (Backend, e
 			return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
 		}
 		n, err := openNFS(cfg.NFSBasePath, log)
-		if err != nil {
+		switch {
+		case errors.Is(err, syscall.ENOTDIR):
+			return nil, badConfig("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
+		case err != nil: // a missing directory too: it may be on a mount that is not there yet
 			return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
 		}
 		return n, nil
 	}
-	return nil, fmt.Errorf("PAGEWRIGHT_STORAGE_BACKEND=%s: this binary was built without this backend", cfg.StorageBackend)
+	return nil, badConfig("PAGEWRIGHT_STORAGE_BACKEND=%s: this binary was built without this backend", cfg.StorageBackend)
 }
 
 // startJobs starts what the store does in the background until ctx ends.

@@ -3,11 +3,17 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -20,6 +26,8 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "serve": // the service itself
 		os.Args = os.Args[:1]
+		main()
+	case "main": // the program with its arguments
 		main()
 	}
 }
@@ -52,6 +60,8 @@ func TestStartRefuses(t *testing.T) {
 	defer busy.Close()
 	_, port, _ := net.SplitHostPort(busy.Addr().String())
 	base := "NFS_BASE_PATH=" + dir
+	// The others are errors of the configuration.
+	canPass := []string{"port taken", "admin address taken", "health at the admin address", "health of nothing", "base absent", "base not a mount"}
 	for _, c := range []struct {
 		name string
 		args []string
@@ -61,6 +71,7 @@ func TestStartRefuses(t *testing.T) {
 		{"unknown command", []string{"frobnicate"}, nil, []string{"frobnicate"}},
 		{"unknown command with an argument", []string{"frobnicate", "now"}, nil, []string{"unknown command frobnicate"}},
 		{"argument after help", []string{"--help", "serve"}, nil, []string{"--help takes no arguments", "serve"}},
+		{"argument after a command's help", []string{"doctor", "-h", "now"}, nil, []string{"doctor takes no arguments"}},
 		{"unknown flag", []string{"--port=1"}, nil, []string{"--port=1"}},
 		{"leftover argument", []string{"serve", "now"}, nil, []string{"now"}},
 		{"unknown variable", nil, []string{"PROT=1"}, []string{"PAGEWRIGHT_PROT"}},
@@ -69,7 +80,15 @@ func TestStartRefuses(t *testing.T) {
 		{"port not a number", nil, []string{"PORT=http"}, []string{"PAGEWRIGHT_PORT", "http"}},
 		{"port too large", nil, []string{"PORT=70000"}, []string{"PAGEWRIGHT_PORT", "70000"}},
 		{"port taken", nil, []string{base, "LISTEN=127.0.0.1", "PORT=" + port}, []string{"PAGEWRIGHT_PORT", port, "in use"}},
-		{"address not an address", nil, []string{"LISTEN=localhost"}, []string{"PAGEWRIGHT_LISTEN", "localhost"}},
+		{"address not an address", nil, []string{"LISTEN=localhost"}, []string{"PAGEWRIGHT_LISTEN", "localhost", "IP address", "not a host name"}},
+		{"address with a port", nil, []string{"LISTEN=127.0.0.1:80"}, []string{"PAGEWRIGHT_LISTEN", "127.0.0.1:80", "without a port", "PAGEWRIGHT_PORT"}},
+		{"proxies without a header", nil, []string{"TRUSTED_PROXIES=10.0.0.0/8"}, []string{"PAGEWRIGHT_CLIENT_ADDRESS_HEADER must be set", "PAGEWRIGHT_TRUSTED_PROXIES"}},
+		{"a header without proxies", nil, []string{"CLIENT_ADDRESS_HEADER=Forwarded"}, []string{"PAGEWRIGHT_TRUSTED_PROXIES must be set", "PAGEWRIGHT_CLIENT_ADDRESS_HEADER"}},
+		{"another header", nil, []string{"TRUSTED_PROXIES=10.0.0.1", "CLIENT_ADDRESS_HEADER=X-Real-IP"}, []string{"PAGEWRIGHT_CLIENT_ADDRESS_HEADER", "X-Real-IP", "X-Forwarded-For or Forwarded"}},
+		{"proxies with a name", nil, []string{"TRUSTED_PROXIES=10.0.0.1,proxy", "CLIENT_ADDRESS_HEADER=Forwarded"}, []string{"PAGEWRIGHT_TRUSTED_PROXIES", "10.0.0.1,proxy", "CIDR"}},
+		{"proxies that may be a typo", nil, []string{"TRUSTED_PROXIES=10.0.0.1/8", "CLIENT_ADDRESS_HEADER=Forwarded"}, []string{"PAGEWRIGHT_TRUSTED_PROXIES", "10.0.0.0/8 or 10.0.0.1"}},
+		{"a misspelt variable of proxies", nil, []string{"TRUSTED_PROXY=10.0.0.1"}, []string{"PAGEWRIGHT_TRUSTED_PROXY", "PAGEWRIGHT_TRUSTED_PROXIES"}},
+		{"profiler at a name", nil, []string{"PPROF_LISTEN=localhost:6060"}, []string{"PAGEWRIGHT_PPROF_LISTEN", "localhost:6060"}},
 		{"admin address without a port", nil, []string{"ADMIN_LISTEN=127.0.0.1"}, []string{"PAGEWRIGHT_ADMIN_LISTEN", "127.0.0.1:9090"}},
 		{"admin address that is a name", nil, []string{"ADMIN_LISTEN=localhost:9090"}, []string{"PAGEWRIGHT_ADMIN_LISTEN", "localhost"}},
 		{"admin address of the API", nil, []string{base, "LISTEN=127.0.0.1", "PORT=9090", "ADMIN_LISTEN=127.0.0.1:9090"}, []string{"PAGEWRIGHT_ADMIN_LISTEN", "the API"}},
@@ -109,34 +128,159 @@ func TestStartRefuses(t *testing.T) {
 		if strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: more than a line: %q", c.name, err)
 		}
+		status := exitConfig
+		if slices.Contains(canPass, c.name) {
+			status = exitFailure
+		}
+		if got := exitStatus(err); got != status {
+			t.Errorf("%s: exit status %d, want %d", c.name, got, status)
+		}
 	}
 	if _, err := os.Stat(dir + "/no"); !os.IsNotExist(err) {
 		t.Error("the base was made")
 	}
 }
 
-func TestHelpNamesEveryVariable(t *testing.T) {
-	for _, flag := range []string{"-h", "--help", "help"} {
-		out, err := runWith([]string{flag})
-		if err != nil {
-			t.Fatal(err)
+// TestHealthcheckOfARunningService: with the variables of the service, whatever kind of
+// address it has. The admin address is asked if there is one: the API is at another port
+// than PORT says here.
+func TestHealthcheckOfARunningService(t *testing.T) {
+	for _, listen := range []string{"", "0.0.0.0", "::", "127.0.0.1", "127.0.0.2", "::1", "::ffff:127.0.0.1"} {
+		if l, err := net.Listen("tcp", net.JoinHostPort(listen, "0")); err != nil {
+			t.Logf("not tested: this machine has no %s: %v", listen, err)
+			continue
+		} else {
+			l.Close()
 		}
-		for _, v := range (&Config{}).variables() {
-			if !strings.Contains(out, v.name+" ") || v.help == "" || !strings.Contains(out, v.help) {
-				t.Errorf("%s: %s is not explained", flag, v.name)
-			}
+		s := startServer(t, "LISTEN="+listen)
+		_, port, _ := net.SplitHostPort(s.addr)
+		if _, err := runWith([]string{"healthcheck"}, "LISTEN="+listen, "PORT="+port); err != nil {
+			t.Errorf("LISTEN=%s: %v", listen, err)
 		}
-	}
-	if out, err := runWith([]string{"version"}); err != nil || strings.TrimSpace(out) != version {
-		t.Errorf("version printed %q, %v", out, err)
+		if listen == "" {
+			continue
+		}
+		_, port, _ = net.SplitHostPort(freeAddr(t))
+		admin := "ADMIN_LISTEN=" + net.JoinHostPort(listen, port)
+		startServer(t, "LISTEN=127.0.0.1", admin)
+		if _, err := runWith([]string{"healthcheck"}, "LISTEN=127.0.0.1", "PORT=1", admin); err != nil {
+			t.Errorf("%s: %v", admin, err)
+		}
 	}
 }
 
-func TestHealthcheckOfARunningService(t *testing.T) {
-	s := startServer(t)
-	_, port, _ := net.SplitHostPort(s.addr)
-	eventually(t, "the service is healthy", func() bool {
-		_, err := runWith([]string{"healthcheck"}, "PORT="+port)
-		return err == nil
-	})
+// child runs the program in a process of its own, with the variables of this process and
+// vars.
+func child(t *testing.T, vars []string, args ...string) (stdout, stderr string, status int) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(os.Environ(), childVariable+"=main", "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_PORT=0", "PAGEWRIGHT_NFS_BASE_PATH="+t.TempDir())
+	for _, v := range vars {
+		cmd.Env = append(cmd.Env, envPrefix+v)
+	}
+	var out, log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &log
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return out.String(), log.String(), cmd.ProcessState.ExitCode()
+}
+
+// TestFailedStartIsLogged: the service log says why the program ended, in the format that is
+// configured even if another variable is wrong. A command says it in plain text.
+func TestFailedStartIsLogged(t *testing.T) {
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	taken := busy.Addr().String()
+	_, port, _ := net.SplitHostPort(taken)
+	for _, c := range []struct {
+		args   []string
+		vars   []string
+		status int
+		format string // of the log; empty: plain text
+		want   string
+	}{
+		{nil, []string{"STALL_TIMEOUT=30"}, 78, "json", `PAGEWRIGHT_STALL_TIMEOUT=\"30\"`},
+		{[]string{"serve"}, []string{"STALL_TIMEOUT=30"}, 78, "json", "PAGEWRIGHT_STALL_TIMEOUT"},
+		{nil, []string{"STALL_TIMEOUT=30", "LOG_FORMAT=text"}, 78, "text", "PAGEWRIGHT_STALL_TIMEOUT"},
+		{nil, []string{"LOG_FORMAT=xml"}, 78, "json", "PAGEWRIGHT_LOG_FORMAT"},
+		{nil, []string{"PORT=" + port}, 1, "json", "in use"},
+		{nil, []string{"PORT=" + port, "LOG_FORMAT=text"}, 1, "text", "in use"},
+		{nil, []string{"PORT=" + port, "LOG_LEVEL=error+4"}, 1, "json", "in use"},
+		{nil, []string{"ADMIN_LISTEN=" + taken}, 1, "json", "in use"},
+		{nil, []string{"PPROF_LISTEN=" + taken}, 1, "json", "in use"},
+		{nil, []string{"NFS_BASE_PATH=/nowhere"}, 1, "json", "no such file"},
+		{nil, []string{"NFS_BASE_PATH=" + os.Args[0]}, 78, "json", "not a directory"},
+		{[]string{"serve", "now"}, nil, 78, "json", "takes no arguments"},
+		{[]string{"frobnicate"}, nil, 78, "", "unknown command"},
+		{[]string{"doctor"}, []string{"LOG_LEVEL=loud"}, 78, "", "PAGEWRIGHT_LOG_LEVEL"},
+		{[]string{"config"}, []string{"LOG_LEVEL=loud"}, 78, "", "PAGEWRIGHT_LOG_LEVEL"},
+		{[]string{"doctor"}, []string{"NFS_BASE_PATH=/nowhere"}, 1, "", "no such file"},
+		{[]string{"healthcheck"}, []string{"PORT=1"}, 1, "", "refused"},
+		{[]string{"config", "-h"}, []string{"LOG_LEVEL=loud"}, 0, "", ""},
+		{[]string{"version"}, []string{"LOG_LEVEL=loud"}, 0, "", ""},
+	} {
+		_, stderr, status := child(t, c.vars, c.args...)
+		name := fmt.Sprintf("%v with %v", c.args, c.vars)
+		if status != c.status || !strings.Contains(stderr, c.want) || strings.Count(stderr, "\n") != min(1, c.status) {
+			t.Errorf("%s: exit status %d, want %d; %q, want a line with %q", name, status, c.status, stderr, c.want)
+		}
+		var line struct {
+			Level, Msg, Error string
+			ExitStatus        int `json:"exit_status"`
+		}
+		switch isJSON := json.Unmarshal([]byte(stderr), &line) == nil; {
+		case c.format == "json" && (!isJSON || line.Level != "ERROR" || line.Msg != "cannot start" || line.Error == "" || line.ExitStatus != c.status),
+			c.format == "text" && (!strings.HasPrefix(stderr, "time=") || !strings.Contains(stderr, ` level=ERROR msg="cannot start" error="`)),
+			c.format == "" && c.status != 0 && !strings.HasPrefix(stderr, "pagewright-storage: "):
+			t.Errorf("%s: not an error in the format %q: %s", name, c.format, stderr)
+		}
+	}
+}
+
+// TestExitStatusOfListening: nothing but another configuration helps with a port that needs
+// a capability.
+func TestExitStatusOfListening(t *testing.T) {
+	for errno, want := range map[syscall.Errno]int{syscall.EACCES: 78, syscall.EADDRINUSE: 1, syscall.EADDRNOTAVAIL: 1} {
+		err := listenError(fmt.Errorf("PAGEWRIGHT_PORT=80: %w", &net.OpError{Op: "listen", Err: os.NewSyscallError("bind", errno)}))
+		if got := exitStatus(err); got != want {
+			t.Errorf("%v: exit status %d, want %d", errno, got, want)
+		}
+	}
+}
+
+// TestFailureAfterTheStart is not called a failed start.
+func TestFailureAfterTheStart(t *testing.T) {
+	var out bytes.Buffer
+	reportFailure(&out, nil, nil, servingError{errHangs})
+	if !strings.Contains(out.String(), `"msg":"stopped with an error","error":"`+errHangs.Error()+`","exit_status":1`) {
+		t.Error(out.String())
+	}
+}
+
+// TestStartLine: the log says at the start what serves which store, within which limits.
+func TestStartLine(t *testing.T) {
+	s := startServer(t, "MAX_UPLOADS=7", "MAX_CONNS_PER_IP=9", "MIN_FREE_SPACE=1MiB", "MAX_ARTIFACT_SIZE=5GB", "APPEND_ONLY=true")
+	start := ""
+	for line := range strings.Lines(s.log.String()) {
+		if strings.Contains(line, `"msg":"serving"`) {
+			start = line
+		}
+	}
+	var got map[string]any
+	if err := json.Unmarshal([]byte(start), &got); err != nil {
+		t.Fatal(err, start)
+	}
+	for name, want := range map[string]any{"address": s.addr, "version": version, "go": runtime.Version(), "backend": "nfs", "path": s.dir,
+		"append_only": true, "max_uploads": 7.0, "max_conns_per_ip": 9.0, "min_free_space": 1048576.0, "max_artifact_size": 5e9} {
+		if got[name] != want {
+			t.Errorf("%s is %v, want %v", name, got[name], want)
+		}
+	}
+	if n, _ := got["connections"].(float64); n < 1 {
+		t.Errorf("the limit of connections is missing: %s", start)
+	}
 }

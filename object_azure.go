@@ -82,16 +82,16 @@ func newAzureBucket(conf azureConfig, memory byteSize) (*azureBucket, error) {
 			return nil, fmt.Errorf("cannot read the Azure credentials: %w", err)
 		}
 		if b.service, err = azservice.NewClient(conf.AccountURL, identity, options); err != nil {
-			return nil, fmt.Errorf("PAGEWRIGHT_AZURE_ACCOUNT_URL: %w", err)
+			return nil, badConfig("PAGEWRIGHT_AZURE_ACCOUNT_URL: %w", err)
 		}
 	} else {
 		connection := os.Getenv(azureConnection)
 		var err error
 		if b.service, err = azservice.NewClientFromConnectionString(connection, options); err != nil {
-			return nil, fmt.Errorf("%s: %w", azureConnection, err)
+			return nil, badConfig("%s: %w", azureConnection, err)
 		}
 		if b.signer.key, err = connectionKey(connection); err != nil {
-			return nil, fmt.Errorf("%s: %w", azureConnection, err)
+			return nil, badConfig("%s: %w", azureConnection, err)
 		}
 	}
 	b.client = b.service.NewContainerClient(conf.Container)

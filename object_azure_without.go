@@ -3,10 +3,9 @@
 package main
 
 import (
-	"errors"
 	"log/slog"
 )
 
 func openAzure(azureConfig, byteSize, *slog.Logger) (Backend, error) {
-	return nil, errors.New("PAGEWRIGHT_STORAGE_BACKEND=azure: this binary was built without this backend")
+	return nil, badConfig("PAGEWRIGHT_STORAGE_BACKEND=azure: this binary was built without this backend")
 }

@@ -87,7 +87,7 @@ func newS3Bucket(ctx context.Context, conf s3Config, memory byteSize, log *slog.
 		cfg.Region = cmp.Or(cfg.Region, "us-east-1")
 	}
 	if cfg.Region == "" {
-		return nil, errors.New("PAGEWRIGHT_S3_REGION or AWS_REGION must be set")
+		return nil, badConfig("PAGEWRIGHT_S3_REGION or AWS_REGION must be set")
 	}
 	client := s3.NewFromConfig(cfg, func(o *s3.Options) {
 		o.UsePathStyle = conf.PathStyle

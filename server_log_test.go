@@ -539,7 +539,7 @@ func TestShutdownWhileTheReaderOfTheLogStalls(t *testing.T) {
 	}
 }
 
-// A start that fails ends, and with status 1, whatever the reader of stderr does.
+// A start that fails ends, and with its exit status, whatever the reader of stderr does.
 func TestFailedStart(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -564,13 +564,13 @@ func TestFailedStart(t *testing.T) {
 		}},
 		{"the reader is gone", func(t *testing.T, p *program) { p.log.Close() }},
 	} {
-		for _, vars := range [][]string{{"PORT=none"}, {"NFS_BASE_PATH=/does/not/exist"}} {
-			t.Run(c.name+" "+vars[0], func(t *testing.T) {
+		for vars, status := range map[string]int{"PORT=none": 78, "NFS_BASE_PATH=/does/not/exist": 1} {
+			t.Run(c.name+" "+vars, func(t *testing.T) {
 				t.Parallel()
-				p := launch(t, nil, vars...)
+				p := launch(t, nil, vars)
 				c.begin(t, p)
 				p.start(t)
-				p.exits(t, 1)
+				p.exits(t, status)
 			})
 		}
 	}
