@@ -64,7 +64,7 @@ func (s *server) listen() (*listener, error) {
 	}
 	listener := newListener(l.(*net.TCPListener), s.inStore, s.cfg.StallTimeout, s.log, s.finish)
 	listener.minRate, listener.ratePeriod = int64(s.cfg.MinUploadRate), time.Minute
-	listener.perIP, listener.count = s.cfg.MaxConnsPerIP, s.metrics.connections()
+	listener.perIP, listener.proxies, listener.count = s.cfg.MaxConnsPerIP, s.cfg.TrustedProxies, s.metrics.connections()
 	s.metrics.gauges(map[string]func() float64{
 		"pagewright_http_connections":       func() float64 { return float64(listener.connections()) },
 		"pagewright_http_connections_limit": func() float64 { return float64(listener.max) },

@@ -24,6 +24,7 @@ func (s *server) serveAdmin() (stop func(), err error) {
 	}
 	l := newListener(tcp.(*net.TCPListener), 0, s.cfg.StallTimeout, s.log, s.finish)
 	l.max, l.rejecting, l.spare = adminConnections, make(chan struct{}, 1), make(spares, adminSpares)
+	l.proxies = s.cfg.TrustedProxies
 	l.spare.fill()
 	s.log.Info("serving /health, /ready and /metrics", "address", l.Addr().String())
 	go func() {

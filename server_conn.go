@@ -28,6 +28,7 @@ type conn struct {
 	linger  atomic.Bool // the client may still be sending: drain before closing (see finish)
 	from    string      // see client
 	remote  string      // see remoteText
+	proxy   bool        // the peer is a trusted proxy
 	backlog int64       // bytes unsent when the last write deadline fired
 
 	// server_evict.go
@@ -201,7 +202,7 @@ func (c *conn) finish() {
 	_ = c.close()
 }
 
-// remoteText returns the address of the client for the log, formatted once.
+// remoteText returns the address and the port of the peer for the log, formatted once.
 func (c *conn) remoteText() string {
 	if c.remote == "" {
 		c.remote = c.RemoteAddr().String()

@@ -34,12 +34,13 @@ func (r rejection) response() []byte {
 		r.status, fasthttp.StatusMessage(r.status), fasthttp.AppendHTTPDate(nil, time.Now()), len(body), headerRequestID, rand.Text(), body)
 }
 
-// admit adds c to the open connections, unless its address has the maximum. fasthttp's own
+// admit adds c to the open connections, unless its address has the maximum, which does not
+// apply to trusted proxies: they have the connections of many clients. fasthttp's own
 // limit is not used: it wraps the connection, which prevents sendfile(2) and splice(2).
 func (l *listener) admit(c *conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.perIP > 0 {
+	if l.perIP > 0 && !c.proxy {
 		peer := peerOf(c.TCPConn)
 		if l.openPerIP[peer] >= l.perIP {
 			return false
@@ -97,7 +98,7 @@ func (l *listener) forget(c *conn) {
 	} else {
 		l.leaveClient(c)
 	}
-	if l.perIP > 0 {
+	if l.perIP > 0 && !c.proxy {
 		peer := peerOf(c.TCPConn)
 		if l.openPerIP[peer]--; l.openPerIP[peer] == 0 {
 			delete(l.openPerIP, peer)
@@ -148,7 +149,7 @@ func (l *listener) reject(tcp *net.TCPConn, r rejection) {
 	}()
 }
 
-// peerOf returns the address of the client. An IPv4 address is the same over either kind
+// peerOf returns the address of the peer. An IPv4 address is the same over either kind
 // of socket.
 func peerOf(tcp *net.TCPConn) netip.Addr {
 	addr, ok := tcp.RemoteAddr().(*net.TCPAddr)

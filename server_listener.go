@@ -36,6 +36,7 @@ type listener struct {
 
 	max       int                  // connections that leave descriptors for their files
 	perIP     int                  // connections of one address; 0: any number
+	proxies   addressRanges        // trusted proxies, to which perIP does not apply
 	rejecting chan struct{}        // one element for each connection that is being rejected
 	loggedAt  map[string]time.Time // when each message was logged last; used by Accept only
 	count     connCounters
@@ -143,7 +144,8 @@ func (l *listener) awaited() bool {
 
 // newConn returns the connection that fasthttp gets.
 func (l *listener) newConn(tcp *net.TCPConn) *conn {
-	return &conn{TCPConn: tcp, l: l, from: clientOf(peerOf(tcp)), accepted: time.Now(), fresh: true, waiting: true}
+	peer := peerOf(tcp)
+	return &conn{TCPConn: tcp, l: l, from: clientOf(peer), proxy: l.proxies.contains(peer), accepted: time.Now(), fresh: true, waiting: true}
 }
 
 // logRarely logs a message at most once in logEvery.

@@ -36,13 +36,13 @@ func (a *accessLog) write(x *requestRecord, now time.Time) {
 }
 
 // optional returns the members that not every line has. Their texts may be long.
-func (x *requestRecord) optional() [3]struct{ name, value string } {
+func (x *requestRecord) optional() [4]struct{ name, value string } {
 	cut := ""
 	if x.sendErr != nil {
 		cut = x.sendErr.Error()
 	}
 	return [...]struct{ name, value string }{
-		{"user_agent", x.agent}, {"error", clip(x.refused)}, {"cut", clip(cut)},
+		{"peer", x.peer}, {"user_agent", x.agent}, {"error", clip(x.refused)}, {"cut", clip(cut)},
 	}
 }
 

@@ -17,7 +17,8 @@ type requestRecord struct {
 	method  string
 	path    string // empty if this request is not logged
 	agent   string // User-Agent; logged requests only
-	remote  string
+	remote  string // address of the client
+	peer    string // address of the connection; empty if it is the client's
 	refused string // the reason that the client was given; empty: it was not refused
 	route   string // of the table of routes; empty if it has none
 	status  int
@@ -125,7 +126,8 @@ func (s *server) start(ctx *fasthttp.RequestCtx, c *conn) {
 func (s *server) respond(ctx *fasthttp.RequestCtx, c *conn) {
 	c.rec.status = ctx.Response.StatusCode()
 	if s.access != nil && (c.rec.status >= 500 || s.sampled()) {
-		c.rec.path, c.rec.agent, c.rec.remote = string(ctx.RequestURI()), clip(ctx.UserAgent()), c.remoteText()
+		c.rec.path, c.rec.agent = string(ctx.RequestURI()), clip(ctx.UserAgent())
+		c.rec.remote, c.rec.peer = s.remoteOf(&ctx.Request.Header, c)
 	}
 	switch {
 	case ctx.IsHead():
