@@ -41,7 +41,7 @@ func TestProxies(t *testing.T) {
 			f := &front{base: service.SharedDir(t), proxy: p.name}
 			f.admin = freeAddress(t)
 			f.s = service.Start(t, service.Options{Bin: bin, Base: f.base, Env: []string{"ADMIN_LISTEN=" + f.admin, "ACCESS_LOG=true",
-				"STALL_TIMEOUT=1s", "MAX_ARTIFACT_SIZE=200MiB", "SHUTDOWN_DELAY=1h"}})
+				"STALL_TIMEOUT=1s", "MAX_ARTIFACT_SIZE=200MiB", "SHUTDOWN_DELAY=1h", "TRUSTED_PROXIES=127.0.0.1", "CLIENT_ADDRESS_HEADER=X-Forwarded-For"}})
 			f.service = f.s.Addr
 			f.addresses = p.start(t, f.addresses)
 			service.Until(t, "a response through the proxy", func() bool { return f.status(t, "GET", "/sites/s/versions", "") == 200 })
@@ -51,6 +51,7 @@ func TestProxies(t *testing.T) {
 			t.Run("large builds pass whole", f.whole)
 			t.Run("refusals pass unchanged", f.refusals)
 			t.Run("Host passes with its port", f.host)
+			t.Run("the service log has the client's address", f.clientAddress)
 			t.Run("TLS", f.tls)
 			if p.name == "haproxy" { // nginx has no active checks
 				t.Run("a replica that is not ready gets nothing", f.notReady)
@@ -214,6 +215,23 @@ func (f *front) host(t *testing.T) {
 	header := fmt.Sprintf("Content-Length: %d\r\nOrigin: http://%s\r\n", len(entry), f.http)
 	if r := roundTrip(t, f.http, "POST", "/sites/host/logs", header, entry); r.status != 201 {
 		t.Errorf("%d %s", r.status, r.body)
+	}
+}
+
+// clientAddress: the proxy replaces what a client says of its address.
+func (f *front) clientAddress(t *testing.T) {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}} // not the address of the proxy
+	c, err := d.Dial("tcp", f.http)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const path = "/sites/address/artifacts/none"
+	fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 192.0.2.1, 127.0.0.1\r\nX-Forwarded-For: 192.0.2.2\r\nForwarded: for=192.0.2.3\r\n\r\n", path)
+	readResponse(t, c, "GET")
+	line := f.request(t, "GET", path)
+	if remote, _ := line["remote"].(string); remote != "127.0.0.2" && !strings.HasPrefix(remote, "127.0.0.2:") {
+		t.Errorf("remote is %v, peer %v; the client is 127.0.0.2", line["remote"], line["peer"])
 	}
 }
 

@@ -68,6 +68,14 @@ func TestTheUnit(t *testing.T) {
 		c.write(t, "etc/systemd/system/srv-pagewright.mount.d/test.conf", testMount)
 		c.must(t, "systemctl", "daemon-reload")
 	})
+	t.Run("a wrong configuration is not tried again", func(t *testing.T) {
+		c.write(t, "etc/pagewright-storage.env", "PAGEWRIGHT_PORT=eighty\n")
+		c.must(t, "systemctl", "start", unit) // Type=exec: it has started, and then ends
+		service.Until(t, "failure", func() bool { return c.property(t, "ActiveState") == "failed" })
+		if got := c.property(t, "ExecMainStatus") + " " + c.property(t, "NRestarts"); got != "78 0" {
+			t.Errorf("exit status and restarts: %s, want 78 0", got)
+		}
+	})
 }
 
 // TestTheUnitPassesSystemdsChecks: no setting is unknown, and the exposure is at most 1.5 of 10.
@@ -138,7 +146,11 @@ func boot(t *testing.T) *machine {
 	c.install(t, "nfs.conf", "etc/systemd/system/"+unit+".d/nfs.conf")
 	c.write(t, "etc/systemd/system/srv-pagewright.mount.d/test.conf", testMount)
 	_, port, _ := net.SplitHostPort(c.addr)
-	c.write(t, "etc/pagewright-storage.env", "PAGEWRIGHT_LISTEN=127.0.0.1\nPAGEWRIGHT_PORT="+port+"\n")
+	env, err := os.ReadFile("../../deploy/systemd/pagewright-storage.env")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.write(t, "etc/pagewright-storage.env", string(env)+"PAGEWRIGHT_PORT="+port+"\nPAGEWRIGHT_ADMIN_LISTEN="+freeAddress(t)+"\n")
 	if out, err := exec.Command("systemctl", "--root="+c.root, "enable", unit).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
