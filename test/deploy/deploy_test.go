@@ -316,6 +316,35 @@ func TestProxiesNeverRepeatARequest(t *testing.T) {
 	}
 }
 
+// TestProxiesReplaceTheAddressOfTheClient: what a client says of itself is not passed on,
+// not even in front of the truth.
+func TestProxiesReplaceTheAddressOfTheClient(t *testing.T) {
+	for _, p := range proxies {
+		t.Run(p.name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			headers := make(chan http.Header, 1)
+			s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == "DELETE" {
+					headers <- r.Header
+				}
+			})}
+			go s.Serve(l)
+			t.Cleanup(func() { s.Close() })
+			a := p.start(t, addresses{service: l.Addr().String(), admin: l.Addr().String()})
+			if r := roundTrip(t, a.http, "DELETE", "/sites/s/artifacts/b", "X-Forwarded-For: 192.0.2.1\r\nForwarded: for=192.0.2.2\r\n", nil); r.status != 200 {
+				t.Fatalf("status %d: %s", r.status, r.body)
+			}
+			h := <-headers
+			if got := h.Values("X-Forwarded-For"); len(got) != 1 || got[0] != "127.0.0.1" || len(h.Values("Forwarded")) > 0 {
+				t.Errorf("X-Forwarded-For %q, Forwarded %q", got, h.Values("Forwarded"))
+			}
+		})
+	}
+}
+
 // TestProxiesTryAgainWhatHasNotBegun: HAProxy takes the other replica if one cannot be
 // connected to. Nginx cannot, without repeating what has begun.
 func TestProxiesTryAgainWhatHasNotBegun(t *testing.T) {
