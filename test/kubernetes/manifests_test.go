@@ -74,7 +74,7 @@ var variants = []struct {
 	blocks        []string
 }{
 	{"nfs", "nfs", "", nil},
-	{"nfs with all that is optional", "nfs", "", []string{"clients", "pod-monitor", "release"}},
+	{"nfs with all that is optional", "nfs", "", []string{"clients", "pod-monitor", "release", "trusted-proxies"}},
 	{"object-store", "object-store", "", nil},
 	{"s3 with keys", "object-store", "", []string{"keys", "pod-monitor"}},
 	{"s3-compatible in the cluster", "object-store", "", []string{"s3-compatible", "keys", "in-cluster"}},
