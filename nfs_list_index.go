@@ -44,6 +44,7 @@ const (
 	logRead
 	logDamaged    // ErrDamaged
 	logTooLarge   // ErrLogFull
+	logOccupied   // ErrOccupied
 	logUnreadable // the next list tries again
 )
 
@@ -54,6 +55,8 @@ func (s logState) problem() string {
 		return ErrDamaged.Error()
 	case logTooLarge:
 		return ErrLogFull.Error()
+	case logOccupied:
+		return ErrOccupied.Error()
 	case logUnreadable:
 		return unreadableLog
 	}
@@ -61,7 +64,7 @@ func (s logState) problem() string {
 }
 
 // known reports whether the log need not be read again while the file stays.
-func (s logState) known() bool { return s == logRead || s == logDamaged || s == logTooLarge }
+func (s logState) known() bool { return s != logUnread && s != logUnreadable }
 
 // The memory that siteIndex.size counts, in bytes, about.
 const (

@@ -119,8 +119,11 @@ func (s *siteScan) loadOne(l *logLoad) error {
 			s.n.log.Error("cannot list a log: damaged, too large or not a file", "file", s.logs.Name()+"/"+name, "error", err)
 		}
 		state := logDamaged
-		if errors.Is(err, ErrLogFull) {
+		switch {
+		case errors.Is(err, ErrLogFull):
 			state = logTooLarge
+		case errors.Is(err, ErrOccupied):
+			state = logOccupied
 		}
 		s.setLog(l.file, nil, state)
 	default:

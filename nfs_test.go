@@ -65,7 +65,8 @@ func TestWhatIsNoFile(t *testing.T) {
 		t.Fatalf("%d versions, %v", len(versions), err)
 	}
 	for _, v := range versions {
-		if want := v.BuildID != "real"; (v.LogsError == ErrDamaged.Error()) != want {
+		want := map[string]string{"link": ErrDamaged.Error(), "nowhere": ErrDamaged.Error(), "fifo": ErrOccupied.Error(), "dir": ErrOccupied.Error()}
+		if v.LogsError != want[v.BuildID] {
 			t.Errorf("%s: logs_error %q", v.BuildID, v.LogsError)
 		}
 	}
@@ -224,7 +225,7 @@ func TestOccupiedPlaces(t *testing.T) {
 		{"a file as a site", "sites/s", file, 404, 200, 409, 409, 409, 409, ""},
 		{"a directory as the lock", "sites/s/.lock", dir, 404, 200, 201, 204, 409, 201, ""},
 		{"a file as the logs", "sites/s/logs", file, 404, 200, 201, 204, 409, 201, ""},
-		{"a directory as a log", "sites/s/logs/b.json", dir, 404, 200, 201, 204, 409, 201, "the log is damaged"},
+		{"a directory as a log", "sites/s/logs/b.json", dir, 404, 200, 201, 204, 409, 201, "unexpected file type in the store"},
 		{"a file as the sites", "sites", file, 503, 503, 503, 503, 503, 503, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
