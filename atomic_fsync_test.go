@@ -494,14 +494,14 @@ func sitesOf(t *testing.T, n *nfs) *os.File {
 // ready, or not writable.
 func TestProbeSyncs(t *testing.T) {
 	w := watchFsyncs(t, t.TempDir())
-	if found, err := w.n.Probe(); err != nil || found.WriteError != "" || w.files != 1 {
+	if found, err := w.n.Probe(); err != nil || found.WriteError != nil || w.files != 1 {
 		t.Errorf("%d files were synced: %+v, %v", w.files, found, err)
 	}
 	w.before = func(string) error { return unix.EIO }
 	_, err := w.n.Probe()
 	wantError(t, err, unix.EIO)
 	w.before = func(string) error { return unix.ENOSPC }
-	if found, err := w.n.Probe(); err != nil || found.WriteError != ErrNoSpace.Error() {
+	if found, err := w.n.Probe(); err != nil || !errors.Is(found.WriteError, ErrNoSpace) {
 		t.Errorf("no space for the probe: %+v, %v", found, err)
 	}
 	wantFiles(t, w.base)

@@ -200,7 +200,7 @@ type pageSeal struct {
 
 // Readiness is the result of a probe of the store.
 type Readiness struct {
-	WriteError string // why writes fail; empty: they work
+	WriteError error // why writes fail; nil: they work, or the probe does not write
 }
 
 // Space is how full a store is. If both numbers of bytes, or both of inodes, are zero, the

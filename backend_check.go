@@ -26,6 +26,10 @@ type checkResult struct {
 	warning bool   // the service works in spite of err, and promises less
 }
 
+// writesSkipped is the result of a service that is read-only.
+var writesSkipped = checkResult{what: "checks that write", warning: true,
+	err: errors.New("skipped, because PAGEWRIGHT_READ_ONLY is true: run doctor without it before the service takes changes")}
+
 // String returns the line of a report.
 func (f checkResult) String() string {
 	switch {

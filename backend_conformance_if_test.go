@@ -485,7 +485,7 @@ func testBadCursor(t *testing.T, open func() store) {
 
 func testProbe(t *testing.T, open func() store) {
 	r, err := open().Probe()
-	if err != nil || r.WriteError != "" {
+	if err != nil || r.WriteError != nil {
 		t.Errorf("the probe found %+v, %v", r, err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 )
 
 // The errors of a Backend. Their classes are in errorClasses.
@@ -111,3 +112,14 @@ func reasonOf(err error) string {
 
 // errorKind returns err as a label of the metrics.
 func errorKind(err error) string { return classify(err).kind }
+
+// errorKinds returns the kinds of all errors.
+func errorKinds() []string {
+	kinds := []string{classify(nil).kind}
+	for _, c := range errorClasses {
+		if !slices.Contains(kinds, c.kind) {
+			kinds = append(kinds, c.kind)
+		}
+	}
+	return kinds
+}

@@ -26,8 +26,24 @@ type cachedProbe[T any] struct {
 	running chan struct{} // closed when the running probe ends; nil: none runs
 }
 
+// errNoResponse is the ErrUnavailable of a probe that has not ended.
+type errNoResponse struct {
+	waited time.Duration
+	last   error // of the probe before it; nil: it succeeded, or there was none
+}
+
+func (e *errNoResponse) Error() string {
+	text := fmt.Sprintf("%v: the store has not responded for %v", ErrUnavailable, e.waited.Round(time.Second))
+	if e.last != nil {
+		text += "; the probe before failed: " + e.last.Error()
+	}
+	return text
+}
+
+func (*errNoResponse) Unwrap() error { return ErrUnavailable }
+
 // get returns the result of the running probe, or else a cached result that is younger than
-// age, or else the result of a new probe. If that takes too long it returns ErrUnavailable.
+// age, or else the result of a new probe. If that takes too long it returns errNoResponse.
 func (p *cachedProbe[T]) get(age time.Duration) (T, error) {
 	p.mu.Lock()
 	if p.running == nil {
@@ -38,7 +54,7 @@ func (p *cachedProbe[T]) get(age time.Duration) (T, error) {
 		p.running, p.since = make(chan struct{}), time.Now()
 		go p.run(p.running)
 	}
-	running, since := p.running, p.since
+	running, since, last := p.running, p.since, p.err
 	p.mu.Unlock()
 
 	timer := time.NewTimer(cmp.Or(p.wait, probeWait) - time.Since(since))
@@ -50,7 +66,7 @@ func (p *cachedProbe[T]) get(age time.Duration) (T, error) {
 		return p.value, p.err
 	case <-timer.C:
 		var none T
-		return none, fmt.Errorf("%w: the store has not responded for %v", ErrUnavailable, time.Since(since).Round(time.Second))
+		return none, &errNoResponse{time.Since(since), last}
 	}
 }
 

@@ -30,6 +30,7 @@ type Config struct {
 	NFSRequireMount bool          `env:"NFS_REQUIRE_MOUNT" envDefault:"false" help:"nfs: refuse to start if the base path is not a mount point"`
 	TempMaxAge      time.Duration `env:"TEMP_MAX_AGE" envDefault:"24h" help:"nfs: age at which files left by a crash are removed; must be longer than any upload or download takes"`
 
+	ReadOnly   bool `env:"READ_ONLY" envDefault:"false" help:"serve reads only, for a restore or a move: changes are refused (503), and the service itself writes nothing to the store"`
 	AppendOnly bool `env:"APPEND_ONLY" envDefault:"false" help:"refuse to replace a build (409) or delete one (403)"`
 
 	BuildCacheControl string `env:"BUILD_CACHE_CONTROL" help:"Cache-Control header of builds in an append-only store, for example \"public, max-age=31536000, immutable\"; empty means no-cache"`

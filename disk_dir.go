@@ -193,6 +193,19 @@ func (d *disk) linkTo(dir *os.File, from, to string) error {
 	return diskError("link", dir.Name()+"/"+from, err)
 }
 
+// setSameDirMode sets the mode of dir to its current mode.
+func (d *disk) setSameDirMode(dir *os.File) error {
+	var st unix.Stat_t
+	err := retryEINTR(func() error { return unix.Fstat(int(dir.Fd()), &st) })
+	if err == nil {
+		err = retryEINTR(func() error { return unix.Fchmod(int(dir.Fd()), st.Mode&0o7777) })
+	}
+	if err != nil {
+		return diskError("set the mode of", dir.Name(), err)
+	}
+	return nil
+}
+
 // setSameMode sets the mode of name, in the directory at path, to its current mode.
 func (d *disk) setSameMode(path, name string) error {
 	dir, err := d.openDir(path)

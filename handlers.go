@@ -3,6 +3,7 @@ package main
 import (
 	"log/slog"
 	"strings"
+	"sync/atomic"
 
 	"github.com/fasthttp/router"
 	"github.com/valyala/fasthttp"
@@ -17,6 +18,7 @@ type api struct {
 	metrics   *serviceMetrics
 	stopping  func() bool             // the service shuts down
 	ready     *cachedProbe[Readiness] // nil: the backend cannot be probed
+	wrote     atomic.Bool             // a probe found that writes work
 	space     *cachedProbe[Space]     // nil: the backend has no size
 	freeSpace *freeSpace              // nil: none is kept free
 
@@ -26,7 +28,7 @@ type api struct {
 func newAPI(cfg *Config, backend Backend, log *slog.Logger, m *serviceMetrics, stopping func() bool) *api {
 	a := &api{limits: newLimits(cfg), cfg: cfg, backend: backend, log: log, metrics: m, stopping: stopping, listBuffered: listBuffered}
 	if p, ok := backend.(Prober); ok {
-		a.ready = &cachedProbe[Readiness]{probe: timed(m, callProbe, p.Probe)}
+		a.ready = &cachedProbe[Readiness]{probe: a.probeOf(p)}
 	}
 	if p, ok := backend.(SpaceTeller); ok {
 		a.space = &cachedProbe[Space]{probe: timed(m, callSpace, p.Space)}
@@ -93,6 +95,9 @@ func (a *api) routes() []route {
 		endpoint("POST", logs, routeLogs, parseAppend, nil, a.postLog),
 		endpoint("GET", versions, routeVersions, parseListing, nil, a.getVersions),
 		endpoint("HEAD", versions, routeVersions, parseListing, nil, a.getVersions),
+	}
+	if a.cfg.ReadOnly {
+		a.refuseChanges(all)
 	}
 	all = append(all, page("/openapi.yaml", routeOpenAPI, getOpenAPI)...)
 	all = append(all, a.healthRoutes()...)

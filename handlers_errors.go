@@ -12,7 +12,7 @@ import (
 
 // operationError is the failure of an operation on the store.
 type operationError struct {
-	operation       string // as in "cannot delete the artifact"
+	operation       string // as in "cannot delete the artifact"; empty: the response names the kind alone
 	siteID, buildID string // may be empty
 	err             error
 	status          int // 0: that of err
@@ -58,7 +58,7 @@ func (a *api) refusalOf(ctx *fasthttp.RequestCtx, err error) *httpError {
 	class := classify(err)
 	reason := reasonOf(err)
 	op := &operationError{err: err}
-	if errors.As(err, &op) {
+	if errors.As(err, &op) && op.operation != "" {
 		reason = "cannot " + op.operation + ": " + reason
 	}
 	status := class.status

@@ -53,7 +53,13 @@ func (a *api) addGauges() {
 		"pagewright_uploads_in_flight":     func() float64 { return float64(a.uploads.inUse()) },
 		"pagewright_uploads_limit":         func() float64 { return float64(a.cfg.MaxUploads) },
 		"pagewright_store_calls_in_flight": func() float64 { return float64(a.reads.inUse() + a.listing.inUse() + a.writes.inUse()) },
+
+		`pagewright_store_calls_limit{kind="read"}`:  func() float64 { return float64(a.reads.limit + a.listing.limit) },
+		`pagewright_store_calls_limit{kind="write"}`: func() float64 { return float64(a.writes.limit) },
+
+		"pagewright_read_only": func() float64 { return boolToFloat(a.cfg.ReadOnly) },
 	}
+	a.metrics.set.GetOrCreateCounter(refusedReadOnly)
 	for name, b := range a.budgets() {
 		label := `{budget="` + name + `"}`
 		gauges["pagewright_budget_in_use"+label] = func() float64 { return float64(b.inUse()) }
@@ -63,12 +69,16 @@ func (a *api) addGauges() {
 	}
 	if a.ready != nil {
 		gauges["pagewright_store_readable"] = func() float64 {
-			_, err := a.ready.get(probeKeep)
+			_, err := a.readiness()
 			return boolToFloat(err == nil)
 		}
 		gauges["pagewright_store_writable"] = func() float64 {
-			found, err := a.ready.get(probeKeep)
-			return boolToFloat(err == nil && found.WriteError == "")
+			found, err := a.readiness()
+			return boolToFloat(err == nil && found.WriteError == nil && !a.cfg.ReadOnly)
+		}
+		gauges["pagewright_store_denied"] = func() float64 {
+			found, _ := a.readiness()
+			return boolToFloat(a.neverAllowed(found))
 		}
 	}
 	if a.space != nil {

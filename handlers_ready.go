@@ -1,13 +1,20 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"time"
 
 	"github.com/valyala/fasthttp"
 )
 
-// probeKeep is how long the result of a probe is good for.
-const probeKeep = 2 * time.Second
+const (
+	// probeKeep is how long the result of a probe is good for.
+	probeKeep = 2 * time.Second
+	// watchInterval is how often the store is probed if nobody asks, unless the store has an
+	// interval of its own.
+	watchInterval = 5 * time.Second
+)
 
 // getHealth reports that the process responds. It does not touch the store, so
 // that a store in trouble does not get every replica killed.
@@ -20,24 +27,80 @@ func getHealth(*fasthttp.RequestCtx) (response, error) {
 	return r, nil
 }
 
-// getReady reports whether requests should be sent here: the store can be read
-// and the service is not shutting down.
+// getReady reports whether requests should be sent here: the store can be read, writing was
+// not denied from the start, and the service is not shutting down. The response names the
+// kind of a failure; the rest is for the service log.
 func (a *api) getReady(*fasthttp.RequestCtx) (response, error) {
 	if a.stopping() {
 		return response{}, newHTTPError(fasthttp.StatusServiceUnavailable, "shutting down")
 	}
-	found := Readiness{}
-	if a.ready != nil {
-		var err error
-		if found, err = a.ready.get(probeKeep); err != nil {
-			return response{}, &operationError{operation: "read the store", err: err, status: fasthttp.StatusServiceUnavailable}
-		}
+	found, err := a.readiness()
+	if err == nil && a.neverAllowed(found) {
+		err = found.WriteError
+	}
+	if err != nil {
+		return response{}, &operationError{err: err, status: fasthttp.StatusServiceUnavailable}
+	}
+	reason := ""
+	switch {
+	case a.cfg.ReadOnly:
+		reason = readOnlyReason
+	case found.WriteError != nil:
+		reason = classify(found.WriteError).err.Error()
 	}
 	r := jsonResponse(fasthttp.StatusOK, struct {
 		Status string `json:"status"`
 		Writes bool   `json:"writes"`
 		Reason string `json:"reason,omitempty"`
-	}{"ready", found.WriteError == "", found.WriteError})
+	}{"ready", reason == "", reason})
 	r.cacheControl = noStore
 	return r, nil
+}
+
+// readiness returns the result of a probe that is younger than probeKeep.
+func (a *api) readiness() (Readiness, error) {
+	if a.ready == nil {
+		return Readiness{}, nil
+	}
+	return a.ready.get(probeKeep)
+}
+
+// neverAllowed reports whether the store denies writes, and has done so since the start:
+// the owner, the mode or the credentials of this replica are wrong. A roll-out should stop
+// then. A store that denies them later, is full or is read-only can still be read.
+func (a *api) neverAllowed(found Readiness) bool {
+	return errors.Is(found.WriteError, ErrDenied) && !a.wrote.Load()
+}
+
+// probeOf returns the probe of a store, which notes whether writes have ever worked.
+func (a *api) probeOf(p Prober) func() (Readiness, error) {
+	probe := timed(a.metrics, callProbe, p.Probe)
+	return func() (Readiness, error) {
+		found, err := probe()
+		if err == nil && found.WriteError == nil {
+			a.wrote.Store(true)
+		}
+		return found, err
+	}
+}
+
+// watchStore probes the store until ctx ends, and logs when it is lost and when it is back,
+// also while nobody asks.
+func (a *api) watchStore(ctx context.Context) {
+	if a.ready == nil {
+		return
+	}
+	interval := watchInterval
+	if p, ok := a.backend.(interface{ probeInterval() time.Duration }); ok {
+		interval = p.probeInterval()
+	}
+	store := outage{log: a.log, begins: "store lost", end: "store is back", lasted: "lost_ms"}
+	writes := outage{log: a.log, begins: "store not writable", end: "store is writable again", lasted: "not_writable_ms"}
+	a.ready.watch(ctx, interval, func(found Readiness, err error) {
+		now := time.Now()
+		store.observe(now, err)
+		if err == nil { // otherwise nothing is known of writes
+			writes.observe(now, found.WriteError)
+		}
+	})
 }

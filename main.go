@@ -199,7 +199,7 @@ func startAttrs(cfg *Config, l *listener) []any {
 	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
 		attrs = append(attrs, "memory_limit", limit)
 	}
-	attrs = append(append(attrs, cfg.storeAttrs()...), "append_only", cfg.AppendOnly, "connections", l.max)
+	attrs = append(append(attrs, cfg.storeAttrs()...), "append_only", cfg.AppendOnly, "read_only", cfg.ReadOnly, "connections", l.max)
 	return append(attrs, cfg.limitAttrs()...)
 }
 

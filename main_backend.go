@@ -11,32 +11,53 @@ import (
 // openBackend opens the configured store. Its error names the variable at fault. It does
 // not find out whether an object store can be reached.
 func openBackend(ctx context.Context, cfg *Config, log *slog.Logger) (Backend, error) {
+	var store Backend
+	var err error
 	switch cfg.StorageBackend {
 	case "s3":
-		return openS3(ctx, cfg.S3, cfg.UploadMemory, log)
+		store, err = openS3(ctx, cfg.S3, cfg.UploadMemory, log)
 	case "azure":
-		return openAzure(cfg.Azure, cfg.UploadMemory, log)
+		conf := cfg.Azure
+		conf.Create = conf.Create && !cfg.ReadOnly
+		store, err = openAzure(conf, cfg.UploadMemory, log)
 	case "gcs":
-		return openGCS(ctx, cfg.GCS, cfg.UploadMemory, log)
+		store, err = openGCS(ctx, cfg.GCS, cfg.UploadMemory, log)
 	case "nfs":
-		if err := checkMount(cfg.NFSBasePath, cfg.NFSRequireMount, log); err != nil {
-			return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
-		}
-		n, err := openNFS(cfg.NFSBasePath, log)
-		switch {
-		case errors.Is(err, syscall.ENOTDIR):
-			return nil, badConfig("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
-		case err != nil: // a missing directory too: it may be on a mount that is not there yet
-			return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
-		}
-		return n, nil
+		return openNFSPath(cfg, log)
+	default:
+		err = badConfig("PAGEWRIGHT_STORAGE_BACKEND=%s: this binary was built without this backend", cfg.StorageBackend)
 	}
-	return nil, badConfig("PAGEWRIGHT_STORAGE_BACKEND=%s: this binary was built without this backend", cfg.StorageBackend)
+	if s, ok := store.(*objectStore); ok && err == nil {
+		s.readOnly = cfg.ReadOnly
+	}
+	return store, err
+}
+
+func openNFSPath(cfg *Config, log *slog.Logger) (Backend, error) {
+	err := checkMount(cfg.NFSBasePath, cfg.NFSRequireMount, log)
+	if err == nil {
+		var n *nfs
+		if n, err = openNFS(cfg.NFSBasePath, log); err == nil {
+			n.readOnly = cfg.ReadOnly
+			return n, nil
+		}
+	}
+	if errors.Is(err, syscall.ENOTDIR) {
+		return nil, badConfig("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
+	}
+	// A missing directory too: it may be on a mount that is not there yet.
+	return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
 }
 
 // startJobs starts what the store does in the background until ctx ends.
 func startJobs(ctx context.Context, store Backend, cfg *Config) {
-	if n, ok := store.(*nfs); ok {
+	if n, ok := store.(*nfs); ok && !cfg.ReadOnly {
 		go n.sweepTemps(ctx, cfg.TempMaxAge)
 	}
+}
+
+// serve serves on l until ctx ends, and watches the store meanwhile.
+func (s *service) serve(ctx context.Context, l *listener) error {
+	go s.watchStore(ctx)
+	return s.server.serve(ctx, l)
 }

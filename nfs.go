@@ -14,8 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const ()
-
 // nfs is the store in a directory: on an NFS mount that several replicas share, or on a
 // local file system.
 //
@@ -27,10 +25,11 @@ const ()
 // changes, and a cache can rely on names, inode numbers and times. On NFS, an interrupted
 // replacement may leave the new file under an interim name (nfs_replace.go).
 type nfs struct {
-	base   string
-	disk   *disk
-	log    *slog.Logger
-	remote bool // base is on NFS: other clients have caches
+	base     string
+	disk     *disk
+	log      *slog.Logger
+	remote   bool // base is on NFS: other clients have caches
+	readOnly bool // probes and checks must not write
 
 	mountPoint bool                                 // base was a mount point at the start, and must stay one
 	kind       fsKind                               // of the file system at the start; it must stay the same

@@ -11,13 +11,22 @@ import (
 	"time"
 )
 
-// runChecks implements checker. It works in a temporary directory, which it removes.
+// diskStep is one step of the checks.
+type diskStep struct {
+	what string
+	do   func() (note string, err error)
+}
+
+// runChecks implements checker. It works in a temporary directory, which it removes. It
+// creates nothing if the service is read-only.
 func (n *nfs) runChecks(report func(checkResult)) {
 	c := &diskCheck{n: n, report: report}
-	for _, step := range []struct {
-		what string
-		do   func() (note string, err error)
-	}{
+	if n.readOnly {
+		c.run([]diskStep{{"mount", c.mount}, {"read the directory of the sites", c.readSites}, {logsCheck, c.logs}})
+		report(writesSkipped)
+		return
+	}
+	c.run([]diskStep{
 		{"mount", c.mount},
 		{"make a directory", c.makeDir},
 		{"write a file, fsync and close it", c.write},
@@ -29,16 +38,23 @@ func (n *nfs) runChecks(report func(checkResult)) {
 		{"link does not replace a file", c.link},
 		{"locks on two descriptors exclude each other", c.lock},
 		{"compare the clocks", c.clock},
-		{"no logs in the original API's format", c.logs},
-	} {
+		{logsCheck, c.logs},
+	})
+	if err := c.clean(); err != nil {
+		report(checkResult{what: "remove the test files", err: err})
+	}
+}
+
+const logsCheck = "no logs in the original API's format"
+
+// run takes the steps and reports the result of each.
+func (c *diskCheck) run(steps []diskStep) {
+	for _, step := range steps {
 		note, err := step.do()
-		report(checkResult{what: step.what, err: err, note: note, warning: isWeak(err)})
+		c.report(checkResult{what: step.what, err: err, note: note, warning: isWeak(err)})
 		if c.dir == nil && c.names != nil && err != nil {
 			break // without the directory no further check can run
 		}
-	}
-	if err := c.clean(); err != nil {
-		report(checkResult{what: "remove the test files", err: err})
 	}
 }
 
@@ -69,9 +85,19 @@ func (c *diskCheck) mount() (string, error) {
 		return "", err
 	}
 	for _, w := range m.warnings() {
-		c.report(checkResult{what: "mount option", err: w, warning: !w.noLocks})
+		c.report(checkResult{what: w.of, err: w, warning: !w.noLocks})
 	}
 	return fmt.Sprintf("%s on %s (%s, %s)", m.FSType, m.Mountpoint, m.Options, m.VFSOptions), nil
+}
+
+// readSites reads the directory of the sites.
+func (c *diskCheck) readSites() (string, error) {
+	dir, err := c.n.openRoot()
+	if err != nil {
+		return "", err
+	}
+	defer dir.Close()
+	return "", eachName(dir, func(string) error { return nil })
 }
 
 // makeDir creates the directory of the check next to the directories of the sites.

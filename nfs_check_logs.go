@@ -2,9 +2,12 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -40,6 +43,11 @@ func (c *diskCheck) logs() (string, error) {
 	if err != nil && err != errAllRead {
 		return "", err
 	}
+	if found.notFiles > 0 {
+		c.report(checkResult{what: "logs are files", warning: true, err: fmt.Errorf("%d logs (%s) are symbolic links, directories or the like (first: %q): "+
+			"links are not followed; the builds are listed with logs_error, and take no log entries until these are moved away",
+			found.notFiles, found, found.firstNotFile)})
+	}
 	if found.entries > 0 {
 		return "", warning{fmt.Errorf("%d log files (%s) are in the original API's format, one entry per file (first: %q): "+
 			"each is listed as a build with a damaged log; to convert them, see docs/operations.md", found.entries, found, found.first)}
@@ -51,6 +59,8 @@ func (c *diskCheck) logs() (string, error) {
 type logCount struct {
 	sites, files, entries int    // checked; entries counts the files of the original API
 	first                 string // the path of the first of them
+	notFiles              int    // symbolic links, directories and the like in place of a log
+	firstNotFile          string // the path of the first of them
 	more                  bool   // not all were checked
 }
 
@@ -73,7 +83,14 @@ func (l *logCount) site(dir *os.File) error {
 			l.more = true
 			return errAllRead
 		}
-		data, _, err := readFile(dir, name, maxScanned)
+		data, st, err := readFile(dir, name, maxScanned)
+		if errors.Is(err, unix.ELOOP) || errors.Is(err, ErrOccupied) || err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+			l.files++
+			if l.notFiles++; l.firstNotFile == "" {
+				l.firstNotFile = dir.Name() + "/" + name
+			}
+			return nil
+		}
 		if err != nil {
 			return ignoreNotExist(err)
 		}

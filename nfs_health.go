@@ -21,9 +21,10 @@ func (n *nfs) Space() (Space, error) {
 	return Space{st.Bavail * block, st.Blocks * block, st.Ffree, st.Files}, nil
 }
 
-// Probe implements Prober. It reads the directory of the sites and checks that it is
-// writable. Then it writes and fsyncs a file, in the base if possible: a change in the
-// directory of the sites would invalidate the caches of other NFS clients.
+// Probe implements Prober. It reads the directory of the sites and, unless the service is
+// read-only, checks that it is writable. Then it writes and fsyncs a file, in the base if
+// possible: a change in the directory of the sites would invalidate the caches of other NFS
+// clients.
 func (n *nfs) Probe() (Readiness, error) {
 	if err := n.checkMounted(); err != nil {
 		return Readiness{}, err
@@ -36,12 +37,14 @@ func (n *nfs) Probe() (Readiness, error) {
 	if _, err := dir.Readdirnames(1); err != nil && err != io.EOF {
 		return Readiness{}, diskError("read directory", dir.Name(), errors.Unwrap(err))
 	}
+	if n.readOnly {
+		return Readiness{}, nil
+	}
 	if err := n.probeWrites(dir); err != nil {
 		if errors.Is(err, ErrUnavailable) || errors.Is(err, unix.EIO) {
 			return Readiness{}, err
 		}
-		n.log.Warn("the store is not writable", "error", err)
-		return Readiness{WriteError: reasonOf(err)}, nil
+		return Readiness{WriteError: err}, nil
 	}
 	return Readiness{}, nil
 }
@@ -51,7 +54,7 @@ func (n *nfs) probeWrites(root *os.File) error {
 		return unix.Faccessat(int(root.Fd()), ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS)
 	})
 	if err != nil {
-		return diskError("write to", root.Name(), err)
+		return n.whyDenied(root, diskError("write to", root.Name(), err))
 	}
 	base, err := n.disk.openDir(n.base)
 	if err == nil {
@@ -62,6 +65,20 @@ func (n *nfs) probeWrites(root *os.File) error {
 		return n.probeWrite(root)
 	}
 	return err
+}
+
+// whyDenied returns the real cause of denied, the error of a write to dir. For an export
+// that is read-only an NFS server denies the access (nfsd_access in the kernel), and the
+// client does not ask further. A change of the mode does reach the server, which then says
+// that it is read-only. It only ever sets the current mode.
+func (n *nfs) whyDenied(dir *os.File, denied error) error {
+	if !n.remote || !errors.Is(denied, ErrDenied) {
+		return denied
+	}
+	if err := n.disk.setSameDirMode(dir); errors.Is(err, ErrReadOnly) {
+		return err
+	}
+	return denied
 }
 
 func (n *nfs) probeWrite(dir *os.File) error {

@@ -13,7 +13,7 @@ import (
 func TestProbeLooksWhereSitesAre(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
-	if r, err := n.Probe(); err != nil || r.WriteError != "" {
+	if r, err := n.Probe(); err != nil || r.WriteError != nil {
 		t.Errorf("empty: %+v, %v", r, err)
 	}
 	sites := filepath.Join(base, sitesDir)

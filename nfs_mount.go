@@ -29,7 +29,7 @@ func checkMount(base string, require bool, log *slog.Logger) error {
 		return errors.New("is not a mount point, and PAGEWRIGHT_NFS_REQUIRE_MOUNT is true")
 	}
 	for _, w := range mount.warnings() {
-		log.Warn("an NFS mount option weakens the guarantees of the store", "path", mount.Mountpoint, "type", mount.FSType, "problem", w.Error())
+		log.Warn("the mount weakens the guarantees of the store", "path", mount.Mountpoint, "type", mount.FSType, "problem", w.Error())
 	}
 	return nil
 }
@@ -64,20 +64,25 @@ func (m mountInfo) isOf(base string) bool {
 	return err == nil && m.Mountpoint == base
 }
 
-// mountWarning describes a mount option that weakens the guarantees of the store.
+// mountWarning describes a mount option, or a kind of file system, that weakens the
+// guarantees of the store.
 type mountWarning struct {
+	of          string // "mount option" or "file system"
 	option, why string
 	noLocks     bool // locks do not work between hosts
 }
 
 func (w mountWarning) Error() string { return w.option + ": " + w.why }
 
-// warnings returns the options of the mount that weaken the guarantees of the store.
+// warnings returns what about the mount weakens the guarantees of the store.
 func (m mountInfo) warnings() []mountWarning {
-	if !strings.HasPrefix(m.FSType, "nfs") {
-		return nil
+	switch {
+	case strings.HasPrefix(m.FSType, "nfs"):
+		return nfsOptionWarnings(m.VFSOptions)
+	case m.FSType == "tmpfs", m.FSType == "ramfs":
+		return []mountWarning{{"file system", m.FSType, "not durable: it is memory, so a restart of the host loses every build and log", false}}
 	}
-	return nfsOptionWarnings(m.VFSOptions)
+	return nil
 }
 
 // checkMounted returns ErrUnavailable if base is gone, is no longer the mount point that it
@@ -173,18 +178,19 @@ func kindOfFS(fsType int64) fsKind {
 // store (nfs(5)). options has the format of /proc/self/mountinfo.
 func nfsOptionWarnings(options string) []mountWarning {
 	const (
+		of    = "mount option"
 		local = "locks are local to this host: log entries of other hosts can be lost, and a build can seem absent while another host replaces it"
 		soft  = "a write can fail or be lost while the server restarts; use the mount option hard"
 	)
 	var warnings []mountWarning
 	opts := strings.Split(options, ",")
 	for _, w := range []mountWarning{
-		{"nolock", local, true},
-		{"local_lock=all", local, true},
-		{"local_lock=posix", local, true},
-		{"nocto", "changes by other hosts stay invisible for a while", false},
-		{"soft", soft, false},
-		{"softerr", soft, false},
+		{of, "nolock", local, true},
+		{of, "local_lock=all", local, true},
+		{of, "local_lock=posix", local, true},
+		{of, "nocto", "changes by other hosts stay invisible for a while", false},
+		{of, "soft", soft, false},
+		{of, "softerr", soft, false},
 	} {
 		if slices.Contains(opts, w.option) {
 			warnings = append(warnings, w)

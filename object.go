@@ -34,6 +34,7 @@ type objectStore struct {
 	bucket       bucket
 	prefix       string // of every key; empty or ending in a slash
 	log          *slog.Logger
+	readOnly     bool // probes and checks must not write
 	logs         *logCache
 	lists        batcher[VersionQuery, []listed] // one list of a site at a time
 	limits       listLimits

@@ -281,15 +281,22 @@ func (c *storeCheck) clean() {
 // errStopList ends a list after its first page.
 var errStopList = errors.New("the list was stopped")
 
-// Probe implements Prober. The first call runs the check of capabilities, which writes.
-// Every call lists. Later ones do not write: that costs money, and the first check finds
-// out whether the store refuses writes.
+// probeInterval is how often the store is probed if nobody asks: at most 90,000 lists a month.
+func (s *objectStore) probeInterval() time.Duration { return 30 * time.Second }
+
+// Probe implements Prober. Every call lists. Until the check of capabilities has succeeded
+// once, a call also runs that check, which writes, unless the service is read-only. Later
+// calls do not write: that costs money, and the check has found out whether the store
+// refuses writes.
 func (s *objectStore) Probe() (Readiness, error) {
 	var found Readiness
+	if s.readOnly {
+		return found, s.listChecks()
+	}
 	switch err := s.requireCapability(conditionalPut); {
 	case err == nil, errors.Is(err, ErrUnsupported):
 	case errors.Is(err, ErrDenied), errors.Is(err, ErrNoSpace), errors.Is(err, ErrReadOnly):
-		found.WriteError = reasonOf(err)
+		found.WriteError = err
 	default:
 		return found, err
 	}
@@ -309,6 +316,11 @@ func (s *objectStore) listChecks() error {
 
 // runChecks implements checker. It adds what the service refuses for lack of a capability.
 func (s *objectStore) runChecks(report func(checkResult)) {
+	if s.readOnly {
+		report(checkResult{what: "list the store", err: s.listChecks()})
+		report(writesSkipped)
+		return
+	}
 	results, missing, err := s.check()
 	failed := false
 	for _, r := range results {

@@ -380,7 +380,7 @@ func TestProbeOfAStoreInTrouble(t *testing.T) {
 		}
 		b := openMem(m)
 		r, err := b.Probe()
-		if !errors.Is(err, want) || (r.WriteError != "") != writeError {
+		if !errors.Is(err, want) || (r.WriteError != nil) != writeError {
 			t.Errorf("%s fails with %v: the probe found %+v, %v", op, fault, r, err)
 		}
 	}

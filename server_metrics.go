@@ -84,7 +84,7 @@ func newServiceMetrics() *serviceMetrics {
 	for _, call := range []string{callStore, callFetch, callStat, callDelete, callAppend, callList, callProbe, callSpace, callURL} {
 		m.calls[call] = set.NewPrometheusHistogramExt(fmt.Sprintf(`pagewright_backend_duration_seconds{operation=%q}`, call), durationBuckets)
 		// From zero on: an increase is seen only of a series that existed before.
-		for _, kind := range []string{"internal", "unavailable", "damaged", "denied", "no_space"} {
+		for _, kind := range errorKinds() {
 			m.failures(call, kind)
 		}
 	}
