@@ -84,15 +84,19 @@ func (a *api) probeOf(p Prober) func() (Readiness, error) {
 	}
 }
 
+// probeInterval returns how often watchStore probes the store.
+func (a *api) probeInterval() time.Duration {
+	if p, ok := a.backend.(interface{ probeInterval() time.Duration }); ok {
+		return p.probeInterval()
+	}
+	return watchInterval
+}
+
 // watchStore probes the store until ctx ends, and logs when it is lost and when it is back,
-// also while nobody asks.
-func (a *api) watchStore(ctx context.Context) {
+// also while nobody asks for /ready.
+func (a *api) watchStore(ctx context.Context, interval time.Duration) {
 	if a.ready == nil {
 		return
-	}
-	interval := watchInterval
-	if p, ok := a.backend.(interface{ probeInterval() time.Duration }); ok {
-		interval = p.probeInterval()
 	}
 	store := outage{log: a.log, begins: "store lost", end: "store is back", lasted: "lost_ms"}
 	writes := outage{log: a.log, begins: "store not writable", end: "store is writable again", lasted: "not_writable_ms"}

@@ -176,6 +176,7 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
 	}
 	startJobs(ctx, backend, cfg)
 	s := newService(cfg, backend, log)
+	go s.watchStore(ctx, s.probeInterval())
 	stopAdmin, err := s.serveAdmin()
 	if err != nil {
 		return listenError(err)

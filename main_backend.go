@@ -55,9 +55,3 @@ func startJobs(ctx context.Context, store Backend, cfg *Config) {
 		go n.sweepTemps(ctx, cfg.TempMaxAge)
 	}
 }
-
-// serve serves on l until ctx ends, and watches the store meanwhile.
-func (s *service) serve(ctx context.Context, l *listener) error {
-	go s.watchStore(ctx)
-	return s.server.serve(ctx, l)
-}
