@@ -331,3 +331,27 @@ func TestDoctorKnowsEntriesOfTheOriginal(t *testing.T) {
 		t.Errorf("of logs: %s", got)
 	}
 }
+
+// Doctor says what it means that a log is not a file, and that memory is not durable. Both
+// are warnings.
+func TestDoctorWarns(t *testing.T) {
+	s := startServer(t)
+	s.post(t, 201, "/sites/s/logs", `{"build_id":"b","action":"a","status":"s"}`)
+	logs := filepath.Join(s.dir, "sites", "s", "logs")
+	if err := errors.Join(os.Symlink("b.json", logs+"/link.json"), os.Mkdir(logs+"/dir.json", 0o755), unix.Mkfifo(logs+"/fifo.json", 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	out, err := runDoctor("PAGEWRIGHT_NFS_BASE_PATH=" + s.dir)
+	if err != nil || !strings.Contains(out, "warn logs are files: 3 logs (4 files in 1 sites checked)") || strings.Contains(out, "FAIL") {
+		t.Errorf("%v:\n%s", err, out)
+	}
+	if os.Getuid() != 0 {
+		return // only root can mount a file system
+	}
+	memory := t.TempDir()
+	mustMount(t, "none", memory, "tmpfs", "")
+	out, err = runDoctor("PAGEWRIGHT_NFS_BASE_PATH=" + memory)
+	if err != nil || !strings.Contains(out, "warn file system: tmpfs: not durable") {
+		t.Errorf("%v:\n%s", err, out)
+	}
+}

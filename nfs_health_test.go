@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestProbeLooksWhereSitesAre: a check of the base alone does not show whether a site can
@@ -36,5 +38,28 @@ func onlyRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can mount a file system")
+	}
+}
+
+// An NFS server denies access to a read-only export without saying why. A change of the
+// mode gets the real cause. The test uses a mount that is read-only in place of the export.
+func TestDeniedByAReadOnlyExport(t *testing.T) {
+	onlyRoot(t)
+	denied := diskError("write to", "dir", unix.EACCES)
+	base, mount := t.TempDir(), t.TempDir()
+	if err := errors.Join(unix.Mount(base, mount, "", unix.MS_BIND, ""), unix.Mount("", mount, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(mount, unix.MNT_DETACH) })
+	for dir, want := range map[string]error{base: ErrDenied, mount: ErrReadOnly} {
+		n := openRemote(t, dir)
+		root, err := n.openRoot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := n.whyDenied(root, denied); !errors.Is(got, want) {
+			t.Errorf("%s: %v, want %v", dir, got, want)
+		}
+		root.Close()
 	}
 }
