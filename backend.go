@@ -138,6 +138,33 @@ type SpaceTeller interface {
 	Space() (Space, error)
 }
 
+// Outcome is what a change did. A store sets it through Precondition.Outcome and
+// LogEntry.Outcome if it knows without another call of the file system or the bucket.
+type Outcome string
+
+const (
+	outcomeCreated  Outcome = "created"  // the build or the log entry did not exist
+	outcomeReplaced Outcome = "replaced" // the build existed
+	outcomeSame     Outcome = "same"     // the log has the entry already
+	outcomeDeleted  Outcome = "deleted"  // the build existed
+	outcomeAbsent   Outcome = "absent"   // there was no build to delete
+)
+
+// set sets the outcome of a caller that wants it.
+func (o *Outcome) set(v Outcome) {
+	if o != nil {
+		*o = v
+	}
+}
+
+// outcomeOf returns existed or else, depending on whether the build existed.
+func outcomeOf(exists bool, existed, otherwise Outcome) Outcome {
+	if exists {
+		return existed
+	}
+	return otherwise
+}
+
 // ArtifactInfo describes a stored artifact.
 type ArtifactInfo struct {
 	Size    int64
@@ -155,6 +182,7 @@ type LogEntry struct {
 	Metadata  json.RawMessage `json:"metadata,omitempty"` // a JSON object as the client sent it, or nil
 	Fresh     bool            `json:"-"`                  // ID is random and new: no log has it yet
 	Client    string          `json:"-"`                  // who sent it, for the memory budgets; not stored
+	Outcome   *Outcome        `json:"-"`                  // gets what WriteLog did, where the store knows; may be nil
 }
 
 // Version is one build of a site. If the build has only a log, SizeBytes is 0 and CreatedAt

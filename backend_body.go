@@ -24,6 +24,10 @@ var (
 	// errBodyCut: the connection ended inside a body. It does not wrap io.EOF or
 	// io.ErrUnexpectedEOF, which some libraries take for a normal end.
 	errBodyCut = errors.New("the body was cut short")
+	// errBadChunk: the chunks of the body are malformed (RFC 9112, section 7.1).
+	errBadChunk = errors.New("the body has a malformed chunk")
+	// errShutDown: the shutdown of the service cut the body.
+	errShutDown = errors.New("the service is shutting down")
 	// errRevoked: a budget took back what this request holds.
 	errRevoked = fmt.Errorf("%w: other clients are waiting for capacity that your address holds", ErrBusy)
 )

@@ -69,6 +69,8 @@ var errorClasses = []errorClass{
 	{errEmptyBody, 400, "client", 0},
 	{errStalled, 408, "client", 0},
 	{errBodyCut, 400, "client", 0},
+	{errBadChunk, 400, "client", 0},
+	{errShutDown, 503, "shutdown", slog.LevelWarn},
 	{errRevoked, 503, "busy", slog.LevelWarn},
 	{ErrPrecondition, 412, "precondition", 0},
 	{ErrNotFound, 404, "not_found", 0},

@@ -26,6 +26,8 @@ func TestErrorClasses(t *testing.T) {
 		{"errStalled", errStalled, 408, "client", none, "the client stalled"},
 		{"tooSlow", tooSlow(7), 408, "client", none, "the client sent less than 7 bytes a second over the last minute"},
 		{"errBodyCut", errBodyCut, 400, "client", none, "the body was cut short"},
+		{"errBadChunk", errBadChunk, 400, "client", none, "the body has a malformed chunk"},
+		{"errShutDown", errShutDown, 503, "shutdown", slog.LevelWarn, "the service is shutting down"},
 		{"errRevoked", errRevoked, 503, "busy", slog.LevelWarn, errRevoked.Error()},
 		{"ErrNotFound", ErrNotFound, 404, "not_found", none, "not found"},
 		{"ErrPrecondition", ErrPrecondition, 412, "precondition", none, "precondition failed"},

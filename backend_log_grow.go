@@ -79,9 +79,11 @@ func (k knownIDs) encodeTail(size int64, entries []LogEntry, errs []error) (tail
 	for i := range entries {
 		e := &entries[i]
 		if exists, err := k.has(e); exists {
+			e.Outcome.set(outcomeSame)
 			errs[i] = err
 			continue
 		}
+		e.Outcome.set(outcomeCreated)
 		if size := size + int64(len(tail)); size >= maxLogSize {
 			errs[i] = fmt.Errorf("%w: it has %d bytes", ErrLogFull, size)
 			continue

@@ -14,7 +14,8 @@ type Precondition struct {
 	IfMatch           *ETagList
 	IfUnmodifiedSince time.Time // ignored if IfMatch is set; zero: not set
 	IfNoneMatch       *ETagList
-	Absent            bool // set by the service, not the client: there must be no artifact
+	Absent            bool     // set by the service, not the client: there must be no artifact
+	Outcome           *Outcome // no condition: gets what the change did, where the store knows; may be nil
 }
 
 // ETagList is the value of If-Match or If-None-Match: any entity tag ("*"), or a list of

@@ -95,6 +95,7 @@ func (a *api) putArtifact(ctx *fasthttp.RequestCtx, up upload) (response, error)
 	body := openBody(up.conn, ctx.RequestBodyStream(), up.size, int64(a.cfg.MaxArtifactSize), true, space)
 	defer body.close()
 	start := time.Now()
+	up.cond.Outcome = &up.conn.rec.outcome
 	info, err := storeBody(a.backend, up, body)
 	a.metrics.call(callStore, start, err)
 	if err != nil {
@@ -157,6 +158,7 @@ func (a *api) deleteArtifact(_ *fasthttp.RequestCtx, d deletion) (response, erro
 	defer place.release()
 	start := time.Now()
 	err = ErrUnsupported
+	d.cond.Outcome = &d.conn.rec.outcome
 	if b, ok := a.backend.(ConditionalStorer); ok {
 		err = b.DeleteArtifact(d.siteID, d.buildID, d.cond)
 	}

@@ -37,7 +37,13 @@ func (a *api) respondError(ctx *fasthttp.RequestCtx, err error) {
 		refusal = a.refusalOf(ctx, err)
 	}
 	c := connOf(ctx)
-	c.rec.refused = refusal.reason
+	c.rec.refused, c.rec.outcome = refusal.reason, ""
+	switch {
+	case errors.Is(err, errBodyCut):
+		c.rec.hungUp = true
+	case errors.Is(err, errShutDown):
+		c.rec.cut = cutByShutdown
+	}
 	r := jsonResponse(refusal.status, failure{"error", refusal.reason})
 	r.cacheControl = noStore // by default caches may keep some statuses, such as 404 (RFC 9110, section 15.1)
 	r.write(ctx)
@@ -68,7 +74,7 @@ func (a *api) refusalOf(ctx *fasthttp.RequestCtx, err error) *httpError {
 	if class.log != 0 {
 		a.log.LogAttrs(ctx, class.log, "request failed", slog.String("operation", op.operation),
 			slog.String("site", op.siteID), slog.String("build", op.buildID), slog.Int("status", status),
-			slog.String("request_id", connOf(ctx).rec.id), slog.String("error", op.err.Error()))
+			connOf(ctx).rec.ids(), slog.String("error", op.err.Error()))
 	}
 	return &httpError{status: status, reason: reason}
 }
@@ -86,17 +92,17 @@ func failureOfStore(err error) error {
 // left, when the response can only be cut. what names the response in the log, call is
 // that of the backend.
 func (a *api) sourceFailed(c *conn, what, call, siteID, buildID string) func(error) {
-	id := c.rec.id
+	ids := c.rec.ids()
 	return func(err error) {
 		a.metrics.failures(call, errorKind(err)).Inc()
 		a.log.LogAttrs(context.Background(), slog.LevelWarn, what+" was aborted by a store error", slog.String("site", siteID),
-			slog.String("build", buildID), slog.String("request_id", id), slog.String("error", err.Error()))
+			slog.String("build", buildID), ids, slog.String("error", err.Error()))
 	}
 }
 
 // panicked responds with 500 for a handler that panicked, and logs where.
 func (a *api) panicked(ctx *fasthttp.RequestCtx, cause any) {
-	a.log.Error("a handler panicked", "request_id", connOf(ctx).rec.id, "method", methodOf(ctx),
+	a.log.Error("a handler panicked", connOf(ctx).rec.ids(), "method", methodOf(ctx),
 		"path", string(ctx.RequestURI()), "cause", fmt.Sprint(cause), "stack", string(debug.Stack()))
 	ctx.Response.ResetBody()
 	a.respondError(ctx, newHTTPError(fasthttp.StatusInternalServerError, "internal error"))

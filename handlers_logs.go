@@ -65,7 +65,7 @@ func (a *api) postLog(ctx *fasthttp.RequestCtx, p logAppend) (response, error) {
 		return response{}, badRequest("%v", err)
 	}
 	entry.ID, entry.Fresh, entry.Timestamp = p.id, p.fresh, time.Now().UTC()
-	entry.Client = p.conn.client()
+	entry.Client, entry.Outcome = p.conn.client(), &p.conn.rec.outcome
 	place, err := a.acquireWrite(p.conn, p.siteID, entry.BuildID)
 	if err != nil {
 		return response{}, err
@@ -74,6 +74,10 @@ func (a *api) postLog(ctx *fasthttp.RequestCtx, p logAppend) (response, error) {
 	start := time.Now()
 	err = a.backend.WriteLog(p.siteID, entry)
 	a.metrics.call(callAppend, start, err)
+	if errors.Is(err, ErrLogFull) {
+		return response{}, newHTTPError(fasthttp.StatusRequestEntityTooLarge,
+			"cannot write the log entry: the build's log has reached the maximum of %d bytes", maxLogSize)
+	}
 	if err != nil {
 		return response{}, &operationError{operation: "write the log entry", siteID: p.siteID, buildID: entry.BuildID, err: err}
 	}

@@ -150,6 +150,7 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 		if gone := n.checkMounted(); gone != nil {
 			return gone
 		}
+		cond.Outcome.set(outcomeAbsent)
 		return cond.Check(nil)
 	}
 	if err != nil {

@@ -35,8 +35,14 @@ func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error
 	}
 	defer lock.release()
 	if exclusive {
-		if err := n.finishReplacement(c.dir, fileName(artifactsDir, c.buildID)); err != nil {
+		exists, err := n.finishReplacement(c.dir, fileName(artifactsDir, c.buildID))
+		if err != nil {
 			return err
+		}
+		if c.temp == nil {
+			c.cond.Outcome.set(outcomeOf(exists, outcomeDeleted, outcomeAbsent))
+		} else {
+			c.cond.Outcome.set(outcomeOf(exists, outcomeReplaced, outcomeCreated))
 		}
 	}
 	if conditional {
@@ -63,7 +69,7 @@ func (n *nfs) place(temp *tempFile, siteID, buildID string, cond Precondition) e
 	if !cond.CreateOnly() {
 		return n.changeIf(c, n.replaceFile)
 	}
-	c.cond = Precondition{} // link(2) fails if the name exists, so no check is needed
+	c.cond = Precondition{Outcome: cond.Outcome} // link(2) fails if the name exists, so no check is needed
 	err := n.changeIf(c, n.createFile)
 	if errors.Is(err, fs.ErrExist) {
 		var st unix.Stat_t
@@ -88,8 +94,12 @@ func (n *nfs) createFile(c change, lock *buildLock) error {
 			}
 		}
 	}
-	if err := c.temp.create(name); err != nil || lock == nil || !n.remote {
+	if err := c.temp.create(name); err != nil {
 		return err
+	}
+	c.cond.Outcome.set(outcomeCreated)
+	if lock == nil || !n.remote {
+		return nil
 	}
 	return lock.alive() // if lost, a delayed link may have fallen between two steps of another client
 }
@@ -112,17 +122,22 @@ func (n *nfs) replaceFile(c change, lock *buildLock) error {
 // deleteFile removes all names of the file, its own last. Meanwhile a delayed rename of
 // another host may move the file from its own name to its former name.
 func (n *nfs) deleteFile(c change, _ *buildLock) error {
-	name := fileName(artifactsDir, c.buildID)
+	name, outcome := fileName(artifactsDir, c.buildID), outcomeAbsent
 	others := otherNames(name)
 	for _, at := range slices.Backward(others[:]) { // in reverse: otherwise a name of lower priority would become the build
-		if err := n.disk.remove(c.dir, at); err != nil {
+		err := n.disk.unlink(c.dir, at)
+		if ignoreNotExist(err) != nil {
 			return err
 		}
-	}
-	if !n.remote {
-		return n.disk.remove(c.dir, name)
+		if err == nil {
+			outcome = outcomeDeleted
+		}
 	}
 	err := n.disk.unlink(c.dir, name)
+	if !n.remote {
+		c.cond.Outcome.set(outcomeOf(err == nil, outcomeDeleted, outcome))
+		return ignoreNotExist(err)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return n.disk.remove(c.dir, formerName(name))
 	}

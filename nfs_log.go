@@ -76,7 +76,7 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 	path := dir.Name() + "/" + name
 	old, err := n.openLog(dir, name)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := n.finishReplacement(dir, name); err != nil {
+		if _, err := n.finishReplacement(dir, name); err != nil {
 			return err
 		}
 		old, err = n.openLog(dir, name)

@@ -91,19 +91,19 @@ func isInterimName(name string) (of string, ok bool) {
 }
 
 // finishReplacement completes an interrupted replacement: if name is missing, it renames
-// the first of its otherNames that exists to name. The caller holds the exclusive lock of
-// the file.
-func (n *nfs) finishReplacement(dir *os.File, name string) error {
+// the first of its otherNames that exists to name. It reports whether name exists then. The
+// caller holds the exclusive lock of the file.
+func (n *nfs) finishReplacement(dir *os.File, name string) (exists bool, err error) {
 	if n.remote { // only open(2) revalidates the cache of the client
 		fresh, err := n.disk.openDir(dir.Name())
 		if err != nil {
-			return err
+			return false, err
 		}
 		fresh.Close()
 	}
 	var st unix.Stat_t
 	if err := statAt(dir, name, &st); !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return err == nil, err
 	}
 	for _, at := range otherNames(name) {
 		err := statAt(dir, at, &st)
@@ -116,9 +116,9 @@ func (n *nfs) finishReplacement(dir *os.File, name string) error {
 		if err == nil {
 			n.log.Info("completed an interrupted replacement", "file", dir.Name()+"/"+name)
 		}
-		return err
+		return err == nil, err
 	}
-	return nil
+	return false, nil
 }
 
 // putInPlace commits the sealed temp as name, and replaces an existing file. lock is the
@@ -166,7 +166,10 @@ func (n *nfs) replaceInSteps(temp *tempFile, name string, lock *buildLock) error
 	}
 	if err := n.disk.renameTo(dir, interim, name); err != nil && !temp.isAt(name) {
 		// Delayed renames of other clients may have moved our file to name and then further.
-		if !errors.Is(err, fs.ErrNotExist) || lock.alive() != nil || n.finishReplacement(dir, name) != nil || !temp.isAt(name) {
+		if !errors.Is(err, fs.ErrNotExist) || lock.alive() != nil {
+			return err
+		}
+		if _, failed := n.finishReplacement(dir, name); failed != nil || !temp.isAt(name) {
 			return err
 		}
 	}
@@ -231,7 +234,7 @@ func (n *nfs) removeAside(dir *os.File, name, at string) error {
 			removed = ""
 		}
 	}
-	if err := n.finishReplacement(dir, name); err != nil {
+	if _, err := n.finishReplacement(dir, name); err != nil {
 		return err
 	}
 	var st unix.Stat_t

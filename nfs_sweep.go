@@ -203,7 +203,7 @@ func (n *nfs) sweepInterim(dir *os.File, siteID, kind, buildID, interim string, 
 	}
 	defer lock.release()
 	name := fileName(kind, buildID)
-	if err := n.finishReplacement(dir, name); err != nil {
+	if _, err := n.finishReplacement(dir, name); err != nil {
 		return false, err
 	}
 	var st unix.Stat_t

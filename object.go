@@ -105,6 +105,7 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 			return ArtifactInfo{}, err
 		}
 		opts.absent, opts.ifMatch = current == nil, etagOf(current)
+		cond.Outcome.set(outcomeOf(current != nil, outcomeReplaced, outcomeCreated))
 	}
 	if c, ok := reader.(Charged); ok {
 		opts.client, opts.revoke = c.Client(), c.Revoke
@@ -160,10 +161,15 @@ func (s *objectStore) resolveAmbiguousPut(key string, opts putOptions, cond Prec
 func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 	key := s.artifactKey(siteID, buildID)
 	if cond.IsZero() {
-		if err := s.remove(key, ""); !errors.Is(err, ErrNotFound) {
-			return err
+		err := s.remove(key, "")
+		if errors.Is(err, ErrNotFound) {
+			cond.Outcome.set(outcomeAbsent)
+			return nil
 		}
-		return nil
+		if _, ok := s.bucket.(absenceReporter); ok {
+			cond.Outcome.set(outcomeDeleted)
+		}
+		return err
 	}
 	if err := s.requireCapability(conditionalRemove); err != nil {
 		return err
@@ -179,6 +185,7 @@ func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) 
 			// attempt of the SDK whose reply was lost, for which 412 would be.
 			return fmt.Errorf("%w: %q was deleted, by this request or by a concurrent one", ErrUnavailable, key)
 		}
+		cond.Outcome.set(outcomeOf(current != nil, outcomeDeleted, outcomeAbsent))
 		if err != nil || current == nil {
 			return err
 		}

@@ -221,6 +221,9 @@ func (b *azureBucket) remove(ctx context.Context, key, etag string) error {
 	return needs("blobs/delete", azureError(err))
 }
 
+// reportsAbsence implements absenceReporter.
+func (b *azureBucket) reportsAbsence() {}
+
 // list implements bucket.
 func (b *azureBucket) list(ctx context.Context, prefix string, page func([]objectInfo) error) error {
 	pages := b.client.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{Prefix: &prefix})

@@ -60,6 +60,10 @@ type bucket interface {
 	presign(ctx context.Context, key string, ttl time.Duration, filename string) (string, error)
 }
 
+// absenceReporter is a bucket whose remove always fails with ErrNotFound if there is no
+// object.
+type absenceReporter interface{ reportsAbsence() }
+
 // objectInfo describes an object.
 type objectInfo struct {
 	key      string

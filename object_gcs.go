@@ -234,6 +234,9 @@ func (b *gcsBucket) remove(ctx context.Context, key, etag string) error {
 	return needs("storage.objects.delete", gcsError(object.Delete(ctx)))
 }
 
+// reportsAbsence implements absenceReporter.
+func (b *gcsBucket) reportsAbsence() {}
+
 // list implements bucket.
 func (b *gcsBucket) list(ctx context.Context, prefix string, page func([]objectInfo) error) error {
 	query := &storage.Query{Prefix: prefix}

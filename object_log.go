@@ -42,11 +42,14 @@ func (s *objectStore) appendLog(key string, entries []LogEntry) []error {
 	s.stats.batch.Update(float64(len(entries)))
 	wait := appendBackoff
 	ids := idsToFind(entries)
-	for {
+	for retried := false; ; retried = true {
 		errs := make([]error, len(entries))
 		err := s.tryAppend(ctx, key, entries, ids, errs)
 		switch {
 		case err == nil:
+			if retried {
+				forgetSame(entries)
+			}
 			return errs
 		// After ErrUnavailable the entries may have been written: the next attempt finds
 		// their ids in the log.
@@ -118,6 +121,20 @@ func (s *objectStore) tryAppend(ctx context.Context, key string, entries []LogEn
 	return nil
 }
 
+// forgetSame corrects the outcome of entries that were found in the log by a later attempt:
+// it may have been an earlier one that wrote them.
+func forgetSame(entries []LogEntry) {
+	for _, e := range entries {
+		if e.Outcome == nil || *e.Outcome != outcomeSame {
+			continue
+		}
+		*e.Outcome = ""
+		if e.Fresh {
+			*e.Outcome = outcomeCreated
+		}
+	}
+}
+
 // refuseFull sets the error of each entry that is not in the full log old. It streams the
 // log, and only if the log may contain one of ids.
 func refuseFull(old io.Reader, entries []LogEntry, ids knownIDs, errs []error) error {
@@ -128,6 +145,7 @@ func refuseFull(old io.Reader, entries []LogEntry, ids knownIDs, errs []error) e
 	}
 	for i := range entries {
 		exists, err := ids.has(&entries[i])
+		entries[i].Outcome.set(outcomeSame)
 		if !exists {
 			err = ErrLogFull
 		}

@@ -183,20 +183,31 @@ func (s *server) bodyTimeout(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
 	return fasthttp.RequestConfig{ReadTimeout: s.cfg.StallTimeout}
 }
 
-// malformedError returns the response to a request that fasthttp cannot read.
-func malformedError(err error) *httpError {
+// malformedError returns the response to a request that fasthttp cannot read. The text of
+// err, which names parts of fasthttp, is for the service log.
+func malformedError(ctx *fasthttp.RequestCtx, err error) *httpError {
 	var small *fasthttp.ErrSmallBuffer
 	var netErr net.Error
-	switch {
+	what := "the request target or a header field is invalid"
+	switch _, path := partsOf(ctx, err); {
 	case errors.As(err, &small):
 		return newHTTPError(fasthttp.StatusRequestHeaderFieldsTooLarge, "the request header is larger than %d bytes", readBuffer)
 	case errors.As(err, &netErr) && netErr.Timeout():
 		return newHTTPError(fasthttp.StatusRequestTimeout, "the request did not arrive in time")
+	case isHangUp(err):
+		return badRequest("the request was cut short")
+	case errors.Is(err, fasthttp.ErrDuplicateContentLength):
+		what = "Content-Length is specified more than once"
+	case errors.Is(err, fasthttp.ErrNonNumericChars):
+		what = "Content-Length is not a number"
+	case errors.Is(err, fasthttp.ErrUnsupportedTransferEncoding):
+		what = "Transfer-Encoding: only chunked is supported"
+	case path == "":
+		what = "the first line is not that of an HTTP/1.1 request"
+	case len(ctx.Request.Header.Host()) == 0:
+		what = "Host is missing"
 	}
-	if cause := errors.Unwrap(err); cause != nil {
-		return badRequest("the request is malformed: %.200s", cause)
-	}
-	return badRequest("the request is malformed")
+	return badRequest("the request is malformed: %s", what)
 }
 
 // httpLog logs the messages of fasthttp. Most of them are about clients.

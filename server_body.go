@@ -9,8 +9,8 @@ import (
 )
 
 // requestBody is the body of one request as a Backend reads it. It returns
-// exactly the body or fails: with errBodyCut, errStalled, errRevoked,
-// errTooLarge, errEmptyBody or with ErrNoSpace, never with an error
+// exactly the body or fails: with errBodyCut, errBadChunk, errStalled, errRevoked,
+// errShutDown, errTooLarge, errEmptyBody or with ErrNoSpace, never with an error
 // that could be taken for its end. It is a FileMover, Sized, Placed and Charged.
 type requestBody struct {
 	conn   *conn
@@ -103,9 +103,8 @@ func (b *requestBody) account(n int64, err error) error {
 		b.err = b.conn.ended
 	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errBodyCut):
 		b.err = errBodyCut
-	case err != nil:
-		// A reset, or a malformed chunk. Not %w: it must not look like an end.
-		b.err = fmt.Errorf("%w: %v", errBodyCut, err)
+	case err != nil: // the connection is not at fault, so fasthttp cannot decode the chunks
+		b.err = fmt.Errorf("%w: %v", errBadChunk, err) // not %w of err: it must not look like an end
 	}
 	return b.err
 }

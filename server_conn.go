@@ -33,6 +33,7 @@ type conn struct {
 
 	// server_evict.go
 	accepted time.Time
+	began    time.Time    // when the first byte of the request was read; accepted if nothing was read
 	fresh    bool         // nothing has arrived yet
 	waiting  bool         // the next Read waits for a request
 	state    atomic.Int32 // connBusy, connIdle or connOver
@@ -133,18 +134,31 @@ func (c *conn) revokeResponse(token uint64) {
 // past is a deadline that fires at once.
 var past = time.Unix(1, 0)
 
-// finishRecord reports the latest request, once. Another goroutine may call it through
-// Close, but only while the connection is idle.
+// statusHungUp is the status of a request whose client closed the connection before the
+// response began. It is in the log and the metrics only, as in those of nginx.
+const statusHungUp = 499
+
+// finishRecord reports the latest request, once. Its status is the one that was sent. If
+// nothing was sent, it is 503 if the service closed the connection, or else statusHungUp.
+// Another goroutine may call it through Close, but only while the connection is idle.
 func (c *conn) finishRecord() {
-	if c.recOpen.CompareAndSwap(true, false) {
-		if c.rec.release != nil {
-			c.rec.release()
-		}
-		if c.rec.sendErr != nil {
-			c.rec.out = max(0, c.rec.sent-c.rec.head)
-		}
-		c.l.finished(&c.rec)
+	if !c.recOpen.CompareAndSwap(true, false) {
+		return
 	}
+	x := &c.rec
+	if x.release != nil {
+		x.release()
+	}
+	if x.cut != "" {
+		x.out = max(0, x.sent-x.head)
+	}
+	switch unsent := x.cut != "" && x.sent == 0; {
+	case x.hungUp, unsent && x.cut == cutByClient:
+		x.status, x.cut = statusHungUp, ""
+	case unsent && (x.cut == cutByShutdown || x.cut == cutForOthers):
+		x.status = fasthttp.StatusServiceUnavailable
+	}
+	c.l.finished(x)
 }
 
 // Close closes the connection. If the connection lingers, Close does nothing, and finish
@@ -168,7 +182,7 @@ func (c *conn) close() error {
 
 // requestBegins is called when the first byte of a request was read. That byte may have
 // arrived together with the previous request.
-func (c *conn) requestBegins() { c.waiting = false }
+func (c *conn) requestBegins() { c.waiting, c.began = false, time.Now() }
 
 // requestOver is called when the response has left and the body is drained, before
 // the connection waits for its next request.

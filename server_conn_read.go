@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"time"
@@ -43,7 +44,8 @@ func (c *conn) endBody() {
 }
 
 // Read implements net.Conn. In a body it fails with errStalled if the client sends too
-// little, with errBodyCut if it leaves, and with errRevoked if others need what it holds.
+// little, with errBodyCut if it leaves, with errRevoked if others need what it holds, and
+// with errShutDown if the shutdown cuts it.
 //
 // If p is the marker region, Read moves the bytes to dst by splice(2) and leaves p
 // unchanged. fasthttp's stream passes the region on, cut to what is left of the body or of
@@ -96,11 +98,24 @@ func (c *conn) Read(p []byte) (int, error) {
 				return n, nil
 			}
 		case err == io.EOF, n == 0 && err == nil && len(p) > 0:
-			return n, errBodyCut
+			return n, c.end(errBodyCut)
+		case err != nil && c.dstErr == nil:
+			return n, c.end(c.lostBody(err))
 		default:
 			return n, err
 		}
 	}
+}
+
+// lostBody returns why a body ended whose connection failed with err.
+func (c *conn) lostBody(err error) error {
+	switch c.cutReason(err) {
+	case cutByShutdown:
+		return errShutDown
+	case cutForOthers:
+		return errRevoked
+	}
+	return fmt.Errorf("%w: %v", errBodyCut, err) // not %w of err: it must not look like an end
 }
 
 // extendDeadline is called when a deadline fired and too little was read. It reports

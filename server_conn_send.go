@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"time"
 
@@ -109,15 +111,43 @@ func (c *conn) sourceFailed(err error) error {
 	if c.rec.sourceFailed != nil {
 		c.rec.sourceFailed(err)
 	}
-	return c.sent(err)
+	c.rec.cut = cmp.Or(c.rec.cut, cutByStore)
+	return err
 }
 
-// sent records why a response was not sent whole.
+// The reasons why a request or a response was cut, as the service log has them.
+const (
+	cutByClient   = "the client closed the connection"
+	cutByStore    = "the store failed"
+	cutByShutdown = "shutdown"
+	cutForOthers  = "other clients needed the capacity"
+	cutSlow       = "the client was too slow"
+	cutByNetwork  = "the connection to the client was lost"
+)
+
+// sent records why a response was not sent whole. The first reason counts.
 func (c *conn) sent(err error) error {
 	if err != nil {
-		c.rec.sendErr = err
+		c.rec.cut = cmp.Or(c.rec.cut, c.cutReason(err))
 	}
 	return err
+}
+
+// cutReason returns the reason for an error of the connection.
+func (c *conn) cutReason(err error) string {
+	switch {
+	case errors.Is(err, errStalled):
+		return cutSlow
+	case errors.Is(err, errRevoked):
+		return cutForOthers
+	case errors.Is(err, errShutDown), errors.Is(err, net.ErrClosed) && c.l.cutting.Load():
+		return cutByShutdown
+	case errors.Is(err, net.ErrClosed): // makeRoom closed it
+		return cutForOthers
+	case errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET), errors.Is(err, errBodyCut):
+		return cutByClient
+	}
+	return cutByNetwork
 }
 
 // sendOnce calls send under a deadline. A deadline that fires with too little sent is an

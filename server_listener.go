@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,7 @@ type listener struct {
 	spliceSlots *spliceSlots
 	buffers     bodyBuffers
 
+	cutting   atomic.Bool          // cut was called
 	max       int                  // connections that leave descriptors for their files
 	perIP     int                  // connections of one address; 0: any number
 	proxies   addressRanges        // trusted proxies, to which perIP does not apply
@@ -145,7 +147,8 @@ func (l *listener) awaited() bool {
 // newConn returns the connection that fasthttp gets.
 func (l *listener) newConn(tcp *net.TCPConn) *conn {
 	peer := peerOf(tcp)
-	return &conn{TCPConn: tcp, l: l, from: clientOf(peer), proxy: l.proxies.contains(peer), accepted: time.Now(), fresh: true, waiting: true}
+	now := time.Now()
+	return &conn{TCPConn: tcp, l: l, from: clientOf(peer), proxy: l.proxies.contains(peer), accepted: now, began: now, fresh: true, waiting: true}
 }
 
 // logRarely logs a message at most once in logEvery.
@@ -170,6 +173,7 @@ func isFewDescriptors(err error) bool {
 // fail. It does not wait for the closes: a sendfile(2) of a file on a mount that hangs
 // keeps its socket.
 func (l *listener) cut() int {
+	l.cutting.Store(true)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for c := range l.open {

@@ -36,14 +36,16 @@ func (a *accessLog) write(x *requestRecord, now time.Time) {
 }
 
 // optional returns the members that not every line has. Their texts may be long.
-func (x *requestRecord) optional() [4]struct{ name, value string } {
-	cut := ""
-	if x.sendErr != nil {
-		cut = x.sendErr.Error()
-	}
+func (x *requestRecord) optional() [6]struct{ name, value string } {
 	return [...]struct{ name, value string }{
-		{"peer", x.peer}, {"user_agent", x.agent}, {"error", clip(x.refused)}, {"cut", clip(cut)},
+		{"peer", x.peer}, {"user_agent", x.agent}, {"outcome", string(x.outcome)}, {"error", clip(x.refused)}, {"cut", x.cut},
+		{"server_request_id", x.serverID},
 	}
+}
+
+// known returns the method and the path, which a malformed request may not have.
+func (x *requestRecord) known() [2]struct{ name, value string } {
+	return [...]struct{ name, value string }{{"method", x.method}, {"path", x.path}}
 }
 
 // clip cuts s to at most maxLoggedText bytes, between two characters.
@@ -61,8 +63,13 @@ func clip[T string | []byte](s T) string {
 // accessRecord returns the line of a request for slog.
 func accessRecord(x *requestRecord, now time.Time) slog.Record {
 	r := slog.NewRecord(now, slog.LevelInfo, "request", 0)
-	r.AddAttrs(slog.String("request_id", x.id), slog.String("method", x.method), slog.String("path", x.path),
-		slog.Int("status", x.status), slog.Int64("bytes_in", x.in), slog.Int64("bytes_out", x.out),
+	r.AddAttrs(slog.String("request_id", x.id))
+	for _, m := range x.known() {
+		if m.value != "" {
+			r.AddAttrs(slog.String(m.name, m.value))
+		}
+	}
+	r.AddAttrs(slog.Int("status", x.status), slog.Int64("bytes_in", x.in), slog.Int64("bytes_out", x.out),
 		slog.Any("duration_ms", millis(now.Sub(x.start))), slog.String("remote", x.remote))
 	for _, m := range x.optional() {
 		if m.value != "" {
@@ -84,8 +91,11 @@ func (a *accessLog) appendLine(b []byte, x *requestRecord, now time.Time) (line 
 		l.b = append(l.b, `","level":"INFO","msg":"request"`...)
 	}
 	l.string("request_id", x.id)
-	l.string("method", x.method)
-	l.string("path", x.path)
+	for _, m := range x.known() {
+		if m.value != "" {
+			l.string(m.name, m.value)
+		}
+	}
 	l.int("status", int64(x.status))
 	l.int("bytes_in", x.in)
 	l.int("bytes_out", x.out)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -54,11 +53,11 @@ func TestAccessLine(t *testing.T) {
 		{"invalid UTF-8", func(x *requestRecord) { x.agent = "a\xffb" }, `,"user_agent":"a\ufffdb"`, ` user_agent="a\xffb"`},
 		{"other letters", func(x *requestRecord) { x.agent = "ä" }, `,"user_agent":"ä"`, ` user_agent=ä`},
 		{"a reason", func(x *requestRecord) { x.refused = "no" }, `,"error":"no"`, ` error=no`},
-		{"a cut answer", func(x *requestRecord) { x.sendErr = errors.New("gone") }, `,"cut":"gone"`, ` cut=gone`},
-		{"all", func(x *requestRecord) { x.agent, x.refused, x.sendErr = "u", "e", errors.New("c") },
-			`,"user_agent":"u","error":"e","cut":"c"`, ` user_agent=u error=e cut=c`},
-		{"long texts", func(x *requestRecord) { x.refused, x.sendErr = long, errors.New(long) },
-			`,"error":"` + long[:256] + `","cut":"` + long[:256] + `"`, ` error=` + long[:256] + ` cut=` + long[:256]},
+		{"a cut answer", func(x *requestRecord) { x.cut = "gone" }, `,"cut":"gone"`, ` cut=gone`},
+		{"all", func(x *requestRecord) { x.agent, x.outcome, x.refused, x.cut, x.serverID = "u", "o", "e", "c", "i" },
+			`,"user_agent":"u","outcome":"o","error":"e","cut":"c","server_request_id":"i"`, ` user_agent=u outcome=o error=e cut=c server_request_id=i`},
+		{"long texts", func(x *requestRecord) { x.refused = long },
+			`,"error":"` + long[:256] + `"`, ` error=` + long[:256]},
 		{"a long text ends between two letters", func(x *requestRecord) { x.refused = long[:255] + "ä" },
 			`,"error":"` + long[:255] + `"`, ` error=` + long[:255]},
 	} {
@@ -87,7 +86,7 @@ func FuzzAccessLine(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, path, id, agent, reason string, took int64) {
 		x := exampleRecord()
-		x.path, x.id, x.method, x.agent, x.refused, x.sendErr = path, id, id, clip(agent), reason, errors.New(agent)
+		x.path, x.id, x.method, x.agent, x.refused, x.cut, x.serverID = path, id, id, clip(agent), reason, agent, id
 		x.start = lineEnd.Add(-time.Duration(took))
 		for _, format := range []string{"json", "text"} {
 			got, want := lineOf(t, format, &x), slogLine(t, format, &x)

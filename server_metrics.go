@@ -124,7 +124,7 @@ func (m *serviceMetrics) request(x *requestRecord, now time.Time) {
 	r.duration.Update(now.Sub(x.start).Seconds())
 	m.received.AddInt64(x.in)
 	m.sent.AddInt64(x.sent)
-	if x.sendErr != nil {
+	if x.cut != "" {
 		m.cut.Inc()
 	}
 }

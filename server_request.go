@@ -3,6 +3,10 @@ package main
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -12,21 +16,25 @@ import (
 // ends when the response has left the service, which for a download is long after the
 // handler has returned: when its connection is read from again, or closed.
 type requestRecord struct {
-	start   time.Time
-	id      string
-	method  string
-	path    string // empty if this request is not logged
-	agent   string // User-Agent; logged requests only
-	remote  string // address of the client
-	peer    string // address of the connection; empty if it is the client's
-	refused string // the reason that the client was given; empty: it was not refused
-	route   string // of the table of routes; empty if it has none
-	status  int
-	in, out int64  // bytes of the bodies; out as announced, -1 if it was not; if the response was cut as sent (chunks with their framing)
-	sent    int64  // bytes that were written to the connection
-	head    int64  // of sent, those of the header
-	sendErr error  // why the response was not sent whole
-	release func() // gives back what the response held; nil: nothing
+	start    time.Time // when its first byte was read
+	id       string
+	serverID string // our id; empty if id is ours
+	method   string // empty: not known
+	path     string // empty: not known, or not logged
+	agent    string // User-Agent; logged requests only
+	remote   string // address of the client
+	peer     string // address of the connection; empty if it is the client's
+	logged   bool
+	refused  string  // the reason that the client was given; empty: it was not refused
+	route    string  // of the table of routes; empty if it has none
+	outcome  Outcome // what a write did
+	status   int     // in the log and the metrics: see finishRecord
+	in, out  int64   // bytes of the bodies; out as announced, -1 if it was not; if the response was cut as sent (chunks with their framing)
+	sent     int64   // bytes that were written to the connection
+	head     int64   // of sent, those of the header
+	cut      string  // one of the reasons of a cut; empty: the response was sent whole
+	hungUp   bool    // the client closed the connection before the response began
+	release  func()  // gives back what the response held; nil: nothing
 
 	sourceFailed func(error) // reports a failed source of the body; nil: it cannot fail
 }
@@ -81,9 +89,39 @@ func (s *server) call(ctx *fasthttp.RequestCtx, h handler, f fasthttp.RequestHan
 func (s *server) malformed(ctx *fasthttp.RequestCtx, h handler, err error) {
 	c := connOf(ctx)
 	s.start(ctx, c)
-	h.respondError(ctx, malformedError(err))
+	h.respondError(ctx, malformedError(ctx, err))
 	c.linger.Store(true)
+	c.rec.hungUp = isHangUp(err)
+	s.log.Debug("malformed request", "request_id", c.rec.id, "remote", c.remoteText(), "error", err.Error())
 	s.respond(ctx, c)
+	c.rec.method, c.rec.path = partsOf(ctx, err)
+}
+
+// isHangUp reports whether a request could not be read because its client closed the
+// connection.
+func isHangUp(err error) bool {
+	var netErr net.Error
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &netErr) && !netErr.Timeout()
+}
+
+// noURI is what fasthttp returns for a request URI that it has not read.
+var noURI = new(fasthttp.RequestHeader).RequestURI()
+
+// partsOf returns the method and the path of a request that could not be read, as far as
+// they are known: fasthttp returns GET and / for what it has not read. It reads the method
+// first, and the path last, after the version.
+func partsOf(ctx *fasthttp.RequestCtx, err error) (method, path string) {
+	uri := ctx.Request.Header.RequestURI()
+	if &uri[0] != &noURI[0] {
+		return methodOf(ctx), string(uri)
+	}
+	var small *fasthttp.ErrSmallBuffer
+	var netErr net.Error
+	if isHangUp(err) || errors.As(err, &small) || errors.As(err, &netErr) ||
+		errors.Is(err, fasthttp.ErrMissingRequestMethod) || errors.Is(err, fasthttp.ErrUnsupportedRequestMethod) {
+		return "", ""
+	}
+	return methodOf(ctx), ""
 }
 
 // checkFraming refuses a request whose end is not clear.
@@ -118,14 +156,25 @@ func hasOtherCoding(h *fasthttp.RequestHeader) bool {
 func (s *server) start(ctx *fasthttp.RequestCtx, c *conn) {
 	c.finishRecord()
 	c.nextRequest()
-	c.rec = requestRecord{start: time.Now(), id: requestID(ctx), method: methodOf(ctx)}
-	ctx.Response.Header.Set(headerRequestID, c.rec.id)
+	c.rec = requestRecord{start: c.began, method: methodOf(ctx)}
+	id, callers := requestID(ctx)
+	c.rec.id = id
+	if callers {
+		c.rec.serverID = rand.Text()
+	}
+	h := &ctx.Response.Header
+	h.Set(headerRequestID, id)
+	h.SetCanonical(contentTypeOptions, nosniff)
 }
+
+// Every response has this header (WHATWG Fetch, section 3.6).
+var contentTypeOptions, nosniff = []byte(fasthttp.HeaderXContentTypeOptions), []byte("nosniff")
 
 // respond records what the response will be.
 func (s *server) respond(ctx *fasthttp.RequestCtx, c *conn) {
 	c.rec.status = ctx.Response.StatusCode()
-	if s.access != nil && (c.rec.status >= 500 || s.sampled()) {
+	if s.access != nil && !c.rec.ofProbe() && (c.rec.status >= 500 || s.sampled()) {
+		c.rec.logged = true
 		c.rec.path, c.rec.agent = string(ctx.RequestURI()), clip(ctx.UserAgent())
 		c.rec.remote, c.rec.peer = s.remoteOf(&ctx.Request.Header, c)
 	}
@@ -140,6 +189,16 @@ func (s *server) respond(ctx *fasthttp.RequestCtx, c *conn) {
 	c.recOpen.Store(true)
 }
 
+// ofProbe reports whether x is a probe or a scrape that succeeded: there are many, and they
+// are not logged.
+func (x *requestRecord) ofProbe() bool {
+	switch x.route {
+	case routeHealth, routeReady, routeMetrics:
+		return x.status/100 == 2
+	}
+	return false
+}
+
 // sampled reports whether this request is one of those that are logged.
 func (s *server) sampled() bool {
 	n := uint64(s.cfg.AccessLogSample)
@@ -150,7 +209,7 @@ func (s *server) sampled() bool {
 func (s *server) finish(x *requestRecord) {
 	now := time.Now()
 	s.metrics.request(x, now)
-	if x.path != "" {
+	if x.logged {
 		s.access.write(x, now)
 	}
 }
@@ -158,18 +217,26 @@ func (s *server) finish(x *requestRecord) {
 const headerRequestID = "X-Request-Id"
 
 // requestID returns the caller's id of the request if it is sane, to be found in the
-// logs of both, or a new one.
-func requestID(ctx *fasthttp.RequestCtx) string {
-	id := ctx.Request.Header.Peek(headerRequestID)
-	if len(id) == 0 || len(id) > maxIDLen {
-		return rand.Text()
+// logs of both, or a new one. It reports whether it is the caller's.
+func requestID(ctx *fasthttp.RequestCtx) (id string, callers bool) {
+	given := ctx.Request.Header.Peek(headerRequestID)
+	if len(given) == 0 || len(given) > maxIDLen {
+		return rand.Text(), false
 	}
-	for _, c := range id {
+	for _, c := range given {
 		if c <= ' ' || c > '~' || c == '"' || c == '\\' {
-			return rand.Text()
+			return rand.Text(), false
 		}
 	}
-	return string(id)
+	return string(given), true
+}
+
+// ids returns what names the request in a line of the service log.
+func (x *requestRecord) ids() slog.Attr {
+	if x.serverID == "" {
+		return slog.String("request_id", x.id)
+	}
+	return slog.Group("", slog.String("request_id", x.id), slog.String("server_request_id", x.serverID))
 }
 
 // methodOf returns the method, without a copy for those that are served.
