@@ -203,6 +203,8 @@ type VersionQuery struct {
 	Tag      string // if this is the Tag of the page, the caller does not need its Versions
 	Metadata bool   // with the metadata of each log entry
 	Client   string // the client, for the memory budgets; does not affect the result
+
+	RequestID string // of the request, for the service log; does not affect the result
 }
 
 // VersionPage is a page of the versions of a site.

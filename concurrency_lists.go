@@ -32,6 +32,7 @@ func (l *listLimits) budgets() map[string]*budget {
 type listRun struct {
 	*listLimits
 	client string
+	id     string // of the request of that client
 
 	largeMu sync.Mutex
 	place   *grant // may be nil

@@ -16,6 +16,7 @@ type api struct {
 	backend   Backend
 	log       *slog.Logger
 	metrics   *serviceMetrics
+	floods    *floodLog
 	stopping  func() bool             // the service shuts down
 	ready     *cachedProbe[Readiness] // nil: the backend cannot be probed
 	wrote     atomic.Bool             // a probe found that writes work
@@ -26,7 +27,7 @@ type api struct {
 }
 
 func newAPI(cfg *Config, backend Backend, log *slog.Logger, m *serviceMetrics, stopping func() bool) *api {
-	a := &api{limits: newLimits(cfg), cfg: cfg, backend: backend, log: log, metrics: m, stopping: stopping, listBuffered: listBuffered}
+	a := &api{limits: newLimits(cfg), cfg: cfg, backend: backend, log: log, metrics: m, floods: newFloodLog(log), stopping: stopping, listBuffered: listBuffered}
 	if p, ok := backend.(Prober); ok {
 		a.ready = &cachedProbe[Readiness]{probe: a.probeOf(p)}
 	}

@@ -44,6 +44,11 @@ func (a *api) respondError(ctx *fasthttp.RequestCtx, err error) {
 	case errors.Is(err, errShutDown):
 		c.rec.cut = cutByShutdown
 	}
+	if refusal.refused != "" {
+		a.metrics.refused[refusal.refused].Inc()
+		a.floods.add(refusal.refused, slog.LevelWarn, "requests refused", "reason", refusal.refused, "status", refusal.status,
+			c.rec.ids(), "remote", c.remoteText(), "error", refusal.reason)
+	}
 	r := jsonResponse(refusal.status, failure{"error", refusal.reason})
 	r.cacheControl = noStore // by default caches may keep some statuses, such as 404 (RFC 9110, section 15.1)
 	r.write(ctx)
@@ -62,21 +67,27 @@ func (a *api) respondError(ctx *fasthttp.RequestCtx, err error) {
 // refusalOf returns the response to an error of the store, and logs the error.
 func (a *api) refusalOf(ctx *fasthttp.RequestCtx, err error) *httpError {
 	class := classify(err)
-	reason := reasonOf(err)
 	op := &operationError{err: err}
+	refusal := &httpError{status: class.status, reason: reasonOf(err)}
 	if errors.As(err, &op) && op.operation != "" {
-		reason = "cannot " + op.operation + ": " + reason
+		refusal.reason = "cannot " + op.operation + ": " + refusal.reason
 	}
-	status := class.status
 	if op.status != 0 {
-		status = op.status
+		refusal.status = op.status
 	}
-	if class.log != 0 {
-		a.log.LogAttrs(ctx, class.log, "request failed", slog.String("operation", op.operation),
-			slog.String("site", op.siteID), slog.String("build", op.buildID), slog.Int("status", status),
-			connOf(ctx).rec.ids(), slog.String("error", op.err.Error()))
+	attrs := func() []any {
+		return []any{slog.String("operation", op.operation), slog.String("site", op.siteID), slog.String("build", op.buildID),
+			slog.Int("status", refusal.status), connOf(ctx).rec.ids(), slog.String("error", op.err.Error())}
 	}
-	return &httpError{status: status, reason: reason}
+	switch {
+	case errors.Is(err, ErrBusy) && !errors.Is(err, errRevoked):
+		refusal.refused = refusedBudget // respondError logs it
+	case errors.Is(err, ErrOccupied) && class.log == slog.LevelWarn: // any number of requests may ask for it
+		a.floods.add("occupied", class.log, "request failed", attrs()...)
+	case class.log != 0:
+		a.log.Log(ctx, class.log, "request failed", attrs()...)
+	}
+	return refusal
 }
 
 // failureOfStore returns err, or nil if that is a refusal: the store has done its part.

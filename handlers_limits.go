@@ -3,8 +3,6 @@ package main
 import (
 	"maps"
 	"time"
-
-	"github.com/valyala/fasthttp"
 )
 
 const (
@@ -64,10 +62,16 @@ func (a *api) budgets() map[string]*budget {
 // acquire acquires a part of b for the client on c. If it gets none in time it returns
 // the error of a 503.
 func acquire(b *budget, c *conn, r budgetRequest) (*grant, error) {
+	return acquireAs(refusedBudget, b, c, r)
+}
+
+// acquireAs is acquire of a request that counts as refused if it gets nothing.
+func acquireAs(refused string, b *budget, c *conn, r budgetRequest) (*grant, error) {
 	r.client = c.client()
 	g, err := b.acquire(r)
 	if err != nil {
-		return nil, newHTTPError(fasthttp.StatusServiceUnavailable, "%v", err)
+		c.rec.hungUp = c.hasHungUp()
+		return nil, overloaded(refused, "%v", err)
 	}
 	return g, nil
 }
@@ -77,25 +81,26 @@ func (a *api) acquireUpload(c *conn) (*grant, error) {
 	g, err := a.uploads.acquire(budgetRequest{client: c.client(), n: 1, revoke: c.bodyRevoker()})
 	if err != nil {
 		a.metrics.tooMany.Inc()
-		return nil, newHTTPError(fasthttp.StatusServiceUnavailable, "too many uploads at once")
+		c.rec.hungUp = c.hasHungUp()
+		return nil, overloaded(refusedUploads, "too many uploads at once")
 	}
 	return g, nil
 }
 
 // acquireRead acquires a place among the requests that read the store.
 func (l *limits) acquireRead(c *conn) (*grant, error) {
-	return acquire(l.reads, c, budgetRequest{n: 1})
+	return acquireAs(refusedCalls, l.reads, c, budgetRequest{n: 1})
 }
 
 // acquireList acquires a place among the lists that are being made.
 func (l *limits) acquireList(c *conn, siteID string) (*grant, error) {
-	return acquire(l.listing, c, budgetRequest{n: 1, caps: []keyCap{{"site " + siteID, maxSiteLists}}})
+	return acquireAs(refusedCalls, l.listing, c, budgetRequest{n: 1, caps: []keyCap{{"site " + siteID, maxSiteLists}}})
 }
 
 // acquireWrite acquires a place among the requests that change the store. They may wait
 // for the lock of their build, so that few of one build, or one site, get a place at once.
 func (l *limits) acquireWrite(c *conn, siteID, buildID string) (*grant, error) {
-	return acquire(l.writes, c, budgetRequest{n: 1, caps: []keyCap{
+	return acquireAs(refusedCalls, l.writes, c, budgetRequest{n: 1, caps: []keyCap{
 		{"site " + siteID, maxSiteWrites}, {"build " + siteID + "/" + buildID, maxBuildWrites},
 	}})
 }

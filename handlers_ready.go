@@ -32,7 +32,7 @@ func getHealth(*fasthttp.RequestCtx) (response, error) {
 // kind of a failure; the rest is for the service log.
 func (a *api) getReady(*fasthttp.RequestCtx) (response, error) {
 	if a.stopping() {
-		return response{}, newHTTPError(fasthttp.StatusServiceUnavailable, "shutting down")
+		return response{}, overloaded(refusedShutdown, "shutting down")
 	}
 	found, err := a.readiness()
 	if err == nil && a.neverAllowed(found) {

@@ -29,7 +29,7 @@ func parseListing(ctx *fasthttp.RequestCtx) (l listing, err error) {
 	if l.query, err = parseVersionQuery(ctx); err != nil {
 		return l, err
 	}
-	l.query.Client = l.conn.client()
+	l.query.Client, l.query.RequestID = l.conn.client(), l.conn.rec.id
 	l.ifNoneMatch, err = headerETags(ctx, fasthttp.HeaderIfNoneMatch)
 	if l.ifNoneMatch != nil && len(l.ifNoneMatch.Tags) == 1 {
 		l.query.Tag = tagOfWhole(l.ifNoneMatch.Tags[0], l.query)

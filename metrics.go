@@ -15,6 +15,7 @@ type storeMetrics struct {
 	batch                *metrics.PrometheusHistogram // log entries that went into one write
 	conflicts            *metrics.Counter             // appends that waited for, or lost to, another process
 	listHits, listMisses *metrics.Counter
+	logProblems          *metrics.Counter // logs of builds whose entries are not listed
 	tempsSwept           *metrics.Counter
 	clockDiff            *metrics.Gauge // seconds that the store's clock is ahead of ours
 }
@@ -35,8 +36,10 @@ func newStoreMetrics() *storeMetrics {
 		conflicts:  set.NewCounter("pagewright_log_append_conflicts_total"),
 		listHits:   set.NewCounter("pagewright_list_cache_hits_total"),
 		listMisses: set.NewCounter("pagewright_list_cache_misses_total"),
-		tempsSwept: set.NewCounter("pagewright_temp_files_swept_total"),
-		clockDiff:  set.NewGauge("pagewright_store_clock_difference_seconds", nil),
+
+		logProblems: set.NewCounter("pagewright_list_log_errors_total"),
+		tempsSwept:  set.NewCounter("pagewright_temp_files_swept_total"),
+		clockDiff:   set.NewGauge("pagewright_store_clock_difference_seconds", nil),
 	}
 }
 

@@ -28,6 +28,7 @@ type nfs struct {
 	base     string
 	disk     *disk
 	log      *slog.Logger
+	floods   *floodLog
 	remote   bool // base is on NFS: other clients have caches
 	readOnly bool // probes and checks must not write
 
@@ -64,7 +65,7 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 	if real, err := filepath.EvalSymlinks(base); err == nil {
 		base = real // base itself may be a symbolic link, but nothing below it
 	}
-	n := &nfs{base: base, disk: newDisk(log), log: log, lockWait: lockWait, waiting: newBudget(maxWaiters, 0),
+	n := &nfs{base: base, disk: newDisk(log), log: log, floods: newFloodLog(log), lockWait: lockWait, waiting: newBudget(maxWaiters, 0),
 		verified: newVerifiedLogs(), lists: newListings(), statBase: statBase}
 	n.appends.acquire = n.acquireAppend
 	n.disk.base = base

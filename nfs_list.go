@@ -86,7 +86,7 @@ func (n *nfs) list(siteID string, queries []VersionQuery) []listed {
 		}
 	}()
 	n.disk.metrics.list(len(ix.artifacts.files)+len(ix.logs.files) > 0)
-	run := &listRun{listLimits: &n.lists.limits, client: queries[0].Client}
+	run := &listRun{listLimits: &n.lists.limits, client: queries[0].Client, id: queries[0].RequestID}
 	defer run.close()
 	scan, err := n.scanSite(siteID, ix, run)
 	if err != nil {

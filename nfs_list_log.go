@@ -116,7 +116,7 @@ func (s *siteScan) loadOne(l *logLoad) error {
 		s.setLog(l.file, scan.done(func(cost int64) bool { return s.n.lists.reserve(s.ix, cost) }), logRead)
 	case errors.Is(err, ErrDamaged), errors.Is(err, ErrOccupied), errors.Is(err, ErrLogFull):
 		if !logged {
-			s.n.log.Error("cannot list a log: damaged, too large or not a file", "file", s.logs.Name()+"/"+name, "error", err)
+			s.logProblem("cannot list a log: damaged, too large or not a file", name, err)
 		}
 		state := logDamaged
 		switch {
@@ -127,11 +127,17 @@ func (s *siteScan) loadOne(l *logLoad) error {
 		}
 		s.setLog(l.file, nil, state)
 	default:
-		s.n.log.Error("cannot read a log", "file", s.logs.Name()+"/"+name, "error", err)
+		s.logProblem("cannot read a log", name, err)
 		s.setLog(l.file, nil, logUnreadable)
 	}
 	l.moved = !before.Equal(v.createdAt())
 	return nil
+}
+
+// logProblem logs and counts a log whose entries are not listed.
+func (s *siteScan) logProblem(text, name string, err error) {
+	s.n.disk.metrics.logProblems.Inc()
+	s.n.log.Error(text, "file", s.logs.Name()+"/"+name, "request_id", s.run.id, "error", err)
 }
 
 // setLog notes what a log holds. The entries of what was known before are forgotten.

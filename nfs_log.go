@@ -40,8 +40,8 @@ func (n *nfs) appendLog(siteID, buildID string, entries []LogEntry) []error {
 	n.disk.metrics.batch.Update(float64(len(entries)))
 	errs := make([]error, len(entries))
 	err := n.appendAll(siteID, buildID, entries, errs)
-	if errors.Is(err, ErrDamaged) {
-		n.log.Error("the log is damaged; appends are refused until it is repaired manually", "error", err)
+	if errors.Is(err, ErrDamaged) { // the handler logs it, with the id of the request
+		err = fmt.Errorf("%w; appends are refused until the log is repaired manually", err)
 	}
 	if err != nil { // the error of all: a single one in errs may refer to an entry that was not written
 		return slices.Repeat([]error{err}, len(entries))

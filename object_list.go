@@ -37,7 +37,7 @@ func (s *objectStore) ListVersionsPage(siteID string, q VersionQuery) (*VersionP
 func (s *objectStore) listPages(siteID string, queries []VersionQuery) []listed {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	run := &listRun{listLimits: &s.limits, client: queries[0].Client}
+	run := &listRun{listLimits: &s.limits, client: queries[0].Client, id: queries[0].RequestID}
 	defer run.close()
 	builds, err := s.listSite(ctx, siteID, run)
 	return answerQueries(queries, func(q VersionQuery) (*VersionPage, error) {
@@ -190,7 +190,8 @@ func (s *objectStore) fillLog(ctx context.Context, b *build, run *listRun) error
 		b.gone = b.artifact.key == ""
 		return nil
 	case err != nil:
-		s.log.Error("cannot list a log", "key", b.log.key, "error", err)
+		s.stats.logProblems.Inc()
+		s.log.Error("cannot list a log", "key", b.log.key, "request_id", run.id, "error", err)
 		b.version.LogsError = unreadableLog
 		if errors.Is(err, ErrDamaged) || errors.Is(err, ErrLogFull) {
 			b.version.LogsError = reasonOf(err)

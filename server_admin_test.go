@@ -54,7 +54,7 @@ func TestWhatTheAdminAddressServes(t *testing.T) {
 	if got := scrape(t, admin)["pagewright_http_connections"]; got != 1 {
 		t.Errorf("%v connections of the API are counted, want 1", got)
 	}
-	eventually(t, "requests are logged", func() bool { return strings.Contains(api.log.String(), `"path":"/metrics","status":200`) })
+	eventually(t, "requests are logged", func() bool { return strings.Contains(api.log.String(), `"path":"/openapi.yaml","status":404`) })
 	// Nothing listens on this port: it is the admin address that is asked.
 	if _, err := runWith([]string{"healthcheck"}, "PORT=1", "ADMIN_LISTEN="+admin.addr); err != nil {
 		t.Error(err)

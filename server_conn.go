@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -178,6 +179,17 @@ func (c *conn) close() error {
 	err := c.TCPConn.Close()
 	c.l.spare.fill()
 	return err
+}
+
+// hasHungUp reports whether the client has closed its side of the connection.
+func (c *conn) hasHungUp() (yes bool) {
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}, 0)
+			yes = n > 0
+		})
+	}
+	return yes
 }
 
 // requestBegins is called when the first byte of a request was read. That byte may have

@@ -30,8 +30,9 @@ var (
 func (r rejection) response() []byte {
 	body := `{"status":"error","error":"` + r.reason + `"}` + "\n"
 	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nDate: %s\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"+
-		"Content-Length: %d\r\nRetry-After: 5\r\nConnection: close\r\n%s: %s\r\n\r\n%s",
-		r.status, fasthttp.StatusMessage(r.status), fasthttp.AppendHTTPDate(nil, time.Now()), len(body), headerRequestID, rand.Text(), body)
+		"Content-Length: %d\r\nRetry-After: 5\r\nConnection: close\r\n%s: %s\r\n%s: %s\r\n\r\n%s",
+		r.status, fasthttp.StatusMessage(r.status), fasthttp.AppendHTTPDate(nil, time.Now()), len(body), contentTypeOptions, nosniff,
+		headerRequestID, rand.Text(), body)
 }
 
 // admit adds c to the open connections, unless its address has the maximum, which does not

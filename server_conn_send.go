@@ -121,7 +121,7 @@ const (
 	cutByStore    = "the store failed"
 	cutByShutdown = "shutdown"
 	cutForOthers  = "other clients needed the capacity"
-	cutSlow       = "the client was too slow"
+	cutSlow       = "the client stalled"
 	cutByNetwork  = "the connection to the client was lost"
 )
 

@@ -12,6 +12,22 @@ type httpError struct {
 	status        int
 	reason        string
 	header, value string // a header of the response; empty: none
+	refused       string // the label of a request that is refused although nothing is wrong with it; empty: it is another
+}
+
+// The labels of requests that are refused although nothing is wrong with them.
+const (
+	refusedShutdown = "shutdown"
+	refusedUploads  = "uploads"     // too many uploads
+	refusedCalls    = "store_calls" // too many other calls of the store
+	refusedBudget   = "budget"      // another budget: memory, or places of those that wait
+)
+
+// overloaded returns the error of a 503.
+func overloaded(refused, format string, args ...any) *httpError {
+	e := newHTTPError(fasthttp.StatusServiceUnavailable, format, args...)
+	e.refused = refused
+	return e
 }
 
 func (e *httpError) Error() string { return e.reason }

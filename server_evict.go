@@ -131,7 +131,7 @@ func (l *listener) evict() bool {
 // same client. It reports whether there was one.
 func (l *listener) makeRoom(c *conn) bool {
 	if l.evict() {
-		l.logRarely(slog.LevelWarn, "no connection is free: the longest idle one is closed for each new one", "limit", l.max)
+		l.logRarely(slog.LevelWarn, "connection limit reached; closing the longest idle connection for each new one", "limit", l.max)
 		return true
 	}
 	newest := l.newestOfLargest(c)
@@ -140,7 +140,7 @@ func (l *listener) makeRoom(c *conn) bool {
 	}
 	l.markEnding(newest)
 	l.count.cut()
-	l.logRarely(slog.LevelWarn, "no connection is free: one client has more than half, and its newest are cut for those of others",
+	l.logRarely(slog.LevelWarn, "connection limit reached; closing the newest connections of a client that has more than half",
 		"client", newest.client(), "limit", l.max)
 	go newest.TCPConn.Close() // may block: see cut
 	return true

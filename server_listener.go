@@ -41,6 +41,7 @@ type listener struct {
 	proxies   addressRanges        // trusted proxies, to which perIP does not apply
 	rejecting chan struct{}        // one element for each connection that is being rejected
 	loggedAt  map[string]time.Time // when each message was logged last; used by Accept only
+	floods    *floodLog
 	count     connCounters
 
 	idle  idleConns
@@ -72,7 +73,7 @@ func newListener(l *net.TCPListener, requests int, stall time.Duration, log *slo
 	uncounted := func() {}
 	listener := &listener{TCPListener: l, stall: stall, log: log, finished: finished, spliceSlots: newSpliceSlots(),
 		max:      min(maxConnections, (most-min(requests*filesPerRequest, most/2))/2),
-		loggedAt: map[string]time.Time{}, count: connCounters{uncounted, uncounted, uncounted, uncounted},
+		loggedAt: map[string]time.Time{}, floods: newFloodLog(log), count: connCounters{uncounted, uncounted, uncounted, uncounted},
 		open: map[*conn]struct{}{}, clients: map[string]*list.List{}, openPerIP: map[netip.Addr]int{}}
 	// Each has a descriptor.
 	listener.rejecting = make(chan struct{}, min(maxRejecting, listener.max/8+1))
@@ -99,11 +100,14 @@ func (l *listener) Accept() (net.Conn, error) {
 		switch {
 		case !l.admit(c):
 			l.count.crowded()
+			l.floods.add("crowded", slog.LevelWarn, "connections refused: one address has the maximum", "status", crowded.status,
+				"remote", tcp.RemoteAddr().String(), "limit", l.perIP, "address", l.Addr().String())
 			l.reject(tcp, crowded)
 		case l.places() < 0 && !l.makeRoom(c):
 			l.forget(c)
 			l.count.full()
-			l.logRarely(slog.LevelError, "connection limit reached; rejecting new connections with 503", "limit", l.max)
+			l.floods.add("full", slog.LevelError, "connections refused: the connection limit is reached", "status", full.status,
+				"remote", tcp.RemoteAddr().String(), "limit", l.max, "address", l.Addr().String())
 			l.reject(tcp, full)
 		default:
 			return c, nil

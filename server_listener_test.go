@@ -22,7 +22,7 @@ func TestShortOfDescriptors(t *testing.T) {
 	_, _ = upload.Write([]byte("PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\nbef"))
 	waitForTemp(t, &s.testServer)
 	connect(t, s.addr, 80)
-	waitFor("the longest idle one is closed")
+	waitFor("closing the longest idle connection")
 	_, _ = upload.Write([]byte("ore"))
 	if got := readStatus(upload); got != 201 {
 		t.Errorf("the upload in flight was answered %d", got)

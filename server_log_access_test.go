@@ -109,7 +109,7 @@ func TestAccessLineOfARequest(t *testing.T) {
 	agent := strings.Repeat("a", 300)
 	s.get(t, 400, "/sites/a/versions?x=1", "User-Agent", agent, "X-Request-Id", "refused")
 	s.put(t, 201, "/sites/a/artifacts/b", "body", "X-Request-Id", "stored")
-	s.get(t, 200, "/health", "X-Request-Id", "same-connection")
+	s.get(t, 200, "/openapi.yaml", "X-Request-Id", "same-connection")
 	lines := map[string]map[string]any{}
 	eventually(t, "all are logged", func() bool {
 		for line := range strings.Lines(s.log.String()) {

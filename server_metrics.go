@@ -5,6 +5,7 @@ import (
 	"io"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,7 +21,8 @@ type serviceMetrics struct {
 	set            *metrics.Set
 	received, sent *metrics.Counter
 	cut            *metrics.Counter
-	tooMany        *metrics.Counter // uploads refused
+	tooMany        *metrics.Counter            // uploads refused
+	refused        map[string]*metrics.Counter // requests, by the labels of httpError.refused
 	noSpace        *metrics.Counter
 	dropped        [lineKinds]*metrics.Counter // lines of the service log
 	linesLost      func() lineCounts           // reads them; nil: the log counts none
@@ -65,6 +67,27 @@ const (
 	callURL    = "url"
 )
 
+// possible are the responses that have series from the start: an increase is seen only of a
+// series that existed before. Others, such as a panic in /health, get theirs when they come.
+var possible = []struct {
+	route, methods string
+	statuses       []int
+}{
+	{routeArtifact, "PUT", []int{201, 400, 403, 408, 409, 412, 413, 415, statusHungUp, 500, 501, 502, 503, 507}},
+	{routeArtifact, "GET", []int{200, 206, 304, 307, 400, 404, 412, 416, statusHungUp, 500, 502, 503}},
+	{routeArtifact, "HEAD", []int{200, 304, 400, 404, 412, statusHungUp, 500, 502, 503}},
+	{routeArtifact, "DELETE", []int{204, 400, 403, 409, 412, statusHungUp, 500, 501, 502, 503}},
+	{routeLogs, "POST", []int{201, 400, 403, 408, 409, 413, 415, 422, statusHungUp, 500, 501, 502, 503, 507}},
+	{routeVersions, "GET", []int{200, 304, 400, statusHungUp, 500, 502, 503}},
+	{routeVersions, "HEAD", []int{200, 304, 400, statusHungUp, 500, 502, 503}},
+	{routeHealth, "GET HEAD", []int{200}},
+	{routeReady, "GET HEAD", []int{200, 503}},
+	{routeMetrics, "GET HEAD", []int{200, 503}},
+	{routeOpenAPI, "GET HEAD", []int{200}},
+	{routeOther, "GET HEAD PUT POST DELETE", []int{400, 404, 405}},
+	{routeOther, "other", []int{400, 404, 405, 408, 431, statusHungUp, 505}},
+}
+
 func newServiceMetrics() *serviceMetrics {
 	metrics.ExposeMetadata(true)
 	set := metrics.NewSet()
@@ -76,7 +99,18 @@ func newServiceMetrics() *serviceMetrics {
 		tooMany:  set.NewCounter(`pagewright_uploads_refused_total{reason="too_many"}`),
 		noSpace:  set.NewCounter(`pagewright_uploads_refused_total{reason="no_space"}`),
 		calls:    map[string]*metrics.PrometheusHistogram{},
+		refused:  map[string]*metrics.Counter{},
 		requests: map[requestKey]requestMetrics{},
+	}
+	for _, reason := range []string{refusedShutdown, refusedUploads, refusedCalls, refusedBudget} {
+		m.refused[reason] = set.NewCounter(fmt.Sprintf(`pagewright_http_requests_refused_total{reason=%q}`, reason))
+	}
+	for _, p := range possible {
+		for method := range strings.FieldsSeq(p.methods) {
+			for _, status := range p.statuses {
+				m.addRequest(requestKey{p.route, method, status})
+			}
+		}
 	}
 	for kind, name := range []string{accessLine: "access", otherLine: "other"} {
 		m.dropped[kind] = set.NewCounter(fmt.Sprintf(`pagewright_log_lines_dropped_total{kind=%q}`, name))
