@@ -183,13 +183,14 @@ func (s *server) bodyTimeout(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
 	return fasthttp.RequestConfig{ReadTimeout: s.cfg.StallTimeout}
 }
 
-// malformedError returns the response to a request that fasthttp cannot read. The text of
-// err, which names parts of fasthttp, is for the service log.
-func malformedError(ctx *fasthttp.RequestCtx, err error) *httpError {
+// malformedError returns the response to a request that fasthttp cannot read, of which head
+// are the first bytes. The text of err, which names parts of fasthttp, is for the service
+// log.
+func malformedError(head []byte, err error) *httpError {
 	var small *fasthttp.ErrSmallBuffer
 	var netErr net.Error
-	what := "the request target or a header field is invalid"
-	switch _, path := partsOf(ctx, err); {
+	what := "the request target, Host or another header field is missing or invalid"
+	switch _, _, valid := firstLine(head); {
 	case errors.As(err, &small):
 		return newHTTPError(fasthttp.StatusRequestHeaderFieldsTooLarge, "the request header is larger than %d bytes", readBuffer)
 	case errors.As(err, &netErr) && netErr.Timeout():
@@ -198,14 +199,10 @@ func malformedError(ctx *fasthttp.RequestCtx, err error) *httpError {
 		return badRequest("the request was cut short")
 	case errors.Is(err, fasthttp.ErrDuplicateContentLength):
 		what = "Content-Length is specified more than once"
-	case errors.Is(err, fasthttp.ErrNonNumericChars):
-		what = "Content-Length is not a number"
 	case errors.Is(err, fasthttp.ErrUnsupportedTransferEncoding):
 		what = "Transfer-Encoding: only chunked is supported"
-	case path == "":
+	case !valid && len(head) > 0:
 		what = "the first line is not that of an HTTP/1.1 request"
-	case len(ctx.Request.Header.Host()) == 0:
-		what = "Host is missing"
 	}
 	return badRequest("the request is malformed: %s", what)
 }

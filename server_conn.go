@@ -44,6 +44,8 @@ type conn struct {
 
 	sendUntil time.Time // the write deadline
 
+	firstBytes []byte // of the request; empty: not known, because they arrived with the previous one
+
 	rec      requestRecord // the latest
 	recOpen  atomic.Bool   // its response has not left yet
 	bodyRead bool          // the handler has read all of its body
@@ -181,6 +183,18 @@ func (c *conn) close() error {
 	return err
 }
 
+// maxFirstBytes is the size in bytes of the longest first line of a request that the API
+// has, about.
+const maxFirstBytes = 320
+
+// keepFirst keeps p, the next bytes of a header, for the case that it is malformed.
+func (c *conn) keepFirst(p []byte) {
+	if c.firstBytes == nil {
+		c.firstBytes = make([]byte, 0, maxFirstBytes)
+	}
+	c.firstBytes = append(c.firstBytes, p[:min(len(p), maxFirstBytes-len(c.firstBytes))]...)
+}
+
 // hasHungUp reports whether the client has closed its side of the connection.
 func (c *conn) hasHungUp() (yes bool) {
 	if raw, err := c.SyscallConn(); err == nil {
@@ -200,7 +214,7 @@ func (c *conn) requestBegins() { c.waiting, c.began = false, time.Now() }
 // the connection waits for its next request.
 func (c *conn) requestOver() {
 	c.linger.Store(false)
-	c.waiting = true
+	c.waiting, c.firstBytes = true, c.firstBytes[:0]
 }
 
 // finish closes a connection that lingers, in the goroutine that served it. The connection

@@ -57,7 +57,11 @@ func (c *conn) Read(p []byte) (int, error) {
 		if c.waiting {
 			return c.readFirst(p)
 		}
-		return c.TCPConn.Read(p)
+		n, err := c.TCPConn.Read(p)
+		if len(c.firstBytes) > 0 {
+			c.keepFirst(p[:n])
+		}
+		return n, err
 	}
 	splice := c.dst != nil && len(p) > 0 && &p[0] == &c.region[0]
 	if c.armed && time.Now().After(c.stallAt) {

@@ -111,6 +111,7 @@ func (c *conn) readFirst(p []byte) (int, error) {
 		return 0, net.ErrClosed
 	}
 	c.fresh = false
+	c.keepFirst(p[:n])
 	return n, err
 }
 

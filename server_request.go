@@ -89,12 +89,12 @@ func (s *server) call(ctx *fasthttp.RequestCtx, h handler, f fasthttp.RequestHan
 func (s *server) malformed(ctx *fasthttp.RequestCtx, h handler, err error) {
 	c := connOf(ctx)
 	s.start(ctx, c)
-	h.respondError(ctx, malformedError(ctx, err))
+	h.respondError(ctx, malformedError(c.firstBytes, err))
 	c.linger.Store(true)
 	c.rec.hungUp = isHangUp(err)
 	s.log.Debug("malformed request", "request_id", c.rec.id, "remote", c.remoteText(), "error", err.Error())
 	s.respond(ctx, c)
-	c.rec.method, c.rec.path = partsOf(ctx, err)
+	c.rec.method, c.rec.path, _ = firstLine(c.firstBytes)
 }
 
 // isHangUp reports whether a request could not be read because its client closed the
@@ -104,24 +104,25 @@ func isHangUp(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &netErr) && !netErr.Timeout()
 }
 
-// noURI is what fasthttp returns for a request URI that it has not read.
-var noURI = new(fasthttp.RequestHeader).RequestURI()
-
-// partsOf returns the method and the path of a request that could not be read, as far as
-// they are known: fasthttp returns GET and / for what it has not read. It reads the method
-// first, and the path last, after the version.
-func partsOf(ctx *fasthttp.RequestCtx, err error) (method, path string) {
-	uri := ctx.Request.Header.RequestURI()
-	if &uri[0] != &noURI[0] {
-		return methodOf(ctx), string(uri)
+// firstLine returns the method and the path of the first line of a request, as far as they
+// are known, and whether the line is one of HTTP/1.x (RFC 9112, section 3). fasthttp forgets
+// what it has read of a malformed request.
+func firstLine(head []byte) (method, path string, valid bool) {
+	line, _, whole := bytes.Cut(head, []byte("\n"))
+	m, rest, ok := bytes.Cut(bytes.TrimSuffix(line, []byte("\r")), []byte(" "))
+	for _, c := range m {
+		if c < 'A' || c > 'z' || c > 'Z' && c < 'a' {
+			ok = false
+		}
 	}
-	var small *fasthttp.ErrSmallBuffer
-	var netErr net.Error
-	if isHangUp(err) || errors.As(err, &small) || errors.As(err, &netErr) ||
-		errors.Is(err, fasthttp.ErrMissingRequestMethod) || errors.Is(err, fasthttp.ErrUnsupportedRequestMethod) {
-		return "", ""
+	if !ok || len(m) == 0 {
+		return "", "", false
 	}
-	return methodOf(ctx), ""
+	target, version, ended := bytes.Cut(rest, []byte(" "))
+	if ended || whole {
+		path = string(target)
+	}
+	return string(m), path, path != "" && whole && bytes.HasPrefix(version, []byte("HTTP/1."))
 }
 
 // checkFraming refuses a request whose end is not clear.
