@@ -517,6 +517,7 @@ func TestTooManyUploads(t *testing.T) {
 	if r := s.put(t, 503, "/sites/a/artifacts/b", "x"); r.header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}
+	s.waitForLog(t, `"msg":"requests refused","reason":"uploads","status":503`)
 	s.get(t, 404, "/sites/a/artifacts/b")
 	w.Close()
 	if err := <-done; err != nil {

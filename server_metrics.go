@@ -85,6 +85,7 @@ var possible = []struct {
 	{routeMetrics, "GET HEAD", []int{200, 503}},
 	{routeOpenAPI, "GET HEAD", []int{200}},
 	{routeOther, "GET HEAD PUT POST DELETE", []int{400, 404, 405}},
+	{routeOther, "OPTIONS", []int{204}},
 	{routeOther, "other", []int{400, 404, 405, 408, 431, statusHungUp, 505}},
 }
 

@@ -114,6 +114,51 @@ func TestMetricsAfterMixedLoad(t *testing.T) {
 	}
 }
 
+// TestSeriesFromTheStart: whatever openapi.yaml says that a route answers has a series before
+// the first request, so that an increase to 1 is seen.
+func TestSeriesFromTheStart(t *testing.T) {
+	s := startServer(t)
+	got := scrape(t, s)
+	names := []string{`pagewright_http_request_duration_seconds_count{route="artifact",method="PUT"}`,
+		`pagewright_http_requests_total{route="artifact",method="PUT",status="499"}`,
+		`pagewright_http_requests_total{route="other",method="other",status="431"}`,
+		`pagewright_list_log_errors_total`}
+	for _, reason := range []string{"shutdown", "uploads", "store_calls", "budget"} {
+		names = append(names, `pagewright_http_requests_refused_total{reason="`+reason+`"}`)
+	}
+	for _, kind := range []string{"internal", "busy", "damaged", "denied", "no_space", "read_only", "shutdown", "unavailable", "unsupported"} {
+		names = append(names, `pagewright_backend_errors_total{operation="store",kind="`+kind+`"}`)
+	}
+	route, method := "", ""
+	status := regexp.MustCompile(`^        "(\d{3})":`)
+	routes := map[string]string{"artifacts/{build_id}": routeArtifact, "logs": routeLogs, "versions": routeVersions, "health": routeHealth,
+		"ready": routeReady, "metrics": routeMetrics, "openapi.yaml": routeOpenAPI}
+	answers := 0
+	for line := range strings.Lines(string(openAPI)) {
+		line = strings.TrimRight(line, "\n")
+		if path, ok := strings.CutPrefix(line, "  /"); ok {
+			route = routes[strings.TrimPrefix(strings.TrimSuffix(path, ":"), "sites/{site_id}/")]
+		}
+		for _, m := range []string{"get", "head", "put", "post", "delete"} {
+			if line == "    "+m+":" {
+				method = strings.ToUpper(m)
+			}
+		}
+		if m := status.FindStringSubmatch(line); m != nil {
+			names = append(names, `pagewright_http_requests_total{route="`+route+`",method="`+method+`",status="`+m[1]+`"}`)
+			answers++
+		}
+	}
+	if answers < 60 {
+		t.Errorf("%d responses were found in openapi.yaml", answers)
+	}
+	for _, name := range names {
+		if _, ok := got[name]; !ok {
+			t.Errorf("%s is not there", name)
+		}
+	}
+}
+
 // TestNoLabelComesFromAClient: whatever is asked for, the series are the same.
 func TestNoLabelComesFromAClient(t *testing.T) {
 	s := startServer(t)

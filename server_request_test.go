@@ -361,3 +361,77 @@ func TestUploadThatMakesRoomInTheLog(t *testing.T) {
 		t.Errorf("logged are %v and %v", line["status"], line["cut"])
 	}
 }
+
+// A line about the damaged log of a build has the id of the request that met it, there is
+// one for each request, and a list counts it.
+func TestDamagedLogInTheLog(t *testing.T) {
+	s := startServer(t)
+	s.post(t, 201, "/sites/a/logs", `{"build_id":"b","action":"deploy","status":"ok"}`)
+	if err := os.WriteFile(s.dir+"/sites/a/logs/b.json", []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.get(t, 200, "/sites/a/versions", "X-Request-Id", "list")
+	s.post(t, 500, "/sites/a/logs", `{"build_id":"b","action":"deploy","status":"ok"}`, "X-Request-Id", "append")
+	s.waitForLog(t, `"request_id":"append"`)
+	found := map[any]int{}
+	for line := range strings.Lines(s.log.String()) {
+		var m map[string]any
+		if json.Unmarshal([]byte(line), &m) == nil && m["level"] == "ERROR" && strings.Contains(line, "damaged") {
+			found[m["request_id"]]++
+		}
+	}
+	if len(found) != 2 || found["list"] != 1 || found["append"] != 1 {
+		t.Errorf("lines by request: %v", found)
+	}
+	if got := scrape(t, s)["pagewright_list_log_errors_total"]; got != 1 {
+		t.Errorf("%v logs are counted", got)
+	}
+}
+
+// The refusal of a full log names the limit.
+func TestFullLogNamesTheLimit(t *testing.T) {
+	s := startServer(t)
+	s.post(t, 201, "/sites/a/logs", `{"build_id":"b","action":"deploy","status":"ok"}`)
+	if err := os.Truncate(s.dir+"/sites/a/logs/b.json", maxLogSize); err != nil {
+		t.Fatal(err)
+	}
+	r := s.post(t, 413, "/sites/a/logs", `{"build_id":"b","action":"deploy","status":"ok"}`)
+	if want := `"cannot write the log entry: the build's log has reached the maximum of 16777216 bytes"`; !strings.Contains(string(r.body), want) {
+		t.Errorf("the response is %s", r.body)
+	}
+}
+
+// Whatever has the place of a site or a build, requests that meet it cause few lines.
+func TestOccupiedPlacesInTheLog(t *testing.T) {
+	s := startServer(t)
+	s.put(t, 201, "/sites/a/artifacts/b", "x")
+	for _, err := range []error{os.WriteFile(s.dir+"/sites/file", nil, 0o600), os.Mkdir(s.dir+"/sites/a/artifacts/dir.tar.gz", 0o700)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin := time.Now()
+	s.get(t, 200, "/sites/file/versions")
+	s.waitForLog(t, "skipping a path that is not a directory")
+	if got := logLines(s, "skipping a path that is not a directory"); len(got) != 1 {
+		t.Errorf("one list has %d lines", len(got))
+	}
+	const many = 200
+	for range many {
+		s.get(t, 404, "/sites/a/artifacts/dir")
+		s.get(t, 200, "/sites/file/versions")
+	}
+	most := 3 + int(time.Since(begin)/floodWindow)
+	for msg, want := range map[string]float64{"skipping a path that is not a directory": many + 1, "request failed": many} {
+		eventually(t, "all are counted", func() bool {
+			sum := 0.0
+			for _, line := range logLines(s, msg) {
+				sum += line["count"].(float64)
+			}
+			return sum == want
+		})
+		if got := logLines(s, msg); len(got) > most || got[0]["level"] != "WARN" {
+			t.Errorf("%q has %d lines, want %d at most", msg, len(got), most)
+		}
+	}
+}

@@ -238,6 +238,10 @@ func TestHungStore(t *testing.T) {
 	if r := s.within(t, limit, 503, request{"GET", "/sites/a/artifacts/b", nil, nil}); r.header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}
+	if got := scrape(t, s)[`pagewright_http_requests_refused_total{reason="store_calls"}`]; got != 1 {
+		t.Errorf("%v requests count as refused", got)
+	}
+	s.waitForLog(t, `"msg":"requests refused","reason":"store_calls","status":503`)
 	s.get(t, 200, "/health")
 	release()
 	for range maxReads {
