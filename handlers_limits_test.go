@@ -276,6 +276,7 @@ func TestReadyFailsBeforeTheDrain(t *testing.T) {
 	if err := <-stopped; err != nil {
 		t.Error(err)
 	}
+	s.waitForLog(t, `"msg":"requests refused","reason":"shutdown","status":503`)
 	if took := time.Since(begin); took < 6*time.Second {
 		t.Errorf("it stopped after %v", took)
 	}
