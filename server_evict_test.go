@@ -132,8 +132,8 @@ func TestTheLongestIdleMakesRoom(t *testing.T) {
 		}
 		s.settles(t, 3, 3)
 	}
-	s.waitForLog(t, "the longest idle one is closed")
-	if n := strings.Count(s.log.String(), "the longest idle one is closed"); n != 1 {
+	s.waitForLog(t, "closing the longest idle connection")
+	if n := strings.Count(s.log.String(), "closing the longest idle connection"); n != 1 {
 		t.Errorf("the log says so %d times", n)
 	}
 	resp := s.from(t, here).answer(metricsOnce)

@@ -418,9 +418,9 @@ func (p *program) beginUpload(t *testing.T) (finish func() any) {
 func (p *program) fill(t *testing.T) {
 	t.Helper()
 	const long = 1000
-	path := "/health?" + strings.Repeat("x", long)
+	path := "/nothing?" + strings.Repeat("x", long)
 	for range 2 * (logBuffered + logReserve) / long {
-		p.get(t, 200, path)
+		p.get(t, 404, path)
 	}
 }
 
