@@ -226,6 +226,7 @@ func (c *conn) finish() {
 	if !c.linger.Swap(false) {
 		return
 	}
+	c.finishRecord() // the response has left
 	if c.CloseWrite() == nil {
 		end := time.Now().Add(lingerTime)
 		buf := make([]byte, 64<<10)

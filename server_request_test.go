@@ -131,6 +131,18 @@ func TestProbesAreNotLogged(t *testing.T) {
 	}
 }
 
+// unready is a store that cannot be read.
+type unready struct{ Backend }
+
+func (unready) Probe() (Readiness, error) { return Readiness{}, ErrUnavailable }
+
+// A probe that fails is logged.
+func TestFailedProbesAreLogged(t *testing.T) {
+	s, _ := startBackend(t, unready{})
+	s.get(t, 503, "/ready")
+	awaitRequest(t, s, "it", func(line map[string]any) bool { return line["path"] == "/ready" && line["status"] == 503.0 })
+}
+
 // Our own id stands beside that of the caller.
 func TestServerRequestID(t *testing.T) {
 	s := startServer(t)
