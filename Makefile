@@ -61,6 +61,7 @@ test-integration: test-stores test-process test-machines test-images ## all of t
 
 test-stores: ## the contract and the API on real object stores, the metrics in a real Prometheus, the OpenAPI document, the manifests
 	sh test/install
+	cd test/monitoring && go test -count=1 .
 	sh test/tools.sh
 	go test -tags $(TAGS),integration -count=1 -timeout 25m -run 'Integration|RealStores' .
 	cd test/contract && go test -count=1 .

@@ -1,0 +1,194 @@
+// Package monitoring holds the alerts and the dashboard of deploy/monitoring against promtool,
+// the parser of Prometheus, and the metrics of the service. It is a module of its own: what
+// it needs never enters the service.
+package monitoring
+
+import (
+	"bufio"
+	"encoding/json"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/promql/parser"
+)
+
+const (
+	rulesFile  = "../../deploy/monitoring/alerts.yaml"
+	casesFile  = "../../deploy/monitoring/alerts_test.yaml"
+	dashFile   = "../../deploy/monitoring/dashboard.json"
+	alertsPage = "../../docs/alerts.md"
+)
+
+func read(t *testing.T, file string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// exportedSeries returns the series of a service that has just begun, as a scrape gets them.
+func exportedSeries(t *testing.T) (all []labels.Labels) {
+	t.Helper()
+	res, err := http.Get(serve(t) + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if i := strings.LastIndexByte(line, ' '); i > 0 && line[0] != '#' {
+			all = append(all, parseSeries(t, line[:i]))
+		}
+	}
+	if len(all) < 100 {
+		t.Fatalf("only %d series", len(all))
+	}
+	return append(all,
+		labels.FromStrings("__name__", "up"),                                                  // of Prometheus itself
+		labels.FromStrings("__name__", "pagewright_budget_in_use", "budget", "upload_memory")) // on an object store
+}
+
+// serve builds the service, starts it on an empty directory, and returns its URL. The service
+// is killed when the test ends.
+func serve(t *testing.T) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "service")
+	build := exec.Command("go", "build", "-buildvcs=false", "-tags", "disable_grpc_modules,no_s3,no_azure,no_gcs", "-o", bin, ".")
+	build.Dir = "../.."
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	cmd := exec.Command(bin)
+	cmd.Env = append(os.Environ(), "PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_NFS_BASE_PATH="+t.TempDir())
+	log, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	address := make(chan string, 1)
+	go func() {
+		for lines := bufio.NewScanner(log); lines.Scan(); {
+			var line struct{ Msg, Address string }
+			if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "serving" {
+				address <- line.Address
+			}
+		}
+	}()
+	select {
+	case a := <-address:
+		return "http://" + a
+	case <-time.After(time.Minute):
+		t.Fatal("the service did not start")
+		return ""
+	}
+}
+
+var promQL = parser.NewParser(parser.Options{})
+
+func parseSeries(t *testing.T, text string) labels.Labels {
+	t.Helper()
+	series, err := promQL.ParseMetric(text)
+	if err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	return series
+}
+
+// checkQuery checks that a query is valid PromQL, that each of its selectors has exactly the
+// values of target for the labels that come from the scrape, and that it finds series among
+// those that are exported.
+func checkQuery(t *testing.T, where, query string, exported []labels.Labels, target map[string]string) {
+	t.Helper()
+	expr, err := promQL.ParseExpr(query)
+	if err != nil {
+		t.Errorf("%s: %v", where, err)
+		return
+	}
+	parser.Inspect(expr, func(node parser.Node, _ []parser.Node) error {
+		switch node := node.(type) {
+		case *parser.VectorSelector:
+			checkSelector(t, where, node, exported, target)
+		case *parser.AggregateExpr:
+			known := labelNames(node.Expr, exported)
+			for _, name := range node.Grouping {
+				if !known[name] {
+					t.Errorf("%s: no series has the label %s: %s", where, name, node)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// labelNames returns the labels of the exported series that an expression selects, and those
+// that a scrape adds.
+func labelNames(expr parser.Expr, exported []labels.Labels) map[string]bool {
+	names := map[string]bool{"job": true, "instance": true, "namespace": true}
+	parser.Inspect(expr, func(node parser.Node, _ []parser.Node) error {
+		if selector, ok := node.(*parser.VectorSelector); ok {
+			for _, series := range exported {
+				if series.Get("__name__") == selector.Name {
+					series.Range(func(l labels.Label) { names[l.Name] = true })
+				}
+			}
+		}
+		return nil
+	})
+	return names
+}
+
+// checkSelector checks one selector of a query. Each alternative of a regular expression
+// must match a value that is exported, too: in route=~"artifact|log" the second does not.
+func checkSelector(t *testing.T, where string, selector *parser.VectorSelector, exported []labels.Labels, target map[string]string) {
+	t.Helper()
+	given := map[string]string{}
+	own := []*labels.Matcher{}
+	for _, m := range selector.LabelMatchers {
+		if _, ok := target[m.Name]; ok {
+			given[m.Name] = m.Value
+		} else {
+			own = append(own, m)
+		}
+	}
+	if !maps.Equal(given, target) {
+		t.Errorf("%s: %s does not ask for %v", where, selector, target)
+	}
+	if strings.HasPrefix(selector.Name, "pagewright:") { // recorded: the labels are checked where it is made
+		return
+	}
+	found := false
+	for _, series := range exported {
+		found = found || slices.IndexFunc(own, func(m *labels.Matcher) bool { return !m.Matches(series.Get(m.Name)) }) < 0
+	}
+	if !found {
+		t.Errorf("%s: the service exports no series for %s", where, selector)
+		return
+	}
+	for _, m := range own {
+		for value := range strings.SplitSeq(m.Value, "|") {
+			one := labels.MustNewMatcher(labels.MatchRegexp, m.Name, value)
+			if !slices.ContainsFunc(exported, func(series labels.Labels) bool {
+				return series.Get("__name__") == selector.Name && one.Matches(series.Get(m.Name))
+			}) {
+				t.Errorf("%s: no series has %s=%q: %s", where, m.Name, value, selector)
+			}
+		}
+	}
+}
