@@ -20,7 +20,7 @@ const envPrefix = "PAGEWRIGHT_"
 
 // Config is every setting of the service, each from the environment variable in
 // its env tag behind envPrefix. The help tag is what -h prints, and a test compares the
-// README's table with this struct.
+// tables of docs/configuration.md with this struct.
 type Config struct {
 	Listen         string `env:"LISTEN" envDefault:"" help:"IP address to listen on; empty means all addresses"`
 	Port           uint16 `env:"PORT" envDefault:"8080" help:"TCP port; 0 picks a free port and logs it"`

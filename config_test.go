@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -17,7 +18,7 @@ func TestConfigDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := *c
-	// Those of the object stores are left out of some builds; the README has them.
+	// Those of the object stores are left out of some builds; docs/configuration.md has them.
 	got.S3, got.Azure, got.GCS = s3Config{}, azureConfig{}, gcsConfig{}
 	want := Config{
 		Listen: "", Port: 8080, StorageBackend: "nfs",
@@ -68,36 +69,48 @@ func TestByteSize(t *testing.T) {
 	}
 }
 
-var update = flag.Bool("update", false, "write the table of variables into README.md")
+var update = flag.Bool("update", false, "write the tables of variables into docs/configuration.md")
 
-// TestReadmeTable: the README's table is that of the struct. go test -run
-// TestReadmeTable -update writes it.
-func TestReadmeTable(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
+// TestVariableTables: each variable is in one table of docs/configuration.md, which has what
+// -h prints. A comment before each table names its variables, without the prefix. go test
+// -run TestVariableTables -update writes the tables.
+func TestVariableTables(t *testing.T) {
+	const page = "docs/configuration.md"
+	text, err := os.ReadFile(page)
 	if err != nil {
 		t.Fatal(err)
 	}
-	const begin, end = "<!-- variables -->\n", "<!-- end of variables -->\n"
-	before, rest, ok := strings.Cut(string(readme), begin)
-	table, after, ok2 := strings.Cut(rest, end)
-	if !ok || !ok2 {
-		t.Fatalf("README.md lacks %q or %q", begin, end)
-	}
-	want := "| variable | default | meaning |\n|---|---|---|\n"
+	rows := map[string]string{}
 	for _, v := range (&Config{}).variables() {
 		def := v.defaultValue
 		if def != "" {
 			def = "`" + def + "`"
 		}
-		want += "| `" + v.name + "` | " + def + " | " + v.help + " |\n"
+		rows[strings.TrimPrefix(v.name, envPrefix)] = "| `" + v.name + "` | " + def + " | " + v.help + " |\n"
 	}
-	if table == want {
+	table := regexp.MustCompile(`(?s)(<!-- variables: ([A-Z0-9_ ]+) -->\n)(.*?)(<!-- end of variables -->\n)`)
+	want := table.ReplaceAllStringFunc(string(text), func(old string) string {
+		m := table.FindStringSubmatch(old)
+		lines := "| variable | default | meaning |\n|---|---|---|\n"
+		for _, name := range strings.Fields(m[2]) {
+			if rows[name] == "" {
+				t.Errorf("%s: %s%s does not exist, or is in two tables", page, envPrefix, name)
+			}
+			lines += rows[name]
+			delete(rows, name)
+		}
+		return m[1] + lines + m[4]
+	})
+	for name := range rows {
+		t.Errorf("%s: %s%s is in no table: add %s to a comment <!-- variables: ... -->", page, envPrefix, name, name)
+	}
+	if want == string(text) {
 		return
 	}
 	if !*update {
-		t.Fatal("the table of variables is not that of Config: go test -run TestReadmeTable -update . writes it")
+		t.Fatal("the tables of variables are not those of Config: go test -run TestVariableTables -update . writes them")
 	}
-	if err := os.WriteFile("README.md", []byte(before+begin+want+end+after), 0o644); err != nil {
+	if err := os.WriteFile(page, []byte(want), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
