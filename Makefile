@@ -59,7 +59,7 @@ fuzz: ## run each fuzz target for FUZZTIME
 
 test-integration: test-stores test-process test-machines test-images ## all of the four (root, Debian; they install what is missing)
 
-test-stores: ## the contract and the API on real object stores, the metrics in a real Prometheus, the OpenAPI document, the manifests
+test-stores: ## the contract and the API on real object stores, the metrics in a real Prometheus, the OpenAPI document, the manifests, the commands of the pages
 	sh test/install
 	cd test/monitoring && go test -count=1 .
 	sh test/tools.sh

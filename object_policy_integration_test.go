@@ -15,10 +15,10 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// policyOfTheDocs returns the policy in docs/backends.md as a bucket policy.
+// policyOfTheDocs returns the policy in docs/object-stores.md as a bucket policy.
 func policyOfTheDocs(t *testing.T, without string) string {
 	t.Helper()
-	docs, err := os.ReadFile("docs/backends.md")
+	docs, err := os.ReadFile("docs/object-stores.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func policyOfTheDocs(t *testing.T, without string) string {
 	return string(text)
 }
 
-// The permissions in docs/backends.md suffice for everything that the service does, and doctor
+// The permissions in docs/object-stores.md suffice for everything that the service does, and doctor
 // names a missing one.
 func TestPolicyOfTheDocs(t *testing.T) {
 	server := startProcess(t, "/health", []string{"ROOT_ACCESS_KEY=" + testKey, "ROOT_SECRET_KEY=" + testSecret},
