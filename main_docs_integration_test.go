@@ -41,16 +41,14 @@ func runBlocks(t *testing.T, blocks []block) {
 		// The program is this one: see TestMain.
 		"bin/pagewright-storage": fmt.Sprintf("#!/bin/sh\n%s=command exec %s \"$@\"\n", childVariable, executable(t)),
 	} {
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		writeFile(t, filepath.Join(dir, name), text)
 	}
+	// Two entries of the original of this API, for what operations.md does with them.
+	writeFile(t, s.dir+"/sites/shop/logs/v0-1.json", `{"build_id":"v0","action":"build","status":"ok","timestamp":"2026-01-02T03:04:05Z"}`)
+	writeFile(t, s.dir+"/sites/shop/logs/v0-2.json", `{"build_id":"v0","action":"deploy","status":"ok","timestamp":"2026-01-02T03:05:05Z"}`)
 	jobs := 0
 	for _, b := range blocks {
-		scripts, env := []string{b.text}, []string{"STORE=http://" + s.addr}
+		scripts, env := []string{b.text}, []string{"STORE=http://" + s.addr, "BASE=" + s.dir, "BACKUP=" + dir + "/backup", fmt.Sprint("GROUP=", os.Getgid())}
 		if !b.runs() { // a job of a CI system, that succeeds
 			jobs++
 			scripts = b.scripts()
@@ -64,7 +62,16 @@ func runBlocks(t *testing.T, blocks []block) {
 			}
 		}
 	}
-	if page := blocks[0].page; page == "README.md" {
+	switch page := blocks[0].page; page {
+	case "docs/operations.md":
+		list := string(s.do(t, 200, request{method: "GET", path: "/sites/shop/versions"}).body)
+		if !strings.Contains(list, `"action":"build"`) || strings.Count(list, `"build_id":"v0`) != 1 {
+			t.Errorf("%s: the old log entries became %s", page, list)
+		}
+		if _, err := os.Stat(dir + "/backup/sites/shop/logs/v0.json"); err != nil {
+			t.Errorf("%s: %v", page, err)
+		}
+	case "README.md":
 		sent, err := os.ReadFile(filepath.Join(dir, "site.tar.gz"))
 		if err != nil {
 			t.Fatal(err)
@@ -80,6 +87,16 @@ func runBlocks(t *testing.T, blocks []block) {
 		if !found || strings.Contains(rest, `"size_bytes":0`) || !strings.Contains(rest, `"action":"build","status":"ok"`) {
 			t.Errorf("job %d left no build with a log: %s", i+1, list)
 		}
+	}
+}
+
+func writeFile(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
 	}
 }
 
