@@ -108,3 +108,22 @@ func executable(t *testing.T) string {
 	}
 	return path
 }
+
+// TestIntegrationDocsGitHubJob has actionlint check the workflow.
+func TestIntegrationDocsGitHubJob(t *testing.T) {
+	const linter = "github.com/rhysd/actionlint/cmd/actionlint@v1.7.12"
+	workflows := 0
+	for _, b := range docBlocks(t)["docs/http-api.md"] {
+		if strings.HasPrefix(b.text, "# .github/workflows/") {
+			workflows++
+			file := filepath.Join(t.TempDir(), "site.yml")
+			writeFile(t, file, b.text)
+			if out, err := exec.Command("go", "run", linter, file).CombinedOutput(); err != nil {
+				t.Errorf("%s:%d: %v\n%s", b.page, b.line, err, out)
+			}
+		}
+	}
+	if workflows == 0 {
+		t.Error("there is no workflow")
+	}
+}

@@ -1,0 +1,34 @@
+//go:build integration
+
+package container
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// The commands with which the pages start a container do that, and what they publish serves
+// the API.
+func TestContainersOfThePages(t *testing.T) {
+	build(t)
+	must(t, docker, "tag", image, "pagewright-storage")
+	t.Cleanup(func() { run(docker, "rm", "-f", "pages"); run(docker, "volume", "rm", "pagewright") })
+	for _, page := range []string{"README.md", "docs/operations.md"} {
+		text, err := os.ReadFile("../../" + page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		command := regexp.MustCompile(`(?m)^docker run (?:.*\\\n)*.*$`).FindString(string(text))
+		if !strings.HasSuffix(command, " pagewright-storage") {
+			t.Errorf("%s: no command starts a container: %q", page, command)
+			continue
+		}
+		// In the background, under a name of its own.
+		command = regexp.MustCompile(` --name \S+| -d\b| --restart \S+`).ReplaceAllString(command, "")
+		must(t, "sh", "-euc", strings.Replace(command, "docker run", "docker run -d --name pages", 1))
+		healthy(t, "pages").tour(t, "build-1")
+		must(t, docker, "rm", "-f", "pages")
+	}
+}
