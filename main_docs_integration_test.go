@@ -39,7 +39,7 @@ func runBlocks(t *testing.T, blocks []block) {
 		"site.tar.gz":       strings.Repeat("any bytes will do\n", 1000),
 		"public/index.html": "<!doctype html>\n",
 		// The program is this one: see TestMain.
-		"bin/pagewright-storage": fmt.Sprintf("#!/bin/sh\n%s=command exec %s \"$@\"\n", childVariable, executable(t)),
+		"bin/pagewright-storage": fmt.Sprintf("#!/bin/sh\n%s=main exec %s \"$@\"\n", childVariable, executable(t)),
 	} {
 		writeFile(t, filepath.Join(dir, name), text)
 	}
