@@ -3,6 +3,7 @@
 package container
 
 import (
+	"fmt"
 	"os"
 	"regexp"
 	"strings"
@@ -15,7 +16,7 @@ func TestContainersOfThePages(t *testing.T) {
 	build(t)
 	must(t, docker, "tag", image, "pagewright-storage")
 	t.Cleanup(func() { run(docker, "rm", "-f", "pages"); run(docker, "volume", "rm", "pagewright") })
-	for _, page := range []string{"README.md", "docs/operations.md"} {
+	for i, page := range []string{"README.md", "docs/operations.md"} {
 		text, err := os.ReadFile("../../" + page)
 		if err != nil {
 			t.Fatal(err)
@@ -28,7 +29,7 @@ func TestContainersOfThePages(t *testing.T) {
 		// In the background, under a name of its own.
 		command = regexp.MustCompile(` --name \S+| -d\b| --restart \S+`).ReplaceAllString(command, "")
 		must(t, "sh", "-euc", strings.Replace(command, "docker run", "docker run -d --name pages", 1))
-		healthy(t, "pages").tour(t, "build-1")
+		healthy(t, "pages").tour(t, fmt.Sprint("build-", i)) // they share a volume
 		must(t, docker, "rm", "-f", "pages")
 	}
 }
