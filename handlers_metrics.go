@@ -59,7 +59,6 @@ func (a *api) addGauges() {
 
 		"pagewright_read_only": func() float64 { return boolToFloat(a.cfg.ReadOnly) },
 	}
-	a.metrics.set.GetOrCreateCounter(refusedReadOnly)
 	for name, b := range a.budgets() {
 		label := `{budget="` + name + `"}`
 		gauges["pagewright_budget_in_use"+label] = func() float64 { return float64(b.inUse()) }

@@ -5,17 +5,10 @@ import "github.com/valyala/fasthttp"
 // readOnlyReason is why a service refuses every change.
 const readOnlyReason = "the service is read-only (PAGEWRIGHT_READ_ONLY)"
 
-// refusedReadOnly counts the requests that are refused for readOnlyReason.
-const refusedReadOnly = `pagewright_http_requests_refused_total{reason="read_only"}`
-
 // refuseChanges makes the routes that change the store refuse every request, before its
 // body is read.
 func (a *api) refuseChanges(routes []route) {
-	refused := a.metrics.set.GetOrCreateCounter(refusedReadOnly)
-	refuse := func(*fasthttp.RequestCtx) error {
-		refused.Inc()
-		return newHTTPError(fasthttp.StatusServiceUnavailable, readOnlyReason)
-	}
+	refuse := func(*fasthttp.RequestCtx) error { return overloaded(refusedReadOnly, readOnlyReason) }
 	for i := range routes {
 		if r := &routes[i]; r.method != fasthttp.MethodGet && r.method != fasthttp.MethodHead {
 			r.admit = refuse

@@ -21,6 +21,7 @@ const (
 	refusedUploads  = "uploads"     // too many uploads
 	refusedCalls    = "store_calls" // too many other calls of the store
 	refusedBudget   = "budget"      // another budget: memory, or places of those that wait
+	refusedReadOnly = "read_only"   // PAGEWRIGHT_READ_ONLY
 )
 
 // overloaded returns the error of a 503.

@@ -103,7 +103,7 @@ func newServiceMetrics() *serviceMetrics {
 		refused:  map[string]*metrics.Counter{},
 		requests: map[requestKey]requestMetrics{},
 	}
-	for _, reason := range []string{refusedShutdown, refusedUploads, refusedCalls, refusedBudget} {
+	for _, reason := range []string{refusedShutdown, refusedUploads, refusedCalls, refusedBudget, refusedReadOnly} {
 		m.refused[reason] = set.NewCounter(fmt.Sprintf(`pagewright_http_requests_refused_total{reason=%q}`, reason))
 	}
 	for _, p := range possible {
