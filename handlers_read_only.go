@@ -8,7 +8,10 @@ const readOnlyReason = "the service is read-only (PAGEWRIGHT_READ_ONLY)"
 // refuseChanges makes the routes that change the store refuse every request, before its
 // body is read.
 func (a *api) refuseChanges(routes []route) {
-	refuse := func(*fasthttp.RequestCtx) error { return overloaded(refusedReadOnly, readOnlyReason) }
+	refuse := func(*fasthttp.RequestCtx) error {
+		a.metrics.refused[refusedReadOnly].Inc() // without a line: it is on purpose
+		return newHTTPError(fasthttp.StatusServiceUnavailable, readOnlyReason)
+	}
 	for i := range routes {
 		if r := &routes[i]; r.method != fasthttp.MethodGet && r.method != fasthttp.MethodHead {
 			r.admit = refuse
