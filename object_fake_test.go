@@ -237,6 +237,12 @@ func wantBucketGone(t *testing.T, server *testServer) {
 		}
 		errorLines := func() int { return strings.Count(server.log.String(), "the bucket does not exist") }
 		before := errorLines()
+		if c.path == "/ready" { // the result of the last probe counts for a while
+			eventually(t, "/ready fails", func() bool {
+				r, err := server.try(request{c.method, c.path, c.body, c.header})
+				return err == nil && r.status == 503
+			})
+		}
 		if r := server.do(t, 503, request{c.method, c.path, c.body, c.header}); r.header.Get("Retry-After") == "" {
 			t.Errorf("%s %s: no Retry-After", c.method, c.path)
 		}

@@ -202,7 +202,7 @@ func malformedError(head []byte, err error) *httpError {
 	case errors.Is(err, fasthttp.ErrUnsupportedTransferEncoding):
 		what = "Transfer-Encoding: only chunked is supported"
 	case !valid && len(head) > 0:
-		what = "the first line is not that of an HTTP/1.1 request"
+		what = "the first line is not a request line of HTTP/1.1"
 	}
 	return badRequest("the request is malformed: %s", what)
 }
