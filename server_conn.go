@@ -155,10 +155,11 @@ func (c *conn) finishRecord() {
 	if x.cut != "" {
 		x.out = max(0, x.sent-x.head)
 	}
-	switch unsent := x.cut != "" && x.sent == 0; {
-	case x.hungUp, unsent && x.cut == cutByClient:
+	unsent := x.cut != "" && x.sent == 0
+	switch {
+	case x.hungUp, unsent && !isOurs(x.cut):
 		x.status, x.cut = statusHungUp, ""
-	case unsent && (x.cut == cutByShutdown || x.cut == cutForOthers):
+	case unsent:
 		x.status = fasthttp.StatusServiceUnavailable
 	}
 	c.l.finished(x)

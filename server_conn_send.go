@@ -125,6 +125,11 @@ const (
 	cutByNetwork  = "the connection to the client was lost"
 )
 
+// isOurs reports whether the service closed the connection for this reason.
+func isOurs(cut string) bool {
+	return cut == cutByStore || cut == cutByShutdown || cut == cutForOthers
+}
+
 // sent records why a response was not sent whole. The first reason counts.
 func (c *conn) sent(err error) error {
 	if err != nil {

@@ -447,3 +447,34 @@ func TestOccupiedPlacesInTheLog(t *testing.T) {
 		}
 	}
 }
+
+// TestStatusOfACutResponse checks the status of a request whose response was not sent whole.
+func TestStatusOfACutResponse(t *testing.T) {
+	for _, c := range []struct {
+		what   string
+		cut    string
+		sent   int64
+		status int
+		logged string // the cut in the log
+	}{
+		{"nothing was cut", "", 0, 200, ""},
+		{"the client left before the response began", cutByClient, 0, statusHungUp, ""},
+		{"the client left later", cutByClient, 1, 200, cutByClient},
+		{"the network failed before the response began", cutByNetwork, 0, statusHungUp, ""},
+		{"the network failed later", cutByNetwork, 1, 200, cutByNetwork},
+		{"the store failed before the response began", cutByStore, 0, 503, cutByStore},
+		{"the store failed later", cutByStore, 1, 200, cutByStore},
+		{"the shutdown came before the response began", cutByShutdown, 0, 503, cutByShutdown},
+		{"others needed the capacity before the response began", cutForOthers, 0, 503, cutForOthers},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			var got requestRecord
+			conn := &conn{l: &listener{finished: func(x *requestRecord) { got = *x }}, rec: requestRecord{status: 200, cut: c.cut, sent: c.sent}}
+			conn.recOpen.Store(true)
+			conn.finishRecord()
+			if got.status != c.status || got.cut != c.logged {
+				t.Errorf("status %d, cut %q; want %d, %q", got.status, got.cut, c.status, c.logged)
+			}
+		})
+	}
+}
