@@ -28,7 +28,7 @@ type checkResult struct {
 
 // writesSkipped is the result of a service that is read-only.
 var writesSkipped = checkResult{what: "checks that write", warning: true,
-	err: errors.New("skipped, because PAGEWRIGHT_READ_ONLY is true: run doctor without it before the service takes changes")}
+	err: errors.New("skipped, because PAGEWRIGHT_READ_ONLY is true: unset it and run doctor again before the service accepts changes")}
 
 // String returns the line of a report.
 func (f checkResult) String() string {

@@ -10,9 +10,9 @@ import (
 // floodWindow is how often a floodLog repeats a line at most.
 const floodWindow = time.Second
 
-// floodLog logs events that clients can cause in any number. The first of a kind has a line
-// at once. For the others of that kind there is at most one line in each floodWindow, which
-// has their count. It is safe for concurrent use.
+// floodLog logs events that clients can cause in any number. It logs the first event of a
+// kind at once, and after that at most one line in each floodWindow, with the number of
+// events. It is safe for concurrent use.
 type floodLog struct {
 	log *slog.Logger
 

@@ -29,13 +29,13 @@ type cachedProbe[T any] struct {
 // errNoResponse is the ErrUnavailable of a probe that has not ended.
 type errNoResponse struct {
 	waited time.Duration
-	last   error // of the probe before it; nil: it succeeded, or there was none
+	last   error // of the previous probe; nil: it succeeded, or this is the first one
 }
 
 func (e *errNoResponse) Error() string {
 	text := fmt.Sprintf("%v: the store has not responded for %v", ErrUnavailable, e.waited.Round(time.Second))
 	if e.last != nil {
-		text += "; the probe before failed: " + e.last.Error()
+		text += "; the previous probe failed: " + e.last.Error()
 	}
 	return text
 }

@@ -11,7 +11,7 @@ const (
 	// lostAfter is how long a probe runs until the store counts as lost. A busy store may
 	// take longer than get waits.
 	lostAfter = 10 * time.Second
-	// outagePause is the least time between two lines about the beginning of an outage.
+	// outagePause is the minimum time between two lines about the start of an outage.
 	outagePause = time.Minute
 )
 
@@ -41,12 +41,12 @@ func (p *cachedProbe[T]) watch(ctx context.Context, interval time.Duration, repo
 type outage struct {
 	log         *slog.Logger
 	begins, end string // the messages
-	lasted      string // the member of the last line that has the duration
+	lasted      string // the member of the end line that has the duration
 
-	since  time.Time // when the failure was first seen; zero: there is none
-	logged time.Time // when the last line about a beginning was written
-	open   bool      // that line was for the present failure
-	silent bool      // and named no cause, because the probe had not ended
+	since  time.Time // when the failure was first seen; zero: no failure now
+	logged time.Time // when the latest start line was written
+	open   bool      // the latest start line is about the current failure
+	silent bool      // the latest start line has no cause, because the probe had not ended
 }
 
 // observe notes the result of a probe at the time now.

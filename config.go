@@ -46,7 +46,7 @@ type Config struct {
 	MaxConnsPerIP int `env:"MAX_CONNS_PER_IP" envDefault:"0" help:"maximum number of open connections per client address; further ones get 429; 0 means no limit; does not apply to PAGEWRIGHT_TRUSTED_PROXIES; use 0 behind other load balancers"`
 
 	TrustedProxies      addressRanges `env:"TRUSTED_PROXIES" help:"addresses and CIDR ranges of the proxies in front of the service, separated by commas; on connections from them, PAGEWRIGHT_CLIENT_ADDRESS_HEADER gives the client address for the service log; empty means none"`
-	ClientAddressHeader string        `env:"CLIENT_ADDRESS_HEADER" help:"X-Forwarded-For or Forwarded: the header in which the trusted proxies give the client address; others are ignored; required with PAGEWRIGHT_TRUSTED_PROXIES"`
+	ClientAddressHeader string        `env:"CLIENT_ADDRESS_HEADER" help:"X-Forwarded-For or Forwarded: the header in which the trusted proxies give the client address; other headers are ignored; required with PAGEWRIGHT_TRUSTED_PROXIES"`
 
 	StallTimeout  time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"a client that sends or receives less than 4 KiB of a body within this time is disconnected"`
 	MinUploadRate byteSize      `env:"MIN_UPLOAD_RATE" envDefault:"1KiB" help:"minimum number of bytes per second of an upload, averaged over the past minute; 0 means no minimum"`
@@ -74,8 +74,8 @@ const (
 )
 
 // configError is an error of the settings or the arguments: the program fails again until
-// they are changed. What can pass by itself is not one: a mount that is not there yet, an
-// address in use, a network that is down.
+// they are changed. An error that may pass by itself is not a configError: a mount that is
+// not there yet, an address in use, a network that is down.
 type configError struct{ error }
 
 // Unwrap returns the cause.

@@ -48,7 +48,7 @@ func parseAddressRange(s string) (netip.Prefix, error) {
 	case p != p.Masked():
 		return netip.Prefix{}, fmt.Errorf("%s has bits set beyond its length: write %s or %s", s, p.Masked(), p.Addr())
 	case p.Bits() == 0:
-		return netip.Prefix{}, fmt.Errorf("%s is every address: any client could claim any address", s)
+		return netip.Prefix{}, fmt.Errorf("%s includes every address: any client could claim any address", s)
 	}
 	return p, nil
 }

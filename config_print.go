@@ -16,7 +16,7 @@ const redacted = "REDACTED"
 
 // print writes the settings in effect, one a line: NAME=value, with a comment behind those
 // that are not set. A secret is redacted. Comments name other variables that matter.
-// foreign is that of parseConfig.
+// foreign is the result of parseConfig.
 func (c *Config) print(w io.Writer, environ, foreign []string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# pagewright-storage %s, %s, %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
@@ -54,8 +54,8 @@ func (c *Config) print(w io.Writer, environ, foreign []string) error {
 	return err
 }
 
-// sdkPrefixes begin the names of the variables from which the SDK of a backend takes
-// credentials and more.
+// sdkPrefixes are the prefixes of the variables from which the SDK of a backend reads
+// credentials and other settings.
 var sdkPrefixes = map[string]string{"s3": "AWS_", "azure": "AZURE_", "gcs": "GOOGLE_"}
 
 // storeAttrs returns the settings that say where the store is, for the service log, without

@@ -20,23 +20,24 @@ var commands = []command{
 	{serveCommand, "serve the API (the default)",
 		`Serves the API until SIGTERM or SIGINT. Requests in flight then have
 PAGEWRIGHT_SHUTDOWN_GRACE to finish. A second signal ends it at once.
-Its log is written to standard error.`},
+The service log goes to standard error.`},
 	{"healthcheck", "check the health of the running service",
-		`Asks /health of the service that runs on this host with the same variables: at
-PAGEWRIGHT_ADMIN_LISTEN if that is set. Exits with 0 if it is healthy, else with 1.`},
+		`Requests /health from the service that runs on this host with the same variables, at
+PAGEWRIGHT_ADMIN_LISTEN if that is set. Exits with 0 if the service is healthy, otherwise
+with 1.`},
 	{"doctor", "test whether the store supports what the service needs",
-		`Tries out the store that the variables name, prints a line for each check, and leaves
-nothing behind: ok, warn (the service works, and promises or does less) or FAIL. Exits
-with 0 if there is no FAIL, else with 1.`},
+		`Tests the store that the variables name, and leaves nothing behind. Prints a line for each
+check: ok, warn (the service works, but promises or does less) or FAIL. Exits with 0 if
+there is no FAIL, otherwise with 1.`},
 	{"config", "print the settings in effect",
-		`Prints each variable with the value in effect, and "# default" behind those that are not
-set. Passwords and queries in URLs are redacted. Exits with 78 if the settings are invalid.`},
+		`Prints each variable with the value in effect, and "# default" after each variable that is
+not set. Redacts passwords and queries in URLs. Exits with 78 if the settings are invalid.`},
 	{"version", "print the version",
 		`Prints the version.`},
 }
 
-const exitStatuses = `Exit status: 0 success; 78 the command or a variable is invalid, so that it fails again
-until that is corrected; 1 any other failure.
+const exitStatuses = `Exit status: 0 success; 78 the command or a variable is invalid (running it again does not
+help until you correct it); 1 any other failure.
 `
 
 // parseArgs returns the command, and whether its usage is asked for. The name is empty if
@@ -70,7 +71,7 @@ func printHelp(w io.Writer, name string) error {
 	for _, c := range commands {
 		if c.name == name {
 			fmt.Fprintf(t, "pagewright-storage %s: %s.\n\n%s\n\n", c.name, c.summary, c.details)
-			fmt.Fprintf(t, "It has no options: run pagewright-storage -h for the environment variables.\n\n%s", exitStatuses)
+			fmt.Fprintf(t, "This command has no options. Run pagewright-storage -h to list the environment variables.\n\n%s", exitStatuses)
 			return t.Flush()
 		}
 	}
@@ -78,7 +79,7 @@ func printHelp(w io.Writer, name string) error {
 	for _, c := range commands {
 		fmt.Fprintf(t, "  %s\t%s\n", c.name, c.summary)
 	}
-	fmt.Fprintf(t, "  -h\tprint this help; after a command, print its usage\n\n%s\nEnvironment variables:\n", exitStatuses)
+	fmt.Fprintf(t, "  -h\tprint this help; after a command, print the usage of that command\n\n%s\nEnvironment variables:\n", exitStatuses)
 	for _, v := range (&Config{}).variables() {
 		value := v.defaultValue
 		if value != "" {

@@ -44,8 +44,8 @@ func (c *diskCheck) logs() (string, error) {
 		return "", err
 	}
 	if found.notFiles > 0 {
-		c.report(checkResult{what: "logs are files", warning: true, err: fmt.Errorf("%d logs (%s) are symbolic links, directories or the like (first: %q): "+
-			"links are not followed; the builds are listed with logs_error, and take no log entries until these are moved away",
+		c.report(checkResult{what: "logs are files", warning: true, err: fmt.Errorf("%d logs (%s) are not regular files but symbolic links, directories or the like (first: %q): "+
+			"the service does not follow links; these builds are listed with logs_error, and accept no log entries until you move these files away",
 			found.notFiles, found, found.firstNotFile)})
 	}
 	if found.entries > 0 {
