@@ -103,7 +103,7 @@ func (a *api) watchStore(ctx context.Context, interval time.Duration) {
 	a.ready.watch(ctx, interval, func(found Readiness, err error) {
 		now := time.Now()
 		store.observe(now, err)
-		if err == nil { // otherwise nothing is known of writes
+		if err == nil { // otherwise the probe did not test writes
 			writes.observe(now, found.WriteError)
 		}
 	})

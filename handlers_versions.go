@@ -106,8 +106,8 @@ func pageETag(page *VersionPage, q VersionQuery) string {
 	return tag + `"`
 }
 
-// tagOfWhole returns the Tag of the page whose pageETag for q is etag, and which is the last
-// one; empty: there can be none.
+// tagOfWhole returns the Tag of the last page whose pageETag for q is etag, or an empty
+// string if no such page can exist.
 func tagOfWhole(etag string, q VersionQuery) string {
 	empty := pageETag(&VersionPage{}, q)
 	prefix, suffix := empty[:len(listFormat)+2], empty[len(listFormat)+2:]

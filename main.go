@@ -25,7 +25,7 @@ import (
 
 func main() {
 	if isServe(os.Args[1:]) {
-		// First of all: until then a hang-up ends the process. run listens to it later.
+		// Do this first: until then SIGHUP ends the process. run listens to it later.
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	}
 	setThreads()
@@ -193,7 +193,8 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
 	return nil
 }
 
-// startAttrs returns what the log says at the start: what serves, which store, which limits.
+// startAttrs returns the members of the line "serving" of the service log: the program, the
+// store and the limits.
 func startAttrs(cfg *Config, l *listener) []any {
 	attrs := []any{"address", l.Addr().String(), "version", version, "go", runtime.Version(),
 		"gomaxprocs", runtime.GOMAXPROCS(0)}
@@ -204,8 +205,8 @@ func startAttrs(cfg *Config, l *listener) []any {
 	return append(attrs, cfg.limitAttrs()...)
 }
 
-// listenError marks what no restart helps with: a port below 1024 needs a capability. An
-// address in use, or one that the host does not have, may be free or there later.
+// listenError marks an error that a restart cannot fix: a port below 1024 needs a
+// capability. An address that is in use, or that the host does not have, may become usable.
 func listenError(err error) error {
 	if errors.Is(err, syscall.EACCES) {
 		return configError{err}
@@ -234,7 +235,7 @@ func healthcheck(cfg *Config) error {
 	url := "http://" + address + "/health"
 	client := fasthttp.Client{
 		MaxIdemponentCallAttempts: 1,
-		// The client's own dialer takes IPv4 alone, and no zone.
+		// The client's default dialer supports only IPv4, and no zone.
 		Dial: func(string) (net.Conn, error) { return net.DialTimeout("tcp", address, healthTimeout) },
 	}
 	status, _, err := client.GetTimeout(nil, "http://localhost/health", healthTimeout)

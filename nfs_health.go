@@ -68,9 +68,9 @@ func (n *nfs) probeWrites(root *os.File) error {
 }
 
 // whyDenied returns the real cause of denied, the error of a write to dir. For an export
-// that is read-only an NFS server denies the access (nfsd_access in the kernel), and the
-// client does not ask further. A change of the mode does reach the server, which then says
-// that it is read-only. It only ever sets the current mode.
+// that is read-only an NFS server denies access (nfsd_access in the kernel), and the client
+// does not send the request. A change of the mode does reach the server, which then reports
+// that the export is read-only. whyDenied sets the mode to its current value only.
 func (n *nfs) whyDenied(dir *os.File, denied error) error {
 	if !n.remote || !errors.Is(denied, ErrDenied) {
 		return denied

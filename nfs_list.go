@@ -17,7 +17,7 @@ const (
 	listParallel   = 16       // goroutines that make one list
 	listCacheBytes = 64 << 20 // bytes of memory, about, for what is remembered of all sites
 
-	tightGCBytes   = 16 << 20 // of listCacheBytes, from which on the heap may grow by tightGCPercent only
+	tightGCBytes   = 16 << 20 // size of the cache above which the heap may grow by only tightGCPercent
 	tightGCPercent = 50
 )
 
@@ -217,10 +217,10 @@ func (l *listings) keep(siteID string, ix *siteIndex) {
 	l.paceGC()
 }
 
-// paceGC makes the garbage collector run earlier while much is remembered: by default the
-// heap may grow to twice of that. A heap this large is collected seldom even so. With a small
-// heap it would cost each small request a sixth of its CPU time. GOGC in the environment is left
-// alone. The caller holds mu.
+// paceGC makes the garbage collector run earlier while the cache is large: by default the heap
+// may grow to twice its size. A heap this large is rarely collected even then. With a small
+// heap this would cost each small request a sixth of its CPU time. paceGC does nothing if GOGC
+// is set. The caller holds mu.
 func (l *listings) paceGC() {
 	tight := l.bytes >= tightGCBytes
 	if tight == l.tightGC || os.Getenv("GOGC") != "" {

@@ -190,9 +190,9 @@ type logFile struct {
 	read int64
 }
 
-// openLogAt opens the log name in dir. Also where it fails it returns the state of the
-// file, as far as that is known. An absent log is fs.ErrNotExist, one of a size that
-// WriteLog never makes is ErrLogFull.
+// openLogAt opens the log name in dir. Even if it fails, it returns the state of the file as
+// far as that is known. The error is fs.ErrNotExist if there is no log, and ErrLogFull if the
+// log is larger than WriteLog makes it.
 func openLogAt(dir *os.File, name string) (*logFile, error) {
 	path := dir.Name() + "/" + name
 	fd, err := openRead(int(dir.Fd()), name)

@@ -73,7 +73,7 @@ type dirWatch struct {
 
 	changed map[string]time.Duration // builds, and when their last event was read
 	any     bool                     // an event came since the last list
-	lost    bool                     // events may be missing. It stays so: the next reading has a new watch
+	lost    bool                     // events may be missing, for good: the next reading needs a new watch
 }
 
 func newDirWatches() *dirWatches {
@@ -81,8 +81,8 @@ func newDirWatches() *dirWatches {
 		fd: -1, watches: make(map[int32]*dirWatch)}
 }
 
-// updateArtifacts brings what is known of the artifacts up to date. dir has this id and may be
-// nil. It was opened after the list was requested.
+// updateArtifacts updates the cached state of the artifacts. dir has this id and may be nil.
+// It was opened after the list was requested.
 func (s *siteScan) updateArtifacts(dir *os.File, id fileID) error {
 	w, known := s.n.lists.watches, &s.ix.artifacts
 	if s.ix.watch == nil && known.unchanged(id) {
@@ -93,7 +93,7 @@ func (s *siteScan) updateArtifacts(dir *os.File, id fileID) error {
 		return s.checkArtifacts(dir, builds)
 	}
 	if s.ix.watch != nil {
-		s.n.log.Debug("events of a directory may be missing; its files are all looked at", "site", s.site)
+		s.n.log.Debug("events of a directory may be missing; looking at all of its files", "site", s.site)
 		w.remove(s.ix.watch)
 		s.ix.watch = nil
 	}
@@ -160,8 +160,8 @@ func (w *dirWatches) add(dir *os.File, log *slog.Logger) *dirWatch {
 	return d
 }
 
-// addLocked makes the instance, if there is none, and the watch. It fails if the directory is
-// watched already, under the path of another site.
+// addLocked creates the watch, and the instance if necessary. It fails if the directory is
+// already watched under the path of another site.
 func (w *dirWatches) addLocked(dir *os.File) (int32, error) {
 	if w.fd < 0 {
 		fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
@@ -176,9 +176,9 @@ func (w *dirWatches) addLocked(dir *os.File) (int32, error) {
 	return int32(wd), os.NewSyscallError("inotify_add_watch", err)
 }
 
-// hasEvents reports whether every change in dir has an event whose name is the one that a
-// reading of dir shows: other hosts have no part in it, and the names of events are not of
-// another case (chattr(1), +F).
+// hasEvents reports whether every change in dir has an event with the name that a reading of
+// dir shows. That is so if no other host changes dir, and names in it are case-sensitive
+// (not chattr(1), +F).
 func hasEvents(dir *os.File) bool {
 	var st unix.Statfs_t
 	if retryEINTR(func() error { return unix.Fstatfs(int(dir.Fd()), &st) }) != nil || !isLocal(int64(st.Type)) {
@@ -200,8 +200,8 @@ func (w *dirWatches) remove(d *dirWatch) {
 	_, _ = unix.InotifyRmWatch(w.fd, uint32(d.wd)) // EINVAL: the kernel removed it
 }
 
-// changes returns the builds that may have changed since they were returned last. ok is false
-// if it cannot know. newID says that the directory has another id than at the last list.
+// changes returns the builds that may have changed since the last call. ok is false if it
+// cannot know. newID says that the id of the directory changed since the last list.
 //
 // A build is returned again for a while: the kernel may queue an event just before others see
 // the change (unlink before Linux 5.17, commit a37d9a17f099).

@@ -12,8 +12,8 @@ import (
 // maxForwardedEntries is how many entries of the header are read at most.
 const maxForwardedEntries = 32
 
-// remoteOf returns the address of the client for the log. If a trusted proxy gave another
-// one than its own, peer is the address of the connection; otherwise it is empty.
+// remoteOf returns the address of the client for the service log. If a trusted proxy gave an
+// address other than its own, peer is the address of the connection; otherwise peer is empty.
 func (s *server) remoteOf(h *fasthttp.RequestHeader, c *conn) (remote, peer string) {
 	if !c.proxy {
 		return c.remoteText(), ""

@@ -138,7 +138,7 @@ func (c *conn) revokeResponse(token uint64) {
 var past = time.Unix(1, 0)
 
 // statusHungUp is the status of a request whose client closed the connection before the
-// response began. It is in the log and the metrics only, as in those of nginx.
+// response began. Only the service log and the metrics have it; nginx uses the same number.
 const statusHungUp = 499
 
 // finishRecord reports the latest request, once. Its status is the one that was sent. If
@@ -184,8 +184,8 @@ func (c *conn) close() error {
 	return err
 }
 
-// maxFirstBytes is the size in bytes of the longest first line of a request that the API
-// has, about.
+// maxFirstBytes is about the size in bytes of the longest request line that the API
+// accepts.
 const maxFirstBytes = 320
 
 // keepFirst keeps p, the next bytes of a header, for the case that it is malformed.

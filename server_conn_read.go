@@ -111,7 +111,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 }
 
-// lostBody returns why a body ended whose connection failed with err.
+// lostBody returns the error of a body whose connection failed with err.
 func (c *conn) lostBody(err error) error {
 	switch c.cutReason(err) {
 	case cutByShutdown:

@@ -12,10 +12,10 @@ type httpError struct {
 	status        int
 	reason        string
 	header, value string // a header of the response; empty: none
-	refused       string // the label of a request that is refused although nothing is wrong with it; empty: it is another
+	refused       string // reason label, if the service refuses a valid request; otherwise empty
 }
 
-// The labels of requests that are refused although nothing is wrong with them.
+// Reason labels of valid requests that the service refuses.
 const (
 	refusedShutdown = "shutdown"
 	refusedUploads  = "uploads"     // too many uploads

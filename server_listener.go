@@ -19,7 +19,7 @@ const (
 	// acceptPause is how long the listener waits before it checks again whether a
 	// descriptor is free.
 	acceptPause     = 50 * time.Millisecond
-	logEvery        = time.Minute // how often the log repeats a message about connections
+	logEvery        = time.Minute // how often the service log repeats a message about connections
 	filesPerRequest = 6           // descriptors that an upload has open at most beside its connection: files, directories, a pipe
 )
 

@@ -67,8 +67,9 @@ const (
 	callURL    = "url"
 )
 
-// possible are the responses that have series from the start: an increase is seen only of a
-// series that existed before. Others, such as a panic in /health, get theirs when they come.
+// possible are the responses that have series from the start, because Prometheus sees an
+// increase only if the series existed before. Others, such as a panic in /health, get a
+// series when they occur.
 var possible = []struct {
 	route, methods string
 	statuses       []int

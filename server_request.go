@@ -28,8 +28,8 @@ type requestRecord struct {
 	refused  string  // the reason that the client was given; empty: it was not refused
 	route    string  // of the table of routes; empty if it has none
 	outcome  Outcome // what a write did
-	status   int     // in the log and the metrics: see finishRecord
-	in, out  int64   // bytes of the bodies; out as announced, -1 if it was not; if the response was cut as sent (chunks with their framing)
+	status   int     // in the service log and the metrics: see finishRecord
+	in, out  int64   // bytes of the bodies; out is the announced length or -1; if the response was cut, the bytes sent (chunks with their framing)
 	sent     int64   // bytes that were written to the connection
 	head     int64   // of sent, those of the header
 	cut      string  // one of the reasons of a cut; empty: the response was sent whole
@@ -232,7 +232,7 @@ func requestID(ctx *fasthttp.RequestCtx) (id string, callers bool) {
 	return string(given), true
 }
 
-// ids returns what names the request in a line of the service log.
+// ids returns the members that identify the request in a line of the service log.
 func (x *requestRecord) ids() slog.Attr {
 	if x.serverID == "" {
 		return slog.String("request_id", x.id)
