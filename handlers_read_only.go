@@ -9,7 +9,7 @@ const readOnlyReason = "the service is read-only (PAGEWRIGHT_READ_ONLY)"
 // body is read.
 func (a *api) refuseChanges(routes []route) {
 	refuse := func(*fasthttp.RequestCtx) error {
-		a.metrics.refused[refusedReadOnly].Inc() // without a line: it is on purpose
+		a.metrics.refused[refusedReadOnly].Inc() // not logged, because it is intended
 		return newHTTPError(fasthttp.StatusServiceUnavailable, readOnlyReason)
 	}
 	for i := range routes {
