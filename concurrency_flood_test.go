@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestFloodLog: a flood has at most one line in each window, and each event is in the count
-// of one. The kinds do not disturb each other.
+// TestFloodLog: a flood causes at most one line in each window, and every event is counted in
+// a line. Different kinds do not affect each other.
 func TestFloodLog(t *testing.T) {
 	out := &lockedBuffer{}
 	f := newFloodLog(newLog(&Config{}, out))

@@ -89,7 +89,7 @@ func TestWatchStartsOneProbeOfAStoreThatHangs(t *testing.T) {
 	<-ended
 }
 
-// A result that another caller has just caused is used again.
+// The watch uses a recent result of another caller.
 func TestWatchSharesProbes(t *testing.T) {
 	probes, reports := atomic.Int64{}, atomic.Int64{}
 	p := &cachedProbe[int]{probe: func() (int, error) { return int(probes.Add(1)), nil }}

@@ -58,7 +58,7 @@ func TestConfigPrintsEverySetting(t *testing.T) {
 	}
 }
 
-// TestConfigRedacts what may be a secret, and says which variables of the SDK are set.
+// TestConfigRedacts: config hides what may be a secret, and says which variables of the SDK are set.
 func TestConfigRedacts(t *testing.T) {
 	for _, c := range []struct {
 		environ []string
@@ -102,7 +102,8 @@ func TestRedactURL(t *testing.T) {
 	}
 }
 
-// TestConfigChecksTheStore as the start does, after it has printed the settings.
+// TestConfigChecksTheStore: config checks the settings of the store as the start does, after
+// it has printed the settings.
 func TestConfigChecksTheStore(t *testing.T) {
 	for _, c := range []struct {
 		vars []string

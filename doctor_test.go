@@ -332,8 +332,7 @@ func TestDoctorKnowsEntriesOfTheOriginal(t *testing.T) {
 	}
 }
 
-// Doctor says what it means that a log is not a file, and that memory is not durable. Both
-// are warnings.
+// Doctor warns of logs of builds that are not regular files, and of a store in memory.
 func TestDoctorWarns(t *testing.T) {
 	s := startServer(t)
 	s.post(t, 201, "/sites/s/logs", `{"build_id":"b","action":"a","status":"s"}`)

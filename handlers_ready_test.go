@@ -42,7 +42,7 @@ func waitForLine(t *testing.T, s *testServer, msg string) (line map[string]any) 
 	return line
 }
 
-// The service log says when the store is lost and when it is back, although nobody asks.
+// The service log says when the store is lost and when it is back, even without requests.
 func TestStoreLostAndBack(t *testing.T) {
 	s, _ := startTuned(t, func(svc *service, _ *listener) { go svc.watchStore(t.Context(), 10*time.Millisecond) })
 	away := s.dir + ".away"
@@ -142,7 +142,7 @@ func TestReadyNamesTheKind(t *testing.T) {
 	}
 }
 
-// A probe that hangs after others have failed is logged with the cause of these.
+// If a probe hangs after others have failed, the service log has the cause of the failures.
 func TestReadyOfAHungStoreLogsTheLastCause(t *testing.T) {
 	p := &probed{nfs: openTestNFS(t, t.TempDir())}
 	p.set(Readiness{}, errors.Join(ErrUnavailable, errors.New("the real cause")), nil)
@@ -167,8 +167,8 @@ func TestReadyOfAHungStoreLogsTheLastCause(t *testing.T) {
 	}
 }
 
-// A replica under a user who may read but not write the store is not ready. It is once it
-// could write, and stays ready then.
+// A replica whose user may read but not write the store is not ready. It becomes ready when
+// a write has succeeded, and stays ready.
 func TestReadyOfADeniedReplica(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can start a process as another user")

@@ -409,8 +409,8 @@ func TestLargePageIsShared(t *testing.T) {
 	runtime.KeepAlive(page)
 }
 
-// Of a list that is too large to be kept its tag is kept: who has it is not sent the
-// versions, until something changes.
+// If a list is too large for the cache, its tag is still cached: a client that has the tag
+// does not get the versions again until something changes.
 func TestTagOfALargeListIsKept(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
@@ -474,7 +474,7 @@ func TestTagOfALargeListIsKept(t *testing.T) {
 	}
 }
 
-// While much is remembered the garbage collector runs earlier, unless GOGC is set.
+// While the cache is large the garbage collector runs earlier, unless GOGC is set.
 func TestListsPaceTheGC(t *testing.T) {
 	percent := func() int {
 		p := debug.SetGCPercent(100)

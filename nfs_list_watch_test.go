@@ -287,7 +287,8 @@ func TestWatchThatLosesEvents(t *testing.T) {
 	}
 }
 
-// TestSiteThatCannotBeWatched is listed as without watches, and the log has the reason once.
+// TestSiteThatCannotBeWatched: the site is listed as without watches, and the service log has
+// the reason once.
 func TestSiteThatCannotBeWatched(t *testing.T) {
 	base := t.TempDir()
 	var log bytes.Buffer
@@ -329,7 +330,8 @@ func TestWatchIsAddedBeforeTheReading(t *testing.T) {
 	w.wantFresh("an upload")
 }
 
-// TestWhatIsNotWatched: file systems that other hosts change, or that say so too late.
+// TestWhatIsNotWatched: file systems that other hosts can change, or that report changes too
+// late.
 func TestWhatIsNotWatched(t *testing.T) {
 	for path, want := range map[string]bool{t.TempDir(): isLocalDir(t, t.TempDir()), "/proc": false, "/sys": false} {
 		dir, err := os.Open(path)

@@ -114,8 +114,8 @@ func TestMetricsAfterMixedLoad(t *testing.T) {
 	}
 }
 
-// TestSeriesFromTheStart: whatever openapi.yaml says that a route answers has a series before
-// the first request, so that an increase to 1 is seen.
+// TestSeriesFromTheStart: each status that openapi.yaml has for a route has a series before the
+// first request, so that Prometheus sees an increase to 1.
 func TestSeriesFromTheStart(t *testing.T) {
 	s := startServer(t)
 	got := scrape(t, s)

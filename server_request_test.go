@@ -112,7 +112,7 @@ func TestOutcomeAfterALostReply(t *testing.T) {
 	}
 }
 
-// Probes and scrapes that succeed are not logged, all else is.
+// Probes and scrapes that succeed are not logged; all other requests are.
 func TestProbesAreNotLogged(t *testing.T) {
 	s := startServer(t)
 	s.ready(t)
@@ -271,7 +271,7 @@ func TestMalformedRequestAfterAnother(t *testing.T) {
 	}
 }
 
-// A request takes from its first byte on, also if the rest is malformed.
+// The duration of a request starts at its first byte, even if the rest is malformed.
 func TestDurationOfAMalformedRequest(t *testing.T) {
 	s := startCrowd(t, 10)
 	client := s.from(t, here)
@@ -413,7 +413,7 @@ func TestFullLogNamesTheLimit(t *testing.T) {
 	}
 }
 
-// Whatever has the place of a site or a build, requests that meet it cause few lines.
+// If something else is in the place of a site or a build, requests for it cause few lines.
 func TestOccupiedPlacesInTheLog(t *testing.T) {
 	s := startServer(t)
 	s.put(t, 201, "/sites/a/artifacts/b", "x")

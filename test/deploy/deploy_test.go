@@ -260,7 +260,7 @@ func (f *front) tls(t *testing.T) {
 	}
 }
 
-// notReady: a replica that is stopping is served no more, although it would still respond.
+// notReady: a replica that is stopping gets no more requests, although it would still respond.
 func (f *front) notReady(t *testing.T) {
 	if err := f.s.Signal(); err != nil {
 		t.Fatal(err)
@@ -316,8 +316,8 @@ func TestProxiesNeverRepeatARequest(t *testing.T) {
 	}
 }
 
-// TestProxiesReplaceTheAddressOfTheClient: what a client says of itself is not passed on,
-// not even in front of the truth.
+// TestProxiesReplaceTheAddressOfTheClient: an address that a client sends is not passed on, not
+// even in front of the real one.
 func TestProxiesReplaceTheAddressOfTheClient(t *testing.T) {
 	for _, p := range proxies {
 		t.Run(p.name, func(t *testing.T) {
@@ -345,8 +345,8 @@ func TestProxiesReplaceTheAddressOfTheClient(t *testing.T) {
 	}
 }
 
-// TestProxiesTryAgainWhatHasNotBegun: HAProxy takes the other replica if one cannot be
-// connected to. Nginx cannot, without repeating what has begun.
+// TestProxiesTryAgainWhatHasNotBegun: HAProxy uses the other replica if it cannot connect to
+// one. nginx cannot do that without also retrying requests that have begun.
 func TestProxiesTryAgainWhatHasNotBegun(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package monitoring holds the alerts and the dashboard of deploy/monitoring against promtool,
-// the parser of Prometheus, and the metrics of the service. It is a module of its own: what
+// Package monitoring checks the alerts and the dashboard of deploy/monitoring with promtool,
+// with the parser of Prometheus, and against the metrics of the service. It is a module of its own: what
 // it needs never enters the service.
 package monitoring
 
