@@ -45,6 +45,11 @@ func (*errNoResponse) Unwrap() error { return ErrUnavailable }
 // get returns the result of the running probe, or else a cached result that is younger than
 // age, or else the result of a new probe. If that takes too long it returns errNoResponse.
 func (p *cachedProbe[T]) get(age time.Duration) (T, error) {
+	return p.await(age, cmp.Or(p.wait, probeWait))
+}
+
+// await is get for a caller that waits until the probe has run for longest.
+func (p *cachedProbe[T]) await(age, longest time.Duration) (T, error) {
 	p.mu.Lock()
 	if p.running == nil {
 		if !p.at.IsZero() && time.Since(p.at) < age {
@@ -57,7 +62,7 @@ func (p *cachedProbe[T]) get(age time.Duration) (T, error) {
 	running, since, last := p.running, p.since, p.err
 	p.mu.Unlock()
 
-	timer := time.NewTimer(cmp.Or(p.wait, probeWait) - time.Since(since))
+	timer := time.NewTimer(longest - time.Since(since))
 	defer timer.Stop()
 	select {
 	case <-running:

@@ -22,7 +22,7 @@ func (p *cachedProbe[T]) watch(ctx context.Context, interval time.Duration, repo
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		value, err := p.get(interval / 2)
+		value, err := p.await(interval/2, lostAfter) // a probe that fails slowly must not go unnoticed
 		if ctx.Err() != nil {
 			return
 		}

@@ -46,8 +46,9 @@ func (a *api) respondError(ctx *fasthttp.RequestCtx, err error) {
 	}
 	if refusal.refused != "" {
 		a.metrics.refused[refusal.refused].Inc()
+		remote, _ := remoteOf(a.cfg, &ctx.Request.Header, c)
 		a.floods.add(refusal.refused, slog.LevelWarn, "requests refused", "reason", refusal.refused, "status", refusal.status,
-			c.rec.ids(), "remote", c.remoteText(), "error", refusal.reason)
+			c.rec.ids(), "remote", remote, "error", refusal.reason)
 	}
 	r := jsonResponse(refusal.status, failure{"error", refusal.reason})
 	r.cacheControl = noStore // by default caches may keep some statuses, such as 404 (RFC 9110, section 15.1)
@@ -82,6 +83,8 @@ func (a *api) refusalOf(ctx *fasthttp.RequestCtx, err error) *httpError {
 	switch {
 	case errors.Is(err, ErrBusy) && !errors.Is(err, errRevoked):
 		refusal.refused = refusedBudget // respondError logs it
+	case op.operation == "": // /ready, which balancers ask all the time; watchStore logs the outage
+		a.floods.add("not ready", class.log, "not ready", "status", refusal.status, connOf(ctx).rec.ids(), "error", op.err.Error())
 	case errors.Is(err, ErrOccupied) && class.log == slog.LevelWarn: // any number of requests may ask for it
 		a.floods.add("occupied", class.log, "request failed", attrs()...)
 	case class.log != 0:

@@ -65,6 +65,26 @@ func TestStoreLostAndBack(t *testing.T) {
 	}
 }
 
+// A probe that fails after longer than /ready waits for it is seen too.
+func TestStoreLostSlowly(t *testing.T) {
+	p := &probed{nfs: openTestNFS(t, t.TempDir())}
+	hangs := make(chan struct{})
+	p.set(Readiness{}, diskError("open", "/srv", syscall.EIO), hangs)
+	s, svc := startBackend(t, p)
+	svc.ready.wait = time.Nanosecond
+	go svc.watchStore(t.Context(), time.Hour)
+	eventually(t, "a probe runs", func() bool {
+		svc.ready.mu.Lock()
+		defer svc.ready.mu.Unlock()
+		return svc.ready.running != nil
+	})
+	if _, err := svc.ready.get(0); !errors.As(err, new(*errNoResponse)) {
+		t.Fatal(err)
+	}
+	close(hangs)
+	waitForLine(t, s, "store lost")
+}
+
 // probed is a store whose probe has the result that a test sets.
 type probed struct {
 	*nfs
@@ -156,15 +176,14 @@ func TestReadyOfAHungStoreLogsTheLastCause(t *testing.T) {
 	if got := readiness(t, s, 503); got.Error != "the store is unavailable" {
 		t.Errorf("/ready says %+v", got)
 	}
-	var last string
-	for l := range strings.Lines(s.log.String()) {
-		if strings.Contains(l, `"request failed"`) {
-			last = l
+	eventually(t, "the line with the last cause", func() bool { // at most one line a second
+		for l := range strings.Lines(s.log.String()) {
+			if strings.Contains(l, "has not responded for") && strings.Contains(l, "the real cause") {
+				return true
+			}
 		}
-	}
-	if !strings.Contains(last, "has not responded for") || !strings.Contains(last, "the real cause") {
-		t.Errorf("logged %s", last)
-	}
+		return false
+	})
 }
 
 // A replica whose user may read but not write the store is not ready. It becomes ready when

@@ -14,12 +14,12 @@ const maxForwardedEntries = 32
 
 // remoteOf returns the address of the client for the service log. If a trusted proxy gave an
 // address other than its own, peer is the address of the connection; otherwise peer is empty.
-func (s *server) remoteOf(h *fasthttp.RequestHeader, c *conn) (remote, peer string) {
+func remoteOf(cfg *Config, h *fasthttp.RequestHeader, c *conn) (remote, peer string) {
 	if !c.proxy {
 		return c.remoteText(), ""
 	}
 	from := peerOf(c.TCPConn)
-	if client := clientAddress(s.cfg.ClientAddressHeader, forwardedLines(h, s.cfg.ClientAddressHeader), s.cfg.TrustedProxies, from); client != from {
+	if client := clientAddress(cfg.ClientAddressHeader, forwardedLines(h, cfg.ClientAddressHeader), cfg.TrustedProxies, from); client != from {
 		return client.String(), c.remoteText()
 	}
 	return c.remoteText(), ""

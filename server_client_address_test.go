@@ -241,3 +241,17 @@ func TestTrustedProxiesHaveNoConnectionLimit(t *testing.T) {
 		}
 	}
 }
+
+// TestRefusedRequestsNameTheClient: their line is often the only one that is read.
+func TestRefusedRequestsNameTheClient(t *testing.T) {
+	s, _ := startTuned(t, func(svc *service, _ *listener) { svc.api.stopping = func() bool { return true } },
+		"TRUSTED_PROXIES=127.0.0.2", "CLIENT_ADDRESS_HEADER="+headerForwardedFor)
+	conn := dialFrom(t, "127.0.0.2", s.addr)
+	_, _ = io.WriteString(conn, "GET /ready HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n")
+	if status := readStatus(conn); status != 503 {
+		t.Fatal(status)
+	}
+	if line := waitForLine(t, s, "requests refused"); line["remote"] != "192.0.2.1" {
+		t.Errorf("got %v", line)
+	}
+}

@@ -177,7 +177,7 @@ func (s *server) respond(ctx *fasthttp.RequestCtx, c *conn) {
 	if s.access != nil && !c.rec.ofProbe() && (c.rec.status >= 500 || s.sampled()) {
 		c.rec.logged = true
 		c.rec.path, c.rec.agent = string(ctx.RequestURI()), clip(ctx.UserAgent())
-		c.rec.remote, c.rec.peer = s.remoteOf(&ctx.Request.Header, c)
+		c.rec.remote, c.rec.peer = remoteOf(s.cfg, &ctx.Request.Header, c)
 	}
 	switch {
 	case ctx.IsHead():
