@@ -31,7 +31,7 @@ func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
 	}
 	fd, err := n.disk.openPathRead(path)
 	if isLink(err, path) {
-		return nil, fmt.Errorf("%w: %q is a symbolic link, which is not followed", ErrNotFound, path)
+		return nil, linkInPlace(path)
 	}
 	if err != nil {
 		return nil, n.disk.openError(path, err)
@@ -102,6 +102,11 @@ func (n *nfs) describe(path string) (ArtifactInfo, error) {
 	return infoOf(&st), nil
 }
 
+// linkInPlace returns the error of an artifact that is a symbolic link.
+func linkInPlace(path string) error {
+	return fmt.Errorf("%w: %q is a symbolic link, which is not followed", ErrOccupied, path)
+}
+
 // stat is stat(2) of a path. On NFS it opens the file, because only open(2) revalidates
 // the cache of the client.
 func (n *nfs) stat(path string, st *unix.Stat_t) error {
@@ -110,7 +115,7 @@ func (n *nfs) stat(path string, st *unix.Stat_t) error {
 	}
 	fd, err := n.disk.openPathRead(path)
 	if isLink(err, path) {
-		return fmt.Errorf("%w: %q is a symbolic link, which is not followed", ErrNotFound, path)
+		return linkInPlace(path)
 	}
 	if err != nil {
 		return n.disk.openError(path, err)
