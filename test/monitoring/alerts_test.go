@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/promql/parser"
 	"sigs.k8s.io/yaml"
 )
 
@@ -144,4 +145,30 @@ func TestAlertsAskForWhatTheServiceExports(t *testing.T) {
 	for _, r := range rules {
 		checkQuery(t, r.Alert+r.Record, r.Expr, exported, map[string]string{"job": "pagewright-storage"})
 	}
+}
+
+// TestAlertsSubtractNoCounters: no rule subtracts the increase of a counter. If the labels of
+// the two counters differ, the difference hides failures and can be negative.
+func TestAlertsSubtractNoCounters(t *testing.T) {
+	for _, r := range readRules(t) {
+		expr, err := promQL.ParseExpr(r.Expr)
+		if err != nil {
+			t.Fatalf("%s%s: %v", r.Alert, r.Record, err)
+		}
+		parser.Inspect(expr, func(node parser.Node, _ []parser.Node) error {
+			if b, ok := node.(*parser.BinaryExpr); ok && b.Op == parser.SUB && readsCounter(b.RHS) {
+				t.Errorf("%s%s subtracts a counter: %s", r.Alert, r.Record, b.RHS)
+			}
+			return nil
+		})
+	}
+}
+
+func readsCounter(expr parser.Expr) (found bool) {
+	parser.Inspect(expr, func(node parser.Node, _ []parser.Node) error {
+		call, ok := node.(*parser.Call)
+		found = found || ok && (call.Func.Name == "increase" || call.Func.Name == "rate")
+		return nil
+	})
+	return found
 }
