@@ -8,14 +8,14 @@ const readOnlyReason = "the service is read-only (PAGEWRIGHT_READ_ONLY)"
 // refuseChanges makes the routes that change the store refuse every request, before its
 // body is read.
 func (a *api) refuseChanges(routes []route) {
-	refuse := func(*fasthttp.RequestCtx) error {
+	admit := func(*fasthttp.RequestCtx) error {
 		a.metrics.refused[refusedReadOnly].Inc() // not logged, because it is intended
 		return newHTTPError(fasthttp.StatusServiceUnavailable, readOnlyReason)
 	}
 	for i := range routes {
 		if r := &routes[i]; r.method != fasthttp.MethodGet && r.method != fasthttp.MethodHead {
-			r.admit = refuse
-			r.serve = func(ctx *fasthttp.RequestCtx) (response, error) { return response{}, refuse(ctx) }
+			r.admit = admit
+			r.serve = func(ctx *fasthttp.RequestCtx) (response, error) { return response{}, admit(ctx) }
 		}
 	}
 }

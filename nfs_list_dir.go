@@ -131,7 +131,7 @@ func (w *watchedDir[V]) read(s *siteScan, dir *os.File, id fileID) (r reading[V]
 func (n *nfs) openWatched(siteID, name string) (*os.File, fileID, error) {
 	dir, err := n.openBuilds(siteID, name)
 	if errors.Is(err, ErrOccupied) && !errors.Is(err, ErrUnavailable) {
-		if here := strings.Contains(err.Error(), strconv.Quote(n.sitePath(siteID, name))); here || name == artifactsDir { // else both directories have the same error
+		if own := strings.Contains(err.Error(), strconv.Quote(n.sitePath(siteID, name))); own || name == artifactsDir { // else both directories have the same error
 			n.floods.add(name, slog.LevelWarn, "skipping a path that is not a directory", "site", siteID, "error", err)
 		}
 		return nil, fileID{}, nil
