@@ -29,7 +29,7 @@ ARG VERSION=dev
 # Tags of Go: no_s3, no_azure and no_gcs leave an object store out. The Makefile
 # sets them from BACKENDS.
 ARG TAGS=disable_grpc_modules
-# Same sources, same layers: no paths, no build ids, and no times but this one.
+# Built twice by the same builder, the layers are the same: no paths, no build ids, and no times but this one.
 ARG SOURCE_DATE_EPOCH=0
 RUN --mount=type=cache,target=/go/pkg/mod \
     --mount=type=cache,target=/root/.cache/go-build \
