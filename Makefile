@@ -40,7 +40,7 @@ arm64: ## build and vet for the other architecture
 	GOARCH=arm64 CGO_ENABLED=0 go vet .
 
 test: ## run the tests that need nothing but Go
-	go test $(RACE) -timeout 20m ./...
+	go test $(RACE) -timeout 30m ./...
 
 lint: ## gofmt, vet, staticcheck, govulncheck, go mod tidy
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
