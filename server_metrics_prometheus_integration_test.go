@@ -157,8 +157,8 @@ func ruleQueries(t *testing.T, prometheus string) (queries []string) {
 		t.Fatal(err)
 	}
 	compare := regexp.MustCompile(` (==|<=|>=|<|>) `)
-	unless := regexp.MustCompile(` unless \S+ == \S+`)
-	window := regexp.MustCompile(`\[(\d+h):\d+m\]`) // a result needs two steps
+	unless := regexp.MustCompile(` unless (on \([^)]*\) )?\S+ == [0-9]+`)
+	window := regexp.MustCompile(`\[(\d+[hm]):\d+m\]`) // a result needs two steps
 	for _, group := range data.Groups {
 		for _, rule := range group.Rules {
 			q := strings.Join(strings.Fields(rule.Query), " ")
