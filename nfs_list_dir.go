@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -128,12 +127,13 @@ func (w *watchedDir[V]) read(s *siteScan, dir *os.File, id fileID) (r reading[V]
 
 // openWatched opens a directory of a site and returns its id. An absent one is
 // nil (which can be closed) and the zero fileID, and so is something else in its place.
-func (n *nfs) openWatched(siteID, name string) (*os.File, fileID, error) {
-	dir, err := n.openBuilds(siteID, name)
+func (s *siteScan) openWatched(name string) (*os.File, fileID, error) {
+	dir, err := s.n.openBuilds(s.site, name)
 	if errors.Is(err, ErrOccupied) && !errors.Is(err, ErrUnavailable) {
-		if own := strings.Contains(err.Error(), strconv.Quote(n.sitePath(siteID, name))); own || name == artifactsDir { // else both directories have the same error
-			n.floods.add(name, slog.LevelWarn, "skipping a path that is not a directory", "site", siteID, "error", err)
+		if s.skipped == nil || err.Error() != s.skipped.Error() { // both directories have the error of the site
+			s.n.floods.add(name, slog.LevelWarn, "skipping a path that is not a directory", "site", s.site, "error", err)
 		}
+		s.skipped = err
 		return nil, fileID{}, nil
 	}
 	if errors.Is(err, fs.ErrNotExist) {

@@ -68,7 +68,7 @@ func TestChangedDirectoryIsReadAgain(t *testing.T) {
 	s := &siteScan{n: n, site: "s", ix: newSiteIndex(), run: &listRun{listLimits: &n.lists.limits}}
 	read := func(before func(dir *os.File)) (ids []string, unsure map[string]bool) {
 		t.Helper()
-		dir, opened, err := n.openWatched("s", artifactsDir)
+		dir, opened, err := (&siteScan{n: n, site: "s"}).openWatched(artifactsDir)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,7 +11,7 @@ func TestLogIsReadAgainUnlessStable(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
 	putLog(t, base, "b", testTime, entry("1", "b", testTime))
-	dir, _, err := n.openWatched("s", logsDir)
+	dir, _, err := (&siteScan{n: n, site: "s"}).openWatched(logsDir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,8 @@ type siteScan struct {
 	start     time.Duration // before anything was looked at
 	seen      time.Duration // after the times of the directories were seen
 	storeTime int64         // the store's clock read at least this, in nanoseconds, before anything was read
-	logs      *os.File      // the directory of logs; nil: there is none
+	logs      *os.File      // the directory of logs; nil if it does not exist
+	skipped   error         // about a path that is not a directory; nil: no such path
 }
 
 // scanSite looks at the directories of a site and reads what changed in them.
@@ -35,12 +36,12 @@ func (n *nfs) scanSite(siteID string, ix *siteIndex, run *listRun) (*siteScan, e
 		s.storeTime = n.disk.storeTime()
 	}
 	// Opened first, both: on NFS that is what brings their times up to date.
-	artifacts, artifactsID, err := n.openWatched(siteID, artifactsDir)
+	artifacts, artifactsID, err := s.openWatched(artifactsDir)
 	if err != nil {
 		return nil, err
 	}
 	defer artifacts.Close()
-	logs, logsID, err := n.openWatched(siteID, logsDir)
+	logs, logsID, err := s.openWatched(logsDir)
 	if err != nil {
 		return nil, err
 	}
