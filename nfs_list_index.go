@@ -11,7 +11,7 @@ import (
 type siteIndex struct {
 	artifacts watchedDir[builtAt]
 	logs      watchedDir[logValue]
-	watch     *dirWatch // of the directory of artifacts; nil: there is none
+	watch     *dirWatch // of the directory of artifacts; nil: it is not watched
 
 	places  []place         // of all builds, in order; nil: not known. Never changed
 	moved   map[string]bool // builds that may have another place since, or none

@@ -450,12 +450,7 @@ func TestTagOfALargeListIsKept(t *testing.T) {
 		if page.Versions == nil && page.Tag != before {
 			t.Errorf("after %s the new list has no versions", c.what)
 		}
-		for deadline := time.Now().Add(20 * time.Second); list(n, page.Tag).Versions != nil; {
-			if time.Now().After(deadline) {
-				t.Fatalf("after %s the tag is never kept", c.what)
-			}
-			time.Sleep(50 * time.Millisecond)
-		}
+		eventually(t, "the tag is kept after "+c.what, func() bool { return list(n, page.Tag).Versions == nil })
 		if ix, _ := n.lists.sites.Peek("s"); ix.wholePage() != nil {
 			t.Fatal("the whole page is kept: this shows nothing")
 		}

@@ -59,7 +59,7 @@ func TestClientAddressOfForwardedFor(t *testing.T) {
 		{"no bracket at the end", "[2001:db8::1", peer},
 		{"text after the bracket", "[2001:db8::1]x", peer},
 		{"no port", "192.0.2.1:", peer},
-		{"a port that is none", "192.0.2.1:http", peer},
+		{"a port that is not a number", "192.0.2.1:http", peer},
 		{"a long port", "192.0.2.1:123456", peer},
 		{"garbage before a client", "\x00\xff, 192.0.2.1, 10.0.0.2", "192.0.2.1"},
 		{"as many entries as are read", "192.0.2.1" + strings.Repeat(", 10.0.0.2", maxForwardedEntries-1), "192.0.2.1"},

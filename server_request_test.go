@@ -163,7 +163,7 @@ func TestMalformedRequestsInTheLog(t *testing.T) {
 	const host = "Host: h\r\n"
 	for _, c := range []struct {
 		name, raw    string
-		sent         int // in the response; 0: there is none
+		sent         int // in the response; 0: no response
 		status       float64
 		method, path any
 		reason       string
