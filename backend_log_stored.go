@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -243,10 +244,32 @@ type openedLog struct {
 	size int64
 }
 
-// scan is scanEntries with a buffer.
+// scan calls each with the entries, as scanEntries does. A small log is read at once, which takes
+// half the time.
 func (l *openedLog) scan(each func(e LogEntry) error) error {
-	return scanEntries(bufio.NewReaderSize(l, int(min(l.size, scanBuffer))), each)
+	if l.size > scanBuffer {
+		return scanEntries(bufio.NewReaderSize(l, scanBuffer), each)
+	}
+	buf := smallLogs.Get().(*[scanBuffer]byte)
+	defer smallLogs.Put(buf)
+	data := buf[:l.size]
+	if _, err := io.ReadFull(l, data); err != nil {
+		return err
+	}
+	entries, err := parseLog(data)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := each(e); err != nil {
+			return err
+		}
+	}
+	return nil
 }
+
+// smallLogs has the buffers into which logs are read at once.
+var smallLogs = sync.Pool{New: func() any { return new([scanBuffer]byte) }}
 
 // entrySum is a hash of what a list shows of entries, in their order, the same in
 // every process.

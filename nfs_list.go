@@ -28,7 +28,6 @@ type listings struct {
 	helpers chan struct{}
 
 	limits  listLimits
-	buffers sync.Pool // of *[]byte, for small logs
 	start   time.Time // of clock
 	watches *dirWatches
 
@@ -242,16 +241,6 @@ func (l *listings) drop(ix *siteIndex) {
 	l.used--
 	l.charge(ix, -ix.bytes)
 	l.paceGC()
-}
-
-// buffer returns size bytes to read a small log into, until put is called.
-func (l *listings) buffer(size int64) (data []byte, put func()) {
-	b, ok := l.buffers.Get().(*[]byte)
-	if !ok {
-		b = new([]byte)
-		*b = make([]byte, scanBuffer)
-	}
-	return (*b)[:size], func() { l.buffers.Put(b) }
 }
 
 // parallel calls work with each of 0 to count-1, some at once, and returns one

@@ -158,18 +158,6 @@ func (s *siteScan) scanLog(name string) (*logScan, unix.Stat_t, error) {
 	}
 	defer file.Close()
 	scan := newLogScan()
-	if file.st.Size <= scanBuffer { // many are this small, and this is the faster way
-		data, put := s.n.lists.buffer(file.st.Size)
-		defer put()
-		if _, err := io.ReadFull(file, data); err != nil {
-			return nil, file.st, err
-		}
-		entries, err := parseLog(data)
-		for i := range entries {
-			scan.add(&entries[i])
-		}
-		return scan, file.st, err
-	}
 	memory, err := s.run.scan(file.st.Size)
 	if err != nil {
 		return nil, file.st, err
