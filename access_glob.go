@@ -1,0 +1,45 @@
+package main
+
+import "strings"
+
+// globMatch reports whether a glob matches all of s. A * stands for any run of bytes, also
+// none; each other byte stands for itself.
+func globMatch(pattern, s string) bool {
+	_, ok := globCapture(pattern, s)
+	return ok
+}
+
+// globCapture is globMatch, and returns what the first * stands for: the shortest run for which
+// the rest of the glob matches.
+//
+// It never goes back: what stands between two * may be taken where it occurs first, as the *
+// behind it can stand for all that is skipped.
+func globCapture(pattern, s string) (first string, ok bool) {
+	head, rest, star := strings.Cut(pattern, "*")
+	if !star {
+		return "", s == pattern
+	}
+	s, ok = strings.CutPrefix(s, head)
+	if !ok {
+		return "", false
+	}
+	for i := 0; ; i++ {
+		text, more, star := strings.Cut(rest, "*")
+		skipped, left := s, ""
+		if star {
+			skipped, left, ok = strings.Cut(s, text)
+		} else {
+			skipped, ok = strings.CutSuffix(s, text)
+		}
+		if !ok {
+			return "", false
+		}
+		if i == 0 {
+			first = skipped
+		}
+		if !star {
+			return first, true
+		}
+		rest, s = more, left
+	}
+}
