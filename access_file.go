@@ -1,0 +1,253 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// maxAccessFile is the maximum size of an access file in bytes.
+const maxAccessFile = 1 << 20
+
+// The access file as it is written; access_file_check.go makes an accessPolicy of it.
+type (
+	accessFile struct {
+		Tokens       []fileToken       `json:"tokens"`
+		OIDC         []fileIssuer      `json:"oidc"`
+		Certificates []fileCertificate `json:"certificates"`
+		Anonymous    []fileGrant       `json:"anonymous"`
+	}
+	fileGrant struct {
+		Allow []string `json:"allow"`
+		Sites []string `json:"sites"`
+	}
+	fileToken struct {
+		Name      string   `json:"name"`
+		SHA256    []string `json:"sha256"` // one hash, or two while a token is replaced
+		fileGrant          // allow, sites
+		Expires   *string  `json:"expires"`
+	}
+	fileIssuer struct {
+		Name        string     `json:"name"`
+		Issuer      string     `json:"issuer"`
+		Audience    []string   `json:"audience"`
+		JWKSURL     string     `json:"jwks_url"`
+		CAFile      string     `json:"ca_file"`
+		TokenFile   string     `json:"token_file"`
+		Algorithms  []string   `json:"algorithms"`
+		MaxLifetime *string    `json:"max_lifetime"`
+		Rules       []fileRule `json:"rules"`
+	}
+	fileRule struct {
+		Claims    fileClaims `json:"claims"`
+		fileGrant            // allow, sites
+		Shared    bool       `json:"shared"`
+	}
+	fileCertificate struct {
+		Name      string   `json:"name"`
+		SAN       []string `json:"san"`
+		fileGrant          // allow, sites
+		Shared    bool     `json:"shared"`
+	}
+	fileClaim struct {
+		name  string
+		globs []string
+	}
+)
+
+// fileClaims is an object of lists of strings, in the order of the file.
+type fileClaims []fileClaim
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (c *fileClaims) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+	if kind := dec.PeekKind(); kind != jsontext.KindBeginObject {
+		return json.UnmarshalDecode(dec, &map[string][]string{}) // returns the error
+	}
+	if _, err := dec.ReadToken(); err != nil {
+		return err
+	}
+	for dec.PeekKind() != jsontext.KindEndObject {
+		name, err := dec.ReadToken()
+		if err != nil {
+			return err
+		}
+		claim := fileClaim{name: name.String()}
+		if err := json.UnmarshalDecode(dec, &claim.globs); err != nil {
+			return err
+		}
+		*c = append(*c, claim)
+	}
+	_, err := dec.ReadToken()
+	return err
+}
+
+// parseAccessFile returns the policy of an access file. It accepts nothing that could be a
+// mistake. The error begins with the place, as tokens[0].sha256[1], and for a file that is not
+// JSON with line and column. It may be shown to anyone who may read the service log: it contains
+// no whole token or password. Entries that have expired are accepted, so that their holders get
+// that as the reason.
+func parseAccessFile(data []byte, _ time.Time) (*accessPolicy, error) {
+	if len(data) > maxAccessFile {
+		return nil, fmt.Errorf("the file is %d bytes long; the maximum is %d", len(data), maxAccessFile)
+	}
+	if err := checkAccessJSON(data); err != nil {
+		return nil, err
+	}
+	var file accessFile
+	if err := json.Unmarshal(data, &file, json.RejectUnknownMembers(true)); err != nil {
+		return nil, memberError(err)
+	}
+	return file.policy()
+}
+
+// checkAccessJSON returns an error unless data is one JSON text in UTF-8 without duplicate members
+// and without null, which could be a variable that was not set when the file was made.
+func checkAccessJSON(data []byte) error {
+	if bytes.HasPrefix(data, []byte("\uFEFF")) {
+		return errors.New("line 1, column 1: the file begins with a byte order mark; save it as UTF-8 without one")
+	}
+	dec := jsontext.NewDecoder(bytes.NewBuffer(data)) // refuses duplicate members and invalid UTF-8
+	for started := false; !started || dec.StackDepth() > 0; started = true {
+		tok, err := dec.ReadToken()
+		if err == io.EOF {
+			return errors.New("the file is empty")
+		}
+		if err != nil {
+			return accessSyntaxError(data, err)
+		}
+		if tok.Kind() == jsontext.KindNull {
+			return fmt.Errorf("%s: null is not allowed; leave it out", placeOf(dec.StackPointer()))
+		}
+	}
+	rest := data[dec.InputOffset():]
+	if more := bytes.TrimLeft(rest, " \t\r\n"); len(more) > 0 {
+		return fmt.Errorf("%s: trailing data after the end of the JSON text", positionOf(data, len(data)-len(more)))
+	}
+	return nil
+}
+
+// accessSyntaxError returns an error of jsontext with line and column, and with its place.
+func accessSyntaxError(data []byte, err error) error {
+	var syntax *jsontext.SyntacticError
+	if !errors.As(err, &syntax) {
+		return err
+	}
+	position, place := positionOf(data, int(syntax.ByteOffset)), ""
+	if syntax.JSONPointer != "" {
+		place = placeOf(syntax.JSONPointer) + ": "
+	}
+	switch {
+	case errors.Is(err, jsontext.ErrDuplicateName):
+		return fmt.Errorf("%s: %sduplicate member", position, place)
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("%s: %sthe file ends too early", position, place)
+	}
+	return fmt.Errorf("%s: %s%v", position, place, syntax.Err)
+}
+
+// positionOf returns line and column of a byte; columns count characters.
+func positionOf(data []byte, offset int) string {
+	before := data[:min(offset, len(data))]
+	line := before[bytes.LastIndexByte(before, '\n')+1:]
+	return fmt.Sprintf("line %d, column %d", bytes.Count(before, []byte("\n"))+1, utf8.RuneCount(line)+1)
+}
+
+// memberError says in words of the file what json.Unmarshal refused.
+func memberError(err error) error {
+	var semantic *json.SemanticError
+	if !errors.As(err, &semantic) || semantic.GoType == nil {
+		return err
+	}
+	if errors.Is(err, json.ErrUnknownName) {
+		return fmt.Errorf("%s: unknown member; allowed here: %s", placeOf(semantic.JSONPointer), strings.Join(membersOf(semantic.GoType), ", "))
+	}
+	kinds := map[jsontext.Kind]string{
+		jsontext.KindString: "a string", jsontext.KindNumber: "a number", jsontext.KindTrue: "true", jsontext.KindFalse: "false",
+		jsontext.KindBeginObject: "an object", jsontext.KindBeginArray: "a list",
+	}
+	return fmt.Errorf("%s: must be %s, not %s", placeOf(semantic.JSONPointer), kindOfType(semantic.GoType), kinds[semantic.JSONKind])
+}
+
+// membersOf returns the names that the members of a struct have in JSON.
+func membersOf(t reflect.Type) (names []string) {
+	for _, field := range reflect.VisibleFields(t) {
+		if name := field.Tag.Get("json"); name != "" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// kindOfType returns what a Go type is called in JSON.
+func kindOfType(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Pointer:
+		return kindOfType(t.Elem())
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Map:
+		return "an object whose members are lists of strings"
+	case reflect.Slice:
+		if t.Elem().Kind() == reflect.String {
+			return "a list of strings"
+		}
+		return "a list of objects"
+	}
+	return "an object"
+}
+
+// placeOf returns a JSON Pointer as people write a place, and as jq does without the first dot:
+// tokens[0].sha256[1].
+func placeOf(p jsontext.Pointer) string {
+	var place strings.Builder
+	for name := range p.Tokens() {
+		if _, err := strconv.ParseUint(name, 10, 32); err == nil {
+			place.WriteString("[" + name + "]")
+		} else {
+			place.WriteString(memberPlace(name))
+		}
+	}
+	if place.Len() == 0 {
+		return "the file"
+	}
+	return strings.TrimPrefix(place.String(), ".")
+}
+
+// memberPlace returns the part of a place for a member: .name, or ["a name"].
+func memberPlace(name string) string {
+	isWord := name != "" && !slices.ContainsFunc([]byte(name), func(c byte) bool {
+		return c != '_' && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9')
+	})
+	if quoted := shown(name); !isWord || quoted != strconv.Quote(name) { // long, or a token
+		return "[" + quoted + "]"
+	}
+	return "." + name
+}
+
+// maxShown is the maximum number of bytes of a value in an error.
+const maxShown = 64
+
+// shown returns the beginning of a value of the file in quotes, and nothing of a token's secret
+// part.
+func shown(s string) string {
+	end := min(len(s), maxShown)
+	if i := strings.Index(s, tokenPrefix); i >= 0 {
+		end = min(end, i+len(tokenPrefix))
+	}
+	if end == len(s) {
+		return strconv.Quote(s)
+	}
+	return strconv.Quote(strings.ToValidUTF8(s[:end], "") + "…")
+}
