@@ -94,8 +94,8 @@ func (c *fileClaims) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 // parseAccessFile returns the policy of an access file. It accepts nothing that could be a
 // mistake. The error begins with the place, as tokens[0].sha256[1], and for a file that is not
 // JSON with line and column. It may be shown to anyone who may read the service log: it contains
-// no whole token or password. Entries that have expired are accepted, so that their holders get
-// that as the reason.
+// no whole token or password. Tokens that have expired are accepted, so that their holders get that
+// as the reason; so nothing depends on the time.
 func parseAccessFile(data []byte, _ time.Time) (*accessPolicy, error) {
 	if len(data) > maxAccessFile {
 		return nil, fmt.Errorf("the file is %d bytes long; the maximum is %d", len(data), maxAccessFile)
@@ -162,7 +162,7 @@ func positionOf(data []byte, offset int) string {
 	return fmt.Sprintf("line %d, column %d", bytes.Count(before, []byte("\n"))+1, utf8.RuneCount(line)+1)
 }
 
-// memberError says in words of the file what json.Unmarshal refused.
+// memberError returns an error of json.Unmarshal in words that do not need Go.
 func memberError(err error) error {
 	var semantic *json.SemanticError
 	if !errors.As(err, &semantic) || semantic.GoType == nil {

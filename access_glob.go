@@ -12,8 +12,8 @@ func globMatch(pattern, s string) bool {
 // globCapture is globMatch, and returns what the first * stands for: the shortest run for which
 // the rest of the glob matches.
 //
-// It never goes back: what stands between two * may be taken where it occurs first, as the *
-// behind it can stand for all that is skipped.
+// It never backtracks: each text between two * is taken where it occurs first, which leaves the most
+// for the rest of the glob.
 func globCapture(pattern, s string) (first string, ok bool) {
 	head, rest, star := strings.Cut(pattern, "*")
 	if !star {

@@ -303,6 +303,9 @@ func TestPolicyAllows(t *testing.T) {
 			t.Errorf("%s, %v, %q: allowed by %q, want %q", c.who, c.want, c.site, place, c.place)
 		}
 	}
+	if (&accessRule{sites: []string{"", "**", "*a", "a*"}}).covers("") {
+		t.Error("a glob other than * is all sites")
+	}
 	for _, c := range []struct {
 		who, site string
 		want      bool
