@@ -19,8 +19,8 @@ import (
 // tokenOf returns a token with a random part of one repeated letter, and its hash as in the file.
 func tokenOf(letter string) (token, hash string) {
 	random := strings.Repeat(letter, tokenRandom)
-	checksum := checksumOf(random)
-	token = tokenPrefix + random + string(checksum[:])
+	checksum := checksumOf([]byte(random))
+	token = tokenPrefix + random + checksum
 	sum := sha256.Sum256([]byte(token))
 	return token, hex.EncodeToString(sum[:])
 }

@@ -26,44 +26,38 @@ func newToken() string {
 	var bits [32]byte
 	_, _ = rand.Read(bits[:]) // never fails
 	random := base64.RawURLEncoding.EncodeToString(bits[:])
-	sum := checksumOf(random)
-	return tokenPrefix + random + string(sum[:])
+	return tokenPrefix + random + checksumOf([]byte(random))
 }
 
 // tokenHash returns the SHA-256 of a token, which the access file has. ok reports whether the
 // text has the form of a token and the right checksum; most typing errors and cut tokens do not.
 func tokenHash(token string) (sum [sha256.Size]byte, ok bool) {
-	text, ok := strings.CutPrefix(token, tokenPrefix)
-	if !ok || len(token) != tokenLen {
+	if !strings.HasPrefix(token, tokenPrefix) || len(token) != tokenLen {
 		return sum, false
 	}
-	random, want := text[:tokenRandom], checksumOf(text[:tokenRandom])
-	if text[tokenRandom:] != string(want[:]) || !isBase64URL(random) {
+	text := []byte(token)
+	random, checksum := text[len(tokenPrefix):][:tokenRandom], text[len(tokenPrefix)+tokenRandom:]
+	if string(checksum) != checksumOf(random) || !isBase64URL(random) {
 		return sum, false
 	}
-	var whole [tokenLen]byte // on the stack, unlike []byte(token)
-	copy(whole[:], token)
-	return sha256.Sum256(whole[:]), true
+	return sha256.Sum256(text), true
 }
 
 // checksumOf returns the checksum of the random part of a token.
-func checksumOf(random string) (text [tokenChecksum]byte) {
+func checksumOf(random []byte) string {
 	const digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-	rest := ^uint32(0)
-	for i := range len(random) { // as crc32.ChecksumIEEE, which would need the text on the heap
-		rest = crc32.IEEETable[byte(rest)^random[i]] ^ rest>>8
-	}
-	rest = ^rest
+	var text [tokenChecksum]byte
+	rest := crc32.ChecksumIEEE(random)
 	for i := range text {
 		text[len(text)-1-i] = digits[rest%62]
 		rest /= 62
 	}
-	return text
+	return string(text[:])
 }
 
-func isBase64URL(s string) bool {
-	for i := range len(s) {
-		switch c := s[i]; {
+func isBase64URL(s []byte) bool {
+	for _, c := range s {
+		switch {
 		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_':
 		default:
 			return false
