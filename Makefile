@@ -59,12 +59,13 @@ fuzz: ## run each fuzz target for FUZZTIME
 
 test-integration: test-stores test-process test-machines test-images ## all of the four (root, Debian; they install what is missing)
 
-test-stores: ## the contract and the API on real object stores, the metrics in a real Prometheus, the OpenAPI document, the manifests, the commands of the pages
+test-stores: ## the contract and the API on real object stores, JWTs of a real OpenID provider, the metrics in a real Prometheus, the OpenAPI document, the manifests, the commands of the pages
 	sh test/install
 	cd test/monitoring && go test -count=1 .
 	sh test/tools.sh
 	go test -tags $(TAGS),integration -count=1 -timeout 25m -run 'Integration|RealStores' .
 	cd test/contract && go test -count=1 .
+	cd test/issuer && go test -count=1 .
 	cd test/kubernetes && go test -count=1 .
 
 test-process: ## the real binary traced, killed, short of calls and memory, among clients that misbehave, behind proxies and under systemd
