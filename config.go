@@ -48,6 +48,8 @@ type Config struct {
 	TrustedProxies      addressRanges `env:"TRUSTED_PROXIES" help:"addresses and CIDR ranges of the proxies in front of the service, separated by commas; on connections from them, PAGEWRIGHT_CLIENT_ADDRESS_HEADER gives the client address for the service log; empty means none"`
 	ClientAddressHeader string        `env:"CLIENT_ADDRESS_HEADER" help:"X-Forwarded-For or Forwarded: the header in which the trusted proxies give the client address; other headers are ignored; required with PAGEWRIGHT_TRUSTED_PROXIES"`
 
+	TLS tlsConfig `envPrefix:"TLS_"`
+
 	StallTimeout  time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"a client that sends or receives less than 4 KiB of a body within this time is disconnected"`
 	MinUploadRate byteSize      `env:"MIN_UPLOAD_RATE" envDefault:"1KiB" help:"minimum number of bytes per second of an upload, averaged over the past minute; 0 means no minimum"`
 	HeaderTimeout time.Duration `env:"HEADER_TIMEOUT" envDefault:"10s" help:"time within which the request header must arrive"`
@@ -141,7 +143,7 @@ func (c *Config) check() error {
 	case c.LogFormat != "json" && c.LogFormat != "text":
 		return bad("LOG_FORMAT", c.LogFormat, "must be json or text")
 	}
-	return nil
+	return c.checkTLS()
 }
 
 // isCacheControl reports whether s is a valid Cache-Control value: directives with an

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -129,11 +130,10 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	lines := newLogQueue(stderr)
 	defer lines.close(logCloseWait)
 	log := newBufferedLog(cfg, lines)
-	go reload(ctx, hangUp, log)
 	if len(foreign) > 0 {
 		log.Warn(foreignVariables(foreign))
 	}
-	return serve(ctx, cfg, log)
+	return serve(ctx, cfg, hangUp, log)
 }
 
 // setThreads lets Go run on twice as many threads as the container has CPUs at the start,
@@ -146,8 +146,12 @@ func setThreads() {
 	}
 }
 
-// reload reloads files at each SIGHUP, until ctx ends. So far the service has no such files.
-func reload(ctx context.Context, hangUp <-chan os.Signal, log *slog.Logger) {
+// reload reloads files that have changed, and all of them at each SIGHUP, until ctx ends.
+func reload(ctx context.Context, hangUp <-chan os.Signal, watches []*fileWatch, log *slog.Logger) {
+	if len(watches) > 0 {
+		watchFiles(ctx, hangUp, watches)
+		return
+	}
 	for {
 		select {
 		case <-hangUp:
@@ -159,7 +163,7 @@ func reload(ctx context.Context, hangUp <-chan os.Signal, log *slog.Logger) {
 }
 
 // serve opens the store and serves it until ctx ends.
-func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
+func serve(ctx context.Context, cfg *Config, hangUp <-chan os.Signal, log *slog.Logger) error {
 	// The garbage collector works harder close to the container's limit, at which the
 	// kernel would kill the process.
 	if _, err := memlimit.Set(); err != nil {
@@ -170,12 +174,22 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
 			return listenError(err)
 		}
 	}
+	files, err := openTLS(&cfg.TLS, log)
+	if err != nil {
+		return err
+	}
+	var watches []*fileWatch
+	if files != nil {
+		watches = append(watches, files.watch)
+	}
+	go reload(ctx, hangUp, watches, log)
 	backend, err := openBackend(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
 	startJobs(ctx, backend, cfg)
 	s := newService(cfg, backend, log)
+	s.tls = files
 	go s.watchStore(ctx, s.probeInterval())
 	stopAdmin, err := s.serveAdmin()
 	if err != nil {
@@ -202,7 +216,7 @@ func startAttrs(cfg *Config, l *listener) []any {
 		attrs = append(attrs, "memory_limit", limit)
 	}
 	attrs = append(append(attrs, cfg.storeAttrs()...), "append_only", cfg.AppendOnly, "read_only", cfg.ReadOnly, "connections", l.max)
-	return append(attrs, cfg.limitAttrs()...)
+	return append(append(attrs, cfg.tlsAttrs()...), cfg.limitAttrs()...)
 }
 
 // listenError marks an error that a restart cannot fix: a port below 1024 needs a
@@ -231,14 +245,20 @@ func newService(cfg *Config, backend Backend, log *slog.Logger) *service {
 // healthcheck asks the service that runs with the same configuration for its health, for
 // containers without a shell.
 func healthcheck(cfg *Config) error {
-	address := healthAddress(cfg)
-	url := "http://" + address + "/health"
+	address, scheme := healthAddress(cfg), "http"
+	if cfg.TLS.on() && cfg.AdminListen == "" {
+		scheme = "https"
+	}
+	url := scheme + "://" + address + "/health"
 	client := fasthttp.Client{
 		MaxIdemponentCallAttempts: 1,
+		// The certificate is for the names that clients use, not for this address. That is no
+		// risk here: the request has no secret, and goes to this host.
+		TLSConfig: &tls.Config{InsecureSkipVerify: true},
 		// The client's default dialer supports only IPv4, and no zone.
 		Dial: func(string) (net.Conn, error) { return net.DialTimeout("tcp", address, healthTimeout) },
 	}
-	status, _, err := client.GetTimeout(nil, "http://localhost/health", healthTimeout)
+	status, _, err := client.GetTimeout(nil, scheme+"://localhost/health", healthTimeout)
 	if err != nil {
 		return fmt.Errorf("%s: %w", url, err)
 	}

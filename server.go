@@ -38,6 +38,7 @@ type server struct {
 	admin    handler       // of the admin address
 	inStore  int           // requests that may be in the store at once, and have files open
 	seen     atomic.Uint64 // requests, for the sample of the access log
+	tls      *tlsFiles     // nil: the API speaks no TLS
 	stopping atomic.Bool
 }
 
@@ -65,6 +66,9 @@ func (s *server) listen() (*listener, error) {
 	listener := newListener(l.(*net.TCPListener), s.inStore, s.cfg.StallTimeout, s.log, s.finish)
 	listener.minRate, listener.ratePeriod = int64(s.cfg.MinUploadRate), time.Minute
 	listener.perIP, listener.proxies, listener.count = s.cfg.MaxConnsPerIP, s.cfg.TrustedProxies, s.metrics.connections()
+	if s.tls != nil {
+		listener.tls = newTLSServer(s.tls, s.cfg.HeaderTimeout, s.metrics.ofTLS(s.tls))
+	}
 	s.metrics.gauges(map[string]func() float64{
 		"pagewright_http_connections":       func() float64 { return float64(listener.connections()) },
 		"pagewright_http_connections_limit": func() float64 { return float64(listener.max) },
@@ -195,6 +199,8 @@ func malformedError(head []byte, err error) *httpError {
 		return newHTTPError(fasthttp.StatusRequestHeaderFieldsTooLarge, "the request header is larger than %d bytes", readBuffer)
 	case errors.As(err, &netErr) && netErr.Timeout():
 		return newHTTPError(fasthttp.StatusRequestTimeout, "the request did not arrive in time")
+	case errors.Is(err, errNotTLS):
+		return badRequest("this port speaks TLS only: use https://")
 	case isHangUp(err):
 		return badRequest("the request was cut short")
 	case errors.Is(err, fasthttp.ErrDuplicateContentLength):

@@ -41,7 +41,7 @@ func (b *bodyBuffers) get() *[copySize]byte {
 func openBody(c *conn, stream io.Reader, size, limit int64, splice bool, space *reservation) *requestBody {
 	b := &requestBody{conn: c, stream: stream, size: size, limit: limit, space: space, token: c.hold()}
 	c.beginBody()
-	if splice && (size < 0 || size > copySize) {
+	if splice && c.tls == nil && (size < 0 || size > copySize) {
 		b.region = c.l.spliceSlots.acquire()
 	}
 	return b

@@ -30,6 +30,7 @@ type conn struct {
 	from    string      // see client
 	remote  string      // see remoteText
 	proxy   bool        // the peer is a trusted proxy
+	tls     *tlsConn    // nil: the connection is not encrypted
 	backlog int64       // bytes unsent when the last write deadline fired
 
 	// server_evict.go
@@ -169,6 +170,9 @@ func (c *conn) finishRecord() {
 // closes it later: the goroutine that shuts down the server may call Close, and it must not
 // wait for a client.
 func (c *conn) Close() error {
+	if c.tls != nil && c.tls.mustDrain() {
+		c.linger.Store(true)
+	}
 	if c.linger.Load() {
 		return nil
 	}
@@ -176,9 +180,12 @@ func (c *conn) Close() error {
 }
 
 func (c *conn) close() error {
-	c.state.Store(connOver)
+	was := c.state.Swap(connOver)
 	c.finishRecord()
 	c.l.forget(c)
+	if c.tls != nil {
+		c.tls.closeNotify(was == connBusy)
+	}
 	err := c.TCPConn.Close()
 	c.l.spare.fill()
 	return err
@@ -228,6 +235,9 @@ func (c *conn) finish() {
 		return
 	}
 	c.finishRecord() // the response has left
+	if c.tls != nil {
+		c.tls.closeNotify(true)
+	}
 	if c.CloseWrite() == nil {
 		end := time.Now().Add(lingerTime)
 		buf := make([]byte, 64<<10)
@@ -236,7 +246,7 @@ func (c *conn) finish() {
 			if now.After(end) || c.SetReadDeadline(now.Add(min(lingerQuiet, end.Sub(now)))) != nil {
 				break
 			}
-			if _, err := c.TCPConn.Read(buf); err != nil {
+			if _, err := c.TCPConn.Read(buf); err != nil { // of TLS too: nothing needs it decrypted
 				break
 			}
 		}

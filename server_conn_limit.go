@@ -3,6 +3,7 @@ package main
 import (
 	"container/list"
 	"crypto/rand"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/netip"
@@ -138,7 +139,7 @@ func (l *listener) reject(tcp *net.TCPConn, r rejection) {
 		if tcp.SetDeadline(time.Now().Add(rejectTime)) != nil {
 			return
 		}
-		if _, err := tcp.Write(r.response()); err != nil || tcp.CloseWrite() != nil {
+		if l.sendRejection(tcp, r) != nil || tcp.CloseWrite() != nil {
 			return
 		}
 		buf := make([]byte, 4<<10)
@@ -148,6 +149,19 @@ func (l *listener) reject(tcp *net.TCPConn, r rejection) {
 			}
 		}
 	}()
+}
+
+// sendRejection writes the rejection, with TLS after a handshake.
+func (l *listener) sendRejection(tcp *net.TCPConn, r rejection) error {
+	if l.tls == nil {
+		_, err := tcp.Write(r.response())
+		return err
+	}
+	c := tls.Server(tcp, l.tls.files.current.Load().config)
+	if _, err := c.Write(r.response()); err != nil {
+		return err
+	}
+	return c.CloseWrite()
 }
 
 // peerOf returns the address of the peer. An IPv4 address is the same over either kind

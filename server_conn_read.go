@@ -31,6 +31,9 @@ func (c *conn) beginBody() {
 	defer c.mu.Unlock()
 	c.inBody, c.ended, c.armed, c.window = true, nil, false, 0
 	c.pace = newPace(c.l.minRate, c.l.ratePeriod, time.Now())
+	if c.tls != nil {
+		c.tls.arrived() // those of the header do not count
+	}
 }
 
 // endBody undoes beginBody. The deadline that it sets is for the unread rest, which
@@ -57,7 +60,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		if c.waiting {
 			return c.readFirst(p)
 		}
-		n, err := c.TCPConn.Read(p)
+		n, err := c.receive(p)
 		if len(c.firstBytes) > 0 {
 			c.keepFirst(p[:n])
 		}
@@ -79,8 +82,12 @@ func (c *conn) Read(p []byte) (int, error) {
 			}
 		}
 		n, err := c.readOnce(p, splice)
-		c.pace.got += int64(n)
-		c.window += int64(n)
+		arrived := int64(n)
+		if c.tls != nil {
+			arrived = c.tls.arrived()
+		}
+		c.pace.got += arrived
+		c.window += arrived
 		if c.window >= stallBytes {
 			c.armed = false
 		}
@@ -109,6 +116,14 @@ func (c *conn) Read(p []byte) (int, error) {
 			return n, err
 		}
 	}
+}
+
+// receive reads from the socket, and decrypts.
+func (c *conn) receive(p []byte) (int, error) {
+	if c.tls != nil {
+		return c.tls.read(p)
+	}
+	return c.TCPConn.Read(p)
 }
 
 // lostBody returns the error of a body whose connection failed with err.
@@ -153,7 +168,7 @@ func (c *conn) readOnce(p []byte, splice bool) (int, error) {
 	if c.pace.watched {
 		if !splice {
 			defer c.pace.wait(time.Now())
-			return c.TCPConn.Read(p)
+			return c.receive(p)
 		}
 		queued, err := c.awaitQueued()
 		if err != nil {
@@ -162,7 +177,7 @@ func (c *conn) readOnce(p []byte, splice bool) (int, error) {
 		most = min(most, queued)
 	}
 	if !splice {
-		return c.TCPConn.Read(p)
+		return c.receive(p)
 	}
 	if err := c.writeHeld(); err != nil {
 		return 0, err

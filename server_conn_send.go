@@ -30,6 +30,19 @@ func (c *conn) Write(p []byte) (int, error) {
 	if c.rec.sent == 0 {
 		c.rec.head = headSize(p)
 	}
+	var n int
+	var err error
+	if c.tls != nil {
+		n, err = c.tls.write(p)
+	} else {
+		n, err = c.writeSocket(p)
+	}
+	c.rec.sent += int64(n)
+	return n, c.sent(err)
+}
+
+// writeSocket writes all of p to the socket, under the rule of Write.
+func (c *conn) writeSocket(p []byte) (int, error) {
 	total := 0
 	for {
 		n, err := c.sendOnce(func() (int64, error) {
@@ -37,9 +50,8 @@ func (c *conn) Write(p []byte) (int, error) {
 			return int64(n), err
 		})
 		total += int(n)
-		c.rec.sent += n
 		if err != nil || total == len(p) {
-			return total, c.sent(err)
+			return total, err
 		}
 	}
 }
@@ -67,6 +79,9 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 		// Only the writes have deadlines: that the source is slow is not the client's
 		// fault.
 		return io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{r}, make([]byte, 64<<10))
+	}
+	if c.tls != nil {
+		return c.sendCopy(lr, file)
 	}
 	total := int64(0)
 	for ended := false; lr.N > 0 && !ended; {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"container/list"
+	"errors"
 	"log/slog"
 	"net"
 	"sync"
@@ -42,7 +43,9 @@ func (i *idleConns) add(c *conn) bool {
 		to = &i.fresh
 	}
 	if c.place != nil && c.in == to {
-		to.MoveToBack(c.place)
+		if !c.fresh { // else it waits again in its TLS handshake: its age counts
+			to.MoveToBack(c.place)
+		}
 		return true
 	}
 	i.drop(c)
@@ -102,7 +105,24 @@ func (i *idleConns) first(of *list.List) *conn {
 
 // readFirst waits for the first bytes of a request. It fails if the connection was
 // evicted in the meantime, even if bytes have arrived: evict relies on that.
-func (c *conn) readFirst(p []byte) (int, error) {
+func (c *conn) readFirst(p []byte) (n int, err error) {
+	if c.tls != nil {
+		n, err = c.tls.read(p) // it calls readIdle
+	} else {
+		n, err = c.readIdle(p)
+	}
+	if errors.Is(err, net.ErrClosed) {
+		return 0, err
+	}
+	c.fresh = false
+	if c.tls == nil || !c.tls.plain { // else the socket has kept them
+		c.keepFirst(p[:n])
+	}
+	return n, err
+}
+
+// readIdle reads from the socket. Until bytes arrive the connection may be evicted.
+func (c *conn) readIdle(p []byte) (int, error) {
 	if !c.l.idle.add(c) {
 		return 0, net.ErrClosed
 	}
@@ -110,8 +130,6 @@ func (c *conn) readFirst(p []byte) (int, error) {
 	if !c.state.CompareAndSwap(connIdle, connBusy) {
 		return 0, net.ErrClosed
 	}
-	c.fresh = false
-	c.keepFirst(p[:n])
 	return n, err
 }
 

@@ -32,6 +32,7 @@ type listener struct {
 	ratePeriod  time.Duration // over which minRate is judged
 	log         *slog.Logger
 	finished    func(*requestRecord) // called when a response has left
+	tls         *tlsServer           // nil: connections are not encrypted
 	spliceSlots *spliceSlots
 	buffers     bodyBuffers
 
@@ -152,7 +153,11 @@ func (l *listener) awaited() bool {
 func (l *listener) newConn(tcp *net.TCPConn) *conn {
 	peer := peerOf(tcp)
 	now := time.Now()
-	return &conn{TCPConn: tcp, l: l, from: clientOf(peer), proxy: l.proxies.contains(peer), accepted: now, began: now, fresh: true, waiting: true}
+	c := &conn{TCPConn: tcp, l: l, from: clientOf(peer), proxy: l.proxies.contains(peer), accepted: now, began: now, fresh: true, waiting: true}
+	if l.tls != nil {
+		c.tls = l.tls.newConn(c)
+	}
+	return c
 }
 
 // logRarely logs a message at most once in logEvery.

@@ -139,6 +139,23 @@ func (m *serviceMetrics) connections() connCounters {
 	}
 }
 
+// ofTLS adds the metrics of TLS, and returns the function that counts a handshake that failed.
+func (m *serviceMetrics) ofTLS(f *tlsFiles) (failed func()) {
+	m.reloads("tls", f.watch)
+	m.gauges(map[string]func() float64{
+		"pagewright_tls_certificate_not_after_timestamp_seconds": func() float64 { return float64(f.current.Load().leaf.NotAfter.Unix()) },
+	})
+	return m.set.NewCounter("pagewright_tls_handshake_errors_total").Inc
+}
+
+// reloads adds the metrics of files that are reloaded.
+func (m *serviceMetrics) reloads(file string, w *fileWatch) {
+	m.gauges(map[string]func() float64{
+		fmt.Sprintf("pagewright_reload_successful{file=%q}", file):                func() float64 { return boolToFloat(!w.failing.Load()) },
+		fmt.Sprintf("pagewright_reload_success_timestamp_seconds{file=%q}", file): func() float64 { return float64(w.loadedAt.Load()) },
+	})
+}
+
 // request counts a request that ended at now.
 func (m *serviceMetrics) request(x *requestRecord, now time.Time) {
 	key := requestKey{x.route, x.method, x.status}
