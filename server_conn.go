@@ -84,6 +84,9 @@ func (c *conn) nextRequest() {
 	if c.responseRevoked.Swap(false) {
 		c.sendUntil = time.Time{} // the write deadline has passed: set a new one
 	}
+	if c.tls != nil {
+		c.tls.setEarly(false)
+	}
 }
 
 // connOf returns the connection of a request.
@@ -223,6 +226,9 @@ func (c *conn) requestBegins() { c.waiting, c.began = false, time.Now() }
 func (c *conn) requestOver() {
 	c.linger.Store(false)
 	c.waiting, c.firstBytes = true, c.firstBytes[:0]
+	if c.tls != nil {
+		c.tls.setEarly(true)
+	}
 }
 
 // finish closes a connection that lingers, in the goroutine that served it. The connection

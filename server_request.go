@@ -70,6 +70,9 @@ func (s *server) expect(ctx *fasthttp.RequestCtx, h handler) int {
 		return status
 	}
 	ctx.Response.Reset()
+	if c.tls != nil {
+		c.tls.setEarly(true)
+	}
 	return fasthttp.StatusContinue
 }
 

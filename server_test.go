@@ -24,6 +24,8 @@ type testServer struct {
 	log  *lockedBuffer
 	stop func() error // SIGTERM; returns what run returned
 
+	https *http.Client // nil: the service speaks no TLS
+
 	// What the store does otherwise than a file system.
 	seconds    bool // it tells times in whole seconds
 	noDeleteIf bool // it cannot delete on a condition
@@ -163,7 +165,11 @@ func (s *testServer) try(r request) (*received, error) {
 	case io.Reader:
 		body = b
 	}
-	req, err := http.NewRequest(r.method, "http://"+s.addr+r.path, body)
+	client, scheme := testClient, "http://"
+	if s.https != nil {
+		client, scheme = s.https, "https://"
+	}
+	req, err := http.NewRequest(r.method, scheme+s.addr+r.path, body)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +177,7 @@ func (s *testServer) try(r request) (*received, error) {
 		req.ContentLength = b.Size()
 	}
 	maps.Copy(req.Header, r.header)
-	resp, err := testClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return nil, err
 	}

@@ -34,6 +34,8 @@ type tlsConn struct {
 	chain  []*x509.Certificate // of the client, as it sent it; nil: none, or no longer accepted
 	err    error               // why there is no TLS; nil: the handshake is to come, or it succeeded
 	plain  bool                // the client does not speak TLS: its 400 goes out as it is
+
+	early bool // the handler has not been called: see readEarly
 }
 
 // newConn returns the TLS of c. The handshake is part of the first read.
@@ -80,7 +82,11 @@ func (t *tlsConn) read(p []byte) (int, error) {
 			return 0, t.err
 		}
 	}
-	n, err := t.conn.Read(p)
+	read := t.conn.Read
+	if t.early {
+		read = t.readEarly
+	}
+	n, err := read(p)
 	if n > 0 {
 		// crypto/tls returns the error again. It can be the client's close_notify, which
 		// ends nothing: the body in p may be whole.
@@ -89,11 +95,33 @@ func (t *tlsConn) read(p []byte) (int, error) {
 	return 0, err
 }
 
+// readEarly reads what the handler does not: the header, and the first byte of the body. A
+// record must be whole before any of it can be decrypted, and clients put up to 16 KiB of
+// a body into the record of a header. So a client that sends stallBytes gets more time.
+func (t *tlsConn) readEarly(p []byte) (int, error) {
+	for {
+		n, err := t.conn.Read(p)
+		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) || t.arrived() < stallBytes {
+			return n, err
+		}
+		if err := t.socket.c.SetReadDeadline(time.Now().Add(t.socket.c.l.stall)); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// setEarly sets whether the handler of the next or current request is still to be called.
+func (t *tlsConn) setEarly(early bool) {
+	t.early = early
+	t.arrived()
+}
+
 func (t *tlsConn) handshake() {
 	c := t.socket.c
 	err := t.conn.Handshake()
 	t.socket.over = true
 	if err == nil {
+		t.setEarly(true)
 		if state := t.conn.ConnectionState(); len(state.VerifiedChains) > 0 {
 			t.chain = state.PeerCertificates
 		}
