@@ -26,7 +26,7 @@ func TestConfigDefaults(t *testing.T) {
 		AppendOnly: false, BuildCacheControl: "",
 		MinFreeSpace: 32 << 20, DownloadRedirect: false,
 		MaxArtifactSize: 0, MaxUploads: 512, UploadMemory: 256 << 20, MaxConnsPerIP: 0,
-		StallTimeout: 30 * time.Second, MinUploadRate: 1 << 10, HeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		TLS: tlsConfig{Min: "1.2"}, StallTimeout: 30 * time.Second, MinUploadRate: 1 << 10, HeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
 		ShutdownDelay: 0, ShutdownGrace: 25 * time.Second,
 		LogLevel: slog.LevelInfo, LogFormat: "json", AccessLog: true, AccessLogSample: 1,
 		PprofListen: "",

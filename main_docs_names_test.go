@@ -107,7 +107,7 @@ func TestVariablesInTheDocs(t *testing.T) {
 // metricNames returns the names in what /metrics serves.
 func metricNames(t *testing.T) map[string]bool {
 	t.Helper()
-	s := startServer(t)
+	s, _, _ := startTLS(t)
 	s.do(t, 404, request{method: "GET", path: "/sites/shop/artifacts/none"}) // makes the first series of some metrics
 	names := map[string]bool{}
 	for line := range strings.Lines(string(s.do(t, 200, request{method: "GET", path: "/metrics"}).body)) {

@@ -275,7 +275,7 @@ func TestStartLine(t *testing.T) {
 		t.Fatal(err, start)
 	}
 	for name, want := range map[string]any{"address": s.addr, "version": version, "go": runtime.Version(), "backend": "nfs", "path": s.dir,
-		"append_only": true, "max_uploads": 7.0, "max_conns_per_ip": 9.0, "min_free_space": 1048576.0, "max_artifact_size": 5e9} {
+		"append_only": true, "tls": false, "max_uploads": 7.0, "max_conns_per_ip": 9.0, "min_free_space": 1048576.0, "max_artifact_size": 5e9} {
 		if got[name] != want {
 			t.Errorf("%s is %v, want %v", name, got[name], want)
 		}
