@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math/bits"
 	"strings"
 	"time"
 )
@@ -17,10 +18,15 @@ const (
 	actionLabel                     // move labels
 	actionDelete                    // delete builds
 	actionAdmin                     // what concerns all sites, and deleting a site
+
+	actionOpen // of routes only: everybody may, no rule is needed
 )
 
 // actionNames are the names of the actions in files and messages.
 var actionNames = [...]string{"read", "create", "write", "log", "label", "delete", "admin"}
+
+// isOne reports whether a is one action, or actionOpen.
+func (a action) isOne() bool { return bits.OnesCount8(uint8(a)) == 1 }
 
 // String returns the names, separated by commas.
 func (a action) String() string {

@@ -33,6 +33,8 @@ type Config struct {
 	ReadOnly   bool `env:"READ_ONLY" envDefault:"false" help:"serve reads only, for a restore or a move: changes are refused (503), and the service itself writes nothing to the store"`
 	AppendOnly bool `env:"APPEND_ONLY" envDefault:"false" help:"refuse to replace a build (409) or delete one (403)"`
 
+	AccessFile string `env:"ACCESS_FILE" help:"file that says who may do what; it is reloaded when it changes; empty means that anyone who reaches the service may do everything"`
+
 	BuildCacheControl string `env:"BUILD_CACHE_CONTROL" help:"Cache-Control header of builds in an append-only store, for example \"public, max-age=31536000, immutable\"; empty means no-cache"`
 
 	MinFreeSpace     byteSize `env:"MIN_FREE_SPACE" envDefault:"32MiB" help:"nfs: free space reserved for logs and deletes; an upload that would use it gets 507; 0 disables"`
@@ -166,6 +168,12 @@ func (c *Config) serves(address netip.AddrPort) bool {
 	listen, err := netip.ParseAddr(c.Listen)
 	all := err != nil || listen.IsUnspecified() || address.Addr().IsUnspecified()
 	return c.Port != 0 && address.Port() == c.Port && (all || address.Addr().Unmap() == listen.Unmap())
+}
+
+// onLoopback reports whether only this host can reach the API.
+func (c *Config) onLoopback() bool {
+	listen, err := netip.ParseAddr(c.Listen)
+	return err == nil && listen.Unmap().IsLoopback()
 }
 
 func isAddress(s string) bool {

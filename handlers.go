@@ -22,6 +22,7 @@ type api struct {
 	wrote     atomic.Bool             // a probe found that writes work
 	space     *cachedProbe[Space]     // nil: the backend has no size
 	freeSpace *freeSpace              // nil: none is kept free
+	access    *accessControl          // nil: everybody may do everything
 
 	listBuffered int64 // bytes of a list that is made whole before it is sent
 }
@@ -42,13 +43,15 @@ func newAPI(cfg *Config, backend Backend, log *slog.Logger, m *serviceMetrics, s
 	return a
 }
 
-// route is one line of the table of routes. serve takes the request apart, does what
-// it asks for and returns the response. admit returns the error with which the request
-// is refused before its body is read. It changes nothing, and is all that runs before a
-// 100 (Continue) is sent.
+// route is one line of the table of routes. need is what the client must be allowed to do
+// on the site of the path, or if the path has none on all sites; see authorize, which runs
+// first. serve takes the request apart, does what it asks for and returns the response.
+// admit returns the error with which the request is refused before its body is read. It
+// changes nothing, and is all that runs before a 100 (Continue) is sent.
 type route struct {
 	method, path string
 	name         string // for the metrics
+	need         action // one of them, or actionOpen
 	admit        func(*fasthttp.RequestCtx) error
 	serve        func(*fasthttp.RequestCtx) (response, error)
 }
@@ -56,9 +59,9 @@ type route struct {
 // endpoint makes a route of a function that takes the request apart into a value and one
 // that serves the value. check, which may be nil, is for what serve refuses before it
 // reads the body: it must change nothing.
-func endpoint[T any](method, path, name string, parse func(*fasthttp.RequestCtx) (T, error),
+func endpoint[T any](method, path, name string, need action, parse func(*fasthttp.RequestCtx) (T, error),
 	check func(T) error, serve func(*fasthttp.RequestCtx, T) (response, error)) route {
-	return route{method, path, name,
+	return route{method, path, name, need,
 		func(ctx *fasthttp.RequestCtx) error {
 			v, err := parse(ctx)
 			if err == nil && check != nil {
@@ -76,9 +79,9 @@ func endpoint[T any](method, path, name string, parse func(*fasthttp.RequestCtx)
 }
 
 // page makes the routes of a GET, and a HEAD, that has no arguments.
-func page(path, name string, serve func(*fasthttp.RequestCtx) (response, error)) []route {
+func page(path, name string, need action, serve func(*fasthttp.RequestCtx) (response, error)) []route {
 	admit := func(*fasthttp.RequestCtx) error { return nil }
-	return []route{{fasthttp.MethodGet, path, name, admit, serve}, {fasthttp.MethodHead, path, name, admit, serve}}
+	return []route{{fasthttp.MethodGet, path, name, need, admit, serve}, {fasthttp.MethodHead, path, name, need, admit, serve}}
 }
 
 // routes is the whole HTTP API.
@@ -89,64 +92,83 @@ func (a *api) routes() []route {
 		versions = "/sites/{site_id}/versions"
 	)
 	all := []route{
-		endpoint("GET", artifact, routeArtifact, parseDownload, nil, a.getArtifact),
-		endpoint("HEAD", artifact, routeArtifact, parseDownload, nil, a.getArtifact),
-		endpoint("PUT", artifact, routeArtifact, a.parseUpload, a.checkUpload, a.putArtifact),
-		endpoint("DELETE", artifact, routeArtifact, a.parseDeletion, nil, a.deleteArtifact),
-		endpoint("POST", logs, routeLogs, parseAppend, nil, a.postLog),
-		endpoint("GET", versions, routeVersions, parseListing, nil, a.getVersions),
-		endpoint("HEAD", versions, routeVersions, parseListing, nil, a.getVersions),
+		endpoint("GET", artifact, routeArtifact, actionRead, parseDownload, nil, a.getArtifact),
+		endpoint("HEAD", artifact, routeArtifact, actionRead, parseDownload, nil, a.getArtifact),
+		endpoint("PUT", artifact, routeArtifact, actionCreate, a.parseUpload, a.checkUpload, a.putArtifact),
+		endpoint("DELETE", artifact, routeArtifact, actionDelete, a.parseDeletion, nil, a.deleteArtifact),
+		endpoint("POST", logs, routeLogs, actionLog, parseAppend, nil, a.postLog),
+		endpoint("GET", versions, routeVersions, actionRead, parseListing, nil, a.getVersions),
+		endpoint("HEAD", versions, routeVersions, actionRead, parseListing, nil, a.getVersions),
 	}
 	if a.cfg.ReadOnly {
 		a.refuseChanges(all)
 	}
-	all = append(all, page("/openapi.yaml", routeOpenAPI, getOpenAPI)...)
+	all = append(all, page("/openapi.yaml", routeOpenAPI, actionOpen, getOpenAPI)...)
 	all = append(all, a.healthRoutes()...)
 	if a.cfg.AdminListen == "" {
-		all = append(all, page("/metrics", routeMetrics, a.getMetrics)...)
+		all = append(all, page("/metrics", routeMetrics, actionAdmin, a.getMetrics)...)
 	}
 	return all
 }
 
-// adminRoutes are those of the admin address.
+// adminRoutes are those of the admin address, which are open.
 func (a *api) adminRoutes() []route {
-	return append(a.healthRoutes(), page("/metrics", routeMetrics, a.getMetrics)...)
+	return append(a.healthRoutes(), page("/metrics", routeMetrics, actionOpen, a.getMetrics)...)
 }
 
 func (a *api) healthRoutes() []route {
-	return append(page("/health", routeHealth, getHealth), page("/ready", routeReady, a.getReady)...)
+	return append(page("/health", routeHealth, actionOpen, getHealth), page("/ready", routeReady, actionOpen, a.getReady)...)
 }
 
-// handler returns what a server calls to serve routes. A request that browsers send for a
-// page of another origin changes nothing.
+// handler returns what a server calls to serve routes. It panics if a route has no need.
 func (a *api) handler(routes []route, notFound func(*fasthttp.RequestCtx) error) handler {
-	guard := func(next fasthttp.RequestHandler) fasthttp.RequestHandler {
-		return func(ctx *fasthttp.RequestCtx) {
-			if !ctx.IsGet() && !ctx.IsHead() && !ctx.IsOptions() && crossSite(ctx) {
-				a.respondError(ctx, newHTTPError(fasthttp.StatusForbidden, "cross-origin requests must not change anything"))
-				return
-			}
-			next(ctx)
-		}
-	}
 	serve, admit := a.newRouter(notFound), a.newRouter(notFound)
 	for _, r := range routes {
+		if !r.need.isOne() {
+			panic(r.method + " " + r.path + ": the route does not say which action it needs")
+		}
 		serve.Handle(r.method, r.path, func(ctx *fasthttp.RequestCtx) {
-			connOf(ctx).rec.route = r.name
-			if resp, err := r.serve(ctx); err != nil {
-				a.respondError(ctx, err)
-			} else {
-				resp.write(ctx)
+			err := a.permit(ctx, &r)
+			if err == nil {
+				var resp response
+				if resp, err = r.serve(ctx); err == nil {
+					resp.write(ctx)
+					a.audit(ctx, nil)
+					return
+				}
 			}
+			a.respondError(ctx, err)
 		})
 		admit.Handle(r.method, r.path, func(ctx *fasthttp.RequestCtx) {
-			connOf(ctx).rec.route = r.name
-			if err := r.admit(ctx); err != nil {
+			err := a.permit(ctx, &r)
+			if err == nil {
+				err = r.admit(ctx)
+			}
+			if err != nil {
 				a.respondError(ctx, err)
 			}
 		})
 	}
-	return handler{guard(serve.Handler), guard(admit.Handler), a.respondError}
+	return handler{serve.Handler, admit.Handler, a.respondError}
+}
+
+// permit returns the error with which a request to r is refused before r sees it. A request
+// that browsers send for a page of another origin changes nothing.
+func (a *api) permit(ctx *fasthttp.RequestCtx, r *route) error {
+	rec := &connOf(ctx).rec
+	rec.route = r.name
+	if a.access != nil && r.need != actionOpen {
+		rec.action = auditedAs(r.need)
+	}
+	if r.changes() && crossSite(ctx) {
+		return newHTTPError(fasthttp.StatusForbidden, "cross-origin requests must not change anything")
+	}
+	return a.authorize(ctx, r)
+}
+
+// changes reports whether requests to r change the store.
+func (r *route) changes() bool {
+	return r.method != fasthttp.MethodGet && r.method != fasthttp.MethodHead
 }
 
 // newRouter returns a router without routes. Paths are matched as they were sent: no

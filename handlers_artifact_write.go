@@ -13,10 +13,11 @@ type upload struct {
 	siteID, buildID string
 	size            int64 // -1: chunked
 	cond            Precondition
+	createOnly      bool // the client may not replace a build
 }
 
-// wouldReplace reports whether err is the refusal of an append-only service, and
-// not that of a condition which the client set.
+// wouldReplace reports whether err is the refusal to replace a build, and not that of a
+// condition which the client set.
 func (up upload) wouldReplace(err error) bool {
 	clients := errors.Is(err, errNoMatch) || errors.Is(err, errModified) || errors.Is(err, errMatch)
 	return up.cond.Absent && errors.Is(err, ErrPrecondition) && !clients
@@ -37,6 +38,9 @@ func (a *api) parseUpload(ctx *fasthttp.RequestCtx) (up upload, err error) {
 	// In addition to what the client asks for, which can only narrow it. A client
 	// that itself sends If-None-Match: * asks for the same, and gets 412.
 	up.cond.Absent = a.cfg.AppendOnly && (up.cond.IfNoneMatch == nil || !up.cond.IfNoneMatch.Any)
+	if up.createOnly = up.conn.rec.createOnly; up.createOnly {
+		up.cond = onlyCreates(up.cond)
+	}
 	up.size = int64(ctx.Request.Header.ContentLength())
 	switch {
 	case len(ctx.Request.Header.Peek(fasthttp.HeaderContentRange)) > 0:
@@ -48,6 +52,16 @@ func (a *api) parseUpload(ctx *fasthttp.RequestCtx) (up upload, err error) {
 		return up, a.uploadError(up, errTooLarge)
 	}
 	return up, nil
+}
+
+// onlyCreates returns the condition of an upload whose client may only create builds. ETags of
+// its own are not compared: the response would say which build is there.
+func onlyCreates(clients Precondition) Precondition {
+	cond := Precondition{Absent: true}
+	if clients.IfMatch != nil {
+		cond.IfMatch = &ETagList{Any: true} // never holds together with Absent
+	}
+	return cond
 }
 
 // checkUpload refuses an upload for which there is no place or space, or whose condition
@@ -122,6 +136,8 @@ func (a *api) uploadError(up upload, err error) error {
 	switch {
 	case errors.Is(err, errTooLarge):
 		return newHTTPError(fasthttp.StatusRequestEntityTooLarge, "the build is larger than the maximum of %d bytes", int64(a.cfg.MaxArtifactSize))
+	case up.wouldReplace(err) && up.createOnly:
+		return lacking(actionWrite)
 	case up.wouldReplace(err):
 		return newHTTPError(fasthttp.StatusConflict, "the build already exists, and this store is append-only")
 	case errors.Is(err, ErrNoSpace):

@@ -50,6 +50,9 @@ func (a *api) respondError(ctx *fasthttp.RequestCtx, err error) {
 		a.floods.add(refusal.refused, slog.LevelWarn, "requests refused", "reason", refusal.refused, "status", refusal.status,
 			c.rec.ids(), "remote", remote, "error", refusal.reason)
 	}
+	if denied := a.metrics.denied[refusal.denied]; denied != nil {
+		denied.Inc()
+	}
 	r := jsonResponse(refusal.status, failure{"error", refusal.reason})
 	r.cacheControl = noStore // by default caches may keep some statuses, such as 404 (RFC 9110, section 15.1)
 	r.write(ctx)
@@ -63,6 +66,7 @@ func (a *api) respondError(ctx *fasthttp.RequestCtx, err error) {
 	if refusal.header != "" {
 		h.Set(refusal.header, refusal.value)
 	}
+	a.audit(ctx, refusal)
 }
 
 // refusalOf returns the response to an error of the store, and logs the error.
@@ -117,7 +121,7 @@ func (a *api) sourceFailed(c *conn, what, call, siteID, buildID string) func(err
 // panicked responds with 500 for a handler that panicked, and logs where.
 func (a *api) panicked(ctx *fasthttp.RequestCtx, cause any) {
 	a.log.Error("a handler panicked", connOf(ctx).rec.ids(), "method", methodOf(ctx),
-		"path", string(ctx.RequestURI()), "cause", fmt.Sprint(cause), "stack", string(debug.Stack()))
+		"path", loggedTarget(ctx.RequestURI()), "cause", fmt.Sprint(cause), "stack", string(debug.Stack()))
 	ctx.Response.ResetBody()
 	a.respondError(ctx, newHTTPError(fasthttp.StatusInternalServerError, "internal error"))
 }

@@ -75,7 +75,7 @@ func TestExpectChangesNothing(t *testing.T) {
 func TestExpectDoesNotServe(t *testing.T) {
 	var parsed, served atomic.Int64
 	parse := func(*fasthttp.RequestCtx) (int, error) { parsed.Add(1); return 7, nil }
-	added := endpoint("PUT", "/added", routeOther, parse, nil, func(_ *fasthttp.RequestCtx, n int) (response, error) {
+	added := endpoint("PUT", "/added", routeOther, actionOpen, parse, nil, func(_ *fasthttp.RequestCtx, n int) (response, error) {
 		served.Add(1)
 		return response{status: 200 + n, body: []byte("done")}, nil
 	})

@@ -66,6 +66,7 @@ func (a *api) postLog(ctx *fasthttp.RequestCtx, p logAppend) (response, error) {
 	}
 	entry.ID, entry.Fresh, entry.Timestamp = p.id, p.fresh, time.Now().UTC()
 	entry.Client, entry.Outcome = p.conn.client(), &p.conn.rec.outcome
+	p.conn.rec.build = entry.BuildID
 	place, err := a.acquireWrite(p.conn, p.siteID, entry.BuildID)
 	if err != nil {
 		return response{}, err

@@ -35,6 +35,7 @@ func (a *api) getMetrics(ctx *fasthttp.RequestCtx) (response, error) {
 	if b, ok := a.backend.(instrumented); ok {
 		store = b.metrics()
 	}
+	a.issuerMetrics()
 	text := bytes.NewBuffer(takeBuffer(ctx))
 	a.metrics.write(text, store)
 	sent = true
@@ -57,7 +58,8 @@ func (a *api) addGauges() {
 		`pagewright_store_calls_limit{kind="read"}`:  func() float64 { return float64(a.reads.limit + a.listing.limit) },
 		`pagewright_store_calls_limit{kind="write"}`: func() float64 { return float64(a.writes.limit) },
 
-		"pagewright_read_only": func() float64 { return boolToFloat(a.cfg.ReadOnly) },
+		"pagewright_read_only":      func() float64 { return boolToFloat(a.cfg.ReadOnly) },
+		"pagewright_access_enabled": func() float64 { return boolToFloat(a.access != nil) },
 	}
 	for name, b := range a.budgets() {
 		label := `{budget="` + name + `"}`

@@ -13,7 +13,7 @@ func (a *api) refuseChanges(routes []route) {
 		return newHTTPError(fasthttp.StatusServiceUnavailable, readOnlyReason)
 	}
 	for i := range routes {
-		if r := &routes[i]; r.method != fasthttp.MethodGet && r.method != fasthttp.MethodHead {
+		if r := &routes[i]; r.changes() {
 			r.admit = admit
 			r.serve = func(ctx *fasthttp.RequestCtx) (response, error) { return response{}, admit(ctx) }
 		}

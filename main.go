@@ -119,8 +119,14 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		if err := cfg.print(stdout, environ, foreign); err != nil {
 			return err
 		}
+		if err := checkAccess(cfg); err != nil {
+			return err
+		}
 		return cfg.checkStore()
 	case "doctor":
+		if err := checkAccess(cfg); err != nil {
+			return err
+		}
 		store, err := openBackend(ctx, cfg, slog.New(slog.DiscardHandler)) // the checks report what is wrong
 		if err != nil {
 			return err
@@ -134,6 +140,46 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		log.Warn(foreignVariables(foreign))
 	}
 	return serve(ctx, cfg, hangUp, log)
+}
+
+// reloadedFiles is what the service made of the files that it reloads when they change.
+type reloadedFiles struct {
+	access  *accessControl // nil: everybody may do everything
+	tls     *tlsFiles      // nil: no TLS
+	watches []*fileWatch
+}
+
+// openFiles reads the files that the service reloads when they change.
+func openFiles(cfg *Config, log *slog.Logger) (f reloadedFiles, err error) {
+	if f.tls, err = openTLS(&cfg.TLS, log); err != nil {
+		return f, err
+	}
+	if f.tls != nil {
+		f.watches = append(f.watches, f.tls.watch)
+	}
+	if cfg.AccessFile == "" {
+		log.Warn("access control is off: anyone who can reach this service may read, replace and delete builds; set PAGEWRIGHT_ACCESS_FILE")
+		return f, nil
+	}
+	if f.access, err = openAccess(cfg.AccessFile, log); err != nil {
+		return f, configError{err}
+	}
+	f.watches = append(f.watches, f.access.watch)
+	if f.tls == nil && len(cfg.TrustedProxies) == 0 && !cfg.onLoopback() {
+		log.Warn("credentials are sent in clear: serve TLS, or put a proxy in front that does and set PAGEWRIGHT_TRUSTED_PROXIES")
+	}
+	return f, nil
+}
+
+// checkAccess returns what is wrong with the access file, if there is one.
+func checkAccess(cfg *Config) error {
+	if cfg.AccessFile == "" {
+		return nil
+	}
+	if _, err := readAccess(cfg.AccessFile); err != nil {
+		return configError{err}
+	}
+	return nil
 }
 
 // setThreads lets Go run on twice as many threads as the container has CPUs at the start,
@@ -174,22 +220,22 @@ func serve(ctx context.Context, cfg *Config, hangUp <-chan os.Signal, log *slog.
 			return listenError(err)
 		}
 	}
-	files, err := openTLS(&cfg.TLS, log)
+	files, err := openFiles(cfg, log)
 	if err != nil {
 		return err
 	}
-	var watches []*fileWatch
-	if files != nil {
-		watches = append(watches, files.watch)
+	if files.access != nil {
+		defer files.access.close()
 	}
-	go reload(ctx, hangUp, watches, log)
+	go reload(ctx, hangUp, files.watches, log)
 	backend, err := openBackend(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
 	startJobs(ctx, backend, cfg)
 	s := newService(cfg, backend, log)
-	s.tls = files
+	s.tls = files.tls
+	s.useAccess(files.access)
 	go s.watchStore(ctx, s.probeInterval())
 	stopAdmin, err := s.serveAdmin()
 	if err != nil {

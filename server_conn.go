@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"container/list"
 	"net"
 	"os"
@@ -46,6 +47,9 @@ type conn struct {
 	sendUntil time.Time // the write deadline
 
 	firstBytes []byte // of the request; empty: not known, because they arrived with the previous one
+
+	kept  any                                 // what handlers keep for all requests of the connection
+	actor struct{ kind, name, client string } // the latest that setActor got
 
 	rec      requestRecord // the latest
 	recOpen  atomic.Bool   // its response has not left yet
@@ -268,5 +272,14 @@ func (c *conn) remoteText() string {
 	return c.remote
 }
 
-// client returns the name of the client in budgets (see clientOf).
-func (c *conn) client() string { return c.from }
+// client returns the name of the client in budgets: its actor, or else its address (see
+// clientOf).
+func (c *conn) client() string { return cmp.Or(c.rec.client, c.from) }
+
+// setActor records who sent the request.
+func (c *conn) setActor(kind, name string) {
+	if name != c.actor.name || kind != c.actor.kind {
+		c.actor.kind, c.actor.name, c.actor.client = kind, name, kind+" "+name
+	}
+	c.rec.actorKind, c.rec.actor, c.rec.client = kind, name, c.actor.client
+}

@@ -13,6 +13,7 @@ type httpError struct {
 	reason        string
 	header, value string // a header of the response; empty: none
 	refused       string // reason label, if the service refuses a valid request; otherwise empty
+	denied        string // reason label, if access control refuses it; otherwise empty
 }
 
 // Reason labels of valid requests that the service refuses.

@@ -160,7 +160,7 @@ func (l *listener) makeRoom(c *conn) bool {
 	l.markEnding(newest)
 	l.count.cut()
 	l.logRarely(slog.LevelWarn, "connection limit reached; closing the newest connections of a client that has more than half",
-		"client", newest.client(), "limit", l.max)
+		"client", newest.from, "limit", l.max)
 	go newest.TCPConn.Close() // may block: see cut
 	return true
 }
@@ -171,7 +171,7 @@ func (l *listener) makeRoom(c *conn) bool {
 func (l *listener) newestOfLargest(c *conn) *conn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.largest == "" || l.largest == c.client() || l.ending >= cap(l.rejecting) {
+	if l.largest == "" || l.largest == c.from || l.ending >= cap(l.rejecting) {
 		return nil
 	}
 	return l.clients[l.largest].Back().Value.(*conn)

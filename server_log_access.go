@@ -4,7 +4,9 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -36,10 +38,10 @@ func (a *accessLog) write(x *requestRecord, now time.Time) {
 }
 
 // optional returns the members that not every line has. Their texts may be long.
-func (x *requestRecord) optional() [6]struct{ name, value string } {
+func (x *requestRecord) optional() [8]struct{ name, value string } {
 	return [...]struct{ name, value string }{
 		{"peer", x.peer}, {"user_agent", x.agent}, {"outcome", string(x.outcome)}, {"error", clip(x.refused)}, {"cut", x.cut},
-		{"server_request_id", x.serverID},
+		{"server_request_id", x.serverID}, {"actor", x.actor}, {"actor_kind", x.actorKind},
 	}
 }
 
@@ -58,6 +60,37 @@ func clip[T string | []byte](s T) string {
 		n--
 	}
 	return string(s[:n])
+}
+
+// loggedTarget returns a request target as logs may have it: without a user and a password,
+// and without its query if the name of an argument contains "token". Credentials belong
+// into a header, but clients put them into URLs too.
+func loggedTarget[T string | []byte](target T) string {
+	path, query, found := strings.Cut(string(target), "?")
+	if scheme, rest, absolute := strings.Cut(path, "://"); absolute {
+		authority, _, _ := strings.Cut(rest, "/")
+		if i := strings.LastIndexByte(authority, '@'); i >= 0 {
+			path = scheme + "://" + rest[i+1:]
+		}
+	}
+	if !found || namesToken(query) {
+		return path
+	}
+	return path + "?" + query
+}
+
+// namesToken reports whether the name of an argument of a query contains "token".
+func namesToken(query string) bool {
+	for pair := range strings.SplitSeq(query, "&") {
+		name, _, _ := strings.Cut(pair, "=")
+		if decoded, err := url.QueryUnescape(name); err == nil {
+			name = decoded
+		}
+		if strings.Contains(strings.ToLower(name), "token") {
+			return true
+		}
+	}
+	return false
 }
 
 // accessRecord returns the line of a request for slog.

@@ -23,6 +23,7 @@ type serviceMetrics struct {
 	cut            *metrics.Counter
 	tooMany        *metrics.Counter            // uploads refused
 	refused        map[string]*metrics.Counter // requests, by the labels of httpError.refused
+	denied         map[string]*metrics.Counter // requests, by the labels of httpError.denied; nil without access control
 	noSpace        *metrics.Counter
 	dropped        [lineKinds]*metrics.Counter // lines of the service log
 	linesLost      func() lineCounts           // reads them; nil: the log counts none
@@ -30,6 +31,7 @@ type serviceMetrics struct {
 
 	mu       sync.RWMutex
 	requests map[requestKey]requestMetrics
+	issuers  map[string]keyReads // that have metrics
 }
 
 type requestKey struct {
@@ -204,6 +206,57 @@ func (m *serviceMetrics) call(call string, start time.Time, err error) {
 
 func (m *serviceMetrics) failures(call, kind string) *metrics.Counter {
 	return m.set.GetOrCreateCounter(`pagewright_backend_errors_total{operation="` + call + `",kind="` + kind + `"}`)
+}
+
+// countDenied makes the counters of denied, and the series of the requests that can be.
+func (m *serviceMetrics) countDenied(reasons []string) {
+	m.denied = map[string]*metrics.Counter{}
+	for _, p := range possible {
+		switch p.route {
+		case routeArtifact, routeLogs, routeVersions, routeMetrics:
+			for method := range strings.FieldsSeq(p.methods) {
+				for _, status := range []int{400, 401, 403, 503} {
+					m.addRequest(requestKey{p.route, method, status})
+				}
+			}
+		}
+	}
+	for _, reason := range reasons {
+		m.denied[reason] = m.set.NewCounter(fmt.Sprintf(`pagewright_access_denied_total{reason=%q}`, reason))
+	}
+}
+
+// keyReads are the reads of the keys of an issuer.
+type keyReads struct {
+	ok, failed uint64
+	age        time.Duration // of the keys
+}
+
+// issuerKeys sets the metrics of the keys of all issuers, and removes those of issuers that
+// are gone.
+func (m *serviceMetrics) issuerKeys(now map[string]keyReads) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for issuer := range m.issuers {
+		if _, there := now[issuer]; !there {
+			for _, name := range issuerSeries(issuer) {
+				m.set.UnregisterMetric(name)
+			}
+		}
+	}
+	for issuer, reads := range now {
+		names := issuerSeries(issuer)
+		m.set.GetOrCreateCounter(names[0]).Set(reads.ok)
+		m.set.GetOrCreateCounter(names[1]).Set(reads.failed)
+		m.set.GetOrCreateGauge(names[2], nil).Set(reads.age.Seconds())
+	}
+	m.issuers = now
+}
+
+func issuerSeries(issuer string) [3]string {
+	label := fmt.Sprintf(`{issuer=%q`, issuer)
+	return [...]string{`pagewright_access_key_fetches_total` + label + `,result="ok"}`,
+		`pagewright_access_key_fetches_total` + label + `,result="failed"}`, `pagewright_access_keys_age_seconds` + label + `}`}
 }
 
 // linesDropped sets how many lines the service log has dropped. A scrape that is overtaken

@@ -36,6 +36,14 @@ type requestRecord struct {
 	hungUp   bool    // the client closed the connection before the response began
 	release  func()  // gives back what the response held; nil: nothing
 
+	// Set by the handlers.
+	action     string // that the request needs, for the audit line; empty: none is written
+	actor      string // who sent it; empty: anonymous
+	actorKind  string
+	client     string // the client in budgets; empty: that of the connection
+	createOnly bool   // the actor may not replace a build
+	build      string // that the body names
+
 	sourceFailed func(error) // reports a failed source of the body; nil: it cannot fail
 }
 
@@ -97,7 +105,9 @@ func (s *server) malformed(ctx *fasthttp.RequestCtx, h handler, err error) {
 	c.rec.hungUp = isHangUp(err)
 	s.log.Debug("malformed request", "request_id", c.rec.id, "remote", c.remoteText(), "error", err.Error())
 	s.respond(ctx, c)
-	c.rec.method, c.rec.path, _ = firstLine(c.firstBytes)
+	var target string
+	c.rec.method, target, _ = firstLine(c.firstBytes)
+	c.rec.path = loggedTarget(target)
 }
 
 // isHangUp reports whether a request could not be read because its client closed the
@@ -179,7 +189,7 @@ func (s *server) respond(ctx *fasthttp.RequestCtx, c *conn) {
 	c.rec.status = ctx.Response.StatusCode()
 	if s.access != nil && !c.rec.ofProbe() && (c.rec.status >= 500 || s.sampled()) {
 		c.rec.logged = true
-		c.rec.path, c.rec.agent = string(ctx.RequestURI()), clip(ctx.UserAgent())
+		c.rec.path, c.rec.agent = loggedTarget(ctx.RequestURI()), clip(ctx.UserAgent())
 		c.rec.remote, c.rec.peer = remoteOf(s.cfg, &ctx.Request.Header, c)
 	}
 	switch {

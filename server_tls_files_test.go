@@ -42,7 +42,7 @@ func TestTLSReload(t *testing.T) {
 	}
 	goodCert, goodKey := ca.issue("third")
 	_, otherKey := ca.issue("other")
-	expiredCert, expiredKey := ca.issue("expired", expired)
+	expiredCert, expiredKey := ca.issue("expired", hasExpired)
 	for _, c := range []struct {
 		name string
 		make func()
@@ -93,9 +93,9 @@ func (l *lockedBuffer) reset() {
 // TestExpiredCertificateIsReplaced: one that has expired too is no reason to keep the old one.
 func TestExpiredCertificateIsReplaced(t *testing.T) {
 	ca, dir := newTestCA(t, "ca"), newTLSDir(t)
-	dir.write(ca.issue("first", expired))
+	dir.write(ca.issue("first", hasExpired))
 	files := dir.open()
-	dir.write(ca.issue("second", expired))
+	dir.write(ca.issue("second", hasExpired))
 	if err := files.watch.check(); err != nil {
 		t.Fatal(err)
 	}

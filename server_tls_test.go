@@ -99,8 +99,8 @@ func (ca *testCA) trust(certs ...tls.Certificate) *tls.Config {
 	return &tls.Config{RootCAs: pool, ServerName: "localhost", Certificates: certs, DynamicRecordSizingDisabled: true}
 }
 
-// expired is an edit of a certificate.
-func expired(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }
+// hasExpired is an edit of a certificate.
+func hasExpired(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }
 
 // tlsDir is a directory with the files of TLS.
 type tlsDir struct {
@@ -291,7 +291,7 @@ func TestTLSClientAuth(t *testing.T) {
 	dir := newTLSDir(t)
 	dir.write(ca.issue("server"))
 	dir.writeCAs(ca)
-	good, unknown, old := ca.client("good"), other.client("unknown"), ca.client("old", expired)
+	good, unknown, old := ca.client("good"), other.client("unknown"), ca.client("old", hasExpired)
 	server := ca.client("server", func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })
 	for _, c := range []struct {
 		auth, name string

@@ -1,0 +1,219 @@
+package main
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// useAccess makes the rules of access decide who may do what. It must come before the first
+// request. nil: everybody may do everything.
+func (a *api) useAccess(access *accessControl) {
+	if a.access = access; access == nil {
+		return
+	}
+	a.metrics.countDenied(deniedReasons[:])
+	a.metrics.reloads("access", access.watch)
+}
+
+// issuerMetrics brings the metrics of the keys of issuers up to date.
+func (a *api) issuerMetrics() {
+	if a.access == nil {
+		return
+	}
+	reads := map[string]keyReads{}
+	for _, i := range a.access.keys.stats() {
+		reads[i.name] = keyReads{i.ok, i.failed, i.age}
+	}
+	a.metrics.issuerKeys(reads)
+}
+
+// authorize returns the error with which a request is refused because of who sent it, or
+// nil. It runs before anything else reads the request, and in both halves of a route,
+// because the rules may change in between.
+func (a *api) authorize(ctx *fasthttp.RequestCtx, r *route) error {
+	if r.need == actionOpen {
+		return nil
+	}
+	c, now := connOf(ctx), time.Now()
+	if cert := c.clientCertificate(); cert != nil && (now.Before(cert.NotBefore) || now.After(cert.NotAfter)) {
+		ctx.SetConnectionClose() // a new connection can have a new certificate
+		return refusedAccess(&accessError{deniedExpired, "the client certificate has expired or is not valid yet"})
+	}
+	if a.access == nil {
+		return nil
+	}
+	policy := a.access.policy.Load() // once: a decision must not mix two versions of the file
+	who, err := a.identify(&ctx.Request.Header, c, policy, now)
+	if err != nil {
+		return refusedAccess(err)
+	}
+	if who != nil {
+		c.setActor(who.kind, who.name)
+	}
+	site := pathText(ctx, "site_id")
+	if policy.allows(who, r.need, site) == nil {
+		if who == nil {
+			return refusedAccess(errNoCredentials)
+		}
+		return lacking(r.need)
+	}
+	c.rec.createOnly = r.need == actionCreate && policy.allows(who, actionWrite, site) == nil
+	return nil
+}
+
+// pathText returns an id of the path as rules and audit lines see it: decoded, also if it is
+// not valid, which handlers refuse later. It returns "" if the route has no such id. A route
+// without a site concerns all sites.
+func pathText(ctx *fasthttp.RequestCtx, name string) string {
+	raw, _ := ctx.UserValue(name).(string)
+	if id, err := url.PathUnescape(raw); err == nil {
+		return id
+	}
+	return raw
+}
+
+// identify returns who sent a request, nil if it is anonymous. A token or JWT counts more
+// than a client certificate, and a bad one is not replaced by the certificate.
+func (a *api) identify(h *fasthttp.RequestHeader, c *conn, policy *accessPolicy, now time.Time) (*actor, error) {
+	credential, err := credentialOf(h)
+	switch {
+	case err != nil:
+		return nil, err
+	case credential != "":
+		return a.access.identify(policy, credential, now)
+	}
+	if cert := c.clientCertificate(); cert != nil {
+		return certificateActor(c, policy, cert, now), nil
+	}
+	return nil, nil
+}
+
+// connActor is the actor of a client certificate. Each connection keeps one: to match the
+// names of a certificate again for each request would cost too much.
+type connActor struct {
+	policy *accessPolicy
+	who    *actor
+}
+
+// certificateActor returns policy.certificate of the certificate of a connection.
+func certificateActor(c *conn, policy *accessPolicy, cert *x509.Certificate, now time.Time) *actor {
+	kept, _ := c.kept.(*connActor)
+	if kept == nil || kept.policy != policy {
+		kept = &connActor{policy, policy.certificate(cert, now)}
+		c.kept = kept
+	}
+	return kept.who
+}
+
+// errTwoCredentials is the error of a request with several Authorization headers.
+var errTwoCredentials = &httpError{status: fasthttp.StatusBadRequest, reason: "Authorization is specified more than once", denied: deniedMalformed}
+
+// credentialOf returns the token of the Authorization header, "" if there is no such header.
+// The schemes are Bearer (RFC 6750, section 2.1) and Basic (RFC 7617), of which the user
+// name is ignored. It reads the header only: PeekAll would return trailer fields too.
+func credentialOf(h *fasthttp.RequestHeader) (string, error) {
+	var value []byte
+	found := 0
+	for key, v := range h.All() {
+		if string(key) == fasthttp.HeaderAuthorization {
+			value = v
+			found++
+		}
+	}
+	switch found {
+	case 0:
+		return "", nil
+	case 1:
+	default:
+		return "", errTwoCredentials
+	}
+	scheme, rest, _ := bytes.Cut(value, []byte(" "))
+	rest = bytes.Trim(rest, " ")
+	switch {
+	case bytes.EqualFold(scheme, []byte("Bearer")):
+	case bytes.EqualFold(scheme, []byte("Basic")):
+		pair := make([]byte, base64.StdEncoding.DecodedLen(len(rest)))
+		n, err := base64.StdEncoding.Strict().Decode(pair, rest)
+		_, password, colon := bytes.Cut(pair[:n], []byte(":"))
+		if err != nil || !colon {
+			return "", &accessError{deniedMalformed, "Authorization is not valid for the scheme Basic"}
+		}
+		rest = password
+	default:
+		return "", &accessError{deniedMalformed, "Authorization must have the scheme Bearer or Basic"}
+	}
+	if !isToken68(rest) {
+		return "", &accessError{deniedMalformed, "Authorization holds no token"}
+	}
+	return string(rest), nil
+}
+
+// isToken68 reports whether b is a token68 (RFC 9110, section 11.2).
+func isToken68(b []byte) bool {
+	b = bytes.TrimRight(b, "=")
+	for _, c := range b {
+		if !isAlphanumeric(c) && strings.IndexByte("-._~+/", c) < 0 {
+			return false
+		}
+	}
+	return len(b) > 0
+}
+
+// challenge is the WWW-Authenticate of a response (RFC 6750, section 3). Basic is accepted
+// but not offered: browsers would ask people for a password.
+const challenge = `Bearer realm="pagewright"`
+
+var errNoCredentials = &accessError{deniedMissing, "credentials are required"}
+
+// lacking returns the error of a request whose sender is known, but may not do what it needs.
+// It is the same whether or not the site exists.
+func lacking(need action) *httpError {
+	e := newHTTPError(fasthttp.StatusForbidden, "these credentials do not allow this: the action %s is required", need)
+	e.denied, e.header = deniedRights, fasthttp.HeaderWWWAuthenticate
+	e.value = challenge + `, error="insufficient_scope", scope="` + need.String() + `"`
+	return e
+}
+
+// refusedAccess returns the response to credentials that are not accepted.
+func refusedAccess(err error) *httpError {
+	var refusal *httpError
+	if errors.As(err, &refusal) {
+		return refusal
+	}
+	var e *accessError
+	if !errors.As(err, &e) {
+		e = &accessError{deniedInvalid, "the credentials cannot be verified"}
+	}
+	if e.reason == deniedIssuer {
+		refusal = newHTTPError(fasthttp.StatusServiceUnavailable, "%s", e.text)
+		refusal.denied = e.reason
+		return refusal
+	}
+	refusal = newHTTPError(fasthttp.StatusUnauthorized, "%s", e.text)
+	refusal.denied, refusal.header, refusal.value = e.reason, fasthttp.HeaderWWWAuthenticate, challenge
+	if e.reason != deniedMissing {
+		refusal.value += `, error="invalid_token", error_description="` + describable(e.text) + `"`
+	}
+	return refusal
+}
+
+// describable returns s with the characters that an error_description may have (RFC 6750,
+// section 3).
+func describable(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '"' || r == '\\':
+			return '\''
+		case r < ' ' || r > '~':
+			return '?'
+		}
+		return r
+	}, s)
+}
