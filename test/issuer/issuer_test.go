@@ -79,6 +79,7 @@ func TestTheServiceWithAProvider(t *testing.T) {
 
 	late := p.token("repository=acme/site-a", "life=10m")
 	p.stop()
+	until(t, "the provider is down, and that was noticed", func() bool { return s.send(forged, "PUT", "site-a").StatusCode == 503 })
 	s.expect("the provider is down, but its keys are known", late, "PUT", "site-a", 201, "")
 }
 
@@ -172,23 +173,25 @@ func binary(t *testing.T) string {
 	return bin
 }
 
-// send sends a request for the build b of a site.
+// send sends a request for the build b of a site. Many goroutines may call it. After an error,
+// which fails the test, the status is 0.
 func (s *service) send(token, method, site string) *http.Response {
 	s.t.Helper()
 	r, err := http.NewRequest(method, s.url+"/sites/"+site+"/artifacts/b", strings.NewReader("build"))
 	if err != nil {
-		s.t.Fatal(err)
+		panic(err)
 	}
 	if token != "" {
 		r.Header.Set("Authorization", "Bearer "+token)
 	}
 	res, err := http.DefaultClient.Do(r)
 	if err != nil {
-		s.t.Fatal(err)
+		s.t.Error(err)
+		return &http.Response{}
 	}
 	defer res.Body.Close()
 	if _, err := io.Copy(io.Discard, res.Body); err != nil {
-		s.t.Fatal(err)
+		s.t.Error(err)
 	}
 	return res
 }
