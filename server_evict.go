@@ -141,6 +141,9 @@ func (l *listener) evict() bool {
 	}
 	l.markEnding(c)
 	l.count.evicted()
+	if c.tls != nil {
+		c.tls.closeNotify(false)
+	}
 	c.TCPConn.Close() // does not block: only a waiting read uses the socket
 	return true
 }

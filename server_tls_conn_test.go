@@ -307,6 +307,9 @@ func (c *heldConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// recordAlert is the type of an alert: visible in TLS 1.2 only.
+const recordAlert = 21
+
 // recordTypes returns the types of the TLS records in text.
 func recordTypes(text []byte) (types []byte) {
 	for len(text) >= 5 {
@@ -331,7 +334,6 @@ func (c *teeConn) Read(p []byte) (int, error) {
 // TestCloseNotify: every way to end a connection on purpose ends with the alert, after the
 // whole response: else a client cannot tell it from one that an attacker has cut.
 func TestCloseNotify(t *testing.T) {
-	const alert = 21 // visible in TLS 1.2 only
 	for _, c := range []struct {
 		name, text string
 		end        func(s *testServer, c net.Conn)
@@ -373,10 +375,34 @@ func TestCloseNotify(t *testing.T) {
 			}
 			c.end(s, conn)
 			_, err := io.Copy(io.Discard, conn) // until it is closed
-			if types := recordTypes(tee.text); err != nil || types[len(types)-1] != alert {
+			if types := recordTypes(tee.text); err != nil || types[len(types)-1] != recordAlert {
 				t.Errorf("the connection ends with %v, and records of the types %v", err, types[max(0, len(types)-5):])
 			}
 		})
+	}
+}
+
+// TestEvictedWithCloseNotify: an idle connection that makes room for another ends with the
+// alert too.
+func TestEvictedWithCloseNotify(t *testing.T) {
+	ca, dir := newTestCA(t, "ca"), newTLSDir(t)
+	dir.write(ca.issue("server"))
+	s := &crowd{}
+	s.testServer, _ = startTuned(t, func(_ *service, l *listener) { s.l, l.max = l, 1; overTLS(dir.open())(l) })
+	config := ca.trust()
+	config.MaxVersion = tls.VersionTLS12
+	tee := &teeConn{Conn: dial(t, s.addr)}
+	idle := tls.Client(tee, config)
+	if got := askStatus(idle, askHealth); got != 200 {
+		t.Fatalf("status %d", got)
+	}
+	s.settles(t, 1, 1)
+	if got := askStatus(dialTLS(t, s.addr, config), askHealth); got != 200 {
+		t.Errorf("the second connection: status %d", got)
+	}
+	_, err := io.Copy(io.Discard, idle)
+	if types := recordTypes(tee.text); err != nil || types[len(types)-1] != recordAlert {
+		t.Errorf("the connection ends with %v, and records of the types %v", err, types)
 	}
 }
 

@@ -19,11 +19,11 @@ import (
 // turns starts the servers and calls f for each in each round.
 func (b *bench) turns(names []string, rounds int, f func(s *server, round int) error) error {
 	var servers []*server
-	if b.before != "" {
+	if b.before != "" && !isTLS(names[0]) {
 		names = append([]string{before}, names...)
 	}
 	if b.alone {
-		names = slices.DeleteFunc(names, func(n string) bool { return n != before && n != pagewright && n != pagewrightLog })
+		names = slices.DeleteFunc(names, func(n string) bool { return n != before && n != pagewright && n != pagewrightLog && n != pagewrightTLS })
 	}
 	for _, name := range names {
 		s, _, err := b.start(name)
@@ -246,7 +246,7 @@ func (b *bench) smallGet() error {
 			}
 			b.add("small "+load, 64, s.name, round, r.values())
 		}
-		return b.wrk(s, round)
+		return b.wrk("small GET by wrk", s, round)
 	})
 }
 
@@ -267,7 +267,11 @@ func etags(s *server) (tags []string, err error) {
 }
 
 func (s *server) url(path string) string {
-	return fmt.Sprintf("http://127.0.0.1:%d%s", s.addr.Port, path)
+	scheme := "http"
+	if isTLS(s.name) {
+		scheme = "https"
+	}
+	return fmt.Sprintf("%s://127.0.0.1:%d%s", scheme, s.addr.Port, path)
 }
 
 // accessLog: GET of 4 KiB with the access log on and off.
@@ -293,8 +297,8 @@ func (b *bench) accessLog() error {
 	})
 }
 
-// wrk asks with wrk too: a second opinion on the load driver.
-func (b *bench) wrk(s *server, round int) error {
+// wrk asks with wrk: over TLS, and else as a second opinion on the load driver.
+func (b *bench) wrk(load string, s *server, round int) error {
 	cmd := exec.Command("wrk", "-t2", "-c64", "-d"+strconv.Itoa(max(1, int(b.duration.Seconds())))+"s",
 		"-s", filepath.Join(b.home, "wrk", "get.lua"), s.url("/"))
 	cmd.Env = append(os.Environ(), "SITE=site", "BUILDS="+strconv.Itoa(smallFiles))
@@ -317,7 +321,7 @@ func (b *bench) wrk(s *server, round int) error {
 			return fmt.Errorf("wrk: %s", line)
 		}
 	}
-	b.add("small GET by wrk", 64, s.name, round, values)
+	b.add(load, 64, s.name, round, values)
 	return err
 }
 

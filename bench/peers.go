@@ -31,6 +31,9 @@ const (
 	// The same servers with their access log on, to a file. No other server writes one.
 	pagewrightLog = "pagewright, access log"
 	nginxLog      = "nginx, access log"
+
+	pagewrightTLS = "pagewright, TLS"
+	nginxTLS      = "nginx, TLS"
 )
 
 // durability of the writes of each.
@@ -111,13 +114,23 @@ func (b *bench) startIn(name, dir string) (s *server, started time.Duration, err
 
 func (b *bench) command(name, dir string, port int) (*exec.Cmd, error) {
 	address := fmt.Sprintf("127.0.0.1:%d", port)
+	var cert, key string // of TLS; empty: none
+	if isTLS(name) {
+		var err error
+		if cert, key, err = b.certificate(); err != nil {
+			return nil, err
+		}
+	}
 	switch name {
-	case pagewright, pagewrightLog, directory, before:
+	case pagewright, pagewrightLog, pagewrightTLS, directory, before:
 		cmd := exec.Command(map[string]string{
-			pagewright: b.product, pagewrightLog: b.product, directory: b.directory, before: b.before}[name])
+			pagewright: b.product, pagewrightLog: b.product, pagewrightTLS: b.product, directory: b.directory, before: b.before}[name])
 		cmd.Env = append(os.Environ(), "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_PORT="+strconv.Itoa(port),
 			"PAGEWRIGHT_NFS_BASE_PATH="+dir, "PAGEWRIGHT_ACCESS_LOG="+strconv.FormatBool(name == pagewrightLog))
 		cmd.Env = append(cmd.Env, b.env...)
+		if isTLS(name) {
+			cmd.Env = append(cmd.Env, "PAGEWRIGHT_TLS_CERT="+cert, "PAGEWRIGHT_TLS_KEY="+key)
+		}
 		return cmd, nil
 	case plain:
 		return exec.Command(b.plain, address, dir), nil
@@ -143,8 +156,8 @@ func (b *bench) command(name, dir string, port int) (*exec.Cmd, error) {
 		accessLog = filepath.Join(b.scratch, filepath.Base(dir)+".access.log") // beside that of the service
 	}
 	err = template.Must(template.New("").Parse(nginxConf)).Execute(f, map[string]any{
-		"AccessLog": `"` + accessLog + `"`,
-		"Dir":       dir, "Port": port, "User": me.Username, "Cache": name == nginxCache})
+		"AccessLog": `"` + accessLog + `"`, "Cert": cert, "Key": key,
+		"Dir": dir, "Port": port, "User": me.Username, "Cache": name == nginxCache})
 	return exec.Command("nginx", "-e", "stderr", "-c", f.Name()), err
 }
 
@@ -166,7 +179,7 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// answers tells whether something speaks HTTP on port.
+// answers tells whether something speaks HTTP on port. A server of TLS answers 400.
 func answers(port int) bool {
 	conn, err := net.DialTimeout("tcp4", fmt.Sprintf("127.0.0.1:%d", port), time.Second)
 	if err != nil {

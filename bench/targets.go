@@ -19,6 +19,11 @@ func ratioOf(load string, x float64, metric, peer string) func(*results) (float6
 	return func(r *results) (float64, bool) { return r.ratio(load, x, metric, pagewright, peer) }
 }
 
+// tlsRatio is ratioOf over TLS, with nginx.
+func tlsRatio(load string, x float64, metric string) func(*results) (float64, bool) {
+	return func(r *results) (float64, bool) { return r.ratio(load, x, metric, pagewrightTLS, nginxTLS) }
+}
+
 // value is a figure of the service.
 func value(load string, x float64, metric string) func(*results) (float64, bool) {
 	return valueOf(pagewright, load, x, metric)
@@ -37,6 +42,10 @@ var targets = []target{
 	{what: "large PUT: MB/s / dd with fsync", of: ratioOf("large PUT", 1, "MB/s", limit), want: 0.9},
 	{what: "large GET: CPU per GB / nginx", of: ratioOf("large GET", 1, "CPU s/GB", nginx), max: true, want: 1.1},
 	{what: "large GET, four at once: CPU per GB / nginx", of: ratioOf("large GET", 4, "CPU s/GB", nginx), max: true, want: 1.1},
+	{what: "large PUT over TLS: CPU per GB / nginx (no fsync)", of: tlsRatio("large PUT over TLS", 1, "CPU s/GB"), max: true, want: 1.1, goal: true},
+	{what: "large GET over TLS: CPU per GB / nginx", of: tlsRatio("large GET over TLS", 1, "CPU s/GB"), max: true, want: 1.1},
+	{what: "large GET over TLS, four at once: CPU per GB / nginx", of: tlsRatio("large GET over TLS", 4, "CPU s/GB"), max: true, want: 1.1},
+	{what: "small GET over TLS: per s / nginx", of: tlsRatio("small GET over TLS", 64, "per s"), want: 1, goal: true},
 	{what: "small PUT, 1 connection: per s / plain", of: ratioOf("small PUT", 1, "per s", plain), want: 1},
 	{what: "small PUT, 64 connections: per s / plain", of: ratioOf("small PUT", 64, "per s", plain), want: 1.5},
 	{what: "small PUT, 256 connections: per s / plain", of: ratioOf("small PUT", 256, "per s", plain), want: 1.5},
