@@ -209,10 +209,10 @@ func (s *tlsSocket) Read(p []byte) (n int, err error) {
 	} else {
 		n, err = c.TCPConn.Read(p)
 	}
-	s.received += int64(n)
-	if !s.over && n > 0 && (len(c.firstBytes) > 0 || p[0] != recordHandshake) {
+	if !s.over && n > 0 && (len(c.firstBytes) > 0 || s.received == 0 && p[0] != recordHandshake) {
 		c.keepFirst(p[:n]) // of a client that does not speak TLS
 	}
+	s.received += int64(n)
 	return n, err
 }
 

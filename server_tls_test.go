@@ -366,6 +366,20 @@ func TestRequestWithoutTLS(t *testing.T) {
 	}
 }
 
+// TestMalformedOverTLS: what is known of a request that cannot be read is logged, and none
+// of the handshake.
+func TestMalformedOverTLS(t *testing.T) {
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		s, ca, _ := startTLS(t)
+		config := ca.trust()
+		config.MaxVersion = version
+		if got := askStatus(dialTLS(t, s.addr, config), "GET /sites/none HTTP/1.1\r\n\r\n"); got != 400 {
+			t.Errorf("%x: status %d, want 400", version, got)
+		}
+		s.waitForLog(t, `"method":"GET","path":"/sites/none","status":400`)
+	}
+}
+
 // TestHandshakeErrorsAreLogged: the failures of handshakes have a line of DEBUG. A connection
 // that sends nothing, as the probe of a load balancer, has none.
 func TestHandshakeErrorsAreLogged(t *testing.T) {
