@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"regexp"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -213,9 +214,21 @@ func malformedError(head []byte, err error) *httpError {
 	return badRequest("the request is malformed: %s", what)
 }
 
+// quoted matches what fasthttp quotes from a request, by %q.
+var quoted = regexp.MustCompile(`"(\\.|[^"\\])*("|$)`)
+
+// withoutContent returns the text of an error of fasthttp without what it quotes from the
+// request: that may be a line with credentials.
+func withoutContent(err error) string { return quoted.ReplaceAllString(err.Error(), `"..."`) }
+
 // httpLog logs the messages of fasthttp. Most of them are about clients.
 type httpLog struct{ log *slog.Logger }
 
 func (l httpLog) Printf(format string, args ...any) {
+	for i, arg := range args {
+		if err, ok := arg.(error); ok {
+			args[i] = withoutContent(err)
+		}
+	}
 	l.log.Debug("message from fasthttp", "message", fmt.Sprintf(format, args...))
 }

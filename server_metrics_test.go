@@ -15,8 +15,14 @@ func scrape(t *testing.T, s *testServer) map[string]float64 {
 	if got := r.header.Get("Content-Type"); !strings.HasPrefix(got, "text/plain; version=0.0.4") {
 		t.Errorf("Content-Type %q", got)
 	}
+	return metricValues(t, string(r.body))
+}
+
+// metricValues returns the values in what /metrics serves.
+func metricValues(t *testing.T, text string) map[string]float64 {
+	t.Helper()
 	values := map[string]float64{}
-	for line := range strings.Lines(string(r.body)) {
+	for line := range strings.Lines(text) {
 		if strings.HasPrefix(line, "#") {
 			continue
 		}

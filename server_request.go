@@ -103,7 +103,7 @@ func (s *server) malformed(ctx *fasthttp.RequestCtx, h handler, err error) {
 	h.respondError(ctx, malformedError(c.firstBytes, err))
 	c.linger.Store(true)
 	c.rec.hungUp = isHangUp(err)
-	s.log.Debug("malformed request", "request_id", c.rec.id, "remote", c.remoteText(), "error", err.Error())
+	s.log.Debug("malformed request", "request_id", c.rec.id, "remote", c.remoteText(), "error", withoutContent(err))
 	s.respond(ctx, c)
 	var target string
 	c.rec.method, target, _ = firstLine(c.firstBytes)
