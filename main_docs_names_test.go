@@ -107,7 +107,11 @@ func TestVariablesInTheDocs(t *testing.T) {
 // metricNames returns the names in what /metrics serves.
 func metricNames(t *testing.T) map[string]bool {
 	t.Helper()
-	s, _, _ := startTLS(t)
+	// With everything that has metrics of its own.
+	access := filepath.Join(t.TempDir(), "access.json")
+	switchFile(t, access, []byte(`{"oidc":[{"name":"i","issuer":"http://127.0.0.1:1","audience":["a"],"rules":[{"claims":{"sub":["x"]},"allow":["read"],"sites":["s"]}]}],
+		"anonymous":[{"allow":["read","admin"],"sites":["*"]}]}`))
+	s, _, _ := startTLS(t, "ACCESS_FILE="+access)
 	s.do(t, 404, request{method: "GET", path: "/sites/shop/artifacts/none"}) // makes the first series of some metrics
 	names := map[string]bool{}
 	for line := range strings.Lines(string(s.do(t, 200, request{method: "GET", path: "/metrics"}).body)) {

@@ -66,13 +66,12 @@ func clip[T string | []byte](s T) string {
 // and without its query if the name of an argument contains "token". Credentials belong
 // into a header, but clients put them into URLs too.
 func loggedTarget[T string | []byte](target T) string {
-	path, query, found := strings.Cut(string(target), "?")
-	if scheme, rest, absolute := strings.Cut(path, "://"); absolute {
-		authority, _, _ := strings.Cut(rest, "/")
-		if i := strings.LastIndexByte(authority, '@'); i >= 0 {
-			path = scheme + "://" + rest[i+1:]
-		}
+	text := string(target)
+	if scheme, rest, absolute := strings.Cut(text, "://"); absolute && text[0] != '/' {
+		// A password that is not encoded may have any character: all before the last @ goes.
+		text = scheme + "://" + rest[strings.LastIndexByte(rest, '@')+1:]
 	}
+	path, query, found := strings.Cut(text, "?")
 	if !found || namesToken(query) {
 		return path
 	}

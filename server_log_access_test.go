@@ -56,6 +56,8 @@ func TestAccessLine(t *testing.T) {
 		{"a cut answer", func(x *requestRecord) { x.cut = "gone" }, `,"cut":"gone"`, ` cut=gone`},
 		{"all", func(x *requestRecord) { x.agent, x.outcome, x.refused, x.cut, x.serverID = "u", "o", "e", "c", "i" },
 			`,"user_agent":"u","outcome":"o","error":"e","cut":"c","server_request_id":"i"`, ` user_agent=u outcome=o error=e cut=c server_request_id=i`},
+		{"an actor", func(x *requestRecord) { x.actor, x.actorKind = "ci-shop", "token" }, `,"actor":"ci-shop","actor_kind":"token"`, ` actor=ci-shop actor_kind=token`},
+		{"an actor to escape", func(x *requestRecord) { x.actor, x.actorKind = `a "b"`, "oidc" }, `,"actor":"a \"b\"","actor_kind":"oidc"`, ` actor="a \"b\"" actor_kind=oidc`},
 		{"long texts", func(x *requestRecord) { x.refused = long },
 			`,"error":"` + long[:256] + `"`, ` error=` + long[:256]},
 		{"a long text ends between two letters", func(x *requestRecord) { x.refused = long[:255] + "ä" },
@@ -87,6 +89,7 @@ func FuzzAccessLine(f *testing.F) {
 	f.Fuzz(func(t *testing.T, path, id, agent, reason string, took int64) {
 		x := exampleRecord()
 		x.path, x.id, x.method, x.agent, x.refused, x.cut, x.serverID = path, id, id, clip(agent), reason, agent, id
+		x.actor, x.actorKind = reason, agent
 		x.start = lineEnd.Add(-time.Duration(took))
 		for _, format := range []string{"json", "text"} {
 			got, want := lineOf(t, format, &x), slogLine(t, format, &x)
@@ -101,6 +104,37 @@ func FuzzAccessLine(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A request target in the log has no credentials.
+func TestLoggedTarget(t *testing.T) {
+	for target, want := range map[string]string{
+		"/sites/s/versions":                  "/sites/s/versions",
+		"/sites/s/versions?limit=5&cursor=x": "/sites/s/versions?limit=5&cursor=x",
+		"/a?":                                "/a?",
+		"/a?token=x":                         "/a",
+		"/a?access_token=x&y=z":              "/a",
+		"/a?y=z&X-TOKEN-x=x":                 "/a",
+		"/a?%74oken=x":                       "/a",
+		"/a?to%6Ben":                         "/a",
+		"/a?%token=x":                        "/a",
+		"/a?b=token":                         "/a?b=token",
+		"/a?b=c?token=x":                     "/a?b=c?token=x",
+		"/a?token=x?y":                       "/a",
+		"http://u:p@h/a":                     "http://h/a",
+		"http://u:p@h:80/a?b=c":              "http://h:80/a?b=c",
+		"http://u:p@h?token=x":               "http://h",
+		"http://u:p@x@h/a@b":                 "http://b",
+		"http://u:p/x?token@h/a":             "http://h/a",
+		"/a://u:p@h/":                        "/a://u:p@h/",
+		"://":                                "://", "://x@": "://",
+		"*": "*",
+		"":  "",
+	} {
+		if got := loggedTarget(target); got != want {
+			t.Errorf("%q: %q, want %q", target, got, want)
+		}
+	}
 }
 
 // TestAccessLineOfARequest: what the handlers note arrives in the line.
