@@ -403,6 +403,7 @@ func TestAccessTricks(t *testing.T) {
 		{"Basic in other cases", request("GET /sites/s/artifacts/b", "Authorization: BASIC "+strings.TrimPrefix(basic("any user", good), "Basic ")), "200"},
 		{"Basic: the token as user", request("GET /sites/s/artifacts/b", "Authorization: "+basic(good, "")), "401"},
 		{"Basic: the password begins at the first colon", request("GET /sites/s/artifacts/b", "Authorization: "+basic("u:"+good, "")), "401"},
+		{"Basic: the password has a colon", request("GET /sites/s/artifacts/b", "Authorization: "+basic("u", "x:"+good)), "401"},
 		{"Basic: no colon", request("GET /sites/s/artifacts/b", "Authorization: Basic "+base64.StdEncoding.EncodeToString([]byte(good))), "401"},
 		{"Basic: no padding", request("GET /sites/s/artifacts/b", "Authorization: "+strings.TrimRight(basic("u", good), "=")+"x"), "401"},
 		{"Basic: a newline", request("GET /sites/s/artifacts/b", "Authorization: "+basic("u", good+"\n")), "401"},
