@@ -71,7 +71,7 @@ test-stores: ## the contract and the API on real object stores, JWTs of a real O
 test-process: ## the real binary traced, killed, short of calls and memory, among clients that misbehave, over TLS, behind proxies and under systemd
 	sh test/install
 	sh test/tools.sh
-	go test -tags $(TAGS),integration -count=1 -timeout 20m -p 1 ./test/trace ./test/faults ./test/soak ./test/clients ./test/tls ./test/memory ./test/deploy
+	go test -tags $(TAGS),integration -count=1 -timeout 20m -p 1 ./test/trace ./test/faults ./test/soak ./test/clients ./test/tls ./test/memory ./test/deploy ./test/access
 
 test-machines: ## real NFS mounts and power cuts, in machines with a kernel of their own
 	sh test/install

@@ -164,12 +164,12 @@ func TestAccessWarnings(t *testing.T) {
 			t.Fatal(err)
 		}
 		var lines lockedBuffer
-		access, _, err := openFiles(cfg, slog.New(slog.NewTextHandler(&lines, nil)))
+		files, err := openFiles(cfg, slog.New(slog.NewTextHandler(&lines, nil)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if access != nil {
-			access.close()
+		if files.access != nil {
+			files.access.close()
 		}
 		warned := 0
 		for _, text := range []string{off, clear} {

@@ -214,12 +214,12 @@ func malformedError(head []byte, err error) *httpError {
 	return badRequest("the request is malformed: %s", what)
 }
 
-// quoted matches what fasthttp quotes from a request, by %q.
-var quoted = regexp.MustCompile(`"(\\.|[^"\\])*("|$)`)
+// quotedContent matches what fasthttp quotes from a request, by %q.
+var quotedContent = regexp.MustCompile(`"(\\.|[^"\\])*("|$)`)
 
 // withoutContent returns the text of an error of fasthttp without what it quotes from the
 // request: that may be a line with credentials.
-func withoutContent(err error) string { return quoted.ReplaceAllString(err.Error(), `"..."`) }
+func withoutContent(err error) string { return quotedContent.ReplaceAllString(err.Error(), `"..."`) }
 
 // httpLog logs the messages of fasthttp. Most of them are about clients.
 type httpLog struct{ log *slog.Logger }
