@@ -1,0 +1,146 @@
+package main
+
+import (
+	"bufio"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+)
+
+// certificateRules is an access file with an entry for certificates.
+func certificateRules(t testing.TB, allow string, rules ...testRule) []byte {
+	t.Helper()
+	certificates := fmt.Sprintf(`{"certificates":[{"name":"edge","san":["spiffe://acme/web-*"],"allow":[%q],"sites":["s"]}]`, allow)
+	if len(rules) == 0 {
+		return []byte(certificates + "}")
+	}
+	return []byte(certificates + "," + strings.TrimPrefix(string(accessJSON(t, rules...)), "{"))
+}
+
+// startMutual runs a service that takes certificates of ca.
+func startMutual(t *testing.T, file []byte) (s *testServer, ca *testCA, access *accessControl) {
+	t.Helper()
+	ca, dir := newTestCA(t, "of all"), newTLSDir(t)
+	dir.write(ca.issue("server"))
+	dir.writeCAs(ca)
+	files := dir.open("TLS_CLIENT_AUTH=optional")
+	s, _ = startTuned(t, func(svc *service, l *listener) {
+		overTLS(files)(l)
+		if file == nil {
+			return
+		}
+		path := writeAccess(t)
+		switchFile(t, path, file)
+		var err error
+		if access, err = openAccess(path, svc.api.log); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(access.close)
+		svc.useAccess(access)
+	})
+	mustStore(t, openTestNFS(t, s.dir), "s", "b", []byte("a build"))
+	return s, ca, access
+}
+
+// withURI is an edit of a certificate.
+func withURI(uri string) func(*x509.Certificate) {
+	return func(c *x509.Certificate) {
+		u, err := url.Parse(uri)
+		if err != nil {
+			panic(err)
+		}
+		c.URIs = []*url.URL{u}
+	}
+}
+
+// A client certificate counts if there is no Authorization header. It is never the second
+// choice.
+func TestClientCertificateAsCredential(t *testing.T) {
+	logger, reader := newToken(), newToken()
+	s, ca, access := startMutual(t, certificateRules(t, "read", testRule{name: "logger", token: logger, allow: "log", sites: "s"}, testRule{name: "reader", token: reader, allow: "read", sites: "s"}))
+	edge, stranger := ca.client("edge", withURI("spiffe://acme/web-1")), ca.client("stranger", withURI("spiffe://acme/db"))
+	const build = "/sites/s/artifacts/b"
+	for _, c := range []struct {
+		what string
+		cert *tls.Certificate
+		path string
+		h    []string
+		want int
+	}{
+		{"an entry fits", &edge, build, nil, 200},
+		{"another site", &edge, "/sites/other/artifacts/b", nil, 403},
+		{"no entry fits", &stranger, build, nil, 401},
+		{"no certificate", nil, build, nil, 401},
+		{"a token without the right", &edge, build, bearer(logger), 403},
+		{"an unknown token", &edge, build, bearer(newToken()), 401},
+		{"a malformed header", &edge, build, []string{"Authorization", ""}, 401},
+		{"a good token", &stranger, build, bearer(reader), 200},
+	} {
+		config := ca.trust()
+		if c.cert != nil {
+			config.Certificates = []tls.Certificate{*c.cert}
+		}
+		s.https = httpsClient(t, config)
+		for range 2 { // on the same connection
+			if got := statusOr(s.try(request{"GET", c.path, nil, header(c.h...)})); got != c.want {
+				t.Errorf("%s: %v, want %d", c.what, got, c.want)
+			}
+		}
+	}
+	eventually(t, "the actor is logged", func() bool { return strings.Contains(s.log.String(), `"actor":"edge","actor_kind":"certificate"`) })
+
+	// New rules count on connections that are open.
+	s.https = httpsClient(t, ca.trust(edge))
+	s.get(t, 200, build)
+	switchFile(t, access.watch.paths[0], certificateRules(t, "log"))
+	if err := access.watch.check(); err != nil {
+		t.Fatal(err)
+	}
+	s.get(t, 403, build)
+}
+
+// A certificate that expires while its connection is open is refused from then on, also with
+// a good token, and without an access file.
+func TestClientCertificateExpires(t *testing.T) {
+	token := newToken()
+	for name, file := range map[string][]byte{
+		"with an access file":    certificateRules(t, "read", testRule{name: "reader", token: token, allow: "read", sites: "s"}),
+		"without an access file": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, ca, _ := startMutual(t, file)
+			cert := ca.client("edge", withURI("spiffe://acme/web-1"), func(c *x509.Certificate) { c.NotAfter = time.Now().Add(3 * time.Second) })
+			c := dialTLS(t, s.addr, ca.trust(cert))
+			r := bufio.NewReader(c)
+			get := func(path string, headers ...string) *http.Response {
+				t.Helper()
+				fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: h\r\n%s\r\n", path, strings.Join(append(headers, ""), "\r\n"))
+				resp, err := http.ReadResponse(r, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				return resp
+			}
+			if got := get("/sites/s/artifacts/b").StatusCode; got != 200 {
+				t.Fatalf("before: %d", got)
+			}
+			// The open route says nothing of the certificate.
+			eventually(t, "the certificate has expired", func() bool { return time.Now().After(cert.Leaf.NotAfter.Add(time.Millisecond)) })
+			if got := get("/health").StatusCode; got != 200 {
+				t.Errorf("what is open: %d", got)
+			}
+			got := get("/sites/s/artifacts/b", "Authorization: Bearer "+token)
+			if got.StatusCode != 401 || !got.Close || !strings.Contains(got.Header.Get("Www-Authenticate"), `error="invalid_token"`) {
+				t.Errorf("after: %d %v, close %v", got.StatusCode, got.Header, got.Close)
+			}
+		})
+	}
+}
