@@ -61,12 +61,18 @@ func exitStatus(err error) int {
 	if errors.As(err, new(configError)) {
 		return exitConfig
 	}
+	if e, ok := errors.AsType[commandError](err); ok {
+		return e.status
+	}
 	return exitFailure
 }
 
 // reportFailure writes why the program ends: for serve a line of the service log, in the
 // format that environ asks for, otherwise plain text.
 func reportFailure(w io.Writer, args, environ []string, err error) {
+	if err.Error() == "" { // the command has printed why
+		return
+	}
 	queue := newLogQueue(w) // a write may block if nobody reads w
 	defer queue.close(logCloseWait)
 	line := lines{queue, otherLine}
@@ -91,7 +97,7 @@ func (e servingError) Unwrap() error { return e.error }
 // run is the whole program: everything it needs is passed in. It returns when
 // ctx ends and the service has shut down.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {
-	name, help, err := parseArgs(args)
+	name, rest, help, err := parseArgs(args)
 	switch {
 	case err != nil:
 		return err
@@ -100,6 +106,10 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	case name == "version":
 		_, err := fmt.Fprintln(stdout, version)
 		return err
+	case name == tokenNewCommand:
+		return tokenNew(rest, stdout, time.Now())
+	case name == accessCheckCommand:
+		return accessCheck(ctx, rest, environ, os.Stdin, stdout)
 	}
 	hangUp := make(chan os.Signal, 1)
 	if name == serveCommand {

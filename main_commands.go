@@ -4,63 +4,111 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"text/tabwriter"
 )
 
 // command is one of the commands of the program.
 type command struct {
-	name    string
+	name    string // one word or two
 	summary string // one line
+	args    string // its arguments; empty: it takes none
 	details string
 }
 
-const serveCommand = "serve" // the default
+// Names of commands.
+const (
+	serveCommand       = "serve" // the default
+	tokenNewCommand    = "token new"
+	accessCheckCommand = "access check"
+)
 
 var commands = []command{
-	{serveCommand, "serve the API (the default)",
+	{serveCommand, "serve the API (the default)", "",
 		`Serves the API until SIGTERM or SIGINT. Requests in flight then have
 PAGEWRIGHT_SHUTDOWN_GRACE to finish. A second signal ends it at once.
 The service log goes to standard error.`},
-	{"healthcheck", "check the health of the running service",
+	{"healthcheck", "check the health of the running service", "",
 		`Requests /health from the service that runs on this host with the same variables, at
 PAGEWRIGHT_ADMIN_LISTEN if that is set. Exits with 0 if the service is healthy, otherwise
 with 1.`},
-	{"doctor", "test whether the store supports what the service needs",
+	{"doctor", "test whether the store supports what the service needs", "",
 		`Tests the store that the variables name, and leaves nothing behind. Prints a line for each
 check: ok, warn (the service works, but promises or does less) or FAIL. Exits with 0 if
 there is no FAIL, otherwise with 1.`},
-	{"config", "print the settings in effect",
+	{"config", "print the settings in effect", "",
 		`Prints each variable with the value in effect, and "# default" after each variable that is
 not set. Redacts passwords and queries in URLs. Exits with 78 if the settings are invalid.`},
-	{"version", "print the version",
+	{tokenNewCommand, "make a token, and its entry for the access file", tokenNewArgs, tokenNewDetails},
+	{accessCheckCommand, "say which rule of the access file allows an action", accessCheckArgs, accessCheckDetails},
+	{"version", "print the version", "",
 		`Prints the version.`},
 }
 
+// takesArgs reports whether the command has arguments of its own.
+func (c command) takesArgs() bool { return c.args != "" }
+
 const exitStatuses = `Exit status: 0 success; 78 the command or a variable is invalid (running it again does not
-help until you correct it); 1 any other failure.
+help until you correct it); 1 any other failure. Of commands that take arguments also:
+2 an argument is invalid; 5 denied.
 `
 
-// parseArgs returns the command, and whether its usage is asked for. The name is empty if
-// the usage of the whole program is asked for.
-func parseArgs(args []string) (name string, help bool, err error) {
+// parseArgs returns the command and its arguments, and whether its usage is asked for. The
+// name is empty if the usage of the whole program is asked for.
+func parseArgs(args []string) (name string, rest []string, help bool, err error) {
 	if len(args) == 0 {
-		return serveCommand, false, nil
+		return serveCommand, nil, false, nil
 	}
-	switch name = args[0]; {
-	case name == "help" || isHelp(name):
-		name, help = "", true
-	case name == "-version" || name == "--version":
-		name = "version"
-	case !slices.ContainsFunc(commands, func(c command) bool { return c.name == name }):
-		return "", false, badConfig("unknown command %s; run with -h to list all commands", name)
+	switch first := args[0]; {
+	case first == "help" || isHelp(first):
+		help, rest = true, args[1:]
+	case first == "-version" || first == "--version":
+		name, rest = "version", args[1:]
+	default:
+		c, n := findCommand(args)
+		if n == 0 {
+			return "", nil, false, unknownCommand(args)
+		}
+		name, rest = c.name, args[n:]
+		if c.takesArgs() {
+			return name, rest, slices.ContainsFunc(rest, isHelp), nil
+		}
 	}
-	switch rest := args[1:]; {
+	switch {
 	case len(rest) == 0:
-		return name, help, nil
+		return name, nil, help, nil
 	case name != "" && len(rest) == 1 && isHelp(rest[0]):
-		return name, true, nil
+		return name, nil, true, nil
 	}
-	return name, false, badConfig("%s takes no arguments, got %q; run with -h for usage", args[0], args[1])
+	return name, nil, false, badConfig("%s takes no arguments, got %q; run with -h for usage", args[0], rest[0])
+}
+
+// findCommand returns the command that args begin with, and how many of args are its name; 0
+// if there is none. Before -h the first word of the name is enough.
+func findCommand(args []string) (c command, words int) {
+	for words := min(2, len(args)); words > 0; words-- {
+		name := strings.Join(args[:words], " ")
+		if i := slices.IndexFunc(commands, func(c command) bool { return c.name == name }); i >= 0 {
+			return commands[i], words
+		}
+	}
+	for _, c := range commands {
+		if strings.HasPrefix(c.name, args[0]+" ") && len(args) == 2 && isHelp(args[1]) {
+			return c, 1
+		}
+	}
+	return command{}, 0
+}
+
+// unknownCommand returns the error for args that name no command. If a command begins with
+// the first word, the error names the command.
+func unknownCommand(args []string) error {
+	for _, c := range commands {
+		if strings.HasPrefix(c.name, args[0]+" ") {
+			return badConfig("unknown command %s; do you mean %q? Run with -h to list all commands", strings.Join(args[:min(2, len(args))], " "), c.name)
+		}
+	}
+	return badConfig("unknown command %s; run with -h to list all commands", args[0])
 }
 
 func isHelp(arg string) bool { return arg == "-h" || arg == "-help" || arg == "--help" }
@@ -70,8 +118,12 @@ func printHelp(w io.Writer, name string) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	for _, c := range commands {
 		if c.name == name {
-			fmt.Fprintf(t, "pagewright-storage %s: %s.\n\n%s\n\n", c.name, c.summary, c.details)
-			fmt.Fprintf(t, "This command has no options. Run pagewright-storage -h to list the environment variables.\n\n%s", exitStatuses)
+			fmt.Fprintf(t, "pagewright-storage %s: %s.\n\n", c.name, c.summary)
+			if c.takesArgs() {
+				fmt.Fprintf(t, "Usage: pagewright-storage %s %s\n\n%s\n\n%s", c.name, c.args, c.details, exitStatuses)
+				return t.Flush()
+			}
+			fmt.Fprintf(t, "%s\n\nThis command has no options. Run pagewright-storage -h to list the environment variables.\n\n%s", c.details, exitStatuses)
 			return t.Flush()
 		}
 	}
