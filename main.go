@@ -109,7 +109,8 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	case name == tokenNewCommand:
 		return tokenNew(rest, stdout, time.Now())
 	case name == accessCheckCommand:
-		return accessCheck(ctx, rest, environ, os.Stdin, stdout)
+		log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+		return accessCheck(rest, environ, os.Stdin, stdout, log)
 	}
 	hangUp := make(chan os.Signal, 1)
 	if name == serveCommand {

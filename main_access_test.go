@@ -2,13 +2,22 @@ package main
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"math/big"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/golang-jwt/jwt/v5"
 )
 
 // newTestToken runs "token new" and returns the token and its entry.
@@ -73,12 +82,14 @@ func TestTokenNewRefuses(t *testing.T) {
 		args []string
 		want string
 	}{
-		{nil, "name"},
-		{good[2:], "name"},
-		{[]string{"--name", "n", "--sites", "*"}, "allow"},
-		{good[:4], "sites"},
-		{[]string{"--name", "n", "--allow", "read,fly", "--sites", "*"}, "fly"},
-		{[]string{"--name", "n", "--allow", "read", "--sites", "a/b"}, "a/b"},
+		{nil, "--name is missing"},
+		{good[2:], "--name is missing"},
+		{[]string{"--name", "n", "--sites", "*"}, "--allow is missing"},
+		{good[:4], "--sites is missing"},
+		{[]string{"--name", "n", "--allow", ",", "--sites", "*"}, "--allow: "},
+		{[]string{"--name", "n", "--allow", "read,fly", "--sites", "*"}, `--allow[1]: unknown action "fly"`},
+		{[]string{"--name", "n", "--allow", "read", "--sites", "a/b"}, "--sites[0]: "},
+		{[]string{"--name", "a\nb", "--allow", "read", "--sites", "*"}, "--name: "},
 		{append(good, "--sites"), "sites"},
 		{append(good, "--until", "90d"), "until"},
 		{append(good, "now"), `unexpected argument "now"`},
@@ -111,6 +122,20 @@ func TestParseExpiry(t *testing.T) {
 	if got, err := parseExpiry("", now); got != nil || err != nil {
 		t.Errorf("empty: %v, %v", got, err)
 	}
+}
+
+// checkAccessAs runs "access check" in a process of its own, and returns all that it printed.
+func checkAccessAs(t *testing.T, file, stdin string, args ...string) (out string, status int) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], append([]string{"access", "check"}, args...)...)
+	cmd.Env = append(os.Environ(), childVariable+"=main", "PAGEWRIGHT_ACCESS_FILE="+file)
+	cmd.Stdin = strings.NewReader(stdin + "\n")
+	var b bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &b, &b
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return b.String(), cmd.ProcessState.ExitCode()
 }
 
 // TestAccessCheck runs the program as an operator does: the token comes from standard input.
@@ -158,24 +183,17 @@ func TestAccessCheck(t *testing.T) {
 		{"no certificate", "", []string{file, "--action", "read", "--site", "a", "--cert", bad}, 2, []string{"PEM"}},
 		{"a secret as an argument", "", []string{file, token}, 2, []string{"one FILE"}},
 	} {
-		cmd := exec.Command(os.Args[0], append([]string{"access", "check"}, c.args...)...)
-		cmd.Env = append(os.Environ(), childVariable+"=main", "PAGEWRIGHT_ACCESS_FILE="+file)
-		cmd.Stdin = strings.NewReader(c.stdin + "\n")
-		var out bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &out, &out
-		if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
-			t.Fatal(err)
-		}
-		if got := cmd.ProcessState.ExitCode(); got != c.status {
-			t.Errorf("%s: exit status %d, want %d: %s", c.name, got, c.status, &out)
+		out, status := checkAccessAs(t, file, c.stdin, c.args...)
+		if status != c.status {
+			t.Errorf("%s: exit status %d, want %d: %s", c.name, status, c.status, out)
 		}
 		for _, want := range c.want {
-			if !strings.Contains(out.String(), want) {
-				t.Errorf("%s: %q lacks %q", c.name, &out, want)
+			if !strings.Contains(out, want) {
+				t.Errorf("%s: %q lacks %q", c.name, out, want)
 			}
 		}
-		if strings.Contains(out.String(), token) || strings.Contains(out.String(), unknown) {
-			t.Errorf("%s: the output has the token: %s", c.name, &out)
+		if strings.Contains(out, token) || strings.Contains(out, unknown) {
+			t.Errorf("%s: the output has the token: %s", c.name, out)
 		}
 	}
 }
@@ -184,5 +202,72 @@ func writeFileText(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestAccessCheckJWT: a JWT is verified with the keys that its issuer serves now.
+func TestAccessCheckJWT(t *testing.T) {
+	key := signingKey{"k1", "ES256", p256Key()}
+	issuer := startIssuer(t, key)
+	file := filepath.Join(t.TempDir(), "access.json")
+	writeFileText(t, file, `{"oidc":[{"name":"ci","issuer":"`+issuer.URL+`","audience":["pagewright"],"rules":[
+		{"claims":{"repository":["acme/site-*"]},"allow":["create"],"sites":["site-{1}"]}]}]}`)
+	signed := func(key signingKey, repository string, expires time.Duration) string {
+		now := time.Now()
+		return signJWT(key, nil, jwt.MapClaims{"iss": issuer.URL, "aud": "pagewright", "sub": "job", "repository": repository,
+			"iat": now.Add(-time.Hour).Unix(), "exp": now.Add(expires).Unix()})
+	}
+	good := signed(key, "acme/site-a", time.Minute)
+	for _, c := range []struct {
+		name, jwt, site string
+		status          int
+		want            string
+	}{
+		{"allowed", good, "site-a", 0, `allowed: oidc "ci:job"`},
+		{"another site", good, "site-b", 5, `create on site-a): not on this site`},
+		{"another repository", signed(key, "evil/site-a", time.Minute), "site-a", 5, "no rule allows it"},
+		{"expired", signed(key, "acme/site-a", -2*time.Minute), "site-a", 5, "denied (expired)"},
+		{"of another key", signed(signingKey{"k1", "ES256", mustMake(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}, "acme/site-a", time.Minute), "site-a", 5, "denied (invalid)"},
+	} {
+		out, status := checkAccessAs(t, file, c.jwt, "--action", "create", "--site", c.site, "--jwt", "-")
+		if status != c.status || !strings.Contains(out, c.want) || strings.Contains(out, c.jwt) {
+			t.Errorf("%s: exit status %d, want %d with %q: %s", c.name, status, c.status, c.want, out)
+		}
+	}
+	issuer.Close()
+	out, status := checkAccessAs(t, file, good, "--action", "create", "--site", "site-a", "--jwt", "-")
+	if status != exitFailure || !strings.Contains(out, "cannot be read") || !strings.Contains(out, "connection refused") {
+		t.Errorf("the issuer is down: exit status %d, %s", status, out)
+	}
+}
+
+// TestAccessCheckCertificate: a certificate has the rights of the entries for its names.
+func TestAccessCheckCertificate(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "access.json")
+	writeFileText(t, file, `{"certificates":[{"name":"edge","san":["spiffe://acme/web-*"],"allow":["read"],"sites":["{1}"]}]}`)
+	issue := func(name, uri string, until time.Time) string {
+		key := p256Key()
+		cert := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: until, URIs: []*url.URL{mustMake(url.Parse(uri))}}
+		der := mustMake(x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key))
+		path := filepath.Join(dir, name)
+		writeFileText(t, path, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+		return path
+	}
+	good := issue("good.crt", "spiffe://acme/web-shop", time.Now().Add(time.Hour))
+	for _, c := range []struct {
+		name, cert, site string
+		status           int
+		want             string
+	}{
+		{"allowed", good, "shop", 0, `allowed: certificate "edge", read on site shop`},
+		{"another site", good, "blog", 5, "not on this site"},
+		{"another name", issue("other.crt", "spiffe://evil/web-shop", time.Now().Add(time.Hour)), "shop", 5, `no entry of "certificates" fits`},
+		{"expired", issue("old.crt", "spiffe://acme/web-shop", time.Now().Add(-time.Hour)), "shop", 5, `no entry of "certificates" fits`},
+	} {
+		out, status := checkAccessAs(t, file, "", "--action", "read", "--site", c.site, "--cert", c.cert)
+		if status != c.status || !strings.Contains(out, c.want) {
+			t.Errorf("%s: exit status %d, want %d with %q: %s", c.name, status, c.status, c.want, out)
+		}
 	}
 }
