@@ -75,6 +75,9 @@ var variants = []struct {
 }{
 	{"nfs", "nfs", "", nil},
 	{"nfs with all that is optional", "nfs", "", []string{"clients", "pod-monitor", "release", "trusted-proxies"}},
+	{"nfs with access control and TLS", "nfs", "", []string{"access", "tls", "client-certificates"}},
+	{"nfs with issuers", "nfs", "", []string{"access", "issuers", "cluster-issuer", "pod-monitor"}},
+	{"object-store with access control and TLS", "object-store", "", []string{"access", "tls"}},
 	{"object-store", "object-store", "", nil},
 	{"s3 with keys", "object-store", "", []string{"keys", "pod-monitor"}},
 	{"s3-compatible in the cluster", "object-store", "", []string{"s3-compatible", "keys", "in-cluster"}},

@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -84,6 +85,25 @@ var rules = []rule{
 		func(m *manifests) bool {
 			last := m.policies[len(m.policies)-1]
 			last.Spec.Egress = append(last.Spec.Egress[:0:0], networking.NetworkPolicyEgressRule{})
+			return true
+		}},
+	{"files that are reloaded are in directories that Kubernetes replaces", reloaded,
+		func(m *manifests) bool {
+			mounts := m.container().VolumeMounts
+			for i := range mounts {
+				if strings.HasPrefix(mounts[i].MountPath, "/etc/pagewright/") {
+					mounts[i].SubPath = "access.json"
+					return true
+				}
+			}
+			return false
+		}},
+	{"with TLS the Service is https, and probes do without", withTLS,
+		func(m *manifests) bool {
+			if m.env("PAGEWRIGHT_TLS_CERT") == "" {
+				return false
+			}
+			m.service.Spec.Ports[0].Port = 80
 			return true
 		}},
 	{"no token of the API server and no variables of Services", noToken,
@@ -287,6 +307,47 @@ func spread(m *manifests) error {
 	}
 	if !slices.Equal(over, []string{"topology.kubernetes.io/zone", "kubernetes.io/hostname"}) {
 		return fmt.Errorf("over %v", over)
+	}
+	return nil
+}
+
+// reloaded: a file in a volume that is mounted with subPath never changes.
+func reloaded(m *manifests) error {
+	for _, name := range []string{"ACCESS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA"} {
+		file := m.env("PAGEWRIGHT_" + name)
+		if file == "" {
+			continue
+		}
+		found := false
+		for _, mount := range m.container().VolumeMounts {
+			if mount.MountPath != path.Dir(file) {
+				continue
+			}
+			for _, v := range m.deployment.Spec.Template.Spec.Volumes {
+				mayLack := v.Secret != nil && v.Secret.Optional != nil || v.ConfigMap != nil && v.ConfigMap.Optional != nil
+				found = found || v.Name == mount.Name && (v.Secret != nil || v.ConfigMap != nil) && !mayLack && mount.SubPath == "" && mount.ReadOnly
+			}
+		}
+		if !found {
+			return fmt.Errorf("%s=%s: no volume is mounted on its directory", name, file)
+		}
+	}
+	return nil
+}
+
+func withTLS(m *manifests) error {
+	port := m.service.Spec.Ports[0]
+	want := "http"
+	if m.env("PAGEWRIGHT_TLS_CERT") != "" {
+		want = "https"
+	}
+	if port.Name != want || port.AppProtocol == nil || *port.AppProtocol != want || (port.Port == 443) != (want == "https") {
+		return fmt.Errorf("the Service publishes %v", port)
+	}
+	for _, p := range []*core.Probe{m.container().StartupProbe, m.container().LivenessProbe, m.container().ReadinessProbe} {
+		if p.HTTPGet.Scheme == core.URISchemeHTTPS {
+			return errors.New("a probe uses TLS, which the admin port has not")
+		}
 	}
 	return nil
 }

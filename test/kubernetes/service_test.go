@@ -2,13 +2,22 @@ package kubernetes
 
 import (
 	"bufio"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"io"
+	"math/big"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	core "k8s.io/api/core/v1"
 )
@@ -19,38 +28,7 @@ func TestServiceAsDeployed(t *testing.T) {
 	dir := copyManifests(t)
 	uncomment(t, dir, "pod-monitor")
 	m := decode(t, kustomize(t, filepath.Join(dir, "overlays", "nfs"), "build"))
-	cmd := service(m.container().Env)
-	cmd.Env = append(cmd.Env, "PAGEWRIGHT_NFS_BASE_PATH="+t.TempDir(), "PAGEWRIGHT_NFS_REQUIRE_MOUNT=false",
-		"PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_PORT=0", "PAGEWRIGHT_ADMIN_LISTEN=127.0.0.1:0")
-	log, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	base := map[string]string{}
-	for lines := bufio.NewScanner(log); len(base) < 2 && lines.Scan(); {
-		var line struct{ Msg, Address string }
-		switch err := json.Unmarshal(lines.Bytes(), &line); {
-		case err != nil || line.Address == "":
-		case line.Msg == "serving":
-			base["http"] = "http://" + line.Address
-		case strings.HasPrefix(line.Msg, "serving /health"):
-			base["admin"] = "http://" + line.Address
-		}
-	}
-	go func() { _, _ = io.Copy(io.Discard, log) }()
-	get := func(port, path string) int {
-		t.Helper()
-		res, err := http.Get(base[port] + path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		res.Body.Close()
-		return res.StatusCode
-	}
+	get := start(t, m, "http")
 	for _, p := range []*core.Probe{m.container().StartupProbe, m.container().LivenessProbe, m.container().ReadinessProbe} {
 		if status := get(p.HTTPGet.Port.StrVal, p.HTTPGet.Path); status != http.StatusOK {
 			t.Errorf("a probe gets %d from %v", status, p.HTTPGet)
@@ -68,6 +46,121 @@ func TestServiceAsDeployed(t *testing.T) {
 	if status := get(published, "/sites/a/versions"); status != http.StatusOK {
 		t.Errorf("the Service answers %d for a list", status)
 	}
+}
+
+// TestServiceAsDeployedWithAccess: with access control and TLS the probes and the monitor need
+// neither a token nor TLS, and a list needs both.
+func TestServiceAsDeployedWithAccess(t *testing.T) {
+	dir := copyManifests(t)
+	for _, block := range []string{"access", "tls", "pod-monitor"} {
+		uncomment(t, dir, block)
+	}
+	m := decode(t, kustomize(t, filepath.Join(dir, "overlays", "nfs"), "build"))
+	files := t.TempDir()
+	out, err := service(nil, "token", "new", "--name", "web", "--allow", "read", "--sites", "a").Output()
+	lines := strings.Split(string(out), "\n")
+	if err != nil || len(lines) < 2 {
+		t.Fatalf("%v: %q", err, out)
+	}
+	write(t, filepath.Join(files, "access.json"), `{"tokens":[`+lines[1]+`]}`)
+	writeCertificate(t, filepath.Join(files, "tls.crt"), filepath.Join(files, "tls.key"))
+	var moved []string
+	for _, name := range []string{"PAGEWRIGHT_ACCESS_FILE", "PAGEWRIGHT_TLS_CERT", "PAGEWRIGHT_TLS_KEY"} {
+		moved = append(moved, name+"="+filepath.Join(files, filepath.Base(m.env(name))))
+	}
+	get := start(t, m, m.service.Spec.Ports[0].Name, moved...)
+	for _, c := range []struct {
+		port, path, token string
+		status            int
+	}{
+		{"admin", m.container().StartupProbe.HTTPGet.Path, "", 200},
+		{"admin", m.container().LivenessProbe.HTTPGet.Path, "", 200},
+		{"admin", m.container().ReadinessProbe.HTTPGet.Path, "", 200},
+		{"admin", m.podMonitor.Spec.PodMetricsEndpoints[0].Path, "", 200},
+		{"http", "/sites/a/versions", "", 401},
+		{"http", "/sites/a/versions", lines[0], 200},
+		{"http", "/sites/b/versions", lines[0], 403},
+	} {
+		if got := get(c.port, c.path, c.token); got != c.status {
+			t.Errorf("%s of port %s gets %d, want %d", c.path, c.port, got, c.status)
+		}
+	}
+}
+
+// start starts the service with the variables of the container and env, and returns a function
+// that requests a path of one of its ports, with a token if there is one.
+func start(t *testing.T, m *manifests, scheme string, env ...string) func(port, path string, token ...string) int {
+	t.Helper()
+	cmd := service(m.container().Env)
+	cmd.Env = append(append(cmd.Env, "PAGEWRIGHT_NFS_BASE_PATH="+t.TempDir(), "PAGEWRIGHT_NFS_REQUIRE_MOUNT=false",
+		"PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_PORT=0", "PAGEWRIGHT_ADMIN_LISTEN=127.0.0.1:0"), env...)
+	log, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	base := map[string]string{}
+	for lines := bufio.NewScanner(log); len(base) < 2 && lines.Scan(); {
+		var line struct{ Msg, Address, Error string }
+		switch err := json.Unmarshal(lines.Bytes(), &line); {
+		case line.Msg == "cannot start":
+			t.Fatal(line.Error)
+		case err != nil || line.Address == "":
+		case line.Msg == "serving":
+			base["http"] = scheme + "://" + line.Address
+		case strings.HasPrefix(line.Msg, "serving /health"):
+			base["admin"] = "http://" + line.Address
+		}
+	}
+	go func() { _, _ = io.Copy(io.Discard, log) }()
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	t.Cleanup(client.CloseIdleConnections)
+	return func(port, path string, token ...string) int {
+		t.Helper()
+		req, err := http.NewRequest(http.MethodGet, base[port]+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(token) > 0 && token[0] != "" {
+			req.Header.Set("Authorization", "Bearer "+token[0])
+		}
+		res, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		return res.StatusCode
+	}
+}
+
+func write(t *testing.T, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// writeCertificate writes a certificate and its key.
+func writeCertificate(t *testing.T, certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"localhost"}}
+	cert, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, certFile, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})))
+	write(t, keyFile, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
 }
 
 // service returns a command of the service, with the variables of a container and no other.
