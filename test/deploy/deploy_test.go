@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -203,6 +205,48 @@ func TestProxiesPassTooManyConnectionsOn(t *testing.T) {
 			if direct.status != 429 || through.status != 429 || !bytes.Equal(direct.body, through.body) ||
 				through.header.Get("Retry-After") != direct.header.Get("Retry-After") {
 				t.Errorf("%d %s; through the proxy: %d %v %s", direct.status, direct.body, through.status, through.header, through.body)
+			}
+		})
+	}
+}
+
+// TestProxiesPassCredentialsOn: with access control the response through a proxy is the one
+// that the service sends, with a token and without.
+func TestProxiesPassCredentialsOn(t *testing.T) {
+	bin := service.Build(t)
+	out, err := exec.Command(bin, "token", "new", "--name", "ci", "--allow", "write", "--sites", "s").Output()
+	token, entry, found := strings.Cut(strings.TrimSpace(string(out)), "\n")
+	if err != nil || !found {
+		t.Fatalf("%v: %q", err, out)
+	}
+	file := filepath.Join(t.TempDir(), "access.json")
+	if err := os.WriteFile(file, []byte(`{"tokens":[`+entry+`]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range proxies {
+		t.Run(p.name, func(t *testing.T) {
+			admin := freeAddress(t)
+			s := service.Start(t, service.Options{Bin: bin, Base: service.SharedDir(t), Env: []string{"ADMIN_LISTEN=" + admin, "ACCESS_FILE=" + file}})
+			a := p.start(t, addresses{service: s.Addr, other: s.Addr, admin: admin})
+			const length = "Content-Length: 3\r\n"
+			put := func(addr, header string) response {
+				return roundTrip(t, addr, "PUT", "/sites/s/artifacts/b", length+header, []byte("abc"))
+			}
+			service.Until(t, "a response of the service", func() bool { return put(a.http, "").status != 503 })
+			for _, c := range []struct {
+				name, header string
+				status       int
+			}{
+				{"none", "", 401},
+				{"Bearer", "Authorization: Bearer " + token + "\r\n", 201},
+				{"Basic", "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("ci:"+token)) + "\r\n", 201},
+				{"wrong", "Authorization: Bearer " + token[:len(token)-1] + "\r\n", 401},
+			} {
+				direct, through := put(s.Addr, c.header), put(a.http, c.header)
+				if direct.status != c.status || through.status != c.status || !bytes.Equal(direct.body, through.body) ||
+					through.header.Get("WWW-Authenticate") != direct.header.Get("WWW-Authenticate") {
+					t.Errorf("%s: %d %s; through the proxy: %d %v %s", c.name, direct.status, direct.body, through.status, through.header, through.body)
+				}
 			}
 		})
 	}

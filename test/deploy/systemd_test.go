@@ -4,8 +4,10 @@ package deploy
 
 import (
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"pagewright/storage/test/service"
 )
@@ -68,6 +71,7 @@ func TestTheUnit(t *testing.T) {
 		c.write(t, "etc/systemd/system/srv-pagewright.mount.d/test.conf", testMount)
 		c.must(t, "systemctl", "daemon-reload")
 	})
+	t.Run("access control and TLS", c.accessAndTLS)
 	t.Run("a wrong configuration is not tried again", func(t *testing.T) {
 		c.write(t, "etc/pagewright-storage.env", "PAGEWRIGHT_PORT=eighty\n")
 		c.must(t, "systemctl", "start", unit) // Type=exec: it has started, and then ends
@@ -241,6 +245,76 @@ func (c *machine) serves() bool {
 	var b bytes.Buffer
 	b.ReadFrom(conn)
 	return strings.HasPrefix(b.String(), "HTTP/1.1 200") && strings.Contains(b.String(), `"writes":true`)
+}
+
+// accessAndTLS: with access.conf and tls.conf the service reads its files as its own user, and
+// uses a changed access file after `systemctl reload`. With the lines #credential it gets files
+// that only root can read.
+func (c *machine) accessAndTLS(t *testing.T) {
+	const dropIns = "etc/systemd/system/" + unit + ".d/"
+	access := func(sites string) string {
+		return `{"anonymous":[{"allow":["read"],"sites":["` + sites + `"]}]}`
+	}
+	c.install(t, "access.conf", dropIns+"access.conf")
+	c.install(t, "tls.conf", dropIns+"tls.conf")
+	c.write(t, "etc/pagewright/access.json", access("public"))
+	pair := filepath.Join(t.TempDir(), "pair.pem")
+	writeCertificate(t, pair)
+	text, err := os.ReadFile(pair)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.write(t, "etc/pagewright/tls/tls.crt", string(text))
+	c.write(t, "etc/pagewright/tls/tls.key", string(text))
+	files := []string{"/etc/pagewright/access.json", "/etc/pagewright/tls/tls.crt", "/etc/pagewright/tls/tls.key"}
+	c.must(t, append([]string{"chown", "root:pagewright"}, files...)...)
+	c.must(t, append([]string{"chmod", "640"}, files...)...)
+	c.must(t, "systemctl", "daemon-reload")
+	c.must(t, "systemctl", "restart", unit)
+	service.Until(t, "a list over TLS", func() bool { return c.overTLS("/sites/public/versions") == 200 })
+	if got := c.overTLS("/sites/unit/versions"); got != 401 {
+		t.Errorf("a site that is not public: %d, want 401", got)
+	}
+	c.write(t, "etc/pagewright/access.json.new", access("*"))
+	c.must(t, "chown", "root:pagewright", "/etc/pagewright/access.json.new")
+	c.must(t, "mv", "/etc/pagewright/access.json.new", files[0])
+	c.must(t, "systemctl", "reload", unit)
+	service.Until(t, "the new rules", func() bool { return c.overTLS("/sites/unit/versions") == 200 })
+
+	c.write(t, "etc/pagewright/access.json", access("unit"))
+	c.must(t, append([]string{"chown", "root:root"}, files...)...)
+	c.must(t, append([]string{"chmod", "600"}, files...)...)
+	for _, name := range []string{"access.conf", "tls.conf"} {
+		text, err := os.ReadFile("../../deploy/systemd/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = bytes.ReplaceAll(text, []byte("#credential "), nil)
+		text = bytes.ReplaceAll(text, []byte("/etc/letsencrypt/live/storage.example.com/fullchain.pem"), []byte(files[1]))
+		text = bytes.ReplaceAll(text, []byte("/etc/letsencrypt/live/storage.example.com/privkey.pem"), []byte(files[2]))
+		c.write(t, dropIns+name, string(text))
+	}
+	c.must(t, "systemctl", "daemon-reload")
+	c.must(t, "systemctl", "restart", unit)
+	service.Until(t, "a list with the files from systemd", func() bool { return c.overTLS("/sites/unit/versions") == 200 })
+	if got := c.overTLS("/sites/public/versions"); got != 401 {
+		t.Errorf("a site that is no longer public: %d, want 401", got)
+	}
+	c.remove(t, dropIns+"access.conf")
+	c.remove(t, dropIns+"tls.conf")
+	c.must(t, "systemctl", "daemon-reload")
+	c.must(t, "systemctl", "stop", unit)
+}
+
+// overTLS returns the status of a GET over TLS, or 0.
+func (c *machine) overTLS(path string) int {
+	client := http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	res, err := client.Get("https://" + c.addr + path)
+	if err != nil {
+		return 0
+	}
+	res.Body.Close()
+	return res.StatusCode
 }
 
 // limits: what the unit sets holds for the process.
