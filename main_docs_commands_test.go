@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // block is a fenced block of code of a page.
@@ -144,11 +145,30 @@ func TestFilesAndTargetsInTheDocs(t *testing.T) {
 			t.Errorf("%s: the Makefile has no target %s", page, target)
 		}
 	})
-	eachMatch(t, code, `(?m)\bpagewright-storage +(-?[a-z]+)$`, func(page, command string) {
-		if _, err := runWith([]string{command, "unexpected"}); err == nil || strings.Contains(err.Error(), "unknown command") {
+	eachMatch(t, code, `(?m)\bpagewright-storage +(-?[a-z]+(?: [a-z]+)?)$`, func(page, command string) {
+		if _, err := runWith(append(strings.Fields(command), "unexpected")); err == nil || strings.Contains(err.Error(), "unknown command") {
 			t.Errorf("%s: pagewright-storage %s: %v", page, command, err)
 		}
 	})
+}
+
+// TestAccessFilesInTheDocs: the access files that the pages show are valid.
+func TestAccessFilesInTheDocs(t *testing.T) {
+	files := 0
+	for page, blocks := range docBlocks(t) {
+		for _, b := range blocks {
+			if b.kind != "json" || !regexp.MustCompile(`^\{\s*"(tokens|oidc|certificates|anonymous)"`).MatchString(b.text) {
+				continue
+			}
+			files++
+			if _, err := parseAccessFile([]byte(b.text), time.Now()); err != nil {
+				t.Errorf("%s:%d: %v", page, b.line, err)
+			}
+		}
+	}
+	if files < 3 {
+		t.Errorf("only %d access files were found", files)
+	}
 }
 
 // TestScriptsOfJobs shows that scripts finds those of both kinds of jobs.

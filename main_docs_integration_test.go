@@ -4,7 +4,12 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,7 +39,14 @@ func TestIntegrationDocs(t *testing.T) {
 }
 
 func runBlocks(t *testing.T, blocks []block) {
-	s, dir := startServer(t), t.TempDir()
+	dir := t.TempDir()
+	s := startServer(t)
+	inUse := ""
+	if blocks[0].page == accessPage {
+		inUse = filepath.Join(dir, "in-use.json")
+		writeFile(t, inUse, `{"anonymous":[{"allow":["read","write","log","delete"],"sites":["*"]}]}`)
+		s = startServer(t, "ACCESS_FILE="+inUse)
+	}
 	for name, text := range map[string]string{
 		"site.tar.gz":       strings.Repeat("any bytes will do\n", 1000),
 		"public/index.html": "<!doctype html>\n",
@@ -46,13 +58,21 @@ func runBlocks(t *testing.T, blocks []block) {
 	// Two entries of the original of this API, for what operations.md does with them.
 	writeFile(t, s.dir+"/sites/shop/logs/v0-1.json", `{"build_id":"v0","action":"build","status":"ok","timestamp":"2026-01-02T03:04:05Z"}`)
 	writeFile(t, s.dir+"/sites/shop/logs/v0-2.json", `{"build_id":"v0","action":"deploy","status":"ok","timestamp":"2026-01-02T03:05:05Z"}`)
-	jobs := 0
+	jobs, jobToken, jobEntry := 0, "secret", ""
+	if inUse != "" {
+		jobToken, jobEntry = newTestToken(t, "--name", "job", "--allow", "create,log,read", "--sites", "job")
+	}
+	issuer := startTokenIssuer(t, jobToken)
 	for _, b := range blocks {
+		if inUse != "" {
+			useAccessFile(t, s, dir, inUse, jobEntry)
+		}
 		scripts, env := []string{b.text}, []string{"STORE=http://" + s.addr, "BASE=" + s.dir, "BACKUP=" + dir + "/backup", fmt.Sprint("GROUP=", os.Getgid())}
 		if !b.runs() { // a job of a CI system, that succeeds
 			jobs++
 			scripts = b.scripts()
-			env = append(env, "STORE_TOKEN=secret", "SITE=job", fmt.Sprintf("BUILD=%d-1-3f2c9ab", jobs), "RESULT=success", "CI_JOB_STATUS=success")
+			env = append(env, "STORE_TOKEN="+jobToken, "SITE=job",
+				"ACTIONS_ID_TOKEN_REQUEST_URL="+issuer+"/?version=1", "ACTIONS_ID_TOKEN_REQUEST_TOKEN=runner", fmt.Sprintf("BUILD=%d-1-3f2c9ab", jobs), "RESULT=success", "CI_JOB_STATUS=success")
 		}
 		for _, script := range scripts {
 			cmd := exec.Command("sh", "-eu", "-c", strings.ReplaceAll(script, "http://localhost:8080", "http://"+s.addr))
@@ -80,7 +100,11 @@ func runBlocks(t *testing.T, blocks []block) {
 			t.Errorf("%s: the build came back with %d bytes of %d: %v", page, len(got), len(sent), err)
 		}
 	}
-	list := string(s.do(t, 200, request{method: "GET", path: "/sites/job/versions"}).body)
+	var credential http.Header
+	if inUse != "" {
+		credential = http.Header{"Authorization": {"Bearer " + jobToken}}
+	}
+	list := string(s.do(t, 200, request{method: "GET", path: "/sites/job/versions", header: credential}).body)
 	for i := range jobs {
 		id := fmt.Sprintf(`"build_id":"%d-1-3f2c9ab"`, i+1)
 		_, rest, found := strings.Cut(list, id)
@@ -88,6 +112,60 @@ func runBlocks(t *testing.T, blocks []block) {
 			t.Errorf("job %d left no build with a log: %s", i+1, list)
 		}
 	}
+}
+
+// accessPage has commands that change the access file of the service.
+const accessPage = "docs/access.md"
+
+// startTokenIssuer runs what gives the jobs of GitHub their JWTs, and returns its URL. Here it
+// gives them a token of the service.
+func startTokenIssuer(t *testing.T, token string) string {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer runner" || r.URL.Query().Get("audience") != "pagewright" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		fmt.Fprintf(w, `{"value":%q}`, token)
+	}))
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+// useAccessFile makes the service use the access file that the commands of the page have
+// written, with an entry more for the jobs.
+func useAccessFile(t *testing.T, s *testServer, dir, inUse, entry string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(dir, "access.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file map[string]json.RawMessage
+	var tokens []json.RawMessage
+	if err := json.Unmarshal(text, &file); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(file["tokens"], &tokens); err != nil {
+		t.Fatal(err)
+	}
+	file["tokens"] = mustMake(json.Marshal(append(tokens, json.RawMessage(entry))))
+	before, err := os.ReadFile(inUse)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after := mustMake(json.Marshal(file))
+	if bytes.Equal(before, after) {
+		return
+	}
+	loaded := strings.Count(s.log.String(), "access file loaded")
+	writeFile(t, inUse+".new", string(after))
+	if err := os.Rename(inUse+".new", inUse); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the access file is loaded", func() bool { return strings.Count(s.log.String(), "access file loaded") > loaded })
 }
 
 func writeFile(t *testing.T, name, text string) {
@@ -113,7 +191,7 @@ func executable(t *testing.T) string {
 func TestIntegrationDocsGitHubJob(t *testing.T) {
 	const linter = "github.com/rhysd/actionlint/cmd/actionlint@v1.7.12"
 	workflows := 0
-	for _, b := range docBlocks(t)["docs/http-api.md"] {
+	for _, b := range append(docBlocks(t)["docs/http-api.md"], docBlocks(t)[accessPage]...) {
 		if strings.HasPrefix(b.text, "# .github/workflows/") {
 			workflows++
 			file := filepath.Join(t.TempDir(), "site.yml")
@@ -123,7 +201,7 @@ func TestIntegrationDocsGitHubJob(t *testing.T) {
 			}
 		}
 	}
-	if workflows == 0 {
-		t.Error("there is no workflow")
+	if workflows < 2 {
+		t.Errorf("only %d workflows", workflows)
 	}
 }

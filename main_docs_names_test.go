@@ -1,7 +1,11 @@
 package main
 
 import (
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"maps"
+	"math/big"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -9,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/valyala/fasthttp"
 )
@@ -114,13 +119,33 @@ func metricNames(t *testing.T) map[string]bool {
 		"anonymous":[{"allow":["read","admin"],"sites":["*"]}]}`))
 	s, _, _ := startTLS(t, "ACCESS_FILE="+access)
 	s.do(t, 404, request{method: "GET", path: "/sites/shop/artifacts/none"}) // makes the first series of some metrics
+	// Access control and TLS have metrics of their own. The issuer does not respond.
+	access := filepath.Join(t.TempDir(), "access.json")
+	writeFileText(t, access, `{"oidc":[{"name":"ci","issuer":"http://127.0.0.1:1","audience":["a"],"rules":[{"claims":{"sub":["x"]},"allow":["read"],"sites":["x"]}]}]}`)
+	cert, key := writeTestPair(t)
+	_, admin := startAdmin(t, "ACCESS_FILE="+access, "TLS_CERT="+cert, "TLS_KEY="+key)
 	names := map[string]bool{}
-	for line := range strings.Lines(string(s.do(t, 200, request{method: "GET", path: "/metrics"}).body)) {
-		if name := regexp.MustCompile(`^[a-z][a-z0-9_]*`).FindString(line); name != "" {
-			names[name] = true
+	for _, s := range []*testServer{s, admin} {
+		for line := range strings.Lines(string(s.do(t, 200, request{method: "GET", path: "/metrics"}).body)) {
+			if name := regexp.MustCompile(`^[a-z][a-z0-9_]*`).FindString(line); name != "" {
+				names[name] = true
+			}
 		}
 	}
 	return names
+}
+
+// writeTestPair writes a certificate for localhost and its key, and returns the files.
+func writeTestPair(t *testing.T) (certFile, keyFile string) {
+	t.Helper()
+	key := p256Key()
+	cert := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"localhost"}}
+	der := mustMake(x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key))
+	dir := t.TempDir()
+	certFile, keyFile = filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+	writeFileText(t, certFile, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	writeFileText(t, keyFile, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: mustMake(x509.MarshalPKCS8PrivateKey(key))})))
+	return certFile, keyFile
 }
 
 var histogramSuffix = regexp.MustCompile(`_(bucket|count|sum)$`)
@@ -158,6 +183,7 @@ var statusNames = map[string]int{
 	"Continue":                     fasthttp.StatusContinue,
 	"Created":                      fasthttp.StatusCreated,
 	"NoContent":                    fasthttp.StatusNoContent,
+	"Unauthorized":                 fasthttp.StatusUnauthorized,
 	"PartialContent":               fasthttp.StatusPartialContent,
 	"NotModified":                  fasthttp.StatusNotModified,
 	"TemporaryRedirect":            fasthttp.StatusTemporaryRedirect,
@@ -231,20 +257,33 @@ func TestStatusesInTheDocs(t *testing.T) {
 	})
 }
 
-// TestRoutesInTheDocs: the routes that the pages name exist, and openapi.yaml has them all.
+// TestRoutesInTheDocs: the routes that the pages name exist, and openapi.yaml has them all, with
+// the action that each needs.
 func TestRoutesInTheDocs(t *testing.T) {
 	known := map[string]bool{}
 	for _, r := range newAPITest(t).routes() {
 		known[r.method+" "+r.path] = true
 	}
 	pages := docPages(t)
-	described := map[string]bool{}
-	path := ""
+	described, access := map[string]bool{}, map[string]string{}
+	path, route := "", ""
 	for line := range strings.Lines(pages["openapi.yaml"]) {
 		if m := regexp.MustCompile(`^  (/\S*):$`).FindStringSubmatch(strings.TrimRight(line, "\n")); m != nil {
 			path = m[1]
 		} else if m := regexp.MustCompile(`^    (get|head|put|post|delete):$`).FindStringSubmatch(strings.TrimRight(line, "\n")); m != nil && path != "" {
-			described[strings.ToUpper(m[1])+" "+path] = true
+			route = strings.ToUpper(m[1]) + " " + path
+			described[route] = true
+		} else if m := regexp.MustCompile(`^      (x-action: (?:\w+)|security: \[\])`).FindStringSubmatch(line); m != nil && path != "" {
+			access[route] = m[1]
+		}
+	}
+	for _, r := range newAPITest(t).routes() {
+		want := "x-action: " + r.need.String()
+		if r.need == actionOpen {
+			want = "security: []"
+		}
+		if got := access[r.method+" "+r.path]; got != want {
+			t.Errorf("openapi.yaml has %q for %s %s, want %q", got, r.method, r.path, want)
 		}
 	}
 	for route := range known {

@@ -5,9 +5,15 @@ package monitoring
 
 import (
 	"bufio"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"io"
 	"maps"
+	"math/big"
 	"net/http"
 	"os"
 	"os/exec"
@@ -62,18 +68,29 @@ func exportedSeries(t *testing.T) (all []labels.Labels) {
 		labels.FromStrings("__name__", "pagewright_budget_in_use", "budget", "upload_memory")) // on an object store
 }
 
-// serve builds the service, starts it on an empty directory, and returns its URL. The service
-// is killed when the test ends.
+// serve builds the service, starts it on an empty directory, with all that adds metrics, and
+// returns the URL of its admin address. The service is killed when the test ends.
 func serve(t *testing.T) string {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), "service")
+	dir := t.TempDir()
+	bin := filepath.Join(dir, "service")
 	build := exec.Command("go", "build", "-buildvcs=false", "-tags", "disable_grpc_modules,no_s3,no_azure,no_gcs", "-o", bin, ".")
 	build.Dir = "../.."
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	// An issuer that does not respond.
+	write(t, filepath.Join(dir, "access.json"), `{"oidc":[{"name":"github","issuer":"http://127.0.0.1:1","audience":["pagewright"],
+		"rules":[{"claims":{"sub":["x"]},"allow":["read"],"sites":["x"]}]}]}`)
+	writeCertificate(t, filepath.Join(dir, "tls.pem"))
+	store := filepath.Join(dir, "store")
+	if err := os.Mkdir(store, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command(bin)
-	cmd.Env = append(os.Environ(), "PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_NFS_BASE_PATH="+t.TempDir())
+	cmd.Env = append(os.Environ(), "PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_NFS_BASE_PATH="+store,
+		"PAGEWRIGHT_ADMIN_LISTEN=127.0.0.1:0", "PAGEWRIGHT_ACCESS_FILE="+dir+"/access.json",
+		"PAGEWRIGHT_TLS_CERT="+dir+"/tls.pem", "PAGEWRIGHT_TLS_KEY="+dir+"/tls.pem")
 	log, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -84,10 +101,15 @@ func serve(t *testing.T) string {
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	address := make(chan string, 1)
 	go func() {
+		admin := ""
 		for lines := bufio.NewScanner(log); lines.Scan(); {
 			var line struct{ Msg, Address string }
-			if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "serving" {
-				address <- line.Address
+			switch err := json.Unmarshal(lines.Bytes(), &line); {
+			case err != nil || line.Address == "":
+			case line.Msg == "serving":
+				address <- admin
+			case strings.HasPrefix(line.Msg, "serving /health"):
+				admin = line.Address
 			}
 		}
 	}()
@@ -98,6 +120,33 @@ func serve(t *testing.T) string {
 		t.Fatal("the service did not start")
 		return ""
 	}
+}
+
+func write(t *testing.T, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// writeCertificate writes a certificate and its key into one file.
+func writeCertificate(t *testing.T, file string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"localhost"}}
+	cert, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, file, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}))+
+		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
 }
 
 var promQL = parser.NewParser(parser.Options{})
