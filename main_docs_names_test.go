@@ -1,11 +1,7 @@
 package main
 
 import (
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"maps"
-	"math/big"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/valyala/fasthttp"
 )
@@ -119,11 +114,10 @@ func metricNames(t *testing.T) map[string]bool {
 		"anonymous":[{"allow":["read","admin"],"sites":["*"]}]}`))
 	s, _, _ := startTLS(t, "ACCESS_FILE="+access)
 	s.do(t, 404, request{method: "GET", path: "/sites/shop/artifacts/none"}) // makes the first series of some metrics
-	// Access control and TLS have metrics of their own. The issuer does not respond.
+	// Access control has metrics of its own. The issuer does not respond.
 	access := filepath.Join(t.TempDir(), "access.json")
 	writeFileText(t, access, `{"oidc":[{"name":"ci","issuer":"http://127.0.0.1:1","audience":["a"],"rules":[{"claims":{"sub":["x"]},"allow":["read"],"sites":["x"]}]}]}`)
-	cert, key := writeTestPair(t)
-	_, admin := startAdmin(t, "ACCESS_FILE="+access, "TLS_CERT="+cert, "TLS_KEY="+key)
+	_, admin := startAdmin(t, "ACCESS_FILE="+access)
 	names := map[string]bool{}
 	for _, s := range []*testServer{s, admin} {
 		for line := range strings.Lines(string(s.do(t, 200, request{method: "GET", path: "/metrics"}).body)) {
@@ -133,19 +127,6 @@ func metricNames(t *testing.T) map[string]bool {
 		}
 	}
 	return names
-}
-
-// writeTestPair writes a certificate for localhost and its key, and returns the files.
-func writeTestPair(t *testing.T) (certFile, keyFile string) {
-	t.Helper()
-	key := p256Key()
-	cert := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"localhost"}}
-	der := mustMake(x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key))
-	dir := t.TempDir()
-	certFile, keyFile = filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
-	writeFileText(t, certFile, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
-	writeFileText(t, keyFile, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: mustMake(x509.MarshalPKCS8PrivateKey(key))})))
-	return certFile, keyFile
 }
 
 var histogramSuffix = regexp.MustCompile(`_(bucket|count|sum)$`)
