@@ -3,7 +3,17 @@
 package container
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
+	"math/big"
+	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -69,6 +79,82 @@ func TestTwoReplicasStopAndStartUnderUploadsWithoutAFailure(t *testing.T) {
 			t.Errorf("%s served none: there is no balance", replica)
 		}
 	}
+}
+
+// TestComposeWithAccessAndTLS: with compose.access.yaml the API speaks TLS and asks for
+// credentials, the health check and the metrics need neither, and a changed file is used without
+// a restart.
+func TestComposeWithAccessAndTLS(t *testing.T) {
+	dir := t.TempDir()
+	access := func(sites string) {
+		writeAccess(t, filepath.Join(dir, "access.json"), `{"anonymous":[{"allow":["read"],"sites":["`+sites+`"]}]}`)
+	}
+	access("public")
+	writePair(t, filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"))
+	for _, d := range []string{dir, filepath.Dir(dir)} { // for user 65532
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PAGEWRIGHT_ACCESS_DIR", dir)
+	files := []string{"-f", "compose.yaml", "-f", "compose.access.yaml"}
+	must(t, "../../deploy/compose", append(files, "up", "-d", "--build")...)
+	t.Cleanup(func() { run("../../deploy/compose", append(files, "down", "-v")...) })
+	healthyContainer(t, "pagewright_storage_1")
+	https := http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	get := func(site string) int {
+		t.Helper()
+		res, err := https.Get("https://" + published + "/sites/" + site + "/versions")
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		return res.StatusCode
+	}
+	if a, b := get("public"), get("shop"); a != 200 || b != 401 {
+		t.Errorf("a public site %d, another one %d; want 200 and 401", a, b)
+	}
+	newClient(publishedAdmin).want(t, 200, "GET", "/metrics", nil)
+	access("*")
+	if err := until(time.Minute, func() error {
+		if got := get("shop"); got != 200 {
+			return fmt.Errorf("the new file is not in use: %d", got)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// writeAccess replaces a file by a rename.
+func writeAccess(t *testing.T, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file+".new", []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(file+".new", file); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// writePair writes a certificate and its key.
+func writePair(t *testing.T, certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"localhost"}}
+	cert, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeAccess(t, certFile, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})))
+	writeAccess(t, keyFile, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
 }
 
 // up starts a compose file and waits until the service answers.

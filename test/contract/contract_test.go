@@ -25,16 +25,8 @@ import (
 // compares each answer with the document that the same service serves: path,
 // method, status, headers and body.
 func TestTheDocumentTellsWhatTheServiceAnswers(t *testing.T) {
-	base := serve(t)
-	doc := fetch(t, base+"/openapi.yaml")
-	document, err := libopenapi.NewDocument(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	check, errs := validator.NewValidator(document)
-	if errs != nil {
-		t.Fatal(errs)
-	}
+	base := serve(t, buildService(t))
+	check := documentOf(t, base)
 	if ok, errs := check.ValidateDocument(); !ok {
 		for _, e := range errs {
 			t.Error(e)
@@ -120,8 +112,69 @@ func TestTheDocumentTellsWhatTheServiceAnswers(t *testing.T) {
 	}
 }
 
-// serve builds the service, starts it on a free port, and returns its URL.
-func serve(t *testing.T) string {
+// TestTheDocumentHasWhatAccessControlSends: each route that needs a credential gets a 401 without
+// one and a 403 with one that allows something else, and the document has both.
+func TestTheDocumentHasWhatAccessControlSends(t *testing.T) {
+	bin := buildService(t)
+	out, err := exec.Command(bin, "token", "new", "--name", "other", "--allow", "read", "--sites", "other").Output()
+	token, entry, found := strings.Cut(strings.TrimSpace(string(out)), "\n")
+	if err != nil || !found {
+		t.Fatalf("%v: %q", err, out)
+	}
+	file := filepath.Join(t.TempDir(), "access.json")
+	if err := os.WriteFile(file, []byte(`{"tokens":[`+entry+`]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	base := serve(t, bin, "PAGEWRIGHT_ACCESS_FILE="+file)
+	check := documentOf(t, base)
+	const build = "/sites/a/artifacts/b"
+	for _, route := range []string{"GET " + build, "HEAD " + build, "PUT " + build, "DELETE " + build, "POST /sites/a/logs",
+		"GET /sites/a/versions", "HEAD /sites/a/versions", "GET /metrics", "HEAD /metrics"} {
+		method, path, _ := strings.Cut(route, " ")
+		for status, credential := range map[int]string{401: "", 403: "Bearer " + token} {
+			req, err := http.NewRequest(method, base+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if credential != "" {
+				req.Header.Set("Authorization", credential)
+			}
+			res, err := http.DefaultTransport.RoundTrip(req)
+			if err != nil {
+				t.Fatal(route, err)
+			}
+			body, err := io.ReadAll(res.Body)
+			res.Body.Close()
+			if err != nil || res.StatusCode != status || res.Header.Get("WWW-Authenticate") == "" {
+				t.Errorf("%s: status %d, want %d with WWW-Authenticate: %v, %v", route, res.StatusCode, status, res.Header, err)
+				continue
+			}
+			res.Body = io.NopCloser(bytes.NewReader(body))
+			if ok, errs := check.ValidateHttpResponse(req, res); !ok {
+				for _, e := range errs {
+					t.Errorf("%s: %d: %s: %s %v", route, status, e.Message, e.Reason, e.SchemaValidationErrors)
+				}
+			}
+		}
+	}
+}
+
+// documentOf returns a validator of the document that the service serves.
+func documentOf(t *testing.T, base string) validator.Validator {
+	t.Helper()
+	document, err := libopenapi.NewDocument(fetch(t, base+"/openapi.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	check, errs := validator.NewValidator(document)
+	if errs != nil {
+		t.Fatal(errs)
+	}
+	return check
+}
+
+// buildService builds the service, and returns its path.
+func buildService(t *testing.T) string {
 	t.Helper()
 	bin := filepath.Join(t.TempDir(), "service")
 	build := exec.Command("go", "build", "-tags", "no_s3,no_azure,no_gcs", "-o", bin, ".")
@@ -130,9 +183,15 @@ func serve(t *testing.T) string {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	return bin
+}
+
+// serve starts the service on a free port, and returns its URL.
+func serve(t *testing.T, bin string, env ...string) string {
+	t.Helper()
 	cmd := exec.Command(bin)
-	cmd.Env = append(os.Environ(), "PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_MAX_ARTIFACT_SIZE=200000",
-		"PAGEWRIGHT_NFS_BASE_PATH="+t.TempDir())
+	cmd.Env = append(append(os.Environ(), "PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_MAX_ARTIFACT_SIZE=200000",
+		"PAGEWRIGHT_NFS_BASE_PATH="+t.TempDir()), env...)
 	log, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
