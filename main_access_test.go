@@ -192,6 +192,9 @@ func TestAccessCheck(t *testing.T) {
 				t.Errorf("%s: %q lacks %q", c.name, out, want)
 			}
 		}
+		if c.status == exitDenied && strings.Contains(out, "pagewright-storage:") {
+			t.Errorf("%s: the reason is there twice: %s", c.name, out)
+		}
 		if strings.Contains(out, token) || strings.Contains(out, unknown) {
 			t.Errorf("%s: the output has the token: %s", c.name, out)
 		}
