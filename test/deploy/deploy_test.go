@@ -252,6 +252,26 @@ func TestProxiesPassCredentialsOn(t *testing.T) {
 	}
 }
 
+// TestHAProxyToReplicasWithTLS: with the words that haproxy.cfg names, HAProxy speaks TLS to a
+// replica and verifies its certificate. The check of the admin address stays without TLS.
+func TestHAProxyToReplicasWithTLS(t *testing.T) {
+	bin, pair, other := service.Build(t), filepath.Join(t.TempDir(), "a.pem"), filepath.Join(t.TempDir(), "b.pem")
+	writeCertificate(t, pair)
+	writeCertificate(t, other)
+	admin := freeAddress(t)
+	s := service.Start(t, service.Options{Bin: bin, Base: service.SharedDir(t), Env: []string{"ADMIN_LISTEN=" + admin, "TLS_CERT=" + pair, "TLS_KEY=" + pair}})
+	for ca, want := range map[string]int{pair: 200, other: 503} {
+		server := s.Addr + " ssl verify required ca-file " + ca
+		a := proxies[0].start(t, addresses{service: server, other: server, admin: admin})
+		service.Until(t, fmt.Sprint("status ", want), func() bool {
+			return roundTrip(t, a.http, "GET", "/sites/s/versions", "", nil).status == want
+		})
+		if r := roundTrip(t, a.http, "GET", "/balancer", "", nil); r.status != 200 {
+			t.Errorf("the check of the admin address: %d", r.status)
+		}
+	}
+}
+
 // host: a browser's POST for a page of the same origin is accepted, since the proxy passes
 // on Host with its port.
 func (f *front) host(t *testing.T) {
