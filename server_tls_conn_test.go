@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -265,12 +266,12 @@ func TestCutBodiesOverTLS(t *testing.T) {
 }
 
 // TestWholeBodyBeforeCloseNotify: the end of what a client sends does not cut a body that
-// is whole, and the response arrives although the alert is never read.
+// is whole.
 func TestWholeBodyBeforeCloseNotify(t *testing.T) {
 	s, ca, _ := startTLS(t)
-	body := string(randomBytes(100_000))
+	body := string(randomBytes(111_000)) // fasthttp reads the last record without a buffer of its own
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		for _, head := range []string{"Content-Length: 100000\r\n\r\n" + body, "Transfer-Encoding: chunked\r\n\r\n186a0\r\n" + body + "\r\n0\r\n\r\n"} {
+		for _, head := range []string{"Content-Length: 111000\r\n\r\n" + body, "Transfer-Encoding: chunked\r\n\r\n1b198\r\n" + body + "\r\n0\r\n\r\n"} {
 			for _, close := range []string{"", "Connection: close\r\n"} {
 				config := ca.trust()
 				config.MaxVersion = version
@@ -288,6 +289,32 @@ func TestWholeBodyBeforeCloseNotify(t *testing.T) {
 					t.Errorf("%x, %.30q, %q: status %d, want 201", version, head, close, got)
 				}
 			}
+		}
+	}
+}
+
+// TestResponseAfterCloseNotify: a client that has ended its side gets the whole response. To
+// close a socket with bytes unread, here the alert, would reset the connection, and discard
+// what was not sent yet.
+func TestResponseAfterCloseNotify(t *testing.T) {
+	s, ca, _ := startTLS(t)
+	body := randomBytes(1 << 20) // fits into the buffers of the sockets
+	s.put(t, 201, "/sites/a/artifacts/b", body)
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		config := ca.trust()
+		config.MaxVersion = version
+		c := dialTLS(t, s.addr, config)
+		s.log.reset()
+		_, _ = io.WriteString(c, "GET /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+		_ = c.CloseWrite()
+		s.waitForLog(t, `"bytes_out":1048576`)
+		eventually(t, "the service has closed the connection", func() bool { return scrape(t, s)["pagewright_http_connections"] == 1 })
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(resp.Body); !bytes.Equal(got, body) {
+			t.Errorf("%x: %d bytes came, %v", version, len(got), err)
 		}
 	}
 }
@@ -418,7 +445,7 @@ func TestCloseNotifyDoesNotBlock(t *testing.T) {
 			_, err := c.Write(make([]byte, 64<<20)) // the client reads none of it
 			wrote <- err
 		}()
-		eventually(t, "the write blocks", func() bool { return c.unsent() > 100_000 && !c.tls.socket.writing.TryLock() })
+		eventually(t, "the write blocks", func() bool { return c.unsent() > 100_000 && isHeld(&c.tls.socket.writing) })
 		if !writing {
 			c.revokeResponse(c.hold())
 			<-wrote
@@ -433,6 +460,41 @@ func TestCloseNotifyDoesNotBlock(t *testing.T) {
 		}
 		_ = c.TCPConn.Close()
 	}
+}
+
+// TestCloseNotifyWaitsForRoom: the goroutine that served a connection waits a little, so that
+// the alert does not get lost behind a response that is still being sent.
+func TestCloseNotifyWaitsForRoom(t *testing.T) {
+	ca, dir := newTestCA(t, "ca"), newTLSDir(t)
+	dir.write(ca.issue("server"))
+	config := ca.trust()
+	config.MaxVersion = tls.VersionTLS12
+	c, client := tlsPair(t, dir.open(), config)
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := c.Write(make([]byte, 64<<20))
+		wrote <- err
+	}()
+	eventually(t, "the write blocks", func() bool { return c.unsent() > 100_000 && isHeld(&c.tls.socket.writing) })
+	c.revokeResponse(c.hold())
+	<-wrote
+	c.tls.socket.broken = false // else nothing would be sent
+	done := make(chan struct{})
+	go func() { defer close(done); c.tls.closeNotify(true); _ = c.TCPConn.Close() }()
+	eventually(t, "the alert waits", func() bool { return isHeld(&c.tls.socket.writing) })
+	got, _ := io.ReadAll(client.NetConn())
+	<-done
+	if tail := got[max(0, len(got)-40):]; !bytes.Contains(tail, []byte{recordAlert, 3, 3, 0}) {
+		t.Errorf("the connection ends with %x", tail)
+	}
+}
+
+func isHeld(mu *sync.Mutex) bool {
+	if !mu.TryLock() {
+		return true
+	}
+	mu.Unlock()
+	return false
 }
 
 // TestRevokedOverTLS: a budget ends a body and a response.
