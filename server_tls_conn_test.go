@@ -561,3 +561,49 @@ func TestDescriptorsAfterTLS(t *testing.T) {
 	}
 	eventually(t, "the descriptors are closed", func() bool { return open() <= before })
 }
+
+// TestFailedHandshakeIsDrained: a client to which an alert is sent may still be sending, and
+// a reset must not overtake the alert. One that has left is not waited for.
+func TestFailedHandshakeIsDrained(t *testing.T) {
+	ca, other, dir := newTestCA(t, "ca"), newTestCA(t, "other"), newTLSDir(t)
+	dir.write(ca.issue("server"))
+	dir.writeCAs(ca)
+	files := dir.open()
+	stranger := other.client("stranger")
+	for _, c := range []struct {
+		name   string
+		client func(tcp *net.TCPConn)
+		want   bool
+	}{
+		{"a certificate of another CA", func(tcp *net.TCPConn) {
+			config := ca.trust()
+			config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &stranger, nil }
+			_ = tls.Client(tcp, config).Handshake()
+		}, true},
+		{"an old version", func(tcp *net.TCPConn) {
+			config := ca.trust()
+			config.MinVersion, config.MaxVersion = tls.VersionTLS10, tls.VersionTLS10
+			_ = tls.Client(tcp, config).Handshake()
+		}, true},
+		{"garbage", func(tcp *net.TCPConn) { _, _ = io.WriteString(tcp, "garbage") }, true},
+		{"a server that is not trusted", func(tcp *net.TCPConn) { _ = tls.Client(tcp, other.trust()).Handshake() }, false},
+		{"nothing", func(tcp *net.TCPConn) { tcp.Close() }, false},
+		{"a part", func(tcp *net.TCPConn) { _, _ = tcp.Write([]byte{22, 3, 1}); tcp.Close() }, false},
+	} {
+		l, addr := listenTLS(t, files)
+		tcp := dial(t, addr)
+		go c.client(tcp)
+		accepted, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		served := accepted.(*conn)
+		if n, err := served.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("%s: %d bytes, %v", c.name, n, err)
+		}
+		if got := served.linger.Load(); got != c.want {
+			t.Errorf("%s: drained %v, want %v", c.name, got, c.want)
+		}
+		_ = served.close()
+	}
+}

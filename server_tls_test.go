@@ -464,17 +464,24 @@ func TestDownloadOverTLSOfAFileThatEnds(t *testing.T) {
 	}
 }
 
-// tlsPair returns a connection of a listener, and its client, after their handshake.
-func tlsPair(t *testing.T, files *tlsFiles, config *tls.Config) (*conn, *tls.Conn) {
+// listenTLS returns a listener that nobody serves.
+func listenTLS(t *testing.T, files *tlsFiles) (l *listener, addr string) {
 	t.Helper()
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { tcp.Close() })
-	l := newListener(tcp.(*net.TCPListener), 0, time.Minute, files.log, func(*requestRecord) {})
+	l = newListener(tcp.(*net.TCPListener), 0, time.Minute, files.log, func(*requestRecord) {})
 	overTLS(files)(l)
-	client := tls.Client(dial(t, tcp.Addr().String()), config)
+	return l, tcp.Addr().String()
+}
+
+// tlsPair returns a connection of a listener, and its client, after their handshake.
+func tlsPair(t *testing.T, files *tlsFiles, config *tls.Config) (*conn, *tls.Conn) {
+	t.Helper()
+	l, addr := listenTLS(t, files)
+	client := tls.Client(dial(t, addr), config)
 	accepted, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
