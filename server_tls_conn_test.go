@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -96,6 +97,45 @@ func TestHandshakeIsEvicted(t *testing.T) {
 			s.settles(t, 2, 2)
 		})
 	}
+}
+
+// TestOldestHandshakeIsEvicted: a handshake does not become younger by sending a byte now and
+// then.
+func TestOldestHandshakeIsEvicted(t *testing.T) {
+	ca, dir := newTestCA(t, "ca"), newTLSDir(t)
+	dir.write(ca.issue("server"))
+	hello := clientHello(t, ca.trust())
+	s := &crowd{}
+	s.testServer, _ = startTuned(t, func(_ *service, l *listener) { s.l, l.max = l, 2; overTLS(dir.open())(l) })
+	first := dial(t, s.addr)
+	_, _ = first.Write(hello[:10])
+	s.settles(t, 1, 1)
+	second := dial(t, s.addr)
+	_, _ = second.Write(hello[:10])
+	s.settles(t, 2, 2)
+	_, _ = first.Write(hello[10:20])
+	eventually(t, "it is read", func() bool { return !s.anyQueued() })
+	s.settles(t, 2, 2)
+	eventually(t, "the handshakes are old enough", func() bool { return oldest(s.l) > freshPatience })
+	if got := askStatus(dialTLS(t, s.addr, ca.trust()), askHealth); got != 200 {
+		t.Errorf("a third connection: status %d", got)
+	}
+	if n, err := first.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the first one is not closed: %d, %v", n, err)
+	}
+	s.settles(t, 2, 2)
+}
+
+// anyQueued reports whether bytes of a client wait to be read.
+func (c *crowd) anyQueued() bool {
+	c.l.mu.Lock()
+	defer c.l.mu.Unlock()
+	for conn := range c.l.open {
+		if isQueued(conn) {
+			return true
+		}
+	}
+	return false
 }
 
 // oldest returns the age of the oldest connection that has sent no request.
