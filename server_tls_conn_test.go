@@ -647,3 +647,27 @@ func TestFailedHandshakeIsDrained(t *testing.T) {
 		_ = served.close()
 	}
 }
+
+// TestUnreadBodyOverTLS: the time in which the rest of a refused body is read away is not
+// extended, as without TLS.
+func TestUnreadBodyOverTLS(t *testing.T) {
+	t.Parallel()
+	s, ca, _ := startTLS(t, "STALL_TIMEOUT=1s")
+	c := dialTLS(t, s.addr, ca.trust())
+	const size, step = 200_000, 10_000 // of the body: few enough to read them away
+	_, _ = fmt.Fprintf(c, "POST /sites/../logs HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", size)
+	r := bufio.NewReader(c)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil || resp.StatusCode != 400 {
+		t.Fatal(resp, err)
+	}
+	_, _ = io.Copy(io.Discard, resp.Body)
+	for sent := 0; sent < size; sent += step {
+		_, _ = c.Write(make([]byte, step))
+		time.Sleep(150 * time.Millisecond) // the pace is what is tested
+	}
+	_, _ = io.WriteString(c, askHealth)
+	if resp, err := http.ReadResponse(r, nil); err == nil {
+		t.Errorf("the next request: status %d", resp.StatusCode)
+	}
+}
