@@ -655,7 +655,7 @@ func TestUnreadBodyOverTLS(t *testing.T) {
 	s, ca, _ := startTLS(t, "STALL_TIMEOUT=1s")
 	c := dialTLS(t, s.addr, ca.trust())
 	const size, step = 200_000, 10_000 // of the body: few enough to read them away
-	_, _ = fmt.Fprintf(c, "POST /sites/../logs HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", size)
+	_, _ = fmt.Fprintf(c, "POST /sites/../logs HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\nx", size+1)
 	r := bufio.NewReader(c)
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil || resp.StatusCode != 400 {
