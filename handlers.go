@@ -120,7 +120,8 @@ func (a *api) healthRoutes() []route {
 	return append(page("/health", routeHealth, actionOpen, getHealth), page("/ready", routeReady, actionOpen, a.getReady)...)
 }
 
-// handler returns what a server calls to serve routes. It panics if a route has no need.
+// handler returns what a server calls to serve routes. It panics if a route has no need. A
+// request that browsers send for a page of another origin changes nothing.
 func (a *api) handler(routes []route, notFound func(*fasthttp.RequestCtx) error) handler {
 	serve, admit := a.newRouter(notFound), a.newRouter(notFound)
 	for _, r := range routes {
@@ -149,19 +150,24 @@ func (a *api) handler(routes []route, notFound func(*fasthttp.RequestCtx) error)
 			}
 		})
 	}
-	return handler{serve.Handler, admit.Handler, a.respondError}
+	guard := func(next fasthttp.RequestHandler) fasthttp.RequestHandler {
+		return func(ctx *fasthttp.RequestCtx) {
+			if !ctx.IsGet() && !ctx.IsHead() && !ctx.IsOptions() && crossSite(ctx) {
+				a.respondError(ctx, newHTTPError(fasthttp.StatusForbidden, "cross-origin requests must not change anything"))
+				return
+			}
+			next(ctx)
+		}
+	}
+	return handler{guard(serve.Handler), guard(admit.Handler), a.respondError}
 }
 
-// permit returns the error with which a request to r is refused before r sees it. A request
-// that browsers send for a page of another origin changes nothing.
+// permit returns the error with which a request to r is refused before r sees it.
 func (a *api) permit(ctx *fasthttp.RequestCtx, r *route) error {
 	rec := &connOf(ctx).rec
 	rec.route = r.name
 	if a.access != nil && r.need != actionOpen {
 		rec.action = auditedAs(r.need)
-	}
-	if r.changes() && crossSite(ctx) {
-		return newHTTPError(fasthttp.StatusForbidden, "cross-origin requests must not change anything")
 	}
 	return a.authorize(ctx, r)
 }
