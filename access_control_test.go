@@ -168,6 +168,7 @@ func TestAccessWarnings(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		files.warn(cfg, slog.New(slog.NewTextHandler(&lines, nil)))
 		if files.access != nil {
 			files.access.close()
 		}

@@ -148,8 +148,13 @@ func TestWatchFilesOnSignal(t *testing.T) {
 		}
 		again <- syscall.SIGHUP
 		for range 2 {
-			if err := <-loaded; err != nil {
-				t.Error(err)
+			select {
+			case err := <-loaded:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(time.Minute):
+				t.Fatal("a file was not loaded")
 			}
 		}
 	}

@@ -150,16 +150,7 @@ func (a *api) handler(routes []route, notFound func(*fasthttp.RequestCtx) error)
 			}
 		})
 	}
-	guard := func(next fasthttp.RequestHandler) fasthttp.RequestHandler {
-		return func(ctx *fasthttp.RequestCtx) {
-			if !ctx.IsGet() && !ctx.IsHead() && !ctx.IsOptions() && crossSite(ctx) {
-				a.respondError(ctx, newHTTPError(fasthttp.StatusForbidden, "cross-origin requests must not change anything"))
-				return
-			}
-			next(ctx)
-		}
-	}
-	return handler{guard(serve.Handler), guard(admit.Handler), a.respondError}
+	return handler{serve.Handler, admit.Handler, a.respondError}
 }
 
 // permit returns the error with which a request to r is refused before r sees it.
@@ -168,6 +159,9 @@ func (a *api) permit(ctx *fasthttp.RequestCtx, r *route) error {
 	rec.route = r.name
 	if a.access != nil && r.need != actionOpen {
 		rec.action = auditedAs(r.need)
+	}
+	if err := checkOrigin(ctx); err != nil {
+		return err
 	}
 	return a.authorize(ctx, r)
 }
@@ -184,9 +178,15 @@ func (a *api) newRouter(notFound func(*fasthttp.RequestCtx) error) *router.Route
 	r.RedirectTrailingSlash = false
 	r.RedirectFixedPath = false
 	r.PanicHandler = a.panicked
-	r.NotFound = func(ctx *fasthttp.RequestCtx) { a.respondError(ctx, notFound(ctx)) }
+	refuse := func(ctx *fasthttp.RequestCtx, err error) {
+		if cross := checkOrigin(ctx); cross != nil {
+			err = cross
+		}
+		a.respondError(ctx, err)
+	}
+	r.NotFound = func(ctx *fasthttp.RequestCtx) { refuse(ctx, notFound(ctx)) }
 	r.MethodNotAllowed = func(ctx *fasthttp.RequestCtx) {
-		a.respondError(ctx, newHTTPError(fasthttp.StatusMethodNotAllowed, "method not allowed; see the Allow header"))
+		refuse(ctx, newHTTPError(fasthttp.StatusMethodNotAllowed, "method not allowed; see the Allow header"))
 	}
 	r.GlobalOPTIONS = func(ctx *fasthttp.RequestCtx) { ctx.SetStatusCode(fasthttp.StatusNoContent) }
 	return r
@@ -211,6 +211,15 @@ func noSuchAPIPath(ctx *fasthttp.RequestCtx) error {
 		}
 	}
 	return noSuchPath(ctx)
+}
+
+// checkOrigin refuses a request that a browser sends for a page of another origin, unless
+// its method changes nothing.
+func checkOrigin(ctx *fasthttp.RequestCtx) error {
+	if ctx.IsGet() || ctx.IsHead() || ctx.IsOptions() || !crossSite(ctx) {
+		return nil
+	}
+	return newHTTPError(fasthttp.StatusForbidden, "cross-origin requests must not change anything")
 }
 
 // crossSite reports whether a browser sent the request for a page of another origin.

@@ -169,17 +169,23 @@ func openFiles(cfg *Config, log *slog.Logger) (f reloadedFiles, err error) {
 		f.watches = append(f.watches, f.tls.watch)
 	}
 	if cfg.AccessFile == "" {
-		log.Warn("access control is off: anyone who can reach this service may read, replace and delete builds; set PAGEWRIGHT_ACCESS_FILE")
 		return f, nil
 	}
 	if f.access, err = openAccess(cfg.AccessFile, log); err != nil {
 		return f, configError{err}
 	}
 	f.watches = append(f.watches, f.access.watch)
-	if f.tls == nil && len(cfg.TrustedProxies) == 0 && !cfg.onLoopback() {
+	return f, nil
+}
+
+// warn logs what access control does not protect.
+func (f *reloadedFiles) warn(cfg *Config, log *slog.Logger) {
+	switch {
+	case f.access == nil:
+		log.Warn("access control is off: anyone who can reach this service may read, replace and delete builds; set PAGEWRIGHT_ACCESS_FILE")
+	case f.tls == nil && len(cfg.TrustedProxies) == 0 && !cfg.onLoopback():
 		log.Warn("credentials are sent in clear: serve TLS, or put a proxy in front that does and set PAGEWRIGHT_TRUSTED_PROXIES")
 	}
-	return f, nil
 }
 
 // checkAccess returns what is wrong with the access file, if there is one.
@@ -257,6 +263,7 @@ func serve(ctx context.Context, cfg *Config, hangUp <-chan os.Signal, log *slog.
 	if err != nil {
 		return listenError(err)
 	}
+	files.warn(cfg, log)
 	log.Info("serving", startAttrs(cfg, l)...)
 	if err := s.serve(ctx, l); err != nil {
 		return servingError{err}
