@@ -689,3 +689,33 @@ func BenchmarkAuthorize(b *testing.B) {
 		})
 	}
 }
+
+// The JWTs of an issuer that does not respond get 503 until it does: they may be good.
+func TestIssuerDown(t *testing.T) {
+	issuer := "http://" + freeAddr(t)
+	path := writeAccess(t)
+	switchFile(t, path, []byte(`{"oidc":[{"name":"ci","issuer":"`+issuer+`","audience":["pagewright"],"rules":[{"claims":{"sub":["x"]},"allow":["read"],"sites":["s"]}]}],
+		"anonymous":[{"allow":["admin"],"sites":["*"]},{"allow":["read"],"sites":["public"]}]}`))
+	s := startServer(t, "ACCESS_FILE="+path)
+	part := base64.RawURLEncoding.EncodeToString
+	jwt := part([]byte(`{"alg":"RS256","typ":"JWT","kid":"k"}`)) + "." +
+		part(fmt.Appendf(nil, `{"iss":%q,"aud":"pagewright","sub":"x","exp":%d}`, issuer, time.Now().Add(time.Minute).Unix())) + "." + part(make([]byte, 256))
+	for _, path := range []string{"/sites/s/versions", "/sites/public/versions"} {
+		got := s.get(t, 503, path, bearer(jwt)...)
+		if got.header.Get("Retry-After") == "" || got.header.Get("Www-Authenticate") != "" {
+			t.Errorf("%s: %v", path, got.header)
+		}
+	}
+	s.get(t, 401, "/sites/s/versions", bearer(strings.Replace(jwt, "eyJhbGciOiJSUzI1NiI", "eyJhbGciOiJub25lIiA", 1))...)
+	s.get(t, 200, "/sites/public/versions")
+	got := scrape(t, s)
+	if got[`pagewright_access_denied_total{reason="issuer_down"}`] != 2 || got[`pagewright_access_key_fetches_total{issuer="ci",result="failed"}`] == 0 {
+		t.Errorf("metrics: %v", got)
+	}
+	if _, there := got[`pagewright_access_keys_age_seconds{issuer="ci"}`]; !there {
+		t.Error("the age of the keys is missing")
+	}
+	if strings.Contains(s.log.String(), jwt[100:150]) {
+		t.Error("the service log has the JWT")
+	}
+}
