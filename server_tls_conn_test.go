@@ -496,6 +496,7 @@ func TestCloseNotifyDoesNotBlock(t *testing.T) {
 		if !writing {
 			c.revokeResponse(c.hold())
 			<-wrote
+			c.nextRequest()             // forgets that the response was revoked
 			c.tls.socket.broken = false // else nothing would be sent
 		}
 		done := make(chan struct{})
