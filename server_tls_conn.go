@@ -25,7 +25,7 @@ var errNotTLS = errors.New("the client does not speak TLS")
 
 // tlsConn is what makes a conn encrypted. conn.Read and conn.Write use read and write, which
 // go through crypto/tls to the socket. Only the goroutine that serves the connection uses
-// it, except for closeNotify.
+// it, except for closeNotify and mustDrain.
 type tlsConn struct {
 	conn   *tls.Conn
 	socket *tlsSocket
@@ -74,7 +74,7 @@ func (t *tlsConn) read(p []byte) (int, error) {
 	if t.err != nil {
 		return 0, t.err
 	}
-	if !t.socket.over {
+	if !t.socket.over.Load() {
 		if t.handshake(); t.plain {
 			return copy(p[:1], t.socket.c.firstBytes), nil
 		}
@@ -119,7 +119,7 @@ func (t *tlsConn) setEarly(early bool) {
 func (t *tlsConn) handshake() {
 	c := t.socket.c
 	err := t.conn.Handshake()
-	t.socket.over = true
+	defer t.socket.over.Store(true)
 	if err == nil {
 		t.setEarly(true)
 		if state := t.conn.ConnectionState(); len(state.VerifiedChains) > 0 {
@@ -166,7 +166,7 @@ func (t *tlsConn) arrived() int64 {
 // sent something, such as its own close_notify, that was not read (see finish).
 func (t *tlsConn) mustDrain() bool {
 	c := t.socket.c
-	return t.socket.over && t.err == nil && c.state.Load() == connBusy && c.queued() > 0
+	return t.socket.over.Load() && t.err == nil && c.state.Load() == connBusy && c.queued() > 0
 }
 
 // closeNotify sends the alert that ends the connection (RFC 8446, section 6.1), unless the
@@ -191,9 +191,9 @@ func (t *tlsConn) closeNotify(wait bool) {
 type tlsSocket struct {
 	c        *conn
 	until    time.Time // when the handshake must be over
-	over     bool      // it is
 	received int64     // see arrived
 
+	over    atomic.Bool // the handshake has ended; the err and plain of the tlsConn are set before
 	writing sync.Mutex  // held while a record is sent
 	broken  bool        // a record was not sent whole; under writing
 	closing atomic.Bool // closeNotify was called
@@ -209,7 +209,7 @@ func (s *tlsSocket) Read(p []byte) (n int, err error) {
 	} else {
 		n, err = c.TCPConn.Read(p)
 	}
-	if !s.over && n > 0 && (len(c.firstBytes) > 0 || s.received == 0 && p[0] != recordHandshake) {
+	if !s.over.Load() && n > 0 && (len(c.firstBytes) > 0 || s.received == 0 && p[0] != recordHandshake) {
 		c.keepFirst(p[:n]) // of a client that does not speak TLS
 	}
 	s.received += int64(n)
@@ -230,7 +230,7 @@ func (s *tlsSocket) Write(p []byte) (n int, err error) {
 		n, err = c.TCPConn.Write(p)
 	case s.closing.Load():
 		n, err = c.sendNow(p)
-	case !s.over:
+	case !s.over.Load():
 		_ = c.TCPConn.SetWriteDeadline(s.until)
 		n, err = c.TCPConn.Write(p)
 	default:

@@ -674,3 +674,37 @@ func TestUnreadBodyOverTLS(t *testing.T) {
 		t.Errorf("the next request: status %d", resp.StatusCode)
 	}
 }
+
+// TestCloseDuringHandshake: the goroutine that shuts down closes connections that are in
+// their handshake. The race detector watches.
+func TestCloseDuringHandshake(t *testing.T) {
+	ca, dir := newTestCA(t, "ca"), newTLSDir(t)
+	dir.write(ca.issue("server"))
+	l, addr := listenTLS(t, dir.open())
+	for range 50 {
+		client := dial(t, addr)
+		go func() { _ = tls.Client(client, ca.trust()).Handshake() }()
+		accepted, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() {
+			_, err := accepted.Read(make([]byte, 1))
+			done <- err
+		}()
+		for over := false; !over; { // as fasthttp calls it for each connection that it finds idle
+			_ = accepted.(*conn).Close()
+			select {
+			case err := <-done:
+				over = true
+				if err == nil {
+					t.Error("a read succeeds")
+				}
+			default:
+			}
+		}
+		_ = accepted.(*conn).close()
+		client.Close()
+	}
+}
