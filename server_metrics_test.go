@@ -1,6 +1,7 @@
 package main
 
 import (
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -123,7 +124,9 @@ func TestMetricsAfterMixedLoad(t *testing.T) {
 // TestSeriesFromTheStart: each status that openapi.yaml has for a route has a series before the
 // first request, so that Prometheus sees an increase to 1.
 func TestSeriesFromTheStart(t *testing.T) {
-	s := startServer(t)
+	access := filepath.Join(t.TempDir(), "access.json")
+	switchFile(t, access, []byte(`{"anonymous":[{"allow":["admin"],"sites":["*"]}]}`))
+	s := startServer(t, "ACCESS_FILE="+access)
 	got := scrape(t, s)
 	names := []string{`pagewright_http_request_duration_seconds_count{route="artifact",method="PUT"}`,
 		`pagewright_http_requests_total{route="artifact",method="PUT",status="499"}`,
