@@ -21,7 +21,8 @@ const (
 // the request succeeded. Without access control there are no such lines.
 func (a *api) audit(ctx *fasthttp.RequestCtx, refusal *httpError) {
 	c := connOf(ctx)
-	if a.access == nil || c.rec.action == "" || refusal == nil && (ctx.IsGet() || ctx.IsHead()) {
+	reads := ctx.IsGet() || ctx.IsHead()
+	if a.access == nil || c.rec.action == "" || reads && (refusal == nil || refusal.denied == "") {
 		return
 	}
 	denied, result := "", auditResult(&c.rec)
@@ -30,8 +31,6 @@ func (a *api) audit(ctx *fasthttp.RequestCtx, refusal *httpError) {
 	}
 	if denied != "" {
 		result = resultDenied
-	} else if ctx.IsGet() || ctx.IsHead() {
-		return
 	}
 	remote, peer := remoteOf(a.cfg, &ctx.Request.Header, c)
 	attrs := []any{"action", c.rec.action, "result", result, "status", ctx.Response.StatusCode()}
