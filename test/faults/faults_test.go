@@ -13,8 +13,11 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -199,7 +202,7 @@ func (b *bench) try(f fault) {
 	}
 	// A temp that could not be removed stays for the sweep, and for that alone.
 	unremovable := f.name == "unlinkat" && strings.Contains(f.target, ".tmp-") && !f.applied
-	if temps := service.Temps(b.t, b.base); len(temps) > 0 && !(unremovable && len(temps) == 1) {
+	if temps := b.temps(); len(temps) > 0 && !(unremovable && len(temps) == 1) {
 		fail("left behind: %v", temps)
 	} else if len(temps) > 0 {
 		remove(b.t, temps[0])
@@ -212,6 +215,18 @@ func (b *bench) try(f fault) {
 	if got := b.op.do(b); got != again || !b.op.after(b) {
 		fail("the next write was answered %d, want %d, or did not do its work", got, again)
 	}
+}
+
+// temps returns the temporary files that were left behind. Those in the base itself are of the
+// probe of the store, which runs every few seconds and removes them: temps waits for that.
+func (b *bench) temps() (temps []string) {
+	ofProbe := func(path string) bool { return filepath.Dir(path) == b.base }
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if temps = service.Temps(b.t, b.base); !slices.ContainsFunc(temps, ofProbe) {
+			break
+		}
+	}
+	return temps
 }
 
 // wants are the statuses that are right for a fault.
