@@ -74,7 +74,7 @@ const (
 	deniedMalformed = "malformed"   // of no form that is accepted
 	deniedUnknown   = "unknown"     // a token that is not in the file
 	deniedExpired   = "expired"     // a token or JWT that has expired, or is not valid yet
-	deniedInvalid   = "invalid"     // a JWT with a wrong signature, issuer, audience, algorithm or lifetime
+	deniedInvalid   = "invalid"     // a JWT with a wrong signature, issuer, audience, algorithm or lifetime; a client certificate whose CA was removed
 	deniedIssuer    = "issuer_down" // a JWT that cannot be verified because its issuer does not respond: 503
 	deniedRights    = "rights"      // the credentials are good, but allow too little: 403
 )

@@ -39,20 +39,20 @@ func (a *api) issuerMetrics() {
 // because the rules may change in between.
 func (a *api) authorize(ctx *fasthttp.RequestCtx, r *route) error {
 	c := connOf(ctx)
-	cert := c.clientCertificate()
-	if r.need == actionOpen || a.access == nil && cert == nil {
+	if r.need == actionOpen || a.access == nil && c.tls == nil {
 		return nil
 	}
 	now := time.Now()
-	if cert != nil && (now.Before(cert.NotBefore) || now.After(cert.NotAfter)) {
+	cert, err := certificateOf(c, now)
+	if err != nil {
 		ctx.SetConnectionClose() // a new connection can have a new certificate
-		return refusedAccess(&accessError{deniedExpired, "the client certificate has expired or is not valid yet"})
+		return refusedAccess(err)
 	}
 	if a.access == nil {
 		return nil
 	}
 	policy := a.access.policy.Load() // once: a decision must not mix two versions of the file
-	who, err := a.identify(&ctx.Request.Header, c, policy, now)
+	who, err := a.identify(&ctx.Request.Header, c, cert, policy, now)
 	if err != nil {
 		return refusedAccess(err)
 	}
@@ -70,6 +70,21 @@ func (a *api) authorize(ctx *fasthttp.RequestCtx, r *route) error {
 	return nil
 }
 
+// certificateOf returns the certificate of the client, nil if it has none. It is an error if
+// the certificate was good in the handshake and is not any more.
+func certificateOf(c *conn, now time.Time) (*x509.Certificate, error) {
+	cert, accepted := c.clientCertificate()
+	switch {
+	case cert == nil:
+		return nil, nil
+	case now.Before(cert.NotBefore), now.After(cert.NotAfter):
+		return nil, &accessError{deniedExpired, "the client certificate has expired or is not valid yet"}
+	case !accepted:
+		return nil, &accessError{deniedInvalid, "the CA of the client certificate is no longer accepted"}
+	}
+	return cert, nil
+}
+
 // pathText returns an id of the path as rules and audit lines see it: decoded, also if it is
 // not valid, which handlers refuse later. It returns "" if the route has no such id. A route
 // without a site concerns all sites.
@@ -82,16 +97,15 @@ func pathText(ctx *fasthttp.RequestCtx, name string) string {
 }
 
 // identify returns who sent a request, nil if it is anonymous. A token or JWT counts more
-// than a client certificate, and a bad one is not replaced by the certificate.
-func (a *api) identify(h *fasthttp.RequestHeader, c *conn, policy *accessPolicy, now time.Time) (*actor, error) {
+// than cert, the client certificate, and a bad one is not replaced by the certificate.
+func (a *api) identify(h *fasthttp.RequestHeader, c *conn, cert *x509.Certificate, policy *accessPolicy, now time.Time) (*actor, error) {
 	credential, err := credentialOf(h)
 	switch {
 	case err != nil:
 		return nil, err
 	case credential != "":
 		return a.access.identify(policy, credential, now)
-	}
-	if cert := c.clientCertificate(); cert != nil {
+	case cert != nil:
 		return certificateActor(c, policy, cert, now), nil
 	}
 	return nil, nil

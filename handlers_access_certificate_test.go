@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -23,29 +24,54 @@ func certificateRules(t testing.TB, allow string, rules ...testRule) []byte {
 	return []byte(certificates + "," + strings.TrimPrefix(string(accessJSON(t, rules...)), "{"))
 }
 
-// startMutual runs a service that takes certificates of ca.
-func startMutual(t *testing.T, file []byte) (s *testServer, ca *testCA, access *accessControl) {
+// mutual is a service that takes certificates of ca.
+type mutual struct {
+	*testServer
+	ca     *testCA
+	tls    tlsDir
+	files  *tlsFiles
+	access *accessControl // nil without an access file
+}
+
+// startMutual starts a mutual.
+func startMutual(t *testing.T, file []byte, auth string) *mutual {
 	t.Helper()
-	ca, dir := newTestCA(t, "of all"), newTLSDir(t)
-	dir.write(ca.issue("server"))
-	dir.writeCAs(ca)
-	files := dir.open("TLS_CLIENT_AUTH=optional")
-	s, _ = startTuned(t, func(svc *service, l *listener) {
-		overTLS(files)(l)
+	m := &mutual{ca: newTestCA(t, "of all"), tls: newTLSDir(t)}
+	m.tls.write(m.ca.issue("server"))
+	m.tls.writeCAs(m.ca)
+	m.files = m.tls.open("TLS_CLIENT_AUTH="+auth, "ADMIN_LISTEN=127.0.0.1:1") // nothing listens there: require needs the variable
+	m.testServer, _ = startTuned(t, func(svc *service, l *listener) {
+		overTLS(m.files)(l)
 		if file == nil {
 			return
 		}
 		path := writeAccess(t)
 		switchFile(t, path, file)
 		var err error
-		if access, err = openAccess(path, svc.api.log); err != nil {
+		if m.access, err = openAccess(path, svc.api.log); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(access.close)
-		svc.useAccess(access)
+		t.Cleanup(m.access.close)
+		svc.useAccess(m.access)
 	})
-	mustStore(t, openTestNFS(t, s.dir), "s", "b", []byte("a build"))
-	return s, ca, access
+	mustStore(t, openTestNFS(t, m.dir), "s", "b", []byte("a build"))
+	return m
+}
+
+// requestsOver returns a function that sends a GET over c, which stays open, and reads the
+// response.
+func requestsOver(t *testing.T, c net.Conn) func(path string, headers ...string) *http.Response {
+	r := bufio.NewReader(c)
+	return func(path string, headers ...string) *http.Response {
+		t.Helper()
+		fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: h\r\n%s\r\n", path, strings.Join(append(headers, ""), "\r\n"))
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		return resp
+	}
 }
 
 // withURI is an edit of a certificate.
@@ -63,7 +89,8 @@ func withURI(uri string) func(*x509.Certificate) {
 // choice.
 func TestClientCertificateAsCredential(t *testing.T) {
 	logger, reader := newToken(), newToken()
-	s, ca, access := startMutual(t, certificateRules(t, "read", testRule{name: "logger", token: logger, allow: "log", sites: "s"}, testRule{name: "reader", token: reader, allow: "read", sites: "s"}))
+	s := startMutual(t, certificateRules(t, "read", testRule{name: "logger", token: logger, allow: "log", sites: "s"}, testRule{name: "reader", token: reader, allow: "read", sites: "s"}), "optional")
+	ca, access := s.ca, s.access
 	edge, stranger := ca.client("edge", withURI("spiffe://acme/web-1")), ca.client("stranger", withURI("spiffe://acme/db"))
 	const build = "/sites/s/artifacts/b"
 	for _, c := range []struct {
@@ -115,25 +142,49 @@ func TestClientCertificateExpires(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s, ca, _ := startMutual(t, file)
-			cert := ca.client("edge", withURI("spiffe://acme/web-1"), func(c *x509.Certificate) { c.NotAfter = time.Now().Add(3 * time.Second) })
-			c := dialTLS(t, s.addr, ca.trust(cert))
-			r := bufio.NewReader(c)
-			get := func(path string, headers ...string) *http.Response {
-				t.Helper()
-				fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: h\r\n%s\r\n", path, strings.Join(append(headers, ""), "\r\n"))
-				resp, err := http.ReadResponse(r, nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				_, _ = io.Copy(io.Discard, resp.Body)
-				return resp
-			}
+			s := startMutual(t, file, "optional")
+			cert := s.ca.client("edge", withURI("spiffe://acme/web-1"), func(c *x509.Certificate) { c.NotAfter = time.Now().Add(3 * time.Second) })
+			get := requestsOver(t, dialTLS(t, s.addr, s.ca.trust(cert)))
 			if got := get("/sites/s/artifacts/b").StatusCode; got != 200 {
 				t.Fatalf("before: %d", got)
 			}
 			// The open route says nothing of the certificate.
 			eventually(t, "the certificate has expired", func() bool { return time.Now().After(cert.Leaf.NotAfter.Add(time.Millisecond)) })
+			if got := get("/health").StatusCode; got != 200 {
+				t.Errorf("what is open: %d", got)
+			}
+			got := get("/sites/s/artifacts/b", "Authorization: Bearer "+token)
+			if got.StatusCode != 401 || !got.Close || !strings.Contains(got.Header.Get("Www-Authenticate"), `error="invalid_token"`) {
+				t.Errorf("after: %d %v, close %v", got.StatusCode, got.Header, got.Close)
+			}
+		})
+	}
+}
+
+// A certificate whose CA leaves the file while its connection is open is refused from then on.
+// It does not make the client anonymous: without an access file that would allow everything.
+func TestClientCAIsRemoved(t *testing.T) {
+	token := newToken()
+	reader := testRule{name: "reader", token: token, allow: "read", sites: "s"}
+	for _, c := range []struct {
+		name, auth string
+		file       []byte
+	}{
+		{"required, without an access file", "require", nil},
+		{"optional, without an access file", "optional", nil},
+		{"required, with an access file", "require", certificateRules(t, "read", reader)},
+		{"anonymous clients may read", "optional", certificateRules(t, "read", reader, testRule{allow: "read", sites: "s"})},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := startMutual(t, c.file, c.auth)
+			config := s.ca.trust(s.ca.client("edge", withURI("spiffe://acme/web-1")))
+			get := requestsOver(t, dialTLS(t, s.addr, config))
+			if got := get("/sites/s/artifacts/b").StatusCode; got != 200 {
+				t.Fatalf("before: %d", got)
+			}
+			s.tls.writeCAs(newTestCA(t, "another"))
+			mustReload(t, s.files)
 			if got := get("/health").StatusCode; got != 200 {
 				t.Errorf("what is open: %d", got)
 			}

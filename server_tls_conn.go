@@ -31,7 +31,8 @@ type tlsConn struct {
 	socket *tlsSocket
 	files  *tlsFiles
 	by     *tlsState           // what chain was verified with
-	chain  []*x509.Certificate // of the client, as it sent it; nil: none, or no longer accepted
+	chain  []*x509.Certificate // of the client, as it sent it; nil: none
+	lapsed bool                // no CA vouches for chain any longer
 	err    error               // why there is no TLS; nil: the handshake is to come, or it succeeded
 	plain  bool                // the client does not speak TLS: its 400 goes out as it is
 
@@ -48,23 +49,21 @@ func (s *tlsServer) newConn(c *conn) *tlsConn {
 // secure reports whether the connection is encrypted.
 func (c *conn) secure() bool { return c.tls != nil && !c.tls.plain }
 
-// clientCertificate returns the certificate that the client proved to have, or nil. When
-// the files of TLS have changed since, it verifies the certificate again: a CA that was
-// removed must not count on connections that stay open. The caller checks whether the
-// certificate has expired since the handshake.
-func (c *conn) clientCertificate() *x509.Certificate {
+// clientCertificate returns the certificate that the client proved to have, or nil, and
+// whether it is accepted. When the files of TLS have changed since, it verifies the
+// certificate again: a CA that was removed must not count on connections that stay open.
+// The caller checks whether the certificate has expired since the handshake, and refuses
+// one that is not accepted: a client without a certificate may have more rights.
+func (c *conn) clientCertificate() (cert *x509.Certificate, accepted bool) {
 	if c.tls == nil || c.tls.chain == nil {
-		return nil
+		return nil, false
 	}
 	t := c.tls
 	if now := t.files.current.Load(); now != t.by {
 		t.by = now
-		if !now.verifies(t.chain) {
-			t.chain = nil
-			return nil
-		}
+		t.lapsed = t.lapsed || !now.verifies(t.chain) // it is proven once, in the handshake
 	}
-	return t.chain[0]
+	return t.chain[0], !t.lapsed
 }
 
 // read returns the next bytes that the client has sent, after the handshake. If that fails
