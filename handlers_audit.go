@@ -44,8 +44,8 @@ func (a *api) audit(ctx *fasthttp.RequestCtx, refusal *httpError) {
 		}
 	}
 	attrs = append(attrs, c.rec.ids(), "remote", remote)
-	if denied != "" && c.rec.actor == "" {
-		a.floods.add("audit "+denied, slog.LevelInfo, "audit", attrs...) // anybody can cause any number
+	if refusal != nil && c.rec.actor == "" { // anybody can cause any number
+		a.floods.add("audit "+cmp.Or(denied, result), slog.LevelInfo, "audit", attrs...)
 		return
 	}
 	a.log.Log(context.Background(), slog.LevelInfo, "audit", attrs...)

@@ -58,7 +58,7 @@ func TestAuditLines(t *testing.T) {
 		{"a list without the right", one, request{"GET", "/sites/other/versions", nil, nil}, 403, "INFO read denied other token one rights", "token one"},
 		{"the metrics without the right", one, request{"GET", "/metrics", nil, nil}, 403, "INFO admin denied token one rights", "token one"},
 		{"a delete without the right", reader, request{"DELETE", artifact, nil, nil}, 403, "INFO delete denied s b token reader rights", "token reader"},
-		{"a delete for a page of another site", one, request{"DELETE", artifact, nil, header("Sec-Fetch-Site", "cross-site")}, 403, "INFO delete failed s b", ""},
+		{"a delete for a page of another site", one, request{"DELETE", artifact, nil, header("Sec-Fetch-Site", "cross-site")}, 403, "INFO delete failed s b 1", ""},
 		{"a delete", one, request{"DELETE", artifact, nil, nil}, 204, "INFO delete deleted s b token one", "token one"},
 		{"a delete of nothing", one, request{"DELETE", artifact, nil, nil}, 204, "INFO delete absent s b token one", "token one"},
 		{"what is open", one, request{"GET", "/health", nil, nil}, 200, "", ""},
@@ -104,13 +104,25 @@ func lineText(line map[string]any, names ...string) string {
 	return strings.Join(found, " ")
 }
 
-// Anybody can send requests without credentials: their audit lines are one a second for each
-// reason, with the number of requests.
+// Anybody can send requests without credentials: the audit lines of those that fail are one a
+// second for each reason, with the number of requests.
 func TestDeniedFloodHasFewAuditLines(t *testing.T) {
-	s, _ := startAccess(t, []testRule{{name: "a", token: newToken(), allow: "read", sites: "*"}}, "ACCESS_LOG=false")
+	for what, flood := range map[string]func(t *testing.T, s *testServer){
+		"no credentials": func(t *testing.T, s *testServer) { s.get(t, 401, "/sites/s/versions") },
+		"for a page of another site": func(t *testing.T, s *testServer) {
+			s.do(t, 403, request{"DELETE", "/sites/s/artifacts/b", nil, header("Sec-Fetch-Site", "cross-site")})
+		},
+		"a change that fails": func(t *testing.T, s *testServer) { s.do(t, 400, request{"POST", "/sites/s/logs", "{}", nil}) },
+	} {
+		t.Run(what, func(t *testing.T) { testAuditFlood(t, flood) })
+	}
+}
+
+func testAuditFlood(t *testing.T, flood func(*testing.T, *testServer)) {
+	s, _ := startAccess(t, []testRule{{allow: "log", sites: "*"}}, "ACCESS_LOG=false")
 	const n = 200
 	for range n {
-		s.get(t, 401, "/sites/s/versions")
+		flood(t, s)
 	}
 	lines, counted := 0, 0.0
 	eventually(t, "all are counted", func() bool {
