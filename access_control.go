@@ -74,7 +74,7 @@ func (a *accessControl) loaded(err error) {
 		a.log.Info("access file loaded", "path", a.watch.paths[0],
 			"tokens", len(names), "oidc", len(policy.oidc), "certificates", len(policy.certificates), "anonymous", len(policy.anonymous))
 	case policy != nil: // at the start openAccess returns the error
-		a.log.Error("access file not loaded; the rules of before stay in force", "path", a.watch.paths[0], "error", err.Error())
+		a.log.Error("access file not loaded; the previous rules stay in force", "path", a.watch.paths[0], "error", err.Error())
 	}
 }
 

@@ -209,7 +209,8 @@ func setThreads() {
 	}
 }
 
-// reload reloads files that have changed, and all of them at each SIGHUP, until ctx ends.
+// reload checks at intervals, and at each SIGHUP, whether files have changed, and reloads
+// those that have. It ends with ctx.
 func reload(ctx context.Context, hangUp <-chan os.Signal, watches []*fileWatch, log *slog.Logger) {
 	if len(watches) > 0 {
 		watchFiles(ctx, hangUp, watches)
