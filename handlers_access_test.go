@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/golang-jwt/jwt/v5"
 	"github.com/valyala/fasthttp"
 )
 
@@ -567,32 +568,74 @@ func TestCredentialsAreNotLogged(t *testing.T) {
 func TestBudgetsAreSharedByActor(t *testing.T) {
 	one, two := newToken(), newToken()
 	s, svc := startAccess(t, []testRule{{name: "one", token: one, allow: "write", sites: "*"}, {name: "two", token: two, allow: "write", sites: "*"}, {allow: "write", sites: "public"}})
-	begin := func(from, path string, headers ...string) {
-		t.Helper()
-		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
-		c, err := dialer.Dial("tcp", s.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		fmt.Fprintf(c, "PUT %s HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n%s\r\nbegin", path, strings.Join(append(headers, ""), "\r\n"))
+	beginUpload(t, s, "127.0.0.1", "/sites/a/artifacts/1", "Authorization: Bearer "+one)
+	beginUpload(t, s, "127.0.0.2", "/sites/b/artifacts/2", "Authorization: Bearer "+one)
+	beginUpload(t, s, "127.0.0.1", "/sites/a/artifacts/3", "Authorization: "+basic("u", two))
+	beginUpload(t, s, "127.0.0.1", "/sites/public/artifacts/4")
+	awaitUploads(t, svc, map[string]int64{"token one": 2, "token two": 1, "127.0.0.1": 1})
+}
+
+// beginUpload sends a part of an upload from an address.
+func beginUpload(t *testing.T, s *testServer, from, path string, headers ...string) {
+	t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	c, err := dialer.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
 	}
-	begin("127.0.0.1", "/sites/a/artifacts/1", "Authorization: Bearer "+one)
-	begin("127.0.0.2", "/sites/b/artifacts/2", "Authorization: Bearer "+one)
-	begin("127.0.0.1", "/sites/a/artifacts/3", "Authorization: "+basic("u", two))
-	begin("127.0.0.1", "/sites/public/artifacts/4")
-	want := map[string]int64{"token one": 2, "token two": 1, "127.0.0.1": 1}
-	var got map[string]int64
+	t.Cleanup(func() { c.Close() })
+	fmt.Fprintf(c, "PUT %s HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n%s\r\nbegin", path, strings.Join(append(headers, ""), "\r\n"))
+}
+
+// awaitUploads waits until the uploads are those of the clients in want.
+func awaitUploads(t *testing.T, svc *service, want map[string]int64) {
+	t.Helper()
 	eventually(t, fmt.Sprint("the uploads are those of ", want), func() bool {
 		b := svc.api.uploads
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		got = map[string]int64{}
+		got := map[string]int64{}
 		for name, h := range b.clients {
 			got[name] = h.n
 		}
 		return fmt.Sprint(got) == fmt.Sprint(want)
 	})
+}
+
+// A public issuer gives everyone any number of subjects. Those that no rule matches have no
+// budgets of their own, and not a line of the service log each.
+func TestStrangersCountAsTheirAddress(t *testing.T) {
+	key := signingKey{"k", "ES256", p256Key()}
+	issuer := startIssuer(t, key)
+	s, svc := startAccess(t, []testRule{{allow: "read", sites: "*"}}, "ACCESS_LOG=false")
+	switchFile(t, svc.api.access.watch.paths[0], []byte(`{"oidc":[{"name":"ci","issuer":"`+issuer.URL+`","audience":["pagewright"],"rules":[{"claims":{"owner":["acme"]},"allow":["write"],"sites":["*"]}]}],
+		"anonymous":[{"allow":["write"],"sites":["public"]}]}`))
+	if err := svc.api.access.watch.check(); err != nil {
+		t.Fatal(err)
+	}
+	stranger := func(i int) string {
+		return signJWT(key, nil, jwt.MapClaims{"iss": issuer.URL, "aud": "pagewright", "sub": fmt.Sprint("stranger-", i), "owner": "evil", "exp": time.Now().Add(time.Minute).Unix()})
+	}
+	for i := range 2 {
+		beginUpload(t, s, "127.0.0.1", fmt.Sprint("/sites/public/artifacts/", i), "Authorization: Bearer "+stranger(i))
+	}
+	awaitUploads(t, svc, map[string]int64{"127.0.0.1": 2})
+	const n = 50
+	for i := range n {
+		s.get(t, 403, "/sites/s/versions", bearer(stranger(i))...)
+	}
+	counted := 0
+	eventually(t, "all are counted", func() bool {
+		counted = 0
+		for _, m := range lineMembers(t, s, "audit") {
+			count, _ := m["count"].(float64)
+			counted += int(count)
+		}
+		return counted == n
+	})
+	if lines := len(lineMembers(t, s, "audit")); lines >= n/2 {
+		t.Errorf("%d audit lines for %d requests", lines, n)
+	}
 }
 
 // Denials are counted by reason, from zero on, and only with an access file.

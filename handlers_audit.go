@@ -44,7 +44,7 @@ func (a *api) audit(ctx *fasthttp.RequestCtx, refusal *httpError) {
 		}
 	}
 	attrs = append(attrs, c.rec.ids(), "remote", remote)
-	if refusal != nil && c.rec.actor == "" { // anybody can cause any number
+	if refusal != nil && (c.rec.actor == "" || c.rec.stranger) { // anybody can cause any number
 		a.floods.add("audit "+cmp.Or(denied, result), slog.LevelInfo, "audit", attrs...)
 		return
 	}

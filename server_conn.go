@@ -276,10 +276,16 @@ func (c *conn) remoteText() string {
 // clientOf).
 func (c *conn) client() string { return cmp.Or(c.rec.client, c.from) }
 
-// setActor records who sent the request.
-func (c *conn) setActor(kind, name string) {
+// setActor records who sent the request. A stranger has no more rights than an anonymous
+// client, and counts as its address: everyone who has an account at a public issuer can get
+// any number of names from it.
+func (c *conn) setActor(kind, name string, stranger bool) {
+	c.rec.actorKind, c.rec.actor, c.rec.stranger = kind, name, stranger
+	if stranger {
+		return
+	}
 	if name != c.actor.name || kind != c.actor.kind {
 		c.actor.kind, c.actor.name, c.actor.client = kind, name, kind+" "+name
 	}
-	c.rec.actorKind, c.rec.actor, c.rec.client = kind, name, c.actor.client
+	c.rec.client = c.actor.client
 }

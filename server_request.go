@@ -40,6 +40,7 @@ type requestRecord struct {
 	action     string // that the request needs, for the audit line; empty: none is written
 	actor      string // who sent it; empty: anonymous
 	actorKind  string
+	stranger   bool   // the actor has no rights of its own
 	client     string // the client in budgets; empty: that of the connection
 	createOnly bool   // the actor may not replace a build
 	build      string // that the body names
