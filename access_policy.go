@@ -257,11 +257,6 @@ func (p *accessPolicy) allows(who *actor, want action, siteID string) *accessRul
 	return findRule(p.anonymous, want, siteID)
 }
 
-// anyRight reports whether any action on a site is allowed.
-func (p *accessPolicy) anyRight(who *actor, siteID string) bool {
-	return p.allows(who, 0, siteID) != nil
-}
-
 // findRule returns the first rule that allows all actions of want on a site.
 func findRule(rules []accessRule, want action, siteID string) *accessRule {
 	for i := range rules {

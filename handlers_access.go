@@ -22,7 +22,7 @@ func (a *api) useAccess(access *accessControl) {
 	a.metrics.reloads("access", access.watch)
 }
 
-// issuerMetrics brings the metrics of the keys of issuers up to date.
+// issuerMetrics sets the metrics of the keys of issuers.
 func (a *api) issuerMetrics() {
 	if a.access == nil {
 		return

@@ -71,11 +71,10 @@ func loggedTarget[T string | []byte](target T) string {
 		// A password that is not encoded may have any character: all before the last @ goes.
 		text = scheme + "://" + rest[strings.LastIndexByte(rest, '@')+1:]
 	}
-	path, query, found := strings.Cut(text, "?")
-	if !found || namesToken(query) {
+	if path, query, found := strings.Cut(text, "?"); found && namesToken(query) {
 		return path
 	}
-	return path + "?" + query
+	return text
 }
 
 // namesToken reports whether the name of an argument of a query contains "token".

@@ -46,9 +46,6 @@ func (s *tlsServer) newConn(c *conn) *tlsConn {
 	return &tlsConn{conn: tls.Server(socket, state.config), socket: socket, files: s.files, by: state}
 }
 
-// secure reports whether the connection is encrypted.
-func (c *conn) secure() bool { return c.tls != nil && !c.tls.plain }
-
 // clientCertificate returns the certificate that the client proved to have, or nil, and
 // whether it is accepted. When the files of TLS have changed since, it verifies the
 // certificate again: a CA that was removed must not count on connections that stay open.
