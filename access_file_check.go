@@ -230,8 +230,10 @@ func (b *policyBuilder) checkName(kind, place, name string) error {
 	if len(name) > maxAccessName {
 		return fmt.Errorf("%s.name: %s is %d bytes long; the maximum is %d", place, shown(name), len(name), maxAccessName)
 	}
-	if i := strings.IndexFunc(name, func(r rune) bool { return !unicode.IsGraphic(r) }); i >= 0 {
-		return fmt.Errorf("%s.name: %s contains a control character", place, shown(name))
+	// Of the spaces only U+0020 is allowed: others look like it, and the label of a metric, which
+	// is quoted by %q, has no escape for them.
+	if strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return fmt.Errorf("%s.name: %s contains a control character, or a space other than U+0020", place, shown(name))
 	}
 	if other, used := b.names[kind+name]; used {
 		return fmt.Errorf("%s.name: %s is also the name of %s", place, shown(name), other)
