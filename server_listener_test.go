@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,7 +23,9 @@ func TestShortOfDescriptors(t *testing.T) {
 	_, _ = upload.Write([]byte("PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\nbef"))
 	waitForTemp(t, &s.testServer)
 	connect(t, s.addr, 80)
+	stop := keepConnecting(s.addr) // a connection is refused if none of the others has become idle yet
 	waitFor("closing the longest idle connection")
+	stop()
 	_, _ = upload.Write([]byte("ore"))
 	if got := readStatus(upload); got != 201 {
 		t.Errorf("the upload in flight was answered %d", got)
@@ -64,6 +67,27 @@ func connect(t *testing.T, addr string, n int) (all []net.Conn) {
 	return all
 }
 
+// keepConnecting opens connections, one after the other, until stop is called.
+func keepConnecting(addr string) (stop func()) {
+	ended, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ended:
+				return
+			case <-tick.C:
+			}
+			if c, err := net.Dial("tcp", addr); err == nil {
+				defer c.Close()
+			}
+		}
+	}()
+	return func() { close(ended); <-done }
+}
+
 // limited is a service in a process of its own.
 type limited struct {
 	testServer
@@ -96,6 +120,7 @@ func startLimited(t *testing.T, descriptors int, vars ...string) (s *limited, wa
 	lines := bufio.NewScanner(stderr)
 	waitFor = func(text string) (address string) {
 		t.Helper()
+		defer time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() }).Stop() // ends the log
 		for lines.Scan() {
 			var line struct{ Address string }
 			if strings.Contains(lines.Text(), text) && json.Unmarshal(lines.Bytes(), &line) == nil {
