@@ -49,9 +49,9 @@ type (
 		Rules       []fileRule `json:"rules"`
 	}
 	fileRule struct {
-		Claims    fileClaims `json:"claims"`
-		fileGrant            // allow, sites
-		Shared    bool       `json:"shared"`
+		Claims    map[string][]string `json:"claims"` // globs
+		fileGrant                     // allow, sites
+		Shared    bool                `json:"shared"`
 	}
 	fileCertificate struct {
 		Name      string   `json:"name"`
@@ -59,37 +59,7 @@ type (
 		fileGrant          // allow, sites
 		Shared    bool     `json:"shared"`
 	}
-	fileClaim struct {
-		name  string
-		globs []string
-	}
 )
-
-// fileClaims is an object of lists of strings, in the order of the file.
-type fileClaims []fileClaim
-
-// UnmarshalJSONFrom implements json.UnmarshalerFrom.
-func (c *fileClaims) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
-	if kind := dec.PeekKind(); kind != jsontext.KindBeginObject {
-		return json.UnmarshalDecode(dec, &map[string][]string{}) // returns the error
-	}
-	if _, err := dec.ReadToken(); err != nil {
-		return err
-	}
-	for dec.PeekKind() != jsontext.KindEndObject {
-		name, err := dec.ReadToken()
-		if err != nil {
-			return err
-		}
-		claim := fileClaim{name: name.String()}
-		if err := json.UnmarshalDecode(dec, &claim.globs); err != nil {
-			return err
-		}
-		*c = append(*c, claim)
-	}
-	_, err := dec.ReadToken()
-	return err
-}
 
 // parseAccessFile returns the policy of an access file. It accepts nothing that could be a
 // mistake. The error begins with the place, as tokens[0].sha256[1], and for a file that is not

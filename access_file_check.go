@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"unicode"
@@ -153,18 +154,22 @@ func (r *fileRule) claimRule(place, label string) (rule claimRule, err error) {
 		return rule, fmt.Errorf("%s.claims: missing or empty; all JWTs of the issuer would match", place)
 	}
 	star := wildcard{source: "claims", shared: r.Shared}
-	for i, claim := range r.Claims {
-		claimPlace := place + ".claims" + memberPlace(claim.name)
-		path, err := claimPath(claim.name)
+	for i, name := range slices.Sorted(maps.Keys(r.Claims)) { // sorted: the first error is always the same
+		globs, claimPlace := r.Claims[name], place+".claims"+memberPlace(name)
+		path, err := claimPath(name)
 		if err != nil {
 			return rule, fmt.Errorf("%s: %w", claimPlace, err)
 		}
-		if err := checkGlobs(claimPlace, claim.globs, "it lists the values of which the claim must have one"); err != nil {
+		if err := checkGlobs(claimPlace, globs, "it lists the values of which the claim must have one"); err != nil {
 			return rule, err
 		}
-		rule.claims = append(rule.claims, claimMatch{path: path, globs: claim.globs})
-		if !star.present() {
-			star.place, star.globs, rule.fill = claimPlace, claim.globs, i
+		rule.claims = append(rule.claims, claimMatch{name: name, path: path, globs: globs})
+		switch {
+		case !slices.ContainsFunc(globs, hasStar):
+		case star.present():
+			star.second = claimPlace
+		default:
+			star.place, star.globs, rule.fill = claimPlace, globs, i
 		}
 	}
 	rule.accessRule, err = r.rule(place, label, star)
@@ -175,7 +180,8 @@ func (r *fileRule) claimRule(place, label string) (rule claimRule, err error) {
 type wildcard struct {
 	source string   // member of the file that may contain *; empty: this kind of rule has none
 	place  string   // of globs
-	globs  []string // of the first claim with a *, or of the certificate
+	globs  []string // of the claim with a *, or of the certificate
+	second string   // place of another claim with a *; empty: there is none
 	shared bool     // clients with different values may share sites
 }
 
@@ -203,6 +209,9 @@ func (w *wildcard) checkSite(place, glob string) error {
 		return fmt.Errorf("%s: %s contains {1}, which is allowed only where claims or san may contain *", place, shown(glob))
 	case filled && !w.present():
 		return fmt.Errorf("%s: %s contains {1}, but %s contains no * for which it could stand", place, shown(glob), w.source)
+	case filled && w.second != "":
+		// The members of an object have no order: tools that write JSON may sort them.
+		return fmt.Errorf("%s: %s contains {1}, which would depend on the order of the claims: only one claim may contain *, but both %s and %s do", place, shown(glob), w.place, w.second)
 	case !filled && hasStar(glob) && w.present() && !w.shared:
 		return fmt.Errorf("%s: %s would be shared by all clients that match %s; write {1} for what its first * matches, or set \"shared\": true", place, shown(glob), w.place)
 	}

@@ -73,6 +73,7 @@ func TestAccessFileIsAccepted(t *testing.T) {
 		{"a claim with slashes inside", `"owner"`, `"https://acme.example/owner"`},
 		{"a JSON Pointer with escapes", `"/kubernetes.io/namespace"`, `"/a~1b~0c/"`},
 		{"{1} between texts and *", `"site-{1}"`, `"a-{1}-*","{1}","{1}.{1}"`},
+		{"two claims with *, sites without {1}", `"owner":["123"],"repository":["acme/site-*"],"/kubernetes.io/namespace":["web"]},"allow":["write"],"sites":["site-{1}"]`, `"owner":["1*"],"repository":["acme/*"]},"allow":["write"],"sites":["site-a"]`},
 		{"sites without *, by a claim with *", `"site-{1}"`, `"site-a"`},
 		{"sites with * that are shared", `"site-{1}"],"shared":false`, `"site-*"],"shared":true`},
 		{"san with *, sites that are shared", `["spiffe://acme/web"]`, `["spiffe://acme/*"]`},
@@ -187,7 +188,8 @@ func TestAccessFileIsRefused(t *testing.T) {
 		{`"site-{1}"`, `"site-{1}","*"`, `oidc[0].rules[0].sites[1]: "*" would be shared by all clients that match oidc[0].rules[0].claims.repository; write {1} for what its first * matches, or set "shared": true`},
 		{`["spiffe://acme/web"],"allow":["read"],"sites":["*"],"shared":true`, `["spiffe://acme/*"],"allow":["read"],"sites":["*"]`, `certificates[0].sites[0]: "*" would be shared by all clients that match certificates[0].san; write {1} for what its first * matches, or set "shared": true`},
 		{`["acme/site-*"]`, `["acme/site-*","acme/main"]`, `oidc[0].rules[0].claims.repository[1]: "acme/main" contains no *, so {1} in sites would have no value; move it to a rule of its own`},
-		{`["123"]`, `["123","4*"]`, `oidc[0].rules[0].claims.owner[0]: "123" contains no *, so {1} in sites would have no value; move it to a rule of its own`},
+		{`["123"]`, `["123","4*"]`, `oidc[0].rules[0].sites[0]: "site-{1}" contains {1}, which would depend on the order of the claims: only one claim may contain *, but both oidc[0].rules[0].claims.owner and oidc[0].rules[0].claims.repository do`},
+		{`"owner":["123"],"repository":["acme/site-*"]`, `"repository":["acme/site-*"],"owner":["4*"]`, `oidc[0].rules[0].sites[0]: "site-{1}" contains {1}, which would depend on the order of the claims: only one claim may contain *, but both oidc[0].rules[0].claims.owner and oidc[0].rules[0].claims.repository do`},
 		// Claims and names of certificates.
 		{`"claims":` + claims + `,`, ``, `oidc[0].rules[0].claims: missing or empty; all JWTs of the issuer would match`},
 		{claims, `{}`, `oidc[0].rules[0].claims: missing or empty; all JWTs of the issuer would match`},

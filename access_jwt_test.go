@@ -36,7 +36,7 @@ func startJWTRig(t testing.TB, keys ...signingKey) *jwtRig {
 	r := &jwtRig{t: t, issuer: startIssuer(t, keys...), now: time.Now().Truncate(time.Second)}
 	r.entry = &oidcIssuer{name: "ci", issuer: r.issuer.URL, audience: []string{"pagewright", "builds"}, maxLifetime: time.Hour,
 		algorithms: strings.Fields("RS256 RS384 RS512 PS256 PS384 PS512 ES256 ES384 EdDSA"),
-		granted:    []claimRule{{accessRule{"here", actionRead, []string{"site"}}, []claimMatch{{[]string{"sub"}, []string{"repo:*"}}}, 0}}}
+		granted:    []claimRule{{accessRule{"here", actionRead, []string{"site"}}, []claimMatch{{"sub", []string{"sub"}, []string{"repo:*"}}}, 0}}}
 	r.policy = policyOf(r.entry)
 	r.jwtVerifier = newJWTVerifier(openKeys(t, slowTimes, r.policy.issuers()...))
 	return r

@@ -37,11 +37,12 @@ type oidcIssuer struct {
 type claimRule struct {
 	accessRule
 	claims []claimMatch
-	fill   int // index of the claim whose first * is {1}
+	fill   int // index of the claim whose first * is {1}; any, if no site has {1}
 }
 
 // claimMatch matches a claim if any of the globs matches its value.
 type claimMatch struct {
+	name  string   // as in the file
 	path  []string // names of members, from the outermost object to the claim
 	globs []string
 }
@@ -53,7 +54,7 @@ type certificateEntry struct {
 	globs []string // one of them must match a subject alternative name
 }
 
-// filledIn stands in a site glob for what the first * of the claims matched.
+// filledIn stands in a site glob for what the first * of the claim matched.
 const filledIn = "{1}"
 
 // token returns who has a token. The error is an *accessError.
