@@ -713,23 +713,41 @@ func BenchmarkAuthorize(b *testing.B) {
 	defer access.close()
 	for name, on := range map[string]*accessControl{"off": nil, "token": access} {
 		b.Run(name, func(b *testing.B) {
-			a := &api{access: on}
-			r := &route{method: "GET", need: actionRead}
-			ctx := &fasthttp.RequestCtx{}
-			ctx.Init2(&conn{from: "127.0.0.1"}, nil, false)
-			h := &ctx.Request.Header
-			h.SetHost("storage.example.com")
-			h.SetUserAgent("curl/8.14.1")
-			h.Set("Accept", "*/*")
-			h.Set("Authorization", "Bearer "+token)
-			ctx.SetUserValue("site_id", "shop-berlin")
+			permit := permitOf(on, token)
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := a.permit(ctx, r); err != nil {
+				if err := permit(); err != nil {
 					b.Fatal(err)
 				}
 			}
 		})
+	}
+}
+
+// permitOf returns a function that authorises a read on the site shop-berlin with a token.
+func permitOf(access *accessControl, token string) func() error {
+	a := &api{access: access}
+	r := &route{method: "GET", need: actionRead}
+	ctx := &fasthttp.RequestCtx{}
+	ctx.Init2(&conn{from: "127.0.0.1"}, nil, false)
+	h := &ctx.Request.Header
+	h.SetHost("storage.example.com")
+	h.SetUserAgent("curl/8.14.1")
+	h.Set("Accept", "*/*")
+	h.Set("Authorization", "Bearer "+token)
+	ctx.SetUserValue("site_id", "shop-berlin")
+	return func() error { return a.permit(ctx, r) }
+}
+
+// Without an access file the header is not even read.
+func TestAccessOffAllocatesNothing(t *testing.T) {
+	permit := permitOf(nil, newToken())
+	if n := testing.AllocsPerRun(100, func() {
+		if err := permit(); err != nil {
+			t.Fatal(err)
+		}
+	}); n > 0 {
+		t.Errorf("%v allocations", n)
 	}
 }
 
