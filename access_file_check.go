@@ -137,7 +137,7 @@ func (b *policyBuilder) addCertificate(place string, f *fileCertificate) error {
 	if err := checkGlobs(place+".san", f.SAN, "it lists subject alternative names, of which a certificate must have one"); err != nil {
 		return err
 	}
-	rule, err := f.rule(place, named(place, f.Name), wildcard{source: "san", place: place + ".san", globs: f.SAN, shared: f.Shared})
+	rule, err := f.rule(place, named(place, f.Name), wildcard{source: "san", place: place + ".san", globs: f.SAN, shared: f.Shared, everybody: slices.Contains(f.SAN, "*")})
 	b.certificates = append(b.certificates, certificateEntry{accessRule: rule, name: f.Name, globs: f.SAN})
 	return err
 }
@@ -153,7 +153,7 @@ func (r *fileRule) claimRule(place, label string) (rule claimRule, err error) {
 	if len(r.Claims) == 0 {
 		return rule, fmt.Errorf("%s.claims: missing or empty; all JWTs of the issuer would match", place)
 	}
-	star := wildcard{source: "claims", shared: r.Shared}
+	star := wildcard{source: "claims", shared: r.Shared, everybody: true}
 	for i, name := range slices.Sorted(maps.Keys(r.Claims)) { // sorted: the first error is always the same
 		globs, claimPlace := r.Claims[name], place+".claims"+memberPlace(name)
 		path, err := claimPath(name)
@@ -164,6 +164,7 @@ func (r *fileRule) claimRule(place, label string) (rule claimRule, err error) {
 			return rule, err
 		}
 		rule.claims = append(rule.claims, claimMatch{name: name, path: path, globs: globs})
+		star.everybody = star.everybody && slices.Contains(globs, "*")
 		switch {
 		case !slices.ContainsFunc(globs, hasStar):
 		case star.present():
@@ -183,6 +184,8 @@ type wildcard struct {
 	globs  []string // of the claim with a *, or of the certificate
 	second string   // place of another claim with a *; empty: there is none
 	shared bool     // clients with different values may share sites
+
+	everybody bool // each value matches
 }
 
 func (w *wildcard) present() bool { return slices.ContainsFunc(w.globs, hasStar) }
@@ -212,11 +215,12 @@ func (w *wildcard) checkSite(place, glob string) error {
 	case filled && w.second != "":
 		// The members of an object have no order: tools that write JSON may sort them.
 		return fmt.Errorf("%s: %s contains {1}, which would depend on the order of the claims: only one claim may contain *, but both %s and %s do", place, shown(glob), w.place, w.second)
-	case !filled && hasStar(glob) && w.present() && !w.shared:
-		return fmt.Errorf("%s: %s would be shared by all clients that match %s; write {1} for what its first * matches, or set \"shared\": true", place, shown(glob), w.place)
 	}
 	if i := slices.IndexFunc(w.globs, func(g string) bool { return !hasStar(g) }); filled && i >= 0 {
 		return fmt.Errorf("%s[%d]: %s contains no *, so {1} in sites would have no value; move it to a rule of its own", w.place, i, shown(w.globs[i]))
+	}
+	if err := w.checkShared(place, glob, filled); err != nil {
+		return err
 	}
 	id := strings.NewReplacer(filledIn, "0", "*", "0").Replace(glob)
 	if len(id) > maxIDLen {
@@ -224,6 +228,23 @@ func (w *wildcard) checkSite(place, glob string) error {
 	}
 	if err := checkID(id); err != nil {
 		return fmt.Errorf("%s: %s cannot match any site: a site id %w", place, shown(glob), err)
+	}
+	return nil
+}
+
+// checkShared refuses a glob with which clients of different values could reach the same site,
+// unless the rule says that they share it.
+func (w *wildcard) checkShared(place, glob string, filled bool) error {
+	switch {
+	case w.shared:
+	case !filled && w.everybody:
+		return fmt.Errorf("%s: %s would be open to every client: each value of %s is accepted; list the values, or set \"shared\": true", place, shown(glob), w.place)
+	case !filled && hasStar(glob) && w.present():
+		return fmt.Errorf("%s: %s would be shared by all clients that match %s; write {1} for what its first * matches, or set \"shared\": true", place, shown(glob), w.place)
+	case filled && hasStar(glob):
+		return fmt.Errorf("%s: %s would also match the sites of longer values of {1}; leave out the *, or set \"shared\": true", place, shown(glob))
+	case filled && (len(w.globs) > 1 || strings.Count(w.globs[0], "*") > 1):
+		return fmt.Errorf("%s: different values could give the same {1}; write one value with one *, or set \"shared\": true", w.place)
 	}
 	return nil
 }

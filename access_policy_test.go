@@ -134,12 +134,13 @@ func TestPolicyClaims(t *testing.T) {
 		{"{1} of the first glob that matches", `{"claims":{"repo":["acme/*","*/site"]},"allow":["read"],"sites":["{1}"]}`, `{"repo":"acme/site"}`, "read site"},
 		{"{1} of each element", `{"claims":{"groups":["site-*"]},"allow":["read"],"sites":["{1}"]}`, `{"groups":["site-a","x","site-b"]}`, "read a b"},
 		{"{1} of a number", `{"claims":{"id":["*"]},"allow":["read"],"sites":["s{1}"]}`, `{"id":42}`, "read s42"},
-		{"shared", `{"claims":{"repo":["acme/*"]},"allow":["read"],"sites":["site-*"],"shared":true}`, `{"repo":"acme/a"}`, "read site-*"},
+		{"shared", `{"claims":{"repo":["acme/*"]},"allow":["read"],"sites":["site-*"]}`, `{"repo":"acme/a"}`, "read site-*"},
 		// Rules.
 		{"rules add up", perRepo + `,{"claims":{"ref":["main"]},"allow":["write"],"sites":["b"]}`, `{"repo":"acme/site-a","ref":"main"}`, "read site-a; create, write b"},
 		{"a rule that does not match", perRepo + `,{"claims":{"ref":["main"]},"allow":["write"],"sites":["b"]}`, `{"repo":"acme/x","ref":"main"}`, "create, write b"},
 	} {
-		p := mustParseAccess(t, `{"oidc":[{"name":"i","issuer":"https://issuer.example","audience":["a"],"rules":[`+c.rules+`]}]}`)
+		p := mustParseAccess(t, `{"oidc":[{"name":"i","issuer":"https://issuer.example","audience":["a"],"rules":[`+
+			strings.ReplaceAll(c.rules, `"allow"`, `"shared":true,"allow"`)+`]}]}`) // what may be shared is for the tests of the file
 		dec := json.NewDecoder(strings.NewReader(c.claims))
 		dec.UseNumber()
 		claims := map[string]any{}
