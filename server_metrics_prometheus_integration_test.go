@@ -21,8 +21,15 @@ import (
 // service, and every query of the dashboard and of the alerts against it. So labels that an
 // operator has to match are those of a real scrape.
 func TestIntegrationEveryQueryIsAnsweredFromARealScrape(t *testing.T) {
-	s := startServer(t)
-	prometheus := startPrometheus(t, s.addr)
+	// With all that has metrics of its own. What expires does so after the test.
+	access := filepath.Join(t.TempDir(), "access.json")
+	switchFile(t, access, fmt.Appendf(nil, `{"tokens":[{"name":"ci","sha256":[%q],"allow":["read"],"sites":["*"],"expires":%q}],
+		"oidc":[{"name":"i","issuer":"http://127.0.0.1:1","audience":["a"],"rules":[{"claims":{"sub":["x"]},"allow":["read"],"sites":["s"]}]}],
+		"anonymous":[{"allow":["read","write","log","delete"],"sites":["*"]}]}`,
+		strings.Repeat("a", 64), time.Now().Add(time.Hour).Format(time.RFC3339)))
+	admin := freeAddr(t)
+	s, _, _ := startTLS(t, "ACCESS_FILE="+access, "ADMIN_LISTEN="+admin)
+	prometheus := startPrometheus(t, admin)
 	mixedLoad(t, s)
 	damaged := filepath.Join(s.dir, "sites/a/logs/damaged.json")
 	if err := os.WriteFile(damaged, []byte("{"), 0o644); err != nil {
