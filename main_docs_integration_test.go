@@ -133,34 +133,42 @@ func startTokenIssuer(t *testing.T, token string) string {
 }
 
 // useAccessFile makes the service use the access file that the commands of the page have
-// written, with an entry more for the jobs.
+// written, with an entry more for the jobs. The file has the mode that the page asks for, which
+// the commands that change it must keep: otherwise the service could not read the new one.
 func useAccessFile(t *testing.T, s *testServer, dir, inUse, entry string) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(dir, "access.json"))
+	file := filepath.Join(dir, "access.json")
+	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	var file map[string]json.RawMessage
+	loaded := strings.Count(s.log.String(), "access file loaded")
+	if info := mustMake(os.Stat(file)); loaded > 1 && info.Mode() != 0o640 { // the first is that of the start
+		t.Errorf("a command left the access file with the mode %o", info.Mode())
+	}
+	if err := os.Chmod(file, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	var members map[string]json.RawMessage
 	var tokens []json.RawMessage
-	if err := json.Unmarshal(text, &file); err != nil {
+	if err := json.Unmarshal(text, &members); err != nil {
 		t.Fatal(err)
 	}
-	if err := json.Unmarshal(file["tokens"], &tokens); err != nil {
+	if err := json.Unmarshal(members["tokens"], &tokens); err != nil {
 		t.Fatal(err)
 	}
-	file["tokens"] = mustMake(json.Marshal(append(tokens, json.RawMessage(entry))))
+	members["tokens"] = mustMake(json.Marshal(append(tokens, json.RawMessage(entry))))
 	before, err := os.ReadFile(inUse)
 	if err != nil {
 		t.Fatal(err)
 	}
-	after := mustMake(json.Marshal(file))
+	after := mustMake(json.Marshal(members))
 	if bytes.Equal(before, after) {
 		return
 	}
-	loaded := strings.Count(s.log.String(), "access file loaded")
 	writeFile(t, inUse+".new", string(after))
 	if err := os.Rename(inUse+".new", inUse); err != nil {
 		t.Fatal(err)
@@ -191,7 +199,7 @@ func executable(t *testing.T) string {
 func TestIntegrationDocsGitHubJob(t *testing.T) {
 	const linter = "github.com/rhysd/actionlint/cmd/actionlint@v1.7.12"
 	workflows := 0
-	for _, b := range append(docBlocks(t)["docs/http-api.md"], docBlocks(t)[accessPage]...) {
+	for _, b := range docBlocks(t)[accessPage] {
 		if strings.HasPrefix(b.text, "# .github/workflows/") {
 			workflows++
 			file := filepath.Join(t.TempDir(), "site.yml")
@@ -201,7 +209,7 @@ func TestIntegrationDocsGitHubJob(t *testing.T) {
 			}
 		}
 	}
-	if workflows < 2 {
-		t.Errorf("only %d workflows", workflows)
+	if workflows == 0 {
+		t.Error("no workflow")
 	}
 }
