@@ -261,13 +261,44 @@ func TestHAProxyToReplicasWithTLS(t *testing.T) {
 	admin := freeAddress(t)
 	s := service.Start(t, service.Options{Bin: bin, Base: service.SharedDir(t), Env: []string{"ADMIN_LISTEN=" + admin, "TLS_CERT=" + pair, "TLS_KEY=" + pair}})
 	for ca, want := range map[string]int{pair: 200, other: 503} {
-		server := s.Addr + " ssl verify required ca-file " + ca
+		server := s.Addr + " ssl verify required ca-file " + ca + " verifyhost storage.example.com sni str(storage.example.com)"
 		a := proxies[0].start(t, addresses{service: server, other: server, admin: admin})
 		service.Until(t, fmt.Sprint("status ", want), func() bool {
 			return roundTrip(t, a.http, "GET", "/sites/s/versions", "", nil).status == want
 		})
 		if r := roundTrip(t, a.http, "GET", "/balancer", "", nil); r.status != 200 {
 			t.Errorf("the check of the admin address: %d", r.status)
+		}
+	}
+}
+
+// TestNginxToAServiceWithTLS: the lines marked #service-tls make nginx speak TLS to the service
+// and verify its certificate and its name.
+func TestNginxToAServiceWithTLS(t *testing.T) {
+	bin, pair, other := service.Build(t), filepath.Join(t.TempDir(), "a.pem"), filepath.Join(t.TempDir(), "b.pem")
+	writeCertificate(t, pair)
+	writeCertificate(t, other)
+	s := service.Start(t, service.Options{Bin: bin, Base: service.SharedDir(t), Env: []string{"ADMIN_LISTEN=" + freeAddress(t), "TLS_CERT=" + pair, "TLS_KEY=" + pair}})
+	const name = "storage.example.com;\n"
+	for _, c := range []struct {
+		name, ca, host string
+		status         int
+	}{
+		{"the certificate that it trusts", pair, name, 200},
+		{"another one", other, name, 502},
+		{"another name", pair, "other.example.com;\n", 502},
+	} {
+		nginx := proxies[1]
+		nginx.edits = func(a addresses) [][2]string {
+			return append(proxies[1].edits(a), [2]string{"\t\t\tproxy_pass http://storage;\n", ""}, [2]string{"/etc/nginx/storage-ca.crt", c.ca},
+				[2]string{"proxy_ssl_name " + name, "proxy_ssl_name " + c.host},
+				[2]string{"#service-tls proxy_pass ", "proxy_pass "}, [2]string{"#service-tls proxy_ssl_verify ", "proxy_ssl_verify "},
+				[2]string{"#service-tls proxy_ssl_trusted_certificate ", "proxy_ssl_trusted_certificate "},
+				[2]string{"#service-tls proxy_ssl_name ", "proxy_ssl_name "}, [2]string{"#service-tls proxy_ssl_server_name ", "proxy_ssl_server_name "})
+		}
+		a := nginx.start(t, addresses{service: s.Addr})
+		if r := roundTrip(t, a.http, "GET", "/sites/s/versions", "", nil); r.status != c.status {
+			t.Errorf("%s: %d %s, want %d", c.name, r.status, r.body, c.status)
 		}
 	}
 }

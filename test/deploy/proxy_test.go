@@ -142,14 +142,16 @@ func (p proxy) command(args []string, dir, file string) *exec.Cmd {
 	return cmd
 }
 
-// writeCertificate writes a certificate for 127.0.0.1 and its key into one file.
+// writeCertificate writes a certificate for 127.0.0.1 and storage.example.com, and its key, into
+// one file.
 func writeCertificate(t *testing.T, file string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		DNSNames: []string{"storage.example.com"}}
 	cert, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
 	if err != nil {
 		t.Fatal(err)
