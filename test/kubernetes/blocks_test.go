@@ -33,6 +33,8 @@ func uncomment(t *testing.T, dir, block string) {
 				inside = head[1] == block
 			case !strings.HasPrefix(strings.TrimSpace(line), "#"):
 				inside = false
+			case inside && strings.Contains(line, "#\t"):
+				t.Errorf("%s:%d: a command among the lines of [%s], whose # are removed", path, i+1, block)
 			case inside && blockCode.MatchString(line):
 				lines[i] = strings.Replace(line, "#", "", 1)
 				changed++

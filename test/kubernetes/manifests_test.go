@@ -78,6 +78,7 @@ var variants = []struct {
 	{"nfs with access control and TLS", "nfs", "", []string{"access", "tls", "client-certificates"}},
 	{"nfs with issuers", "nfs", "", []string{"access", "issuers", "cluster-issuer", "pod-monitor"}},
 	{"object-store with access control and TLS", "object-store", "", []string{"access", "tls"}},
+	{"object-store with the service accounts of its cluster", "object-store", "", []string{"access", "issuers", "cluster-issuer"}},
 	{"object-store", "object-store", "", nil},
 	{"s3 with keys", "object-store", "", []string{"keys", "pod-monitor"}},
 	{"s3-compatible in the cluster", "object-store", "", []string{"s3-compatible", "keys", "in-cluster"}},
