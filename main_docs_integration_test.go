@@ -13,6 +13,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -100,6 +102,9 @@ func runBlocks(t *testing.T, blocks []block) {
 			t.Errorf("%s: the build came back with %d bytes of %d: %v", page, len(got), len(sent), err)
 		}
 	}
+	if inUse != "" {
+		checkRotated(t, dir)
+	}
 	var credential http.Header
 	if inUse != "" {
 		credential = http.Header{"Authorization": {"Bearer " + jobToken}}
@@ -116,6 +121,25 @@ func runBlocks(t *testing.T, blocks []block) {
 
 // accessPage has commands that change the access file of the service.
 const accessPage = "docs/access.md"
+
+// checkRotated: the entry whose token the page replaces ends as the one of the new token.
+func checkRotated(t *testing.T, dir string) {
+	t.Helper()
+	type entry struct {
+		Name    string
+		SHA256  []string
+		Expires string
+	}
+	var file struct{ Tokens []entry }
+	var next entry
+	_, line, _ := strings.Cut(string(mustMake(os.ReadFile(filepath.Join(dir, "next.txt")))), "\n")
+	if err := errors.Join(json.Unmarshal([]byte(line), &next), json.Unmarshal(mustMake(os.ReadFile(filepath.Join(dir, "access.json"))), &file)); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(file.Tokens, func(e entry) bool { return reflect.DeepEqual(e, next) }) {
+		t.Errorf("the entries are %v; none is that of the new token, %v", file.Tokens, next)
+	}
+}
 
 // startTokenIssuer runs what gives the jobs of GitHub their JWTs, and returns its URL. Here it
 // gives them a token of the service.
