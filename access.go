@@ -53,6 +53,8 @@ type actor struct {
 	name  string       // of the entry in the file; of OIDC the name of the issuer's entry, a colon and the subject
 	rules []accessRule // what it may do, besides what anonymous clients may
 	until time.Time    // when the credentials expire; zero: never
+
+	credential string // of a token the first 8 digits of its SHA-256, else empty: an entry has two hashes while its token is replaced
 }
 
 // accessRule allows actions on sites. It never changes.

@@ -67,12 +67,8 @@ func (a *accessControl) load(contents [][]byte) error {
 func (a *accessControl) loaded(err error) {
 	switch policy := a.policy.Load(); {
 	case err == nil:
-		names := map[*actor]bool{} // an entry may have several hashes
-		for _, who := range policy.tokens {
-			names[who] = true
-		}
 		a.log.Info("access file loaded", "path", a.watch.paths[0],
-			"tokens", len(names), "oidc", len(policy.oidc), "certificates", len(policy.certificates), "anonymous", len(policy.anonymous))
+			"tokens", len(policy.tokenEntries()), "oidc", len(policy.oidc), "certificates", len(policy.certificates), "anonymous", len(policy.anonymous))
 	case policy != nil: // at the start openAccess returns the error
 		a.log.Error("access file not loaded; the previous rules stay in force", "path", a.watch.paths[0], "error", err.Error())
 	}

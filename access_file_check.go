@@ -79,7 +79,9 @@ func (b *policyBuilder) addHash(place, text string, who *actor) error {
 	if other, used := b.hashes[sum]; used {
 		return fmt.Errorf("%s: the same hash as %s; each token belongs to one entry", place, other)
 	}
-	b.hashes[sum], b.tokens[sum] = place, who
+	of := *who
+	of.credential = text[:8]
+	b.hashes[sum], b.tokens[sum] = place, &of
 	return nil
 }
 

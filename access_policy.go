@@ -73,6 +73,15 @@ func (p *accessPolicy) token(token string, now time.Time) (*actor, error) {
 	return who, nil
 }
 
+// tokenEntries returns an actor of each entry for tokens, by name.
+func (p *accessPolicy) tokenEntries() map[string]*actor {
+	entries := map[string]*actor{}
+	for _, who := range p.tokens {
+		entries[who.name] = who
+	}
+	return entries
+}
+
 // certificate returns who has a certificate that the TLS handshake has verified, with the rights
 // of all entries that match it. It returns nil if none does, or if the certificate is not valid
 // now.

@@ -57,7 +57,7 @@ func (a *api) authorize(ctx *fasthttp.RequestCtx, r *route) error {
 		return refusedAccess(err)
 	}
 	if who != nil {
-		c.setActor(who.kind, who.name, len(who.rules) == 0)
+		c.setActor(who.kind, who.name, who.credential, len(who.rules) == 0)
 	}
 	site := pathText(ctx, "site_id")
 	if policy.allows(who, r.need, site) == nil {

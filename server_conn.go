@@ -276,11 +276,11 @@ func (c *conn) remoteText() string {
 // clientOf).
 func (c *conn) client() string { return cmp.Or(c.rec.client, c.from) }
 
-// setActor records who sent the request. A stranger has no more rights than an anonymous
-// client, and counts as its address: everyone who has an account at a public issuer can get
-// any number of names from it.
-func (c *conn) setActor(kind, name string, stranger bool) {
-	c.rec.actorKind, c.rec.actor, c.rec.stranger = kind, name, stranger
+// setActor records who sent the request. credential tells the tokens of one actor apart. A
+// stranger has no more rights than an anonymous client, and counts as its address: everyone who
+// has an account at a public issuer can get any number of names from it.
+func (c *conn) setActor(kind, name, credential string, stranger bool) {
+	c.rec.actorKind, c.rec.actor, c.rec.credential, c.rec.stranger = kind, name, credential, stranger
 	if stranger {
 		return
 	}

@@ -57,6 +57,8 @@ func TestAccessLine(t *testing.T) {
 		{"all", func(x *requestRecord) { x.agent, x.outcome, x.refused, x.cut, x.serverID = "u", "o", "e", "c", "i" },
 			`,"user_agent":"u","outcome":"o","error":"e","cut":"c","server_request_id":"i"`, ` user_agent=u outcome=o error=e cut=c server_request_id=i`},
 		{"an actor", func(x *requestRecord) { x.actor, x.actorKind = "ci-shop", "token" }, `,"actor":"ci-shop","actor_kind":"token"`, ` actor=ci-shop actor_kind=token`},
+		{"a token of an actor", func(x *requestRecord) { x.actor, x.actorKind, x.credential = "ci-shop", "token", "50d858e0" },
+			`,"actor":"ci-shop","actor_kind":"token","credential":"50d858e0"`, ` actor=ci-shop actor_kind=token credential=50d858e0`},
 		{"an actor to escape", func(x *requestRecord) { x.actor, x.actorKind = `a "b"`, "oidc" }, `,"actor":"a \"b\"","actor_kind":"oidc"`, ` actor="a \"b\"" actor_kind=oidc`},
 		{"long texts", func(x *requestRecord) { x.refused = long },
 			`,"error":"` + long[:256] + `"`, ` error=` + long[:256]},
@@ -89,7 +91,7 @@ func FuzzAccessLine(f *testing.F) {
 	f.Fuzz(func(t *testing.T, path, id, agent, reason string, took int64) {
 		x := exampleRecord()
 		x.path, x.id, x.method, x.agent, x.refused, x.cut, x.serverID = path, id, id, clip(agent), reason, agent, id
-		x.actor, x.actorKind = reason, agent
+		x.actor, x.actorKind, x.credential = reason, agent, id
 		x.start = lineEnd.Add(-time.Duration(took))
 		for _, format := range []string{"json", "text"} {
 			got, want := lineOf(t, format, &x), slogLine(t, format, &x)

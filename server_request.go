@@ -41,6 +41,7 @@ type requestRecord struct {
 	actor      string // who sent it; empty: anonymous
 	actorKind  string
 	stranger   bool   // the actor has no rights of its own
+	credential string // of a token of the actor: the beginning of its hash; empty: it has no token
 	client     string // the client in budgets; empty: that of the connection
 	createOnly bool   // the actor may not replace a build
 	build      string // that the body names
