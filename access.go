@@ -70,6 +70,15 @@ type accessError struct{ reason, text string }
 
 func (e *accessError) Error() string { return e.text }
 
+// expiredToken is the accessError of a token that has expired. who is for the service log and
+// for "access check" only: it has no rights, and the client does not learn its name.
+type expiredToken struct {
+	accessError
+	who *actor
+}
+
+func (e *expiredToken) Unwrap() error { return &e.accessError }
+
 // The reasons of an accessError, and those for which handlers refuse a request.
 const (
 	deniedMissing   = "missing"     // no credentials

@@ -57,7 +57,8 @@ type certificateEntry struct {
 // filledIn stands in a site glob for what the first * of the claim matched.
 const filledIn = "{1}"
 
-// token returns who has a token. The error is an *accessError.
+// token returns who has a token. The error is an *accessError, of a token that has expired an
+// *expiredToken.
 func (p *accessPolicy) token(token string, now time.Time) (*actor, error) {
 	sum, ok := tokenHash(token)
 	if !ok {
@@ -68,7 +69,7 @@ func (p *accessPolicy) token(token string, now time.Time) (*actor, error) {
 	case who == nil:
 		return nil, &accessError{deniedUnknown, "the token is unknown"}
 	case !who.until.IsZero() && !now.Before(who.until):
-		return nil, &accessError{deniedExpired, "the token has expired"}
+		return nil, &expiredToken{accessError{deniedExpired, "the token has expired"}, who}
 	}
 	return who, nil
 }

@@ -22,8 +22,8 @@ func (a *api) useAccess(access *accessControl) {
 	a.metrics.reloads("access", access.watch)
 }
 
-// issuerMetrics sets the metrics of the keys of issuers.
-func (a *api) issuerMetrics() {
+// accessMetrics sets the metrics of the entries of the access file.
+func (a *api) accessMetrics() {
 	if a.access == nil {
 		return
 	}
@@ -32,6 +32,13 @@ func (a *api) issuerMetrics() {
 		reads[i.name] = keyReads{i.ok, i.failed, i.age}
 	}
 	a.metrics.issuerKeys(reads)
+	expire := map[string]time.Time{}
+	for name, who := range a.access.policy.Load().tokenEntries() {
+		if !who.until.IsZero() {
+			expire[name] = who.until
+		}
+	}
+	a.metrics.tokensExpire(expire)
 }
 
 // authorize returns the error with which a request is refused because of who sent it, or
@@ -54,6 +61,9 @@ func (a *api) authorize(ctx *fasthttp.RequestCtx, r *route) error {
 	policy := a.access.policy.Load() // once: a decision must not mix two versions of the file
 	who, err := a.identify(&ctx.Request.Header, c, cert, policy, now)
 	if err != nil {
+		if expired, ok := errors.AsType[*expiredToken](err); ok {
+			c.setActor(expired.who.kind, expired.who.name, expired.who.credential, true) // has no rights any more
+		}
 		return refusedAccess(err)
 	}
 	if who != nil {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -671,6 +672,51 @@ func TestDeniedMetrics(t *testing.T) {
 		if strings.HasPrefix(name, "pagewright_access_") && name != "pagewright_access_enabled" || strings.HasPrefix(name, "pagewright_reload_") || name == "pagewright_access_enabled" && value != 0 {
 			t.Errorf("without an access file: %s %v", name, value)
 		}
+	}
+}
+
+// Tokens with an expiry have a metric, as long as the file has them. Names may have any graphic
+// character.
+func TestTokenExpiryMetrics(t *testing.T) {
+	issuer := "http://" + freeAddr(t)
+	name := "Küche\u00a02 \"x\"\\" // with a space that is not ASCII
+	file := func(entry string) []byte {
+		return fmt.Appendf(nil, `{"tokens":[%s],"oidc":[{"name":"i\u00a0","issuer":%q,"audience":["a"]}],"anonymous":[{"allow":["admin"],"sites":["*"]}]}`, entry, issuer)
+	}
+	s, svc := startAccess(t, nil)
+	path := svc.api.access.watch.paths[0]
+	load := func(data []byte) map[string]float64 {
+		t.Helper()
+		switchFile(t, path, data)
+		if err := svc.api.access.watch.check(); err != nil {
+			t.Fatal(err)
+		}
+		return scrape(t, s)
+	}
+	expiring := func(all map[string]float64) string {
+		found := map[string]float64{}
+		for series, v := range all {
+			if strings.HasPrefix(series, "pagewright_access_token_expires_timestamp_seconds") {
+				found[series] = v
+			}
+		}
+		return fmt.Sprint(found)
+	}
+	quoted := string(mustMake(json.Marshal(name)))
+	two := `{"name":` + quoted + `,"sha256":["` + hashA + `","` + hashB + `"],"allow":["read"],"sites":["*"],"expires":"2027-01-31T00:00:00Z"},
+		{"name":"ever","sha256":["` + strings.Repeat("0c", 32) + `"],"allow":["read"],"sites":["*"]}`
+	all := load(file(two))
+	if got, want := expiring(all), fmt.Sprint(map[string]float64{`pagewright_access_token_expires_timestamp_seconds{name="Küche` + "\u00a0" + `2 \"x\"\\"}`: 1801353600}); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if _, there := all["pagewright_access_keys_age_seconds{issuer=\"i\u00a0\"}"]; !there {
+		t.Errorf("the metric of the issuer is missing: %v", all)
+	}
+	if got := expiring(load(file(strings.Replace(two, "2027", "2028", 1)))); !strings.Contains(got, "1.8328896e+09") {
+		t.Errorf("another time: %s", got)
+	}
+	if got := expiring(load(file(""))); got != "map[]" {
+		t.Errorf("the entry is gone, its metric is not: %s", got)
 	}
 }
 

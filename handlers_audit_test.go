@@ -1,9 +1,11 @@
 package main
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -91,6 +93,49 @@ func TestAuditLines(t *testing.T) {
 		if line != nil && (line["status"] != float64(c.status) || line["server_request_id"] == nil || line["remote"] != accessed["remote"]) {
 			t.Errorf("%s: audited as %v, request %v", c.what, line, accessed)
 		}
+	}
+}
+
+// Both tokens of an entry have the name of the entry, and each has the beginning of its hash, as
+// has one that has expired.
+func TestLinesTellTokensOfAnEntryApart(t *testing.T) {
+	first, next, old := newToken(), newToken(), newToken()
+	hash := func(token string) string {
+		sum, _ := tokenHash(token)
+		return hex.EncodeToString(sum[:])
+	}
+	path := filepath.Join(t.TempDir(), "access.json")
+	writeFileText(t, path, fmt.Sprintf(`{"tokens":[{"name":"ci","sha256":[%q,%q],"allow":["write"],"sites":["s"]},
+		{"name":"retired","sha256":[%q],"allow":["write"],"sites":["*"],"expires":"2020-01-01T00:00:00Z"}]}`, hash(first), hash(next), hash(old)))
+	s := startServer(t, "ACCESS_FILE="+path)
+	cases := []struct {
+		what, id, token string
+		status          int
+		want            string
+	}{
+		{"the first token", "first", first, 201, "token ci " + hash(first)[:8]},
+		{"the next token", "next", next, 201, "token ci " + hash(next)[:8]},
+		{"a token that has expired", "old", old, 401, "token retired " + hash(old)[:8] + " expired"},
+	}
+	for _, c := range cases {
+		got := s.do(t, c.status, request{"PUT", "/sites/s/artifacts/b", "x", header(append(bearer(c.token), "X-Request-Id", c.id)...)})
+		if text := fmt.Sprint(got.header, string(got.body)); strings.Contains(text, "retired") || strings.Contains(text, hash(old)[:8]) {
+			t.Errorf("%s: the client learns the name: %s", c.what, text)
+		}
+	}
+	eventually(t, "all are logged", func() bool { return len(lineMembers(t, s, "request")) == len(cases) })
+	requests, audited := lineMembers(t, s, "request"), lineMembers(t, s, "audit")
+	for _, c := range cases {
+		if got := lineText(audited[c.id], "actor_kind", "actor", "credential", "reason"); got != c.want {
+			t.Errorf("%s: audited as %q, want %q", c.what, got, c.want)
+		}
+		if got := lineText(requests[c.id], "actor_kind", "actor", "credential"); !strings.HasPrefix(c.want, got) || got == "" {
+			t.Errorf("%s: the access line has %q, want %q", c.what, got, c.want)
+		}
+	}
+	seen := lineMembers(t, s, "audit")
+	if seen["old"]["count"] != 1.0 || seen["first"]["count"] != nil {
+		t.Errorf("only the lines of expired tokens are limited: %v", seen)
 	}
 }
 

@@ -35,7 +35,7 @@ func (a *api) getMetrics(ctx *fasthttp.RequestCtx) (response, error) {
 	if b, ok := a.backend.(instrumented); ok {
 		store = b.metrics()
 	}
-	a.issuerMetrics()
+	a.accessMetrics()
 	text := bytes.NewBuffer(takeBuffer(ctx))
 	a.metrics.write(text, store)
 	sent = true

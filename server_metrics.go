@@ -31,7 +31,8 @@ type serviceMetrics struct {
 
 	mu       sync.RWMutex
 	requests map[requestKey]requestMetrics
-	issuers  map[string]keyReads // that have metrics
+	issuers  map[string]keyReads  // that have metrics
+	tokens   map[string]time.Time // that have metrics, by the names of their entries
 }
 
 type requestKey struct {
@@ -254,10 +255,34 @@ func (m *serviceMetrics) issuerKeys(now map[string]keyReads) {
 }
 
 func issuerSeries(issuer string) [3]string {
-	label := fmt.Sprintf(`{issuer=%q`, issuer)
+	label := `{issuer=` + labelValue(issuer)
 	return [...]string{`pagewright_access_key_fetches_total` + label + `,result="ok"}`,
 		`pagewright_access_key_fetches_total` + label + `,result="failed"}`, `pagewright_access_keys_age_seconds` + label + `}`}
 }
+
+// tokensExpire sets when the tokens expire that do, and removes the metrics of those that are
+// gone. The access file bounds their number.
+func (m *serviceMetrics) tokensExpire(now map[string]time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name := range m.tokens {
+		if _, there := now[name]; !there {
+			m.set.UnregisterMetric(tokenSeries(name))
+		}
+	}
+	for name, until := range now {
+		m.set.GetOrCreateGauge(tokenSeries(name), nil).Set(float64(until.Unix()))
+	}
+	m.tokens = now
+}
+
+func tokenSeries(name string) string {
+	return `pagewright_access_token_expires_timestamp_seconds{name=` + labelValue(name) + `}`
+}
+
+// labelValue returns the value of a label of graphic characters in quotes. Prometheus refuses
+// the whole scrape for an escape like \u00a0, which strconv.Quote makes of a space that is not ASCII.
+func labelValue(s string) string { return strconv.QuoteToGraphic(s) }
 
 // linesDropped sets how many lines the service log has dropped. A scrape that is overtaken
 // by another one does not decrease the counters.
