@@ -79,8 +79,8 @@ func serve(t *testing.T) string {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	// An issuer that does not respond.
-	write(t, filepath.Join(dir, "access.json"), `{"oidc":[{"name":"github","issuer":"http://127.0.0.1:1","audience":["pagewright"],
+	// A token that expires, and an issuer that does not respond.
+	write(t, filepath.Join(dir, "access.json"), `{"tokens":[{"name":"ci","sha256":["`+strings.Repeat("0a", 32)+`"],"allow":["read"],"sites":["x"],"expires":"2100-01-01T00:00:00Z"}],"oidc":[{"name":"github","issuer":"http://127.0.0.1:1","audience":["pagewright"],
 		"rules":[{"claims":{"sub":["x"]},"allow":["read"],"sites":["x"]}]}]}`)
 	writeCertificate(t, filepath.Join(dir, "tls.pem"))
 	store := filepath.Join(dir, "store")
