@@ -86,6 +86,9 @@ func checkAccessJSON(data []byte) error {
 	if bytes.HasPrefix(data, []byte("\uFEFF")) {
 		return errors.New("line 1, column 1: the file begins with a byte order mark; save it as UTF-8 without one")
 	}
+	if text := bytes.TrimLeft(data, jsonSpace); len(text) > 0 && text[0] != '{' {
+		return fmt.Errorf("%s: not a JSON object, which begins with {", positionOf(data, len(data)-len(text)))
+	}
 	dec := jsontext.NewDecoder(bytes.NewBuffer(data)) // refuses duplicate members and invalid UTF-8
 	for started := false; !started || dec.StackDepth() > 0; started = true {
 		tok, err := dec.ReadToken()
@@ -100,7 +103,7 @@ func checkAccessJSON(data []byte) error {
 		}
 	}
 	rest := data[dec.InputOffset():]
-	if more := bytes.TrimLeft(rest, " \t\r\n"); len(more) > 0 {
+	if more := bytes.TrimLeft(rest, jsonSpace); len(more) > 0 {
 		return fmt.Errorf("%s: trailing data after the end of the JSON text", positionOf(data, len(data)-len(more)))
 	}
 	return nil
@@ -121,8 +124,17 @@ func accessSyntaxError(data []byte, err error) error {
 		return fmt.Errorf("%s: %sduplicate member", position, place)
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("%s: %sthe file ends too early", position, place)
+	case trailingComma(data[min(int(syntax.ByteOffset), len(data)):]):
+		return fmt.Errorf("%s: %sa comma before ] or }", position, place)
 	}
 	return fmt.Errorf("%s: %s%v", position, place, syntax.Err)
+}
+
+// trailingComma reports whether text begins with a comma after which a list or an object ends.
+func trailingComma(text []byte) bool {
+	after, ok := bytes.CutPrefix(text, []byte(","))
+	after = bytes.TrimLeft(after, jsonSpace)
+	return ok && len(after) > 0 && (after[0] == ']' || after[0] == '}')
 }
 
 // positionOf returns line and column of a byte; columns count characters.

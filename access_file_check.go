@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 )
@@ -221,6 +222,9 @@ func (w *wildcard) checkSite(place, glob string) error {
 	if i := slices.IndexFunc(w.globs, func(g string) bool { return !hasStar(g) }); filled && i >= 0 {
 		return fmt.Errorf("%s[%d]: %s contains no *, so {1} in sites would have no value; move it to a rule of its own", w.place, i, shown(w.globs[i]))
 	}
+	if other := otherFilledIn(glob); other != "" {
+		return fmt.Errorf("%s: %s contains %s, but only {1} exists", place, shown(glob), other)
+	}
 	if err := w.checkShared(place, glob, filled); err != nil {
 		return err
 	}
@@ -249,6 +253,17 @@ func (w *wildcard) checkShared(place, glob string, filled bool) error {
 		return fmt.Errorf("%s: different values could give the same {1}; write one value with one *, or set \"shared\": true", w.place)
 	}
 	return nil
+}
+
+// otherFilledIn returns the first of {0}, {2} and so on in a glob.
+func otherFilledIn(glob string) string {
+	for _, part := range strings.Split(strings.ReplaceAll(glob, filledIn, ""), "{")[1:] {
+		number, _, closed := strings.Cut(part, "}")
+		if _, err := strconv.ParseUint(number, 10, 8); closed && err == nil {
+			return "{" + number + "}"
+		}
+	}
+	return ""
 }
 
 // named returns the place of an entry with its name.

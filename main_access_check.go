@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,7 +20,8 @@ import (
 const (
 	accessCheckArgs    = "[FILE] [--action ACTION [--site SITE] [--token TOKEN | --jwt JWT | --cert FILE]]"
 	accessCheckDetails = `Prints which rule of an access file allows an action, or why none does. Without --action it
-only checks the file. FILE is PAGEWRIGHT_ACCESS_FILE unless you name one.
+checks the file, and lists the tokens that have expired or do within 14 days. FILE is
+PAGEWRIGHT_ACCESS_FILE unless you name one.
 
   --action ACTION  read, create, write, log, label, delete or admin
   --site SITE      the site; without it, --action admin is about what concerns all sites
@@ -111,8 +114,13 @@ func (c *checkArgs) readCredentials(given map[string]bool, stdin io.Reader) (err
 			}
 		}
 	}
-	if credentials == 1 && c.token+c.jwt+c.cert == "" { // an empty variable: not the same as an anonymous client
+	switch {
+	case credentials == 1 && c.token+c.jwt+c.cert == "": // an empty variable: not the same as an anonymous client
 		return usageError("%s: the token, JWT or certificate is empty", accessCheckCommand)
+	case strings.HasPrefix(c.jwt, tokenPrefix):
+		return usageError("--jwt: this is a token of the service; use --token")
+	case !strings.HasPrefix(c.token, tokenPrefix) && strings.Count(c.token, ".") == 2:
+		return usageError("--token: this is a JWT; use --jwt")
 	}
 	return nil
 }
@@ -155,18 +163,49 @@ func accessCheck(args, environ []string, stdin io.Reader, stdout io.Writer, log 
 		return badConfig("%s: %w", c.file, err)
 	}
 	if c.action == 0 {
-		_, err := fmt.Fprintf(stdout, "%s is valid\n", c.file)
-		return err
+		return reportFile(stdout, c.file, policy, now)
 	}
 	who, err := identifyOnce(c, policy, now, log)
 	if refused, ok := errors.AsType[*accessError](err); ok && refused.reason != deniedIssuer {
 		fmt.Fprintf(stdout, "denied (%s): %s\n", refused.reason, refused.text)
+		if expired, ok := errors.AsType[*expiredToken](err); ok {
+			fmt.Fprintf(stdout, "  %s\n", describeExpiry(expired.who, now))
+		}
+		if claims := claimsOf(c.jwt); claims != nil {
+			printIndented(stdout, policy.explainRefusal(claims))
+		}
 		return errDenied
 	}
 	if err != nil {
 		return err
 	}
 	return reportDecision(stdout, policy, who, c)
+}
+
+// soon is how long before a token expires "access check" lists it.
+const soon = 14 * 24 * time.Hour
+
+// reportFile prints that a file is valid, and which of its tokens have expired or soon will.
+func reportFile(w io.Writer, file string, policy *accessPolicy, now time.Time) error {
+	entries := slices.SortedFunc(maps.Values(policy.tokenEntries()), func(a, b *actor) int {
+		return cmp.Or(a.until.Compare(b.until), cmp.Compare(a.name, b.name))
+	})
+	fmt.Fprintf(w, "%s is valid\n", file)
+	for _, who := range entries {
+		if !who.until.IsZero() && who.until.Before(now.Add(soon)) {
+			fmt.Fprintf(w, "  %s\n", describeExpiry(who, now))
+		}
+	}
+	return nil
+}
+
+// describeExpiry returns the place of a token and when it expires.
+func describeExpiry(who *actor, now time.Time) string {
+	verb := "expires"
+	if !now.Before(who.until) {
+		verb = "expired"
+	}
+	return fmt.Sprintf("%s %s at %s", who.rules[0].place, verb, who.until.UTC().Format(time.RFC3339))
 }
 
 // identifyOnce returns the actor whom the credentials of c prove; nil is anonymous.
@@ -220,12 +259,17 @@ func reportDecision(w io.Writer, policy *accessPolicy, who *actor, c checkArgs) 
 		what = c.action.String() + " on what concerns all sites"
 	}
 	if rule := policy.allows(who, c.action, c.site); rule != nil {
-		_, err := fmt.Fprintf(w, "allowed: %s, %s, by %s\n", name, what, describeRule(rule))
-		return err
+		fmt.Fprintf(w, "allowed: %s, %s, by %s\n", name, what, describeRule(rule))
+		reportUnverified(w, c)
+		return nil
 	}
 	fmt.Fprintf(w, "denied: %s, %s: no rule allows it\n", name, what)
+	reportUnverified(w, c)
 	if c.cert != "" && who == nil {
 		fmt.Fprintf(w, "  no entry of \"certificates\" fits the certificate, or it is not valid now\n")
+	}
+	if c.jwt != "" {
+		printIndented(w, policy.explainClaims(claimsOf(c.jwt)))
 	}
 	for _, r := range append(slices.Clip(rules), policy.anonymous...) {
 		why := "not on this site"
@@ -235,6 +279,19 @@ func reportDecision(w io.Writer, policy *accessPolicy, who *actor, c checkArgs) 
 		fmt.Fprintf(w, "  %s: %s\n", describeRule(&r), why)
 	}
 	return errDenied
+}
+
+// reportUnverified prints what the service verifies and this command does not.
+func reportUnverified(w io.Writer, c checkArgs) {
+	if c.cert != "" {
+		fmt.Fprintln(w, "  the chain of the certificate is not verified")
+	}
+}
+
+func printIndented(w io.Writer, lines []string) {
+	for _, line := range lines {
+		fmt.Fprintf(w, "  %s\n", line)
+	}
 }
 
 // describeRule returns the place of a rule and what it allows.

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -144,6 +145,9 @@ func TestAccessCheck(t *testing.T) {
 	whole, wholeEntry := newTestToken(t, "--name", "ops", "--allow", "admin,read,delete", "--sites", "*")
 	unknown, _ := newTestToken(t, "--name", "x", "--allow", "read", "--sites", "*")
 	file := writeAccessFile(t, entry, wholeEntry)
+	expired, expiredEntry := newTestToken(t, "--name", "old", "--allow", "read", "--sites", "*", "--expires", "1h")
+	expiredEntry = regexp.MustCompile(`"expires":".*?"`).ReplaceAllString(expiredEntry, `"expires":"2020-01-02T03:04:05Z"`)
+	oldFile := writeAccessFile(t, entry, expiredEntry)
 	bad := filepath.Join(t.TempDir(), "bad.json")
 	writeFileText(t, bad, `{"tokens":[{"name":"x"}]}`)
 	for _, c := range []struct {
@@ -165,6 +169,10 @@ func TestAccessCheck(t *testing.T) {
 		{"anonymous, another site", "", []string{file, "--action", "read", "--site", "shop-1"}, 5, []string{"denied: an anonymous client"}},
 		{"all sites", whole, []string{file, "--action", "admin", "--token", "-"}, 0, []string{`tokens[1] "ops"`}},
 		{"all sites, denied", token, []string{file, "--action", "admin", "--token", "-"}, 5, []string{"denied", "all sites"}},
+		{"a token that has expired", expired, []string{oldFile, "--action", "read", "--site", "a", "--token", "-"}, 5,
+			[]string{"denied (expired): the token has expired\n", "tokens[1] \"old\" expired at 2020-01-02T03:04:05Z\n"}},
+		{"a JWT as a token", "a.b.c", []string{file, "--action", "read", "--site", "a", "--token", "-"}, 2, []string{"use --jwt"}},
+		{"a token as a JWT", token, []string{file, "--action", "read", "--site", "a", "--jwt", "-"}, 2, []string{"use --token"}},
 		{"a token that is not in the file", unknown, []string{file, "--action", "read", "--site", "public-1", "--token", "-"}, 5, []string{"denied (unknown)"}},
 		{"not a token", "secret", []string{file, "--action", "read", "--site", "public-1", "--token", "-"}, 5, []string{"denied (malformed)"}},
 		{"not a JWT", "secret", []string{file, "--action", "read", "--site", "public-1", "--jwt", "-"}, 5, []string{"denied ("}},
@@ -195,9 +203,27 @@ func TestAccessCheck(t *testing.T) {
 		if c.status == exitDenied && strings.Contains(out, "pagewright-storage:") {
 			t.Errorf("%s: the reason is there twice: %s", c.name, out)
 		}
-		if strings.Contains(out, token) || strings.Contains(out, unknown) {
+		if strings.Contains(out, token) || strings.Contains(out, unknown) || strings.Contains(out, "a.b.c") {
 			t.Errorf("%s: the output has the token: %s", c.name, out)
 		}
+	}
+}
+
+// TestAccessCheckListsExpiry: "access check" of a file lists the tokens that have expired or soon
+// will, the first to expire first.
+func TestAccessCheckListsExpiry(t *testing.T) {
+	now := time.Now()
+	entry := func(name string, after time.Duration) string {
+		_, entry := newTestToken(t, "--name", name, "--allow", "read", "--sites", "*", "--expires", "1h")
+		return regexp.MustCompile(`"expires":".*?"`).ReplaceAllString(entry, `"expires":"`+now.Add(after).UTC().Format(time.RFC3339)+`"`)
+	}
+	_, never := newTestToken(t, "--name", "never", "--allow", "read", "--sites", "*")
+	const day = 24 * time.Hour
+	file := writeAccessFile(t, entry("later", 15*day), never, entry("soon", 13*day), entry("old", -300*day))
+	at := func(after time.Duration) string { return now.Add(after).UTC().Format(time.RFC3339) }
+	want := file + " is valid\n  tokens[3] \"old\" expired at " + at(-300*day) + "\n  tokens[2] \"soon\" expires at " + at(13*day) + "\n"
+	if out, status := checkAccessAs(t, file, ""); out != want || status != 0 {
+		t.Errorf("%d, %q, want %q", status, out, want)
 	}
 }
 
@@ -214,11 +240,17 @@ func TestAccessCheckJWT(t *testing.T) {
 	issuer := startIssuer(t, key)
 	file := filepath.Join(t.TempDir(), "access.json")
 	writeFileText(t, file, `{"oidc":[{"name":"ci","issuer":"`+issuer.URL+`","audience":["pagewright"],"rules":[
-		{"claims":{"repository":["acme/site-*"]},"allow":["create"],"sites":["site-{1}"]}]}]}`)
+		{"claims":{"repository":["acme/site-*"]},"allow":["create"],"sites":["site-{1}"]},
+		{"claims":{"ref":["refs/heads/main","v*"]},"allow":["create"],"sites":["main"]}]}]}`)
 	signed := func(key signingKey, repository string, expires time.Duration) string {
 		now := time.Now()
 		return signJWT(key, nil, jwt.MapClaims{"iss": issuer.URL, "aud": "pagewright", "sub": "job", "repository": repository,
 			"iat": now.Add(-time.Hour).Unix(), "exp": now.Add(expires).Unix()})
+	}
+	changed := func(name string, value any) string {
+		claims := jwt.MapClaims{"iss": issuer.URL, "aud": "pagewright", "sub": "job", "repository": "acme/site-a", "exp": time.Now().Add(time.Minute).Unix()}
+		claims[name] = value
+		return signJWT(key, nil, claims)
 	}
 	good := signed(key, "acme/site-a", time.Minute)
 	for _, c := range []struct {
@@ -228,7 +260,13 @@ func TestAccessCheckJWT(t *testing.T) {
 	}{
 		{"allowed", good, "site-a", 0, `allowed: oidc "ci:job"`},
 		{"another site", good, "site-b", 5, `create on site-a): not on this site`},
-		{"another repository", signed(key, "evil/site-a", time.Minute), "site-a", 5, "no rule allows it"},
+		{"another repository", signed(key, "evil/site-a", time.Minute), "site-a", 5, "no rule allows it\n" +
+			"  oidc[0] \"ci\" rules[0]: claim repository is \"evil/site-a\", the rule has \"acme/site-*\"\n" +
+			"  oidc[0] \"ci\" rules[1]: claim ref is missing, the rule has \"refs/heads/main\", \"v*\"\n"},
+		{"another branch", changed("ref", "refs/heads/dev"), "main", 5, `oidc[0] "ci" rules[1]: claim ref is "refs/heads/dev", the rule has "refs/heads/main", "v*"` + "\n"},
+		{"a value that is no part of an id", signed(key, "acme/site-a/b", time.Minute), "site-a", 5, `oidc[0] "ci" rules[0]: {1} would be "a/b", which cannot be in the id of a site`},
+		{"another audience", changed("aud", []string{"x", "y"}), "site-a", 5, "denied (invalid): the token is not for this audience\n  the audience of the token is \"x\", \"y\", oidc[0] \"ci\" has \"pagewright\"\n"},
+		{"another issuer", changed("iss", "https://x.example"), "site-a", 5, `the issuer of the token is "https://x.example", the file has "` + issuer.URL + "\"\n"},
 		{"expired", signed(key, "acme/site-a", -2*time.Minute), "site-a", 5, "denied (expired)"},
 		{"of another key", signed(signingKey{"k1", "ES256", mustMake(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}, "acme/site-a", time.Minute), "site-a", 5, "denied (invalid)"},
 	} {
@@ -264,6 +302,8 @@ func TestAccessCheckCertificate(t *testing.T) {
 		want             string
 	}{
 		{"allowed", good, "shop", 0, `allowed: certificate "edge", read on site shop`},
+		{"the chain", good, "shop", 0, "\n  the chain of the certificate is not verified\n"},
+		{"the chain, denied", good, "blog", 5, "\n  the chain of the certificate is not verified\n"},
 		{"another site", good, "blog", 5, "not on this site"},
 		{"another name", issue("other.crt", "spiffe://evil/web-shop", time.Now().Add(time.Hour)), "shop", 5, `no entry of "certificates" fits`},
 		{"expired", issue("old.crt", "spiffe://acme/web-shop", time.Now().Add(-time.Hour)), "shop", 5, `no entry of "certificates" fits`},
