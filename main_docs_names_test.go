@@ -110,7 +110,8 @@ func metricNames(t *testing.T) map[string]bool {
 	t.Helper()
 	// With everything that has metrics of its own.
 	access := filepath.Join(t.TempDir(), "access.json")
-	switchFile(t, access, []byte(`{"oidc":[{"name":"i","issuer":"http://127.0.0.1:1","audience":["a"],"rules":[{"claims":{"sub":["x"]},"allow":["read"],"sites":["s"]}]}],
+	switchFile(t, access, []byte(`{"tokens":[{"name":"t","sha256":["`+hashA+`"],"allow":["read"],"sites":["s"],"expires":"2100-01-01T00:00:00Z"}],
+		"oidc":[{"name":"i","issuer":"http://127.0.0.1:1","audience":["a"],"rules":[{"claims":{"sub":["x"]},"allow":["read"],"sites":["s"]}]}],
 		"anonymous":[{"allow":["read","admin"],"sites":["*"]}]}`))
 	s, _, _ := startTLS(t, "ACCESS_FILE="+access)
 	s.do(t, 404, request{method: "GET", path: "/sites/shop/artifacts/none"}) // makes the first series of some metrics
