@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -22,7 +23,7 @@ func (p *accessPolicy) explainRefusal(claims map[string]any) []string {
 		for _, o := range p.oidc {
 			known = append(known, o.issuer)
 		}
-		return []string{fmt.Sprintf("the issuer of the token is %s, the file has %s", shown(iss), quotedList(known))}
+		return []string{fmt.Sprintf("the issuer of the token is %s, the file has %s", strconv.Quote(iss), quotedList(known))}
 	}
 	audience := claimTexts(claims, []string{"aud"})
 	if !slices.ContainsFunc(audience, func(a string) bool { return slices.Contains(issuer.audience, a) }) {
@@ -50,14 +51,14 @@ func (p *accessPolicy) explainClaims(claims map[string]any) (lines []string) {
 // explain returns why a rule gives a JWT no rights; "" if it gives some.
 func (r *claimRule) explain(claims map[string]any) string {
 	for _, m := range r.claims {
-		texts := claimTexts(claims, m.path)
+		name, texts := strings.TrimPrefix(memberPlace(m.name), "."), claimTexts(claims, m.path)
 		if _, ok := matchAny(m.globs, texts); ok {
 			continue
 		}
 		if len(texts) == 0 {
-			return fmt.Sprintf("claim %s is missing, the rule has %s", m.name, quotedList(m.globs))
+			return fmt.Sprintf("claim %s is missing, the rule has %s", name, quotedList(m.globs))
 		}
-		return fmt.Sprintf("claim %s is %s, the rule has %s", m.name, quotedList(texts), quotedList(m.globs))
+		return fmt.Sprintf("claim %s is %s, the rule has %s", name, quotedList(texts), quotedList(m.globs))
 	}
 	values, _ := r.match(claims)
 	if len(r.filled(values).sites) == 0 {
@@ -66,14 +67,14 @@ func (r *claimRule) explain(claims map[string]any) string {
 	return ""
 }
 
-// quotedList returns texts in quotes, each cut to what errors show.
+// quotedList returns texts in quotes. They are whole: what differs may be at the end.
 func quotedList(texts []string) string {
 	if len(texts) == 0 {
 		return "none"
 	}
 	quoted := make([]string, len(texts))
 	for i, text := range texts {
-		quoted[i] = shown(text)
+		quoted[i] = strconv.Quote(text)
 	}
 	return strings.Join(quoted, ", ")
 }
