@@ -255,7 +255,7 @@ func (m *serviceMetrics) issuerKeys(now map[string]keyReads) {
 }
 
 func issuerSeries(issuer string) [3]string {
-	label := `{issuer=` + labelValue(issuer)
+	label := fmt.Sprintf(`{issuer=%q`, issuer)
 	return [...]string{`pagewright_access_key_fetches_total` + label + `,result="ok"}`,
 		`pagewright_access_key_fetches_total` + label + `,result="failed"}`, `pagewright_access_keys_age_seconds` + label + `}`}
 }
@@ -277,12 +277,8 @@ func (m *serviceMetrics) tokensExpire(now map[string]time.Time) {
 }
 
 func tokenSeries(name string) string {
-	return `pagewright_access_token_expires_timestamp_seconds{name=` + labelValue(name) + `}`
+	return fmt.Sprintf(`pagewright_access_token_expires_timestamp_seconds{name=%q}`, name)
 }
-
-// labelValue returns the value of a label of graphic characters in quotes. Prometheus refuses
-// the whole scrape for an escape like \u00a0, which strconv.Quote makes of a space that is not ASCII.
-func labelValue(s string) string { return strconv.QuoteToGraphic(s) }
 
 // linesDropped sets how many lines the service log has dropped. A scrape that is overtaken
 // by another one does not decrease the counters.
