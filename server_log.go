@@ -289,7 +289,7 @@ func newBufferedLog(cfg *Config, b *logQueue) *slog.Logger {
 }
 
 func lineHandler(cfg *Config, w io.Writer) slog.Handler {
-	opts := &slog.HandlerOptions{Level: cfg.LogLevel}
+	opts := &slog.HandlerOptions{Level: cfg.LogLevel, ReplaceAttr: maskedAttr}
 	if cfg.LogFormat == "text" {
 		return slog.NewTextHandler(w, opts)
 	}

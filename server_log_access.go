@@ -40,7 +40,7 @@ func (a *accessLog) write(x *requestRecord, now time.Time) {
 // optional returns the members that not every line has. Their texts may be long.
 func (x *requestRecord) optional() [9]struct{ name, value string } {
 	return [...]struct{ name, value string }{
-		{"peer", x.peer}, {"user_agent", x.agent}, {"outcome", string(x.outcome)}, {"error", clip(x.refused)}, {"cut", x.cut},
+		{"peer", x.peer}, {"user_agent", x.agent}, {"outcome", string(x.outcome)}, {"error", masked(clip(x.refused))}, {"cut", x.cut},
 		{"server_request_id", x.serverID}, {"actor", x.actor}, {"actor_kind", x.actorKind}, {"credential", x.credential},
 	}
 }
@@ -63,8 +63,8 @@ func clip[T string | []byte](s T) string {
 }
 
 // loggedTarget returns a request target as logs may have it: without a user and a password,
-// and without its query if the name of an argument contains "token". Credentials belong
-// into a header, but clients put them into URLs too.
+// without its query if the name of an argument contains "token", and otherwise masked.
+// Credentials belong into a header, but clients put them into URLs too.
 func loggedTarget[T string | []byte](target T) string {
 	text := string(target)
 	if scheme, rest, absolute := strings.Cut(text, "://"); absolute && text[0] != '/' {
@@ -72,9 +72,9 @@ func loggedTarget[T string | []byte](target T) string {
 		text = scheme + "://" + rest[strings.LastIndexByte(rest, '@')+1:]
 	}
 	if path, query, found := strings.Cut(text, "?"); found && namesToken(query) {
-		return path
+		text = path
 	}
-	return text
+	return maskedTarget(text)
 }
 
 // namesToken reports whether the name of an argument of a query contains "token".

@@ -90,6 +90,7 @@ func FuzzAccessLine(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, path, id, agent, reason string, took int64) {
 		x := exampleRecord()
+		id, path, agent, reason = masked(id), masked(path), masked(agent), masked(reason) // as the server does
 		x.path, x.id, x.method, x.agent, x.refused, x.cut, x.serverID = path, id, id, clip(agent), reason, agent, id
 		x.actor, x.actorKind, x.credential = reason, agent, id
 		x.start = lineEnd.Add(-time.Duration(took))
@@ -129,6 +130,9 @@ func TestLoggedTarget(t *testing.T) {
 		"http://u:p@x@h/a@b":                 "http://b",
 		"http://u:p/x?token@h/a":             "http://h/a",
 		"/a://u:p@h/":                        "/a://u:p@h/",
+		"/a?key=pwst_a-B_9&b=c":              "/a?key=pwst_***&b=c",
+		"/a?key=pwst%5Fab":                   "/a?key=pwst_***",
+		"/a?b=%zz&key=pwst_ab":               "/a?b=%zz&key=pwst_***",
 		"://":                                "://", "://x@": "://",
 		"*": "*",
 		"":  "",

@@ -191,7 +191,7 @@ func (s *server) respond(ctx *fasthttp.RequestCtx, c *conn) {
 	c.rec.status = ctx.Response.StatusCode()
 	if s.access != nil && !c.rec.ofProbe() && (c.rec.status >= 500 || s.sampled()) {
 		c.rec.logged = true
-		c.rec.path, c.rec.agent = loggedTarget(ctx.RequestURI()), clip(ctx.UserAgent())
+		c.rec.path, c.rec.agent = loggedTarget(ctx.RequestURI()), masked(clip(ctx.UserAgent()))
 		c.rec.remote, c.rec.peer = remoteOf(s.cfg, &ctx.Request.Header, c)
 	}
 	switch {
@@ -244,7 +244,10 @@ func requestID(ctx *fasthttp.RequestCtx) (id string, callers bool) {
 			return rand.Text(), false
 		}
 	}
-	return string(given), true
+	if id = string(given); mayHoldCredential(id) { // it is in the log and in the response
+		return rand.Text(), false
+	}
+	return id, true
 }
 
 // ids returns the members that identify the request in a line of the service log.
