@@ -135,6 +135,13 @@ func (k *issuerKeys) end() {
 	k.set.Store(nil)
 }
 
+// entry returns the name of the entry of the access file. store.mu comes before k.mu.
+func (k *issuerKeys) entry() string {
+	k.store.mu.Lock()
+	defer k.store.mu.Unlock()
+	return k.name
+}
+
 // keySet is what one read returned. It never changes.
 type keySet struct {
 	keys []publicKey
@@ -254,6 +261,7 @@ func (k *issuerKeys) readOnce() bool {
 	}
 	k.mu.Unlock()
 	set, err := k.fetch()
+	name := k.entry()
 
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -271,7 +279,7 @@ func (k *issuerKeys) readOnce() bool {
 	if err != nil {
 		k.failed++
 		if last == nil || last.Error() != err.Error() {
-			k.store.log.Warn("cannot read the keys of an issuer", "issuer", k.source.issuer, "error", err)
+			k.store.log.Warn("cannot read the keys of an issuer", "name", name, "issuer", k.source.issuer, "error", err)
 		}
 		return false
 	}
@@ -279,9 +287,9 @@ func (k *issuerKeys) readOnce() bool {
 	// The same document keeps the set, and with it the tokens that were verified by it.
 	if old := k.set.Load(); old == nil || old.sum != set.sum {
 		k.set.Store(set)
-		k.store.log.Info("keys of an issuer read", "issuer", k.source.issuer, "keys", len(set.keys))
+		k.store.log.Info("keys of an issuer read", "name", name, "issuer", k.source.issuer, "keys", len(set.keys))
 	} else if last != nil {
-		k.store.log.Info("keys of an issuer can be read again", "issuer", k.source.issuer)
+		k.store.log.Info("keys of an issuer can be read again", "name", name, "issuer", k.source.issuer)
 	}
 	return true
 }

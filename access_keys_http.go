@@ -86,18 +86,18 @@ func (from keySource) client(start *url.URL) (*http.Client, error) {
 	if from.caFile != "" {
 		pem, err := readSmallFile(from.caFile, maxKeysBytes)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("ca_file: %w", err)
 		}
 		t.TLSClientConfig.RootCAs = x509.NewCertPool()
 		if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s: no certificate in PEM", from.caFile)
+			return nil, fmt.Errorf("ca_file: %s: no certificate in PEM", from.caFile)
 		}
 	}
 	var token string
 	if from.tokenFile != "" {
 		data, err := readSmallFile(from.tokenFile, 64<<10)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("token_file: %w", err)
 		}
 		token = strings.TrimSpace(string(data))
 	}

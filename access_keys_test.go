@@ -286,11 +286,11 @@ func TestReadKeysCA(t *testing.T) {
 	}
 	read("certificate signed by unknown authority")
 	from.caFile = keysFile(t, "no PEM")
-	read("no certificate in PEM")
+	read("ca_file: " + from.caFile + ": no certificate in PEM")
 	putFile(t, from.caFile, pemOf(secure.Certificate().Raw))
 	read("")
 	from.caFile += ".absent"
-	read("no such file")
+	read("ca_file: stat " + from.caFile + ": no such file")
 }
 
 // TestReadKeysToken: the token of token_file goes to the host of the URL and to no other, and is
@@ -343,8 +343,8 @@ func TestReadKeysToken(t *testing.T) {
 		}
 	}
 	from.tokenFile += ".absent"
-	if _, err := readKeys(t.Context(), from); err == nil {
-		t.Error("an absent token_file is no error")
+	if _, err := readKeys(t.Context(), from); err == nil || !strings.Contains(err.Error(), "token_file: stat "+from.tokenFile+": no such file") {
+		t.Errorf("an absent token_file: %v", err)
 	}
 }
 
@@ -680,10 +680,10 @@ func TestKeysLog(t *testing.T) {
 			got = append(got, line)
 		}
 		want := []string{
-			`level=WARN msg="cannot read the keys of an issuer" issuer=https://issuer.example error="no route"`,
-			`level=INFO msg="keys of an issuer read" issuer=https://issuer.example keys=1`,
-			`level=WARN msg="cannot read the keys of an issuer" issuer=https://issuer.example error="no route"`,
-			`level=INFO msg="keys of an issuer can be read again" issuer=https://issuer.example`,
+			`level=WARN msg="cannot read the keys of an issuer" name=i issuer=https://issuer.example error="no route"`,
+			`level=INFO msg="keys of an issuer read" name=i issuer=https://issuer.example keys=1`,
+			`level=WARN msg="cannot read the keys of an issuer" name=i issuer=https://issuer.example error="no route"`,
+			`level=INFO msg="keys of an issuer can be read again" name=i issuer=https://issuer.example`,
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("%s", strings.Join(got, "\n"))
