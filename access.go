@@ -83,12 +83,13 @@ func (e *expiredToken) Unwrap() error { return &e.accessError }
 const (
 	deniedMissing   = "missing"     // no credentials
 	deniedMalformed = "malformed"   // of no form that is accepted
-	deniedUnknown   = "unknown"     // a token that is not in the file
+	deniedUnknown   = "unknown"     // a token that is not in the file, or a client certificate that no entry fits
 	deniedExpired   = "expired"     // a token or JWT that has expired, or is not valid yet
 	deniedInvalid   = "invalid"     // a JWT with a wrong signature, issuer, audience, algorithm or lifetime; a client certificate whose CA was removed
 	deniedIssuer    = "issuer_down" // a JWT that cannot be verified because its issuer does not respond: 503
 	deniedRights    = "rights"      // the credentials are good, but allow too little: 403
+	deniedExists    = "exists"      // the build exists, and the credentials allow only to create: 403
 )
 
 // deniedReasons are all of them, for the metrics.
-var deniedReasons = [...]string{deniedMissing, deniedMalformed, deniedUnknown, deniedExpired, deniedInvalid, deniedIssuer, deniedRights}
+var deniedReasons = [...]string{deniedMissing, deniedMalformed, deniedUnknown, deniedExpired, deniedInvalid, deniedIssuer, deniedRights, deniedExists}

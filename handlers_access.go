@@ -71,7 +71,11 @@ func (a *api) authorize(ctx *fasthttp.RequestCtx, r *route) error {
 	}
 	site := pathText(ctx, "site_id")
 	if policy.allows(who, r.need, site) == nil {
-		if who == nil {
+		switch {
+		case who == nil && cert != nil:
+			c.rec.certificate = certificateNames(cert)
+			return refusedAccess(errNoEntry)
+		case who == nil:
 			return refusedAccess(errNoCredentials)
 		}
 		return lacking(r.need)
@@ -93,6 +97,16 @@ func certificateOf(c *conn, now time.Time) (*x509.Certificate, error) {
 		return nil, &accessError{deniedInvalid, "the CA of the client certificate is no longer accepted"}
 	}
 	return cert, nil
+}
+
+// certificateNames returns the names of a certificate that entries of the access file can
+// match, for an audit line.
+func certificateNames(cert *x509.Certificate) string {
+	names := alternativeNames(cert)
+	if len(names) == 0 {
+		return "no subject alternative name"
+	}
+	return clip(strings.Join(names, ", "))
 }
 
 // pathText returns an id of the path as rules and audit lines see it: decoded, also if it is
@@ -176,7 +190,7 @@ func credentialOf(h *fasthttp.RequestHeader) (string, error) {
 		return "", &accessError{deniedMalformed, "Authorization must have the scheme Bearer or Basic"}
 	}
 	if !isToken68(rest) {
-		return "", &accessError{deniedMalformed, "Authorization holds no token"}
+		return "", &accessError{deniedMalformed, "Authorization must be `Bearer TOKEN`, without quotes or other characters"}
 	}
 	return string(rest), nil
 }
@@ -196,13 +210,26 @@ func isToken68(b []byte) bool {
 // but not offered: browsers would ask people for a password.
 const challenge = `Bearer realm="pagewright"`
 
-var errNoCredentials = &accessError{deniedMissing, "credentials are required"}
+var (
+	errNoCredentials = &accessError{deniedMissing, "credentials are required: send Authorization: Bearer TOKEN"}
+	errNoEntry       = &accessError{deniedUnknown, "no entry of the access file fits the client certificate"}
+)
 
 // lacking returns the error of a request whose sender is known, but may not do what it needs.
 // It is the same whether or not the site exists.
 func lacking(need action) *httpError {
-	e := newHTTPError(fasthttp.StatusForbidden, "these credentials do not allow this: the action %s is required", need)
-	e.denied, e.header = deniedRights, fasthttp.HeaderWWWAuthenticate
+	return insufficient(deniedRights, need, "these credentials do not allow this: the action "+need.String()+" is required")
+}
+
+// mayNotReplace returns the error of an upload of a build that exists, by a client that may
+// only create builds.
+func mayNotReplace() *httpError {
+	return insufficient(deniedExists, actionWrite, "the build exists, and these credentials may only create builds (create), not replace them (write)")
+}
+
+func insufficient(denied string, need action, text string) *httpError {
+	e := newHTTPError(fasthttp.StatusForbidden, "%s", text)
+	e.denied, e.header = denied, fasthttp.HeaderWWWAuthenticate
 	e.value = challenge + `, error="insufficient_scope", scope="` + need.String() + `"`
 	return e
 }

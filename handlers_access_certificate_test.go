@@ -132,6 +132,48 @@ func TestClientCertificateAsCredential(t *testing.T) {
 	s.get(t, 403, build)
 }
 
+// A client certificate that no entry fits has a response and an audit line of its own, unless
+// anonymous clients may do the same.
+func TestClientCertificateFitsNoEntry(t *testing.T) {
+	s := startMutual(t, certificateRules(t, "read", testRule{allow: "read", sites: "public"}), "optional")
+	mustStore(t, openTestNFS(t, s.dir), "public", "b", []byte("a build"))
+	uris := func(c *x509.Certificate) {
+		withURI("spiffe://acme/db")(c)
+		c.EmailAddresses = []string{strings.Repeat("a", 300) + "@example.com"}
+	}
+	bare := func(c *x509.Certificate) { c.DNSNames, c.IPAddresses = nil, nil }
+	for _, c := range []struct {
+		id, path string
+		cert     []tls.Certificate
+		want     int
+		text     string // in the response
+		audited  string
+	}{
+		{"stranger", "/sites/s/artifacts/b", []tls.Certificate{s.ca.client("db", uris)}, 401, "no entry of the access file fits the client certificate",
+			"denied unknown " + ("spiffe://acme/db, localhost, " + strings.Repeat("a", 300))[:maxLoggedText]},
+		{"nameless", "/sites/s/artifacts/b", []tls.Certificate{s.ca.client("db", bare)}, 401, "no entry of the access file fits the client certificate", "denied unknown no subject alternative name"},
+		{"none", "/sites/s/artifacts/b", nil, 401, "credentials are required: send Authorization: Bearer TOKEN", "denied missing"},
+		{"anonymous", "/sites/public/artifacts/b", []tls.Certificate{s.ca.client("db", uris)}, 200, "a build", ""},
+	} {
+		s.https = httpsClient(t, s.ca.trust(c.cert...))
+		if text := string(s.get(t, c.want, c.path, "X-Request-Id", c.id).body); !strings.Contains(text, c.text) {
+			t.Errorf("%s: %s", c.id, text)
+		}
+		if c.audited == "" {
+			continue
+		}
+		got := ""
+		eventually(t, c.id+" is audited", func() bool { // one line a second of each reason
+			line := lineMembers(t, s.testServer, "audit")[c.id]
+			got = lineText(line, "result", "reason", "certificate")
+			return line != nil
+		})
+		if got != c.audited {
+			t.Errorf("%s: audited as %q, want %q", c.id, got, c.audited)
+		}
+	}
+}
+
 // A certificate that expires while its connection is open is refused from then on, also with
 // a good token, and without an access file.
 func TestClientCertificateExpires(t *testing.T) {

@@ -641,8 +641,8 @@ func TestStrangersCountAsTheirAddress(t *testing.T) {
 
 // Denials are counted by reason, from zero on, and only with an access file.
 func TestDeniedMetrics(t *testing.T) {
-	admin := newToken()
-	s, _ := startAccess(t, []testRule{{name: "admin", token: admin, allow: "admin", sites: "*"},
+	admin, creator := newToken(), newToken()
+	s, _ := startAccess(t, []testRule{{name: "admin", token: admin, allow: "admin", sites: "*"}, {name: "ci", token: creator, allow: "create", sites: "s"},
 		{name: "old", token: newToken(), allow: "read", sites: "*", expires: "2020-01-01T00:00:00Z"}})
 	read := func() map[string]float64 {
 		t.Helper()
@@ -661,8 +661,15 @@ func TestDeniedMetrics(t *testing.T) {
 	s.get(t, 401, "/sites/s/versions", "Authorization", "Negotiate x")
 	s.get(t, 401, "/sites/s/versions", bearer(newToken())...)
 	s.get(t, 403, "/sites/s/versions", bearer(admin)...)
+	s.put(t, 201, "/sites/s/artifacts/b", "x", bearer(creator)...)
+	for range 2 {
+		again := s.put(t, 403, "/sites/s/artifacts/b", "x", bearer(creator)...)
+		if text := string(again.body); !strings.Contains(text, "the build exists, and these credentials may only create builds (create), not replace them (write)") {
+			t.Error(text)
+		}
+	}
 	got = read()
-	for reason, want := range map[string]float64{deniedMissing: 1, deniedMalformed: 1, deniedUnknown: 1, deniedRights: 1, deniedExpired: 0} {
+	for reason, want := range map[string]float64{deniedMissing: 1, deniedMalformed: 1, deniedUnknown: 1, deniedRights: 1, deniedExists: 2, deniedExpired: 0} {
 		if n := got[fmt.Sprintf("pagewright_access_denied_total{reason=%q}", reason)]; n != want {
 			t.Errorf("%s: %v, want %v", reason, n, want)
 		}

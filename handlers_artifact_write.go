@@ -137,7 +137,7 @@ func (a *api) uploadError(up upload, err error) error {
 	case errors.Is(err, errTooLarge):
 		return newHTTPError(fasthttp.StatusRequestEntityTooLarge, "the build is larger than the maximum of %d bytes", int64(a.cfg.MaxArtifactSize))
 	case up.wouldReplace(err) && up.createOnly:
-		return lacking(actionWrite)
+		return mayNotReplace()
 	case up.wouldReplace(err):
 		return newHTTPError(fasthttp.StatusConflict, "the build already exists, and this store is append-only")
 	case errors.Is(err, ErrNoSpace):

@@ -49,7 +49,7 @@ func TestAuditLines(t *testing.T) {
 		{"a condition that fails", one, request{"PUT", artifact, "y", header("If-None-Match", "*")}, 412, "INFO write failed s b token one", "token one"},
 		{"a bad build id", one, request{"PUT", "/sites/s/artifacts/%2e", "y", nil}, 400, "INFO write failed s . token one", "token one"},
 		{"an empty body", one, request{"PUT", artifact, "", nil}, 400, "INFO write failed s b token one", "token one"},
-		{"a create over a build", reader, request{"PUT", artifact, "z", nil}, 403, "INFO write denied s b token reader rights", "token reader"},
+		{"a create over a build", reader, request{"PUT", artifact, "z", nil}, 403, "INFO write denied s b token reader exists", "token reader"},
 		{"an entry", one, request{"POST", logs, anEntry, header("Idempotency-Key", "k")}, 201, "INFO log appended s b token one", "token one"},
 		{"the same entry", one, request{"POST", logs, anEntry, header("Idempotency-Key", "k")}, 201, "INFO log same s b token one", "token one"},
 		{"no entry", one, request{"POST", logs, "{}", nil}, 400, "INFO log failed s token one", "token one"},

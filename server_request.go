@@ -37,14 +37,15 @@ type requestRecord struct {
 	release  func()  // gives back what the response held; nil: nothing
 
 	// Set by the handlers.
-	action     string // that the request needs, for the audit line; empty: none is written
-	actor      string // who sent it; empty: anonymous
-	actorKind  string
-	stranger   bool   // the actor has no rights of its own
-	credential string // of a token of the actor: the beginning of its hash; empty: it has no token
-	client     string // the client in budgets; empty: that of the connection
-	createOnly bool   // the actor may not replace a build
-	build      string // that the body names
+	action      string // that the request needs, for the audit line; empty: none is written
+	actor       string // who sent it; empty: anonymous
+	actorKind   string
+	stranger    bool   // the actor has no rights of its own
+	credential  string // of a token of the actor: the beginning of its hash; empty: it has no token
+	certificate string // the names of a client certificate that no entry fits, for the audit line
+	client      string // the client in budgets; empty: that of the connection
+	createOnly  bool   // the actor may not replace a build
+	build       string // that the body names
 
 	sourceFailed func(error) // reports a failed source of the body; nil: it cannot fail
 }
