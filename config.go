@@ -4,12 +4,14 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -35,7 +37,7 @@ type Config struct {
 
 	AccessFile string `env:"ACCESS_FILE" help:"file that says who may do what; it is reloaded when it changes; empty means that anyone who reaches the service may do everything"`
 
-	BuildCacheControl string `env:"BUILD_CACHE_CONTROL" help:"Cache-Control header of builds in an append-only store, for example \"public, max-age=31536000, immutable\"; empty means no-cache"`
+	BuildCacheControl string `env:"BUILD_CACHE_CONTROL" help:"Cache-Control header of builds in an append-only store, for example \"private, max-age=31536000, immutable\", or with public instead of private if anyone may read all builds; empty means no-cache"`
 
 	MinFreeSpace     byteSize `env:"MIN_FREE_SPACE" envDefault:"32MiB" help:"nfs: free space reserved for logs and deletes; an upload that would use it gets 507; 0 disables"`
 	DownloadRedirect bool     `env:"DOWNLOAD_REDIRECT" envDefault:"false" help:"s3, azure, gcs: redirect GET requests for builds to a signed URL of the store (307); with ?redirect=false the service sends the bytes itself"`
@@ -90,6 +92,16 @@ func badConfig(format string, args ...any) error {
 	return configError{fmt.Errorf(format, args...)}
 }
 
+// fileError marks an error of a file that the start needs, if a restart cannot help. A file
+// that is missing may come, when its volume or Secret is mounted: so its error is not a
+// configError, like that of a missing store. Neither wrong content nor a mode changes by itself.
+func fileError(err error) error {
+	if errors.As(err, new(*fs.PathError)) && !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return configError{err}
+}
+
 // check refuses values that have the right type but make no sense.
 func (c *Config) check() error {
 	bad := func(name string, value any, why string) error {
@@ -121,7 +133,7 @@ func (c *Config) check() error {
 	case c.StorageBackend == "nfs" && c.DownloadRedirect:
 		return bad("DOWNLOAD_REDIRECT", true, "the nfs backend cannot redirect: a directory has no URLs")
 	case c.BuildCacheControl != "" && !isCacheControl(c.BuildCacheControl):
-		return bad("BUILD_CACHE_CONTROL", strconv.Quote(c.BuildCacheControl), `must be a Cache-Control value, for example "public, max-age=31536000, immutable"`)
+		return bad("BUILD_CACHE_CONTROL", strconv.Quote(c.BuildCacheControl), `must be a Cache-Control value, for example "private, max-age=31536000, immutable"`)
 	case c.BuildCacheControl != "" && !c.AppendOnly:
 		return bad("BUILD_CACHE_CONTROL", c.BuildCacheControl, "requires PAGEWRIGHT_APPEND_ONLY=true: caches must revalidate builds that can be replaced")
 	case c.MaxUploads < 1 || c.MaxUploads > maxConnections:
@@ -156,6 +168,19 @@ func isCacheControl(s string) bool {
 		directive = token + `(=(` + token + `|"[\t !#-\[\]-~]*"))?`
 	)
 	return regexp.MustCompile(`^[\t ]*` + directive + `([\t ]*,[\t ]*` + directive + `)*[\t ]*$`).MatchString(s)
+}
+
+// isShared reports whether a Cache-Control value lets caches serve one client's response to
+// other clients although its request had credentials (RFC 9111, section 3.5).
+func isShared(cacheControl string) bool {
+	quoted := regexp.MustCompile(`"[^"]*"`)
+	for directive := range strings.SplitSeq(strings.ToLower(quoted.ReplaceAllString(cacheControl, "")), ",") {
+		name, _, _ := strings.Cut(strings.TrimSpace(directive), "=")
+		if name == "public" || name == "s-maxage" || name == "must-revalidate" {
+			return true
+		}
+	}
+	return false
 }
 
 // buildCaching returns the Cache-Control header of builds.

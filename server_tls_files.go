@@ -6,8 +6,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -47,13 +47,7 @@ func openTLS(cfg *tlsConfig, log *slog.Logger) (*tlsFiles, error) {
 	}
 	f.watch = &fileWatch{paths: paths, max: maxTLSFile, load: f.load, event: f.report}
 	if err := f.watch.check(); err != nil {
-		err = fmt.Errorf("cannot use the files of TLS: %w", err)
-		// A volume that is not mounted yet may come. Neither a wrong file nor its mode
-		// changes by itself.
-		if errors.As(err, new(*fs.PathError)) && !errors.Is(err, fs.ErrPermission) {
-			return nil, err
-		}
-		return nil, configError{err}
+		return nil, fileError(fmt.Errorf("cannot use the files of TLS: %w", err))
 	}
 	return f, nil
 }
@@ -65,6 +59,9 @@ func openTLS(cfg *tlsConfig, log *slog.Logger) (*tlsFiles, error) {
 func (f *tlsFiles) load(contents [][]byte) error {
 	pair, err := tls.X509KeyPair(contents[0], contents[1])
 	if err != nil {
+		if hasPassphrase(contents[1]) {
+			err = errors.New("the key has a passphrase: store it without one")
+		}
 		return fmt.Errorf("%s and %s: %w", f.cfg.Cert, f.cfg.Key, err)
 	}
 	now, old := time.Now(), f.current.Load()
@@ -124,8 +121,23 @@ func parseCAs(text []byte) (*x509.CertPool, error) {
 		if err != nil {
 			return nil, fmt.Errorf("certificate %d: %w", n, err)
 		}
+		// As in x509.Certificate.CheckSignatureFrom: a CA of version 1 has no constraints.
+		if ca.Version == 3 && !ca.BasicConstraintsValid || ca.BasicConstraintsValid && !ca.IsCA {
+			return nil, fmt.Errorf("certificate %d is not a CA certificate: %s", n, ca.Subject)
+		}
 		pool.AddCert(ca)
 	}
+}
+
+// hasPassphrase reports whether the first key of a PEM file is encrypted: in PKCS#8 (RFC
+// 7468, section 11), or in the older form that RFC 1421 describes.
+func hasPassphrase(text []byte) bool {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if strings.HasSuffix(block.Type, "PRIVATE KEY") {
+			return block.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED")
+		}
+	}
+	return false
 }
 
 // report logs a load, or why it failed. openTLS returns the error of the first one.

@@ -220,6 +220,14 @@ func TestStartWithBadTLSFiles(t *testing.T) {
 		{"a CA that is cut", func(d tlsDir) {
 			os.WriteFile(d.client, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}), 0o600)
 		}, "certificate 1", exitConfig},
+		{"a certificate that is no CA", func(d tlsDir) { os.WriteFile(d.client, append(ca.pem, cert...), 0o600) }, "certificate 2 is not a CA certificate: CN=server", exitConfig},
+		{"a key with a passphrase", func(d tlsDir) {
+			d.write(cert, pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte("x")}))
+		}, "passphrase", exitConfig},
+		{"an old key with a passphrase", func(d tlsDir) {
+			d.write(cert, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Headers: map[string]string{"Proc-Type": "4,ENCRYPTED", "DEK-Info": "AES-256-CBC,00"}, Bytes: []byte("x")}))
+		}, "passphrase", exitConfig},
+		{"no key", func(d tlsDir) { d.write(cert, cert) }, "found a certificate rather than a key", exitConfig},
 		{"too large", func(d tlsDir) { d.write(make([]byte, maxTLSFile+1), key) }, "larger than", exitConfig},
 	} {
 		dir := newTLSDir(t)
