@@ -17,6 +17,7 @@ type accessControl struct {
 	policy   atomic.Pointer[accessPolicy] // never nil
 	keys     *keyStore
 	verifier *jwtVerifier
+	noCA     bool // no client can have a certificate; set by openFiles
 }
 
 // openAccess loads the access file. It fails if the file cannot be used. Later the rules
@@ -69,8 +70,16 @@ func (a *accessControl) loaded(err error) {
 	case err == nil:
 		a.log.Info("access file loaded", "path", a.watch.paths[0],
 			"tokens", len(policy.tokenEntries()), "oidc", len(policy.oidc), "certificates", len(policy.certificates), "anonymous", len(policy.anonymous))
+		a.warnUnused()
 	case policy != nil: // at the start openAccess returns the error
 		a.log.Error("access file not loaded; the previous rules stay in force", "path", a.watch.paths[0], "error", err.Error())
+	}
+}
+
+// warnUnused logs that no client can use the entries for certificates, if there are any.
+func (a *accessControl) warnUnused() {
+	if n := len(a.policy.Load().certificates); n > 0 && a.noCA {
+		a.log.Warn("no client can use the certificates of the access file: set PAGEWRIGHT_TLS_CLIENT_CA", "path", a.watch.paths[0], "certificates", n)
 	}
 }
 

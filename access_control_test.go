@@ -120,18 +120,21 @@ func TestBadAccessFileStopsTheStart(t *testing.T) {
 	dir := t.TempDir()
 	bad := filepath.Join(dir, "bad.json")
 	switchFile(t, bad, []byte(`{"tokens":[{"name":"a"}]}`))
-	for _, c := range []struct{ path, want string }{
-		{filepath.Join(dir, "none.json"), "no such file"},
-		{dir, "not a regular file"},
-		{bad, "tokens[0]"},
+	for _, c := range []struct {
+		path, want string
+		exit       int
+	}{
+		{filepath.Join(dir, "none.json"), "no such file", exitFailure}, // it may come
+		{dir, "not a regular file", exitConfig},
+		{bad, "tokens[0]", exitConfig},
 	} {
 		for _, command := range []string{"serve", "config", "doctor"} {
 			var out, lines lockedBuffer
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // if it starts it must end
 			err := run(ctx, []string{command}, []string{"PAGEWRIGHT_PORT=0", "PAGEWRIGHT_NFS_BASE_PATH=" + dir, "PAGEWRIGHT_ACCESS_FILE=" + c.path}, &out, &lines)
 			cancel()
-			if err == nil || exitStatus(err) != exitConfig || !strings.Contains(err.Error(), "PAGEWRIGHT_ACCESS_FILE="+c.path) || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("%s with %s: %v, want exit status 78 and %q", command, c.path, err, c.want)
+			if err == nil || exitStatus(err) != c.exit || !strings.Contains(err.Error(), "PAGEWRIGHT_ACCESS_FILE="+c.path) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%s with %s: %v, want exit status %d and %q", command, c.path, err, c.exit, c.want)
 			}
 		}
 	}
@@ -140,14 +143,40 @@ func TestBadAccessFileStopsTheStart(t *testing.T) {
 // The start says once what access control does not protect.
 func TestAccessWarnings(t *testing.T) {
 	file := "ACCESS_FILE=" + writeAccess(t, testRule{allow: "read", sites: "*"})
-	const off, clear = "access control is off", "credentials are sent in clear"
+	path := writeAccess(t)
+	switchFile(t, path, []byte(`{"certificates":[{"name":"a","san":["a"],"allow":["read"],"sites":["s"]}]}`))
+	certificates := []string{"ACCESS_FILE=" + path, "LISTEN=127.0.0.1"}
+	caching := func(value string) []string {
+		return []string{file, "LISTEN=127.0.0.1", "APPEND_ONLY=true", "BUILD_CACHE_CONTROL=" + value}
+	}
+	ca, dir := newTestCA(t, "ca"), newTLSDir(t)
+	dir.write(ca.issue("server"))
+	withoutCA := []string{"TLS_CERT=" + dir.cert, "TLS_KEY=" + dir.key}
+	dir.writeCAs(ca)
+	withCA := append(dir.vars(), "ADMIN_LISTEN=127.0.0.1:1")
+	const (
+		off, reach, proved = "access control is off", "anyone who can reach this service", "anyone with a client certificate"
+		clear              = "credentials are sent in clear"
+		unused, shared     = "no client can use the certificates", "shared caches may serve builds"
+	)
 	proxies := []string{"TRUSTED_PROXIES=10.0.0.0/8", "CLIENT_ADDRESS_HEADER=Forwarded"}
 	for _, c := range []struct {
 		vars []string
 		want string
 	}{
-		{nil, off},
-		{[]string{"LISTEN=127.0.0.1"}, off},
+		{nil, reach},
+		{[]string{"LISTEN=127.0.0.1"}, reach},
+		{withCA, reach},
+		{append(withCA, "TLS_CLIENT_AUTH=require"), proved},
+		{certificates, unused},
+		{append(withoutCA, certificates...), unused},
+		{append(withCA, certificates...), ""},
+		{caching("Public, max-age=1"), shared},
+		{caching("max-age=1, s-maxage=2"), shared},
+		{caching("max-age=1,must-revalidate"), shared},
+		{caching(`private="public, x", max-age=1`), ""},
+		{caching("private, max-age=1, immutable"), ""},
+		{[]string{"APPEND_ONLY=true", "BUILD_CACHE_CONTROL=public"}, reach},
 		{[]string{file}, clear},
 		{[]string{file, "LISTEN=0.0.0.0"}, clear},
 		{[]string{file, "LISTEN=127.0.0.1"}, ""},
@@ -173,7 +202,7 @@ func TestAccessWarnings(t *testing.T) {
 			files.access.close()
 		}
 		warned := 0
-		for _, text := range []string{off, clear} {
+		for _, text := range []string{off, clear, unused, shared} {
 			if strings.Contains(lines.String(), "level=WARN msg=\""+text) {
 				warned++
 			}

@@ -172,8 +172,10 @@ func openFiles(cfg *Config, log *slog.Logger) (f reloadedFiles, err error) {
 		return f, nil
 	}
 	if f.access, err = openAccess(cfg.AccessFile, log); err != nil {
-		return f, configError{err}
+		return f, fileError(err)
 	}
+	f.access.noCA = cfg.TLS.ClientCA == ""
+	f.access.warnUnused()
 	f.watches = append(f.watches, f.access.watch)
 	return f, nil
 }
@@ -181,10 +183,15 @@ func openFiles(cfg *Config, log *slog.Logger) (f reloadedFiles, err error) {
 // warn logs what access control does not protect.
 func (f *reloadedFiles) warn(cfg *Config, log *slog.Logger) {
 	switch {
+	case f.access == nil && cfg.TLS.requires():
+		log.Warn("access control is off: anyone with a client certificate may read, replace and delete builds; set PAGEWRIGHT_ACCESS_FILE")
 	case f.access == nil:
 		log.Warn("access control is off: anyone who can reach this service may read, replace and delete builds; set PAGEWRIGHT_ACCESS_FILE")
 	case f.tls == nil && len(cfg.TrustedProxies) == 0 && !cfg.onLoopback():
 		log.Warn("credentials are sent in clear: serve TLS, or put a proxy in front that does and set PAGEWRIGHT_TRUSTED_PROXIES")
+	}
+	if f.access != nil && isShared(cfg.BuildCacheControl) {
+		log.Warn("shared caches may serve builds to anybody, with or without credentials: use private in PAGEWRIGHT_BUILD_CACHE_CONTROL unless anyone may read all builds", "value", cfg.BuildCacheControl)
 	}
 }
 
@@ -194,7 +201,7 @@ func checkAccess(cfg *Config) error {
 		return nil
 	}
 	if _, err := readAccess(cfg.AccessFile); err != nil {
-		return configError{err}
+		return fileError(err)
 	}
 	return nil
 }
