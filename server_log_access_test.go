@@ -53,6 +53,7 @@ func TestAccessLine(t *testing.T) {
 		{"invalid UTF-8", func(x *requestRecord) { x.agent = "a\xffb" }, `,"user_agent":"a\ufffdb"`, ` user_agent="a\xffb"`},
 		{"other letters", func(x *requestRecord) { x.agent = "ä" }, `,"user_agent":"ä"`, ` user_agent=ä`},
 		{"a reason", func(x *requestRecord) { x.refused = "no" }, `,"error":"no"`, ` error=no`},
+		{"a token in a reason", func(x *requestRecord) { x.refused = "no-pwst_a" }, `,"error":"no-pwst_***"`, ` error=no-pwst_***`},
 		{"a cut answer", func(x *requestRecord) { x.cut = "gone" }, `,"cut":"gone"`, ` cut=gone`},
 		{"all", func(x *requestRecord) { x.agent, x.outcome, x.refused, x.cut, x.serverID = "u", "o", "e", "c", "i" },
 			`,"user_agent":"u","outcome":"o","error":"e","cut":"c","server_request_id":"i"`, ` user_agent=u outcome=o error=e cut=c server_request_id=i`},
