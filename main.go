@@ -130,12 +130,12 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		if err := cfg.print(stdout, environ, foreign); err != nil {
 			return err
 		}
-		if err := checkAccess(cfg); err != nil {
+		if err := checkFiles(cfg); err != nil {
 			return err
 		}
 		return cfg.checkStore()
 	case "doctor":
-		if err := checkAccess(cfg); err != nil {
+		if err := checkFiles(cfg); err != nil {
 			return err
 		}
 		store, err := openBackend(ctx, cfg, slog.New(slog.DiscardHandler)) // the checks report what is wrong
@@ -153,59 +153,6 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	return serve(ctx, cfg, hangUp, log)
 }
 
-// reloadedFiles is what the service made of the files that it reloads when they change.
-type reloadedFiles struct {
-	access  *accessControl // nil: everybody may do everything
-	tls     *tlsFiles      // nil: no TLS
-	watches []*fileWatch
-}
-
-// openFiles reads the files that the service reloads when they change.
-func openFiles(cfg *Config, log *slog.Logger) (f reloadedFiles, err error) {
-	if f.tls, err = openTLS(&cfg.TLS, log); err != nil {
-		return f, err
-	}
-	if f.tls != nil {
-		f.watches = append(f.watches, f.tls.watch)
-	}
-	if cfg.AccessFile == "" {
-		return f, nil
-	}
-	if f.access, err = openAccess(cfg.AccessFile, log); err != nil {
-		return f, fileError(err)
-	}
-	f.access.noCA = cfg.TLS.ClientCA == ""
-	f.access.warnUnused()
-	f.watches = append(f.watches, f.access.watch)
-	return f, nil
-}
-
-// warn logs what access control does not protect.
-func (f *reloadedFiles) warn(cfg *Config, log *slog.Logger) {
-	switch {
-	case f.access == nil && cfg.TLS.requires():
-		log.Warn("access control is off: anyone with a client certificate may read, replace and delete builds; set PAGEWRIGHT_ACCESS_FILE")
-	case f.access == nil:
-		log.Warn("access control is off: anyone who can reach this service may read, replace and delete builds; set PAGEWRIGHT_ACCESS_FILE")
-	case f.tls == nil && len(cfg.TrustedProxies) == 0 && !cfg.onLoopback():
-		log.Warn("credentials are sent in clear: serve TLS, or put a proxy in front that does and set PAGEWRIGHT_TRUSTED_PROXIES")
-	}
-	if f.access != nil && isShared(cfg.BuildCacheControl) {
-		log.Warn("shared caches may serve builds to anybody, with or without credentials: use private in PAGEWRIGHT_BUILD_CACHE_CONTROL unless anyone may read all builds", "value", cfg.BuildCacheControl)
-	}
-}
-
-// checkAccess returns what is wrong with the access file, if there is one.
-func checkAccess(cfg *Config) error {
-	if cfg.AccessFile == "" {
-		return nil
-	}
-	if _, err := readAccess(cfg.AccessFile); err != nil {
-		return fileError(err)
-	}
-	return nil
-}
-
 // setThreads lets Go run on twice as many threads as the container has CPUs at the start,
 // unless GOMAXPROCS is set. A thread that waits in fsync(2) counts as running until
 // the runtime notices, up to 10 ms later: with one thread for each CPU, a few slow
@@ -213,23 +160,6 @@ func checkAccess(cfg *Config) error {
 func setThreads() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(2 * runtime.GOMAXPROCS(0))
-	}
-}
-
-// reload checks at intervals, and at each SIGHUP, whether files have changed, and reloads
-// those that have. It ends with ctx.
-func reload(ctx context.Context, hangUp <-chan os.Signal, watches []*fileWatch, log *slog.Logger) {
-	if len(watches) > 0 {
-		watchFiles(ctx, hangUp, watches)
-		return
-	}
-	for {
-		select {
-		case <-hangUp:
-			log.Info("SIGHUP ignored: there are no files to reload")
-		case <-ctx.Done():
-			return
-		}
 	}
 }
 

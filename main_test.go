@@ -219,6 +219,8 @@ func TestFailedStartIsLogged(t *testing.T) {
 		{[]string{"doctor"}, []string{"LOG_LEVEL=loud"}, 78, "", "PAGEWRIGHT_LOG_LEVEL"},
 		{[]string{"config"}, []string{"LOG_LEVEL=loud"}, 78, "", "PAGEWRIGHT_LOG_LEVEL"},
 		{[]string{"doctor"}, []string{"NFS_BASE_PATH=/nowhere"}, 1, "", "no such file"},
+		{[]string{"doctor"}, []string{"TLS_CERT=/dev/null", "TLS_KEY=/dev/null"}, 78, "", "cannot use the files of TLS"},
+		{[]string{"config"}, []string{"TLS_CERT=/dev/null", "TLS_KEY=/dev/null"}, 78, "", "cannot use the files of TLS"},
 		{[]string{"healthcheck"}, []string{"PORT=1"}, 1, "", "refused"},
 		{[]string{"config", "-h"}, []string{"LOG_LEVEL=loud"}, 0, "", ""},
 		{[]string{"version"}, []string{"LOG_LEVEL=loud"}, 0, "", ""},
