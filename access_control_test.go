@@ -212,3 +212,19 @@ func TestAccessWarnings(t *testing.T) {
 		}
 	}
 }
+
+// A reload that adds entries for certificates warns too if no client can use them.
+func TestUnusedCertificatesAfterAReload(t *testing.T) {
+	var lines lockedBuffer
+	path := writeAccess(t, testRule{allow: "read", sites: "s"})
+	a, err := openAccess(path, slog.New(slog.NewTextHandler(&lines, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	a.noCA = true
+	switchFile(t, path, []byte(`{"certificates":[{"name":"a","san":["a"],"allow":["read"],"sites":["s"]}]}`))
+	if err := a.watch.check(); err != nil || !strings.Contains(lines.String(), "no client can use the certificates") {
+		t.Errorf("%v, %s", err, lines.String())
+	}
+}
