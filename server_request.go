@@ -245,7 +245,7 @@ func requestID(ctx *fasthttp.RequestCtx) (id string, callers bool) {
 			return rand.Text(), false
 		}
 	}
-	if id = string(given); mayHoldCredential(id) { // it is in the log and in the response
+	if id = string(given); masked(id) != id { // it is in the log and in the response
 		return rand.Text(), false
 	}
 	return id, true
