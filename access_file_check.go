@@ -185,7 +185,7 @@ type wildcard struct {
 	source string   // member of the file that may contain *; empty: this kind of rule has none
 	place  string   // of globs
 	globs  []string // of the claim with a *, or of the certificate
-	second string   // place of another claim with a *; empty: there is none
+	second string   // place of another claim with a *; may be empty
 	shared bool     // clients with different values may share sites
 
 	everybody bool // each value matches

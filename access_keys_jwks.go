@@ -71,7 +71,7 @@ type jsonWebKey struct {
 }
 
 // parseKeySet returns the keys of a JSON Web Key Set that can verify signatures. It leaves out
-// those of other kinds, for other uses, that are too weak, or malformed. It fails if none is left:
+// those of other kinds, for other uses, that are too weak, or malformed. It fails if no key remains:
 // that is more likely a fault of the issuer than its wish.
 func parseKeySet(data []byte) (keys []publicKey, err error) {
 	var set struct {

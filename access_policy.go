@@ -257,7 +257,7 @@ func claimTexts(claims map[string]any, path []string) (texts []string) {
 }
 
 // allows returns a rule that allows an action on a site: one of who, else one for anonymous
-// clients. It returns nil if there is none. A siteID of "" is what concerns all sites: a rule
+// clients. It returns nil if no rule allows it. A siteID of "" is what concerns all sites: a rule
 // allows it only if its sites include the glob * itself.
 func (p *accessPolicy) allows(who *actor, want action, siteID string) *accessRule {
 	if who != nil {

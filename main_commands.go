@@ -84,7 +84,7 @@ func parseArgs(args []string) (name string, rest []string, help bool, err error)
 }
 
 // findCommand returns the command that args begin with, and how many of args are its name; 0
-// if there is none. Before -h the first word of the name is enough.
+// or "". Before -h the first word of the name is enough.
 func findCommand(args []string) (c command, words int) {
 	for words := min(2, len(args)); words > 0; words-- {
 		name := strings.Join(args[:words], " ")

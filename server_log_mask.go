@@ -47,7 +47,7 @@ func mayHoldCredential(s string) bool {
 	return strings.Contains(s, tokenStart) || strings.Contains(s, jwtStart)
 }
 
-// indexCredential returns where the first token or JWT may begin, -1 if there is none.
+// indexCredential returns where the first token or JWT may begin, or -1.
 func indexCredential(s string) int {
 	i, j := strings.Index(s, tokenStart), strings.Index(s, jwtStart)
 	if i < 0 || j >= 0 && j < i {

@@ -37,7 +37,7 @@ type requestRecord struct {
 	release  func()  // gives back what the response held; nil: nothing
 
 	// Set by the handlers.
-	action      string // that the request needs, for the audit line; empty: none is written
+	action      string // that the request needs, for the audit line; empty: no line is written
 	actor       string // who sent it; empty: anonymous
 	actorKind   string
 	stranger    bool   // the actor has no rights of its own

@@ -38,7 +38,7 @@ func TestTLSReload(t *testing.T) {
 	reloadNow(t)
 	eventually(t, "the second certificate is presented", func() bool { return presented(t, s.addr, ca.trust()) == "second" })
 	if got := askStatus(old, askHealth); got != 200 {
-		t.Errorf("the connection of before: status %d", got)
+		t.Errorf("the open connection: status %d", got)
 	}
 	goodCert, goodKey := ca.issue("third")
 	_, otherKey := ca.issue("other")
@@ -104,8 +104,8 @@ func TestExpiredCertificateIsReplaced(t *testing.T) {
 	}
 }
 
-// TestSessionsEndWithTheFiles: a client resumes its session, but not one of before the files
-// changed: then the CA of its certificate may have been removed.
+// TestSessionsEndWithTheFiles: a client resumes its session, unless the files have changed since:
+// the CA of its certificate may have been removed.
 func TestSessionsEndWithTheFiles(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		ca, first, second := newTestCA(t, "server"), newTestCA(t, "first"), newTestCA(t, "second")
@@ -215,7 +215,7 @@ func TestStartWithBadTLSFiles(t *testing.T) {
 		{"no CAs", func(d tlsDir) { os.Remove(d.client) }, "no such file", exitFailure},
 		{"a directory", func(d tlsDir) { os.Remove(d.key); os.Mkdir(d.key, 0o700) }, "not a regular file", exitConfig},
 		{"a key of another certificate", func(d tlsDir) { d.write(other, key) }, "does not match", exitConfig},
-		{"CAs that are none", func(d tlsDir) { os.WriteFile(d.client, []byte("x"), 0o600) }, "no certificate", exitConfig},
+		{"a file of CAs without a certificate", func(d tlsDir) { os.WriteFile(d.client, []byte("x"), 0o600) }, "no certificate", exitConfig},
 		{"a key among the CAs", func(d tlsDir) { os.WriteFile(d.client, append(ca.pem, key...), 0o600) }, "block 2 is a PRIVATE KEY", exitConfig},
 		{"a CA that is cut", func(d tlsDir) {
 			os.WriteFile(d.client, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}), 0o600)

@@ -439,7 +439,7 @@ func TestDownloadOverTLSOfAFileThatEnds(t *testing.T) {
 	for _, large := range []bool{true, false} {
 		c, client := tlsPair(t, dir.open(), ca.trust())
 		if !large {
-			c.l.tls.large = nil // none is free
+			c.l.tls.large = nil // all are in use
 		}
 		f, err := os.Open(path)
 		if err != nil {
