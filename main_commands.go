@@ -83,8 +83,8 @@ func parseArgs(args []string) (name string, rest []string, help bool, err error)
 	return name, nil, false, badConfig("%s takes no arguments, got %q; run with -h for usage", args[0], rest[0])
 }
 
-// findCommand returns the command that args begin with, and how many of args are its name; 0
-// or "". Before -h the first word of the name is enough.
+// findCommand returns the command that args begin with, and how many of args are its name: 0 if
+// args name no command. Before -h the first word of the name is enough.
 func findCommand(args []string) (c command, words int) {
 	for words := min(2, len(args)); words > 0; words-- {
 		name := strings.Join(args[:words], " ")
