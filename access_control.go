@@ -17,14 +17,14 @@ type accessControl struct {
 	policy   atomic.Pointer[accessPolicy] // never nil
 	keys     *keyStore
 	verifier *jwtVerifier
-	noCA     bool // no client can have a certificate; set by openFiles
+	noCA     bool // no client can have a certificate
 }
 
 // openAccess loads the access file. It fails if the file cannot be used. Later the rules
-// stay in force while the file cannot be used.
-func openAccess(path string, log *slog.Logger) (*accessControl, error) {
+// stay in force while the file cannot be used. noCA: no client can have a certificate.
+func openAccess(path string, noCA bool, log *slog.Logger) (*accessControl, error) {
 	keys := newKeyStore(log)
-	a := &accessControl{log: log, keys: keys, verifier: newJWTVerifier(keys)}
+	a := &accessControl{log: log, keys: keys, verifier: newJWTVerifier(keys), noCA: noCA}
 	a.watch = &fileWatch{paths: []string{path}, max: maxAccessFile, load: a.load, event: a.loaded}
 	if err := a.watch.check(); err != nil {
 		a.close()
@@ -39,7 +39,7 @@ func readAccess(path string) (*accessPolicy, error) {
 	if err != nil {
 		return nil, accessFileError(path, err)
 	}
-	policy, err := parseAccessFile(data, time.Now())
+	policy, err := parseAccessFile(data)
 	if err != nil {
 		return nil, accessFileError(path, err)
 	}
@@ -55,7 +55,7 @@ func (a *accessControl) close() { a.keys.close() }
 
 // load makes the content of the file the rules in force.
 func (a *accessControl) load(contents [][]byte) error {
-	policy, err := parseAccessFile(contents[0], time.Now())
+	policy, err := parseAccessFile(contents[0])
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ func reloadUnderLoad(t *testing.T, asKubernetes bool) {
 	var access *accessControl
 	s, _ := startTuned(t, func(svc *service, _ *listener) {
 		var err error
-		if access, err = openAccess(path, quiet()); err != nil {
+		if access, err = openAccess(path, false, quiet()); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(access.close)

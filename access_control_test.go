@@ -72,7 +72,7 @@ func TestAccessFileIsReloaded(t *testing.T) {
 	log := slog.New(slog.NewJSONHandler(&lines, nil))
 	one, two := newToken(), newToken()
 	path := writeAccess(t, testRule{name: "one", token: one, allow: "read", sites: "s"})
-	a, err := openAccess(path, log)
+	a, err := openAccess(path, false, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,12 +217,11 @@ func TestAccessWarnings(t *testing.T) {
 func TestUnusedCertificatesAfterAReload(t *testing.T) {
 	var lines lockedBuffer
 	path := writeAccess(t, testRule{allow: "read", sites: "s"})
-	a, err := openAccess(path, slog.New(slog.NewTextHandler(&lines, nil)))
+	a, err := openAccess(path, true, slog.New(slog.NewTextHandler(&lines, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer a.close()
-	a.noCA = true
 	switchFile(t, path, []byte(`{"certificates":[{"name":"a","san":["a"],"allow":["read"],"sites":["s"]}]}`))
 	if err := a.watch.check(); err != nil || !strings.Contains(lines.String(), "no client can use the certificates") {
 		t.Errorf("%v, %s", err, lines.String())

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
@@ -66,7 +65,7 @@ type (
 // JSON with line and column. It may be shown to anyone who may read the service log: it contains
 // no whole token or password. Tokens that have expired are accepted, so that their holders get that
 // as the reason; so nothing depends on the time.
-func parseAccessFile(data []byte, _ time.Time) (*accessPolicy, error) {
+func parseAccessFile(data []byte) (*accessPolicy, error) {
 	if len(data) > maxAccessFile {
 		return nil, fmt.Errorf("the file is %d bytes long; the maximum is %d", len(data), maxAccessFile)
 	}

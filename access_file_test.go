@@ -39,7 +39,7 @@ func accessFileWith(t testing.TB, old, text string) []byte {
 
 func mustParseAccess(t testing.TB, text string) *accessPolicy {
 	t.Helper()
-	p, err := parseAccessFile([]byte(text), accessNow)
+	p, err := parseAccessFile([]byte(text))
 	if err != nil {
 		t.Fatalf("%v: %s", err, text)
 	}
@@ -81,7 +81,7 @@ func TestAccessFileIsAccepted(t *testing.T) {
 		{"san and sites without *", `"sites":["*"],"shared":true`, `"sites":["a"]`},
 		{"no certificates", `[{"name":"edge","san":["spiffe://acme/web"],"allow":["read"],"sites":["*"],"shared":true}]`, `[]`},
 	} {
-		if _, err := parseAccessFile(accessFileWith(t, c.old, c.text), accessNow); err != nil {
+		if _, err := parseAccessFile(accessFileWith(t, c.old, c.text)); err != nil {
 			t.Errorf("%s: %v", c.what, err)
 		}
 	}
@@ -241,7 +241,7 @@ func TestAccessFileIsRefused(t *testing.T) {
 		{`"30m"`, `"1d"`, `oidc[0].max_lifetime: "1d"` + timeSpan},
 		{`"30m"`, `""`, `oidc[0].max_lifetime: ""` + timeSpan},
 	} {
-		p, err := parseAccessFile(accessFileWith(t, c.old, c.text), accessNow)
+		p, err := parseAccessFile(accessFileWith(t, c.old, c.text))
 		if err == nil || err.Error() != c.want || p != nil {
 			t.Errorf("%s\n as %s\n got  %v\n want %v", c.old, c.text, err, c.want)
 		}
@@ -275,7 +275,7 @@ func TestAccessFileIsNotJSON(t *testing.T) {
 		{`{"` + knownToken + `":1}`, `["pwst_…"]: unknown member; allowed here: tokens, oidc, certificates, anonymous`},
 		{"{}" + strings.Repeat(" ", maxAccessFile-1), `the file is 1048577 bytes long; the maximum is 1048576`},
 	} {
-		p, err := parseAccessFile([]byte(c.text), accessNow)
+		p, err := parseAccessFile([]byte(c.text))
 		if err == nil || err.Error() != c.want || p != nil {
 			t.Errorf("%.80q\n got  %v\n want %v", c.text, err, c.want)
 		}
@@ -291,7 +291,7 @@ func FuzzParseAccessFile(f *testing.F) {
 	f.Add([]byte("\uFEFF{}"))
 	whole := regexp.MustCompile(tokenPrefix + `[A-Za-z0-9_-]{43}`)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		p, err := parseAccessFile(data, accessNow)
+		p, err := parseAccessFile(data)
 		if err != nil {
 			text := err.Error()
 			bad := strings.IndexFunc(text, func(r rune) bool { return !unicode.IsGraphic(r) }) >= 0

@@ -48,7 +48,7 @@ func startMutual(t *testing.T, file []byte, auth string) *mutual {
 		path := writeAccess(t)
 		switchFile(t, path, file)
 		var err error
-		if m.access, err = openAccess(path, svc.api.log); err != nil {
+		if m.access, err = openAccess(path, false, svc.api.log); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(m.access.close)

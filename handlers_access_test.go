@@ -28,7 +28,7 @@ func startAccess(t *testing.T, rules []testRule, vars ...string) (*testServer, *
 	var svc *service
 	s, _ := startTuned(t, func(tuned *service, _ *listener) {
 		svc = tuned
-		access, err := openAccess(writeAccess(t, rules...), tuned.api.log)
+		access, err := openAccess(writeAccess(t, rules...), false, tuned.api.log)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -510,7 +510,7 @@ func TestCredentialsAreNotLogged(t *testing.T) {
 	token := newToken()
 	path := writeAccess(t, testRule{name: "a", token: token, allow: "read write delete log", sites: "s"})
 	s, svc := startBackend(t, b, "LOG_LEVEL=debug", "LOG_FORMAT=text")
-	access, err := openAccess(path, svc.api.log)
+	access, err := openAccess(path, false, svc.api.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -756,7 +756,7 @@ func TestIsToken68(t *testing.T) {
 func BenchmarkAuthorize(b *testing.B) {
 	token := newToken()
 	path := writeAccess(b, testRule{name: "a", token: token, allow: "read", sites: "shop-*"})
-	access, err := openAccess(path, quiet())
+	access, err := openAccess(path, false, quiet())
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -205,7 +205,7 @@ func TestAuditOfOtherResults(t *testing.T) {
 	}
 	b := &panicky{nfs: openTestNFS(t, t.TempDir())}
 	s, svc := startBackend(t, b)
-	access, err := openAccess(writeAccess(t, testRule{allow: "delete", sites: "*"}), quiet())
+	access, err := openAccess(writeAccess(t, testRule{allow: "delete", sites: "*"}), false, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}

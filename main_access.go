@@ -112,7 +112,7 @@ func tokenNew(args []string, stdout io.Writer, now time.Time) error {
 	}
 	// The service must accept the entry. Its members have the names of the flags.
 	file := fmt.Appendf(nil, `{"tokens":[%s]}`, entry)
-	if _, err := parseAccessFile(file, now); err != nil {
+	if _, err := parseAccessFile(file); err != nil {
 		return usageError("%s: --%s", tokenNewCommand, strings.TrimPrefix(err.Error(), "tokens[0]."))
 	}
 	_, err = fmt.Fprintf(stdout, "%s\n%s\n", token, entry)

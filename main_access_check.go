@@ -158,7 +158,7 @@ func accessCheck(args, environ []string, stdin io.Reader, stdout io.Writer, log 
 	if err != nil {
 		return configError{err}
 	}
-	policy, err := parseAccessFile(data, now)
+	policy, err := parseAccessFile(data)
 	if err != nil {
 		return badConfig("%s: %w", c.file, err)
 	}

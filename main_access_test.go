@@ -65,7 +65,7 @@ func TestTokenNew(t *testing.T) {
 	if days := time.Until(e.Expires).Hours() / 24; days < 89 || days > 91 {
 		t.Errorf("it expires %v", e.Expires)
 	}
-	policy, err := parseAccessFile([]byte(`{"tokens":[`+entry+`]}`), time.Now())
+	policy, err := parseAccessFile([]byte(`{"tokens":[` + entry + `]}`))
 	if err != nil {
 		t.Fatal(err)
 	}

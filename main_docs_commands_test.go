@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // block is a fenced block of code of a page.
@@ -161,7 +160,7 @@ func TestAccessFilesInTheDocs(t *testing.T) {
 				continue
 			}
 			files++
-			if _, err := parseAccessFile([]byte(b.text), time.Now()); err != nil {
+			if _, err := parseAccessFile([]byte(b.text)); err != nil {
 				t.Errorf("%s:%d: %v", page, b.line, err)
 			}
 		}

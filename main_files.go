@@ -24,11 +24,9 @@ func openFiles(cfg *Config, log *slog.Logger) (f reloadedFiles, err error) {
 	if cfg.AccessFile == "" {
 		return f, nil
 	}
-	if f.access, err = openAccess(cfg.AccessFile, log); err != nil {
+	if f.access, err = openAccess(cfg.AccessFile, cfg.TLS.ClientCA == "", log); err != nil {
 		return f, fileError(err)
 	}
-	f.access.noCA = cfg.TLS.ClientCA == ""
-	f.access.warnUnused()
 	f.watches = append(f.watches, f.access.watch)
 	return f, nil
 }
