@@ -179,7 +179,7 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// answers tells whether something speaks HTTP on port. A server of TLS answers 400.
+// answers reports whether something speaks HTTP on port. A server of TLS answers 400.
 func answers(port int) bool {
 	conn, err := net.DialTimeout("tcp4", fmt.Sprintf("127.0.0.1:%d", port), time.Second)
 	if err != nil {

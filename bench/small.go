@@ -213,7 +213,7 @@ func (c *smallConn) send(poll int) error {
 	return unix.EpollCtl(poll, unix.EPOLL_CTL_MOD, c.fd, &unix.EpollEvent{Events: want, Fd: int32(c.fd)})
 }
 
-// receive reads what is there, and tells whether the answer is whole.
+// receive reads what is there, and reports whether the answer is whole.
 func (c *smallConn) receive(status int, bodyless bool) (bool, error) {
 	free := c.in[len(c.in):cap(c.in)]
 	n, _, e := unix.RawSyscall(unix.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(&free[0])), uintptr(len(free)))

@@ -25,7 +25,7 @@ import (
 // The loads over TLS 1.3, with TLS_AES_128_GCM_SHA256 and the same certificate for each
 // server. The client is crypto/tls.
 
-// isTLS tells whether a server speaks TLS.
+// isTLS reports whether a server speaks TLS.
 func isTLS(name string) bool { return strings.HasSuffix(name, ", TLS") }
 
 // certificate makes the certificate, and returns the files of it and of its key.

@@ -58,7 +58,7 @@ type operation struct {
 	success int
 	prepare func(*bench) // to the state before
 	do      func(*bench) int
-	// after tells whether the state is the one before, the one after, or fails
+	// after reports whether the state is the one before, the one after, or fails
 	// the test because it is neither.
 	after  func(*bench) (changed bool)
 	repeat int // the status of the same write once it was made
@@ -405,7 +405,7 @@ func appendEntry(b *bench) int {
 	return b.send("POST", "/logs", entry(b.serial+1), "Idempotency-Key", fmt.Sprint("key", b.serial+1))
 }
 
-// seesEntry tells whether the latest entry is there. All before it must be, and
+// seesEntry reports whether the latest entry is there. All before it must be, and
 // each once.
 func seesEntry(b *bench) bool {
 	b.t.Helper()

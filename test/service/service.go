@@ -193,7 +193,7 @@ func (s *Service) Stop() error {
 // Signal sends SIGTERM and does not wait.
 func (s *Service) Signal() error { return syscall.Kill(s.Pid, syscall.SIGTERM) }
 
-// Ended tells whether the process is gone.
+// Ended reports whether the process is gone.
 func (s *Service) Ended() bool {
 	select {
 	case <-s.done:

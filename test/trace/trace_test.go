@@ -235,7 +235,7 @@ func do(t *testing.T, req *http.Request) (int, string) {
 
 var line = regexp.MustCompile(`^(\d+) +(?:(\w+)\((.*?)\) += (-?\d+)|(\w+)\((.*) <unfinished \.\.\.>|<\.\.\. (\w+) resumed>(.*?)\) += (-?\d+))`)
 
-// sent tells whether so many bytes left by sendfile.
+// sent reports whether so many bytes left by sendfile.
 func sent(size int64) func([]call) bool {
 	return func(cs []call) bool {
 		n := int64(0)
