@@ -170,6 +170,7 @@ type ArtifactInfo struct {
 	Size    int64
 	ModTime time.Time
 	ETag    string // strong, with its quotes (RFC 9110, section 8.8.3)
+	SHA256  Digest // if the store keeps it; otherwise zero
 }
 
 // LogEntry is one event in the life of a build.

@@ -26,6 +26,8 @@ var (
 	errBodyCut = errors.New("the body was cut short")
 	// errBadChunk: the chunks of the body are malformed (RFC 9112, section 7.1).
 	errBadChunk = errors.New("the body has a malformed chunk")
+	// errDigest: the body does not have the digest that the client announced.
+	errDigest = errors.New("the body does not match its digest")
 	// errShutDown: the shutdown of the service cut the body.
 	errShutDown = errors.New("the service is shutting down")
 	// errRevoked: a budget took back what this request holds.

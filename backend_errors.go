@@ -70,6 +70,7 @@ var errorClasses = []errorClass{
 	{errStalled, 408, "client", 0},
 	{errBodyCut, 400, "client", 0},
 	{errBadChunk, 400, "client", 0},
+	{errDigest, 400, "digest", 0},
 	{errShutDown, 503, "shutdown", slog.LevelWarn},
 	{errRevoked, 503, "busy", slog.LevelWarn},
 	{ErrPrecondition, 412, "precondition", 0},

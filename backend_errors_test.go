@@ -37,6 +37,8 @@ func TestErrorClasses(t *testing.T) {
 		{"errExists", errExists, 412, "precondition", none, "precondition failed"},
 		{"ErrNoSpace", ErrNoSpace, 507, "no_space", slog.LevelError, "no space left in the store"},
 		{"ErrReadOnly", ErrReadOnly, 503, "read_only", slog.LevelError, "the store is read-only"},
+		{"errDigest", errDigest, 400, "digest", none, "the body does not match its digest"},
+		{"digestError", &digestError{"sha-256", []byte{1}, []byte{2}}, 400, "digest", none, "the sha-256 of the body is 02, but the client announced 01"},
 		{"ErrTooLarge", ErrTooLarge, 413, "client", none, "the build is too large for the store"},
 		{"tooLargeError", &tooLargeError{"larger than 7"}, 413, "client", none, "larger than 7"},
 		{"ErrLogFull", ErrLogFull, 413, "log_full", none, "the log has reached its size limit"},

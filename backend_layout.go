@@ -10,13 +10,16 @@ import (
 //
 //	{base}/sites/{site}/artifacts/{build}.tar.gz
 //	{base}/sites/{site}/logs/{build}.json
+//	{base}/sites/{site}/digests/{build}.sha256
 //	{base}/sites/{site}/.lock	(a directory only)
 const (
 	sitesDir       = "sites"
 	artifactsDir   = "artifacts"
 	logsDir        = "logs"
+	digestsDir     = "digests"
 	artifactSuffix = ".tar.gz"
 	logSuffix      = ".json"
+	digestSuffix   = ".sha256"
 
 	// lockName is the file whose bytes are locked. It is never replaced or removed:
 	// a lock on a file that lost its name protects nothing.
@@ -25,8 +28,11 @@ const (
 
 // suffixOf returns the suffix of the files in a directory of a site.
 func suffixOf(dir string) string {
-	if dir == logsDir {
+	switch dir {
+	case logsDir:
 		return logSuffix
+	case digestsDir:
+		return digestSuffix
 	}
 	return artifactSuffix
 }

@@ -37,6 +37,9 @@ type Config struct {
 
 	AccessFile string `env:"ACCESS_FILE" help:"file that says who may do what; it is reloaded when it changes; empty means that anyone who reaches the service may do everything"`
 
+	Digest        string `env:"DIGEST" envDefault:"client" help:"client, always or off: whether the SHA-256 of an upload is computed, and kept: if the client sent a digest (RFC 9530), always or never; with off, digests are also not checked and not sent"`
+	RequireDigest bool   `env:"REQUIRE_DIGEST" envDefault:"false" help:"refuse uploads (400) that have neither Repr-Digest nor Content-Digest with a sha-256 or sha-512"`
+
 	BuildCacheControl string `env:"BUILD_CACHE_CONTROL" help:"Cache-Control header of builds in an append-only store, for example \"private, max-age=31536000, immutable\", or with public instead of private if anyone may read all builds; empty means no-cache"`
 
 	MinFreeSpace     byteSize `env:"MIN_FREE_SPACE" envDefault:"32MiB" help:"nfs: free space reserved for logs and deletes; an upload that would use it gets 507; 0 disables"`
@@ -73,6 +76,13 @@ type Config struct {
 	AdminListen     string `env:"ADMIN_LISTEN" help:"separate address and port for /health, /ready and /metrics, for example 0.0.0.0:9090; API clients cannot exhaust its connections, and /metrics is served only there; empty means that the API address serves all three"`
 	PprofListen     string `env:"PPROF_LISTEN" help:"address and port for Go's pprof, for example 127.0.0.1:6060; do not expose it; empty means off"`
 }
+
+// Values of PAGEWRIGHT_DIGEST.
+const (
+	digestClient = "client"
+	digestAlways = "always"
+	digestOff    = "off"
+)
 
 const (
 	headerForwardedFor = "X-Forwarded-For"
@@ -136,6 +146,10 @@ func (c *Config) check() error {
 		return bad("BUILD_CACHE_CONTROL", strconv.Quote(c.BuildCacheControl), `must be a Cache-Control value, for example "private, max-age=31536000, immutable"`)
 	case c.BuildCacheControl != "" && !c.AppendOnly:
 		return bad("BUILD_CACHE_CONTROL", c.BuildCacheControl, "requires PAGEWRIGHT_APPEND_ONLY=true: caches must revalidate builds that can be replaced")
+	case !slices.Contains([]string{digestClient, digestAlways, digestOff}, c.Digest):
+		return bad("DIGEST", strconv.Quote(c.Digest), "must be client, always or off")
+	case c.RequireDigest && c.Digest == digestOff:
+		return badConfig("%sREQUIRE_DIGEST=true needs %sDIGEST=client or always: with off no digest is checked", envPrefix, envPrefix)
 	case c.MaxUploads < 1 || c.MaxUploads > maxConnections:
 		return bad("MAX_UPLOADS", c.MaxUploads, fmt.Sprintf("must be from 1 to %d", maxConnections))
 	case c.MaxConnsPerIP < 0:

@@ -23,7 +23,7 @@ func TestConfigDefaults(t *testing.T) {
 	want := Config{
 		Listen: "", Port: 8080, StorageBackend: "nfs",
 		NFSBasePath: "/nfs", NFSRequireMount: false, TempMaxAge: 24 * time.Hour,
-		AppendOnly: false, BuildCacheControl: "",
+		AppendOnly: false, BuildCacheControl: "", Digest: "client", RequireDigest: false,
 		MinFreeSpace: 32 << 20, DownloadRedirect: false,
 		MaxArtifactSize: 0, MaxUploads: 512, UploadMemory: 256 << 20, MaxConnsPerIP: 0,
 		TLS: tlsConfig{Min: "1.2"}, StallTimeout: 30 * time.Second, MinUploadRate: 1 << 10, HeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,

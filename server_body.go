@@ -24,6 +24,7 @@ type requestBody struct {
 	ended  bool         // the whole body was read
 	region []byte
 	buf    *[copySize]byte
+	hash   *bodyHash // nil: the body is not hashed
 }
 
 // bodyBuffers holds the buffers of bodies that are copied, *[copySize]byte.
@@ -68,6 +69,16 @@ func (b *requestBody) close() {
 	}
 }
 
+// hashed makes the body compute its digests while it is read, and fail at its end unless
+// they are those that the client announced. It is called before the body is read.
+func (b *requestBody) hashed(want announcedDigests) {
+	b.hash = newBodyHash(want)
+	if b.region != nil { // not yet: bytes that are spliced do not pass through the service
+		b.conn.l.spliceSlots.release(b.region)
+		b.region = nil
+	}
+}
+
 // Size implements Sized.
 func (b *requestBody) Size() int64 { return b.size }
 
@@ -83,6 +94,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := b.stream.Read(p)
+	b.hash.write(p[:n])
 	return n, b.account(int64(n), err)
 }
 
@@ -95,10 +107,11 @@ func (b *requestBody) account(n int64, err error) error {
 	case b.spaceTaken(n):
 	case err == io.EOF && (b.size < 0 || b.read == b.size):
 		b.ended = true
-		if b.read > 0 {
+		if b.read == 0 {
+			b.err = errEmptyBody
+		} else if b.err = b.hash.end(); b.err == nil {
 			return io.EOF
 		}
-		b.err = errEmptyBody
 	case err != nil && b.conn.ended != nil:
 		b.err = b.conn.ended
 	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errBodyCut):
@@ -192,6 +205,7 @@ func (b *requestBody) copyTo(f *os.File, max int64) (int64, error) {
 			return 0, werr
 		}
 	}
+	b.hash.write(p[:n])
 	return int64(n), b.account(int64(n), err)
 }
 
