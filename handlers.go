@@ -7,6 +7,7 @@ import (
 
 	"github.com/fasthttp/router"
 	"github.com/valyala/fasthttp"
+	"golang.org/x/sync/singleflight"
 )
 
 // api is the HTTP API over one backend.
@@ -24,7 +25,8 @@ type api struct {
 	freeSpace *freeSpace              // nil: none is kept free
 	access    *accessControl          // nil: everybody may do everything
 
-	listBuffered int64 // bytes of a list that is made whole before it is sent
+	computing    singleflight.Group // of the digests of stored builds
+	listBuffered int64              // bytes of a list that is made whole before it is sent
 }
 
 func newAPI(cfg *Config, backend Backend, log *slog.Logger, m *serviceMetrics, stopping func() bool) *api {
@@ -46,28 +48,29 @@ func newAPI(cfg *Config, backend Backend, log *slog.Logger, m *serviceMetrics, s
 // route is one line of the table of routes. need is what the client must be allowed to do
 // on the site of the path, or if the path has none on all sites; see authorize, which runs
 // first. serve takes the request apart, does what it asks for and returns the response.
-// admit returns the error with which the request is refused before its body is read. It
-// changes nothing, and is all that runs before a 100 (Continue) is sent.
+// admit returns the error with which the request is refused before its body is read, or the
+// response if it needs no body; otherwise the status is 0. It changes nothing that clients
+// see, and is all that runs before a 100 (Continue) is sent.
 type route struct {
 	method, path string
 	name         string // for the metrics
 	need         action // one of them, or actionOpen
-	admit        func(*fasthttp.RequestCtx) error
+	admit        func(*fasthttp.RequestCtx) (response, error)
 	serve        func(*fasthttp.RequestCtx) (response, error)
 }
 
 // endpoint makes a route of a function that takes the request apart into a value and one
-// that serves the value. check, which may be nil, is for what serve refuses before it
-// reads the body: it must change nothing.
+// that serves the value. check, which may be nil, is for what serve refuses, or responds to,
+// before it reads the body: see admit.
 func endpoint[T any](method, path, name string, need action, parse func(*fasthttp.RequestCtx) (T, error),
-	check func(T) error, serve func(*fasthttp.RequestCtx, T) (response, error)) route {
+	check func(T) (response, error), serve func(*fasthttp.RequestCtx, T) (response, error)) route {
 	return route{method, path, name, need,
-		func(ctx *fasthttp.RequestCtx) error {
+		func(ctx *fasthttp.RequestCtx) (response, error) {
 			v, err := parse(ctx)
-			if err == nil && check != nil {
-				err = check(v)
+			if err != nil || check == nil {
+				return response{}, err
 			}
-			return err
+			return check(v)
 		},
 		func(ctx *fasthttp.RequestCtx) (response, error) {
 			v, err := parse(ctx)
@@ -80,7 +83,7 @@ func endpoint[T any](method, path, name string, need action, parse func(*fasthtt
 
 // page makes the routes of a GET, and a HEAD, that has no arguments.
 func page(path, name string, need action, serve func(*fasthttp.RequestCtx) (response, error)) []route {
-	admit := func(*fasthttp.RequestCtx) error { return nil }
+	admit := func(*fasthttp.RequestCtx) (response, error) { return response{}, nil }
 	return []route{{fasthttp.MethodGet, path, name, need, admit, serve}, {fasthttp.MethodHead, path, name, need, admit, serve}}
 }
 
@@ -96,7 +99,7 @@ func (a *api) routes() []route {
 		endpoint("HEAD", artifact, routeArtifact, actionRead, parseDownload, nil, a.getArtifact),
 		endpoint("PUT", artifact, routeArtifact, actionCreate, a.parseUpload, a.checkUpload, a.putArtifact),
 		endpoint("DELETE", artifact, routeArtifact, actionDelete, a.parseDeletion, nil, a.deleteArtifact),
-		endpoint("POST", logs, routeLogs, actionLog, parseAppend, nil, a.postLog),
+		endpoint("POST", logs, routeLogs, actionLog, a.parseAppend, nil, a.postLog),
 		endpoint("GET", versions, routeVersions, actionRead, parseListing, nil, a.getVersions),
 		endpoint("HEAD", versions, routeVersions, actionRead, parseListing, nil, a.getVersions),
 	}
@@ -129,28 +132,31 @@ func (a *api) handler(routes []route, notFound func(*fasthttp.RequestCtx) error)
 			panic(r.method + " " + r.path + ": the route does not say which action it needs")
 		}
 		serve.Handle(r.method, r.path, func(ctx *fasthttp.RequestCtx) {
-			err := a.permit(ctx, &r)
-			if err == nil {
-				var resp response
-				if resp, err = r.serve(ctx); err == nil {
-					resp.write(ctx)
-					a.audit(ctx, nil)
-					return
-				}
-			}
-			a.respondError(ctx, err)
+			a.respond(ctx, &r, r.serve)
 		})
 		admit.Handle(r.method, r.path, func(ctx *fasthttp.RequestCtx) {
-			err := a.permit(ctx, &r)
-			if err == nil {
-				err = r.admit(ctx)
-			}
-			if err != nil {
-				a.respondError(ctx, err)
-			}
+			a.respond(ctx, &r, r.admit)
 		})
 	}
 	return handler{serve.Handler, admit.Handler, a.respondError}
+}
+
+// respond writes the response of a half of r, or 100 if that needs the body first.
+func (a *api) respond(ctx *fasthttp.RequestCtx, r *route, half func(*fasthttp.RequestCtx) (response, error)) {
+	var resp response
+	err := a.permit(ctx, r)
+	if err == nil {
+		resp, err = half(ctx)
+	}
+	switch {
+	case err != nil:
+		a.respondError(ctx, err)
+	case resp.status == 0:
+		ctx.SetStatusCode(fasthttp.StatusContinue)
+	default:
+		resp.write(ctx)
+		a.audit(ctx, nil)
+	}
 }
 
 // permit returns the error with which a request to r is refused before r sees it.

@@ -285,7 +285,7 @@ func (a *api) evaluate(d *download, info ArtifactInfo, ranges bool) (r response,
 		return r, part, nil
 	}
 	r = a.describe(d, &info)
-	r.status, r.acceptRanges = fasthttp.StatusOK, ranges
+	r.status, r.acceptRanges, r.sha256 = fasthttp.StatusOK, ranges, info.SHA256 // of the whole, also with a 206 (RFC 9530, section 3)
 	part = byteRange{0, info.Size}
 	if ranges && d.rangeValue != "" && !d.head && (d.ifRange == "" || rangeStillValid(d.ifRange, d.ifRangeDate, info, time.Now())) {
 		asked, ok, err := parseRange(d.rangeValue, info.Size)

@@ -12,8 +12,10 @@ type upload struct {
 	conn            *conn
 	siteID, buildID string
 	size            int64 // -1: chunked
+	digests         announcedDigests
 	cond            Precondition
 	createOnly      bool // the client may not replace a build
+	repeatable      bool // see isRepeatable
 }
 
 // wouldReplace reports whether err is the refusal to replace a build, and not that of a
@@ -35,12 +37,20 @@ func (a *api) parseUpload(ctx *fasthttp.RequestCtx) (up upload, err error) {
 	if err := checkPlainBody(ctx, "build", "curl -T"); err != nil {
 		return up, err
 	}
+	if up.digests, err = a.requestDigests(ctx); err != nil {
+		return up, err
+	}
+	if err := a.requireDigest(up.digests); err != nil {
+		return up, err
+	}
+	clients := up.cond
 	// In addition to what the client asks for, which can only narrow it. A client
 	// that itself sends If-None-Match: * asks for the same, and gets 412.
 	up.cond.Absent = a.cfg.AppendOnly && (up.cond.IfNoneMatch == nil || !up.cond.IfNoneMatch.Any)
 	if up.createOnly = up.conn.rec.createOnly; up.createOnly {
 		up.cond = onlyCreates(up.cond)
 	}
+	up.repeatable = up.isRepeatable(clients)
 	up.size = int64(ctx.Request.Header.ContentLength())
 	switch {
 	case len(ctx.Request.Header.Peek(fasthttp.HeaderContentRange)) > 0:
@@ -65,33 +75,43 @@ func onlyCreates(clients Precondition) Precondition {
 }
 
 // checkUpload refuses an upload for which there is no place or space, or whose condition
-// fails already, before the client sends it. What counts is decided when it is stored.
-func (a *api) checkUpload(up upload) error {
+// fails already, before the client sends it. What counts is decided when it is stored. It
+// responds if the build was stored by an earlier upload.
+func (a *api) checkUpload(up upload) (response, error) {
 	place, err := a.acquireUpload(up.conn)
 	if err != nil {
-		return err
+		return response{}, err
 	}
-	defer place.release()
+	place.release() // as the space, it is acquired again when the body comes
 	space, err := a.freeSpace.admit(up.size)
 	if err != nil {
-		return a.uploadError(up, err)
+		return response{}, a.uploadError(up, err)
 	}
-	space.release() // it is reserved when the body comes
+	space.release()
 	if up.cond.IsZero() {
-		return nil
+		return response{}, nil
 	}
-	read, err := a.acquireRead(up.conn)
+	info, err := a.statUpload(up)
+	switch err = checkCondition(up.cond, info, err); {
+	case err == nil:
+		return response{}, nil
+	case up.refusedAsExisting(err):
+		return a.checkRepeated(up, info, err)
+	}
+	return response{}, a.uploadError(up, err)
+}
+
+// statUpload describes the build that the upload would create or replace.
+func (a *api) statUpload(up upload) (ArtifactInfo, error) {
+	place, err := a.acquireRead(up.conn)
 	if err != nil {
-		return err
+		return ArtifactInfo{}, err
 	}
-	defer read.release()
+	defer place.release()
 	start := time.Now()
 	info, err := statArtifact(a.backend, up.siteID, up.buildID)
 	a.metrics.call(callStat, start, err)
-	if err = checkCondition(up.cond, info, err); err != nil {
-		return a.uploadError(up, err)
-	}
-	return nil
+	return info, err
 }
 
 // putArtifact stores the body as a build.
@@ -108,16 +128,27 @@ func (a *api) putArtifact(ctx *fasthttp.RequestCtx, up upload) (response, error)
 	defer space.release()
 	body := openBody(up.conn, ctx.RequestBodyStream(), up.size, int64(a.cfg.MaxArtifactSize), true, space)
 	defer body.close()
+	if up.digests.any() || a.cfg.Digest == digestAlways {
+		body.hashed(up.digests)
+	}
 	start := time.Now()
 	up.cond.Outcome = &up.conn.rec.outcome
 	info, err := storeBody(a.backend, up, body)
 	a.metrics.call(callStore, start, err)
-	if err != nil {
-		return response{}, a.uploadError(up, err)
+	switch {
+	case err == nil:
+		return up.stored(fasthttp.StatusCreated, ArtifactInfo{Size: body.read, ETag: info.ETag, SHA256: body.Sum()}), nil
+	case up.refusedAsExisting(err):
+		return a.refusedUpload(up, body, err, func() { space.release(); place.release() })
 	}
-	r := jsonResponse(fasthttp.StatusCreated, success{Status: "success", SiteID: up.siteID, BuildID: up.buildID, SizeBytes: &body.read})
-	r.etag = info.ETag
-	return r, nil
+	return response{}, a.uploadError(up, err)
+}
+
+// stored returns the response to an upload whose build is stored as info describes it.
+func (up upload) stored(status int, info ArtifactInfo) response {
+	r := jsonResponse(status, success{Status: "success", SiteID: up.siteID, BuildID: up.buildID, SizeBytes: &info.Size, SHA256: info.SHA256.String()})
+	r.etag, r.sha256 = info.ETag, info.SHA256
+	return r
 }
 
 // storeBody stores the body in a backend.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,6 +26,11 @@ func (e *operationError) Unwrap() error { return e.err }
 type failure struct {
 	Status string `json:"status"` // "error"
 	Error  string `json:"error"`
+
+	// Of a digestError only.
+	Algorithm string `json:"algorithm,omitempty"`
+	Expected  string `json:"expected,omitempty"` // in hexadecimal
+	Got       string `json:"got,omitempty"`
 }
 
 // respondError responds with what err stands for: the one place where an error becomes
@@ -53,7 +59,11 @@ func (a *api) respondError(ctx *fasthttp.RequestCtx, err error) {
 	if denied := a.metrics.denied[refusal.denied]; denied != nil {
 		denied.Inc()
 	}
-	r := jsonResponse(refusal.status, failure{"error", refusal.reason})
+	body := failure{Status: "error", Error: refusal.reason}
+	if d, ok := errors.AsType[*digestError](err); ok {
+		body.Algorithm, body.Expected, body.Got = d.algorithm, hex.EncodeToString(d.expected), hex.EncodeToString(d.got)
+	}
+	r := jsonResponse(refusal.status, body)
 	r.cacheControl = noStore // by default caches may keep some statuses, such as 404 (RFC 9110, section 15.1)
 	r.write(ctx)
 	h := &ctx.Response.Header

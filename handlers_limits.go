@@ -6,16 +6,18 @@ import (
 )
 
 const (
-	maxReads       = 256             // GETs and HEADs of builds that are in the store at once
-	maxLists       = 64              // lists that are made at once
-	maxSiteLists   = 16              // of one site
-	maxWrites      = 256             // appends and deletes that are in the store at once
-	maxSiteWrites  = 128             // of one site: they may wait for its lock
-	maxBuildWrites = 64              // of one build
-	maxScrapes     = 16              // scrapes of the metrics that are made and sent
-	placeWait      = 5 * time.Second // how long a request waits for its place, or for memory
-	streamMemory   = 256 << 20       // bytes for the downloads that pass through the service
-	entryMemory    = 64 << 20        // bytes for the log entries that are received and stored
+	maxReads       = 256              // GETs and HEADs of builds that are in the store at once
+	maxLists       = 64               // lists that are made at once
+	maxSiteLists   = 16               // of one site
+	maxWrites      = 256              // appends and deletes that are in the store at once
+	maxSiteWrites  = 128              // of one site: they may wait for its lock
+	maxBuildWrites = 64               // of one build
+	maxScrapes     = 16               // scrapes of the metrics that are made and sent
+	maxDigests     = 2                // stored builds whose digest is computed at once
+	digestWait     = 30 * time.Second // how long a request waits for such a digest
+	placeWait      = 5 * time.Second  // how long a request waits for its place, or for memory
+	streamMemory   = 256 << 20        // bytes for the downloads that pass through the service
+	entryMemory    = 64 << 20         // bytes for the log entries that are received and stored
 )
 
 // limits are the budgets that bound what requests hold at once.
@@ -28,6 +30,7 @@ type limits struct {
 	lists     *budget // bytes of lists that are made and sent
 	downloads *budget // bytes of the downloads that pass through the service
 	scrapes   *budget // places of scrapes of the metrics
+	digests   *budget // places of stored builds whose digest is computed
 }
 
 func newLimits(cfg *Config) limits {
@@ -40,19 +43,20 @@ func newLimits(cfg *Config) limits {
 		lists:     newBudget(listMemory, placeWait),
 		downloads: newBudget(streamMemory, placeWait),
 		scrapes:   newBudget(maxScrapes, placeWait),
+		digests:   newBudget(maxDigests, digestWait),
 	}
 }
 
 // inStore returns how many requests can be in the store at once.
 func (l *limits) inStore() int {
-	return int(l.uploads.limit + l.reads.limit + l.listing.limit + l.writes.limit)
+	return int(l.uploads.limit + l.reads.limit + l.listing.limit + l.writes.limit + l.digests.limit)
 }
 
 // budgets returns those of the API and of its store, by the names that the metrics have
 // for them.
 func (a *api) budgets() map[string]*budget {
 	all := map[string]*budget{"uploads": a.uploads, "reads": a.reads, "writes": a.writes, "listing": a.listing,
-		"entries": a.entries, "lists": a.lists, "downloads": a.downloads, "scrapes": a.scrapes}
+		"entries": a.entries, "lists": a.lists, "downloads": a.downloads, "scrapes": a.scrapes, "digests": a.digests}
 	if b, ok := a.backend.(hasBudgets); ok {
 		maps.Copy(all, b.budgets())
 	}
@@ -103,4 +107,10 @@ func (l *limits) acquireWrite(c *conn, siteID, buildID string) (*grant, error) {
 	return acquireAs(refusedCalls, l.writes, c, budgetRequest{n: 1, caps: []keyCap{
 		{"site " + siteID, maxSiteWrites}, {"build " + siteID + "/" + buildID, maxBuildWrites},
 	}})
+}
+
+// acquireDigest acquires a place to compute the digest of a stored build, for client. One
+// build of a site gets a place at once.
+func (l *limits) acquireDigest(client, siteID string) (*grant, error) {
+	return l.digests.acquire(budgetRequest{client: client, n: 1, caps: []keyCap{{"site " + siteID, 1}}})
 }

@@ -26,10 +26,12 @@ type logAppend struct {
 	id     string // of the entry
 	fresh  bool   // no log has the id
 	size   int64  // of the body; -1: chunked
+
+	digests announcedDigests
 }
 
 // parseAppend returns what the header of a POST announces.
-func parseAppend(ctx *fasthttp.RequestCtx) (p logAppend, err error) {
+func (a *api) parseAppend(ctx *fasthttp.RequestCtx) (p logAppend, err error) {
 	p.conn = connOf(ctx)
 	if p.siteID, err = pathID(ctx, "site_id"); err != nil {
 		return p, err
@@ -38,6 +40,9 @@ func parseAppend(ctx *fasthttp.RequestCtx) (p logAppend, err error) {
 		return p, badRequest("%v", err)
 	}
 	if err := checkPlainBody(ctx, "log entry", "curl -d"); err != nil {
+		return p, err
+	}
+	if p.digests, err = a.requestDigests(ctx); err != nil {
 		return p, err
 	}
 	if p.size = int64(ctx.Request.Header.ContentLength()); p.size > maxEntrySize {
@@ -96,6 +101,9 @@ func (p *logAppend) read(stream io.Reader) ([]byte, error) {
 	}
 	body := openBody(p.conn, stream, p.size, maxEntrySize, false, nil)
 	defer body.close()
+	if p.digests.any() {
+		body.hashed(p.digests)
+	}
 	var data bytes.Buffer
 	data.Grow(int(max(p.size, 0)) + bytes.MinRead) // the body as a whole, at once
 	_, err := data.ReadFrom(body)

@@ -136,7 +136,7 @@ func checkOnce(ctx *fasthttp.RequestCtx, name string) error {
 }
 
 // checkPlainBody refuses a body that would not be stored as its sender means it: one with
-// a content coding, an HTML form, or a digest that is not checked. noun is what the
+// a content coding, an HTML form, or a digest in a field that RFC 9530 made obsolete. noun is what the
 // body should be, tool what sends it so.
 func checkPlainBody(ctx *fasthttp.RequestCtx, noun, tool string) error {
 	if codings, _ := headerValue(ctx, fasthttp.HeaderContentEncoding); isCoded(codings) {
@@ -151,7 +151,7 @@ func checkPlainBody(ctx *fasthttp.RequestCtx, noun, tool string) error {
 	}
 	for _, name := range [...]string{"Content-MD5", "Digest"} {
 		if _, there := headerValue(ctx, name); there {
-			return badRequest("%s is not supported: this service verifies no digest headers", name)
+			return badRequest("%s is not supported: send Repr-Digest (RFC 9530)", name)
 		}
 	}
 	return nil

@@ -15,6 +15,7 @@ type response struct {
 	cacheControl string
 	disposition  string // Content-Disposition
 	etag         string
+	sha256       Digest // Repr-Digest
 	location     string
 	lastModified time.Time
 	acceptRanges bool
@@ -40,6 +41,7 @@ type success struct {
 	SiteID    string `json:"site_id"`
 	BuildID   string `json:"build_id"`
 	SizeBytes *int64 `json:"size_bytes,omitempty"`
+	SHA256    string `json:"sha256,omitempty"`
 	EntryID   string `json:"entry_id,omitempty"`
 }
 
@@ -75,6 +77,10 @@ func (r *response) write(ctx *fasthttp.RequestCtx) {
 	}
 	if !r.lastModified.IsZero() {
 		h.SetLastModified(r.lastModified)
+	}
+	if r.sha256.known() {
+		var value [64]byte
+		h.SetCanonical(reprDigest, appendDigest(value[:0], r.sha256))
 	}
 	if r.acceptRanges {
 		h.Set(fasthttp.HeaderAcceptRanges, "bytes")

@@ -672,7 +672,7 @@ func TestBodiesThatAreNotStored(t *testing.T) {
 		{put, "Content-Type: multipart/form-data; boundary=x", 415, "send the raw build, as curl -T does, not multipart"},
 		{put, "Content-Type: Multipart/Mixed", 415, "send the raw build"},
 		{post, "Content-Type: multipart/form-data; boundary=x", 415, "send the raw log entry, as curl -d does, not multipart"},
-		{put, "Content-MD5: 1B2M2Y8AsgTpgAmY7PhCfg==", 400, "Content-MD5 is not supported: this service verifies no digest headers"},
+		{put, "Content-MD5: 1B2M2Y8AsgTpgAmY7PhCfg==", 400, "Content-MD5 is not supported: send Repr-Digest (RFC 9530)"},
 		{put, "Content-MD5:", 400, "Content-MD5"},
 		{put, "Digest: sha-256=X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=", 400, "Digest is not supported"},
 		{post, "Digest: md5=x", 400, "Digest is not supported"},
@@ -683,7 +683,7 @@ func TestBodiesThatAreNotStored(t *testing.T) {
 		{put, "Content-Encoding: ,", 201, ""},
 		{put, "Content-Type: application/x-www-form-urlencoded", 201, ""},
 		{put, "Content-Type: multipart", 201, ""},
-		{put, "Repr-Digest: sha-256=:X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=:", 201, ""},
+		{put, "Repr-Digest: sha-256=:X0PjGlcv2yksoeBbBUCzMd3sHF/BQOw9vdZQDXwnQ1A=:", 201, ""},
 		{put, "Want-Repr-Digest: sha-256=1", 201, ""},
 		{post, "Content-Encoding: identity", 201, ""},
 	} {

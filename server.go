@@ -24,7 +24,7 @@ const (
 // main joins the two.
 type handler struct {
 	serve        fasthttp.RequestHandler           // responds to a request
-	admit        fasthttp.RequestHandler           // responds if the request is refused before its body is read; changes nothing
+	admit        fasthttp.RequestHandler           // responds if that needs no body, otherwise with status 100; changes nothing that clients see
 	respondError func(*fasthttp.RequestCtx, error) // responds to a request that the server itself refuses
 }
 

@@ -70,12 +70,12 @@ func (s *server) handle(ctx *fasthttp.RequestCtx, h handler) {
 }
 
 // expect decides whether the body that a client announced with Expect: 100-continue
-// is asked for. What is refused is refused before the client has sent it.
+// is asked for. If not, its status is that of the response (RFC 9110, section 10.1.1).
 func (s *server) expect(ctx *fasthttp.RequestCtx, h handler) int {
 	c := connOf(ctx)
 	s.start(ctx, c)
 	s.call(ctx, h, h.admit)
-	if status := ctx.Response.StatusCode(); status >= 400 {
+	if status := ctx.Response.StatusCode(); status != fasthttp.StatusContinue {
 		c.linger.Store(true) // the client may have begun to send anyway
 		s.respond(ctx, c)
 		return status
