@@ -32,6 +32,9 @@ import (
 // On NFS, a rename over a file that this host has open takes the server two steps.
 // Between them the name does not exist: see nfs_replace.go.
 //
+// A build and its digest (nfs_digest.go) take these steps together: both files share the
+// fsync, then the build is renamed, then the digest, then both directories are fsynced.
+//
 // If this process created a directory, or does not know whether it is durable, it fsyncs
 // the parent before it acknowledges a change in the directory. Concurrent writes may share
 // fsync(temp) and fsync(dir) (disk_fsync.go).
@@ -96,30 +99,63 @@ func (d *disk) createTemp(dir *os.File) (*tempFile, error) {
 // seal ends the writing: it makes the file durable under its temporary name, closes it,
 // and returns its attributes.
 func (t *tempFile) seal() (unix.Stat_t, error) {
-	if err := t.stamp(t.disk.now()); err != nil {
+	if err := t.finish(); err != nil {
 		return t.stat, err
+	}
+	return t.stat, sealFinished(t)
+}
+
+// finish is the first half of seal: it sets the time of the file, whose content is
+// complete, and reads its attributes.
+func (t *tempFile) finish() error {
+	if err := t.stamp(t.disk.now()); err != nil {
+		return err
 	}
 	if err := unix.Fstat(int(t.f.Fd()), &t.stat); err != nil {
-		return t.stat, diskError("stat", t.path, err)
+		return diskError("stat", t.path, err)
 	}
 	t.coarse = isCoarse(t.stat.Mtim)
-	if err := t.sync(t.f); err != nil {
-		return t.stat, err
+	return nil
+}
+
+// sealFinished is the second half of seal, for t and other finished files, which share one
+// sync. t is the oldest of them.
+func sealFinished(t *tempFile, others ...*tempFile) error {
+	files := make([]*os.File, 1, 2)
+	files[0] = t.f
+	for _, o := range others {
+		files = append(files, o.f)
 	}
-	t.setLarge(false)
+	if err := t.sync(files...); err != nil {
+		return err
+	}
 	t.disk.lastStamp.Store(&timeStamp{t.stat.Ctim.Nano(), time.Now()})
+	if err := t.closeSealed(); err != nil {
+		return err
+	}
+	for _, o := range others {
+		if err := o.closeSealed(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *tempFile) closeSealed() error {
+	t.setLarge(false)
 	f := t.f
 	t.f = nil
 	if err := f.Close(); err != nil {
-		return t.stat, diskError("close", t.path, err)
+		return diskError("close", t.path, err)
 	}
-	return t.stat, nil
+	return nil
 }
 
-// sync makes the content of the file durable. f is an open descriptor of the file.
-func (t *tempFile) sync(f *os.File) error {
+// sync makes the content of files durable: open descriptors of this file and of younger
+// ones.
+func (t *tempFile) sync(files ...*os.File) error {
 	start := time.Now()
-	err := t.disk.fsyncs.sync(f, t.stat.Dev, t.since)
+	err := t.disk.fsyncs.sync(t.stat.Dev, t.since, files...)
 	t.disk.metrics.fsync.UpdateDuration(start)
 	if err != nil {
 		return diskError("fsync", t.path, err)

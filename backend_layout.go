@@ -12,14 +12,17 @@ import (
 //	{base}/sites/{site}/logs/{build}.json
 //	{base}/sites/{site}/digests/{build}.sha256
 //	{base}/sites/{site}/.lock	(a directory only)
+//	{base}/status/{name}.json
 const (
 	sitesDir       = "sites"
 	artifactsDir   = "artifacts"
 	logsDir        = "logs"
 	digestsDir     = "digests"
+	statusDir      = "status"
 	artifactSuffix = ".tar.gz"
 	logSuffix      = ".json"
 	digestSuffix   = ".sha256"
+	statusSuffix   = ".json"
 
 	// lockName is the file whose bytes are locked. It is never replaced or removed:
 	// a lock on a file that lost its name protects nothing.

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -90,17 +92,17 @@ func hasJournal(fsType int64, task string) bool {
 	return false
 }
 
-// sync makes the file f on device dev durable. since is the value of failures before the
-// first write to f.
-func (s *fsyncGroup) sync(f *os.File, dev, since uint64) error {
+// sync makes files on device dev durable. since is the value of failures before the first
+// write to any of them.
+func (s *fsyncGroup) sync(dev, since uint64, files ...*os.File) error {
 	if s.root == nil || dev != s.dev {
-		return s.fsync(f)
+		return s.fsyncAll(files)
 	}
 	waiting := s.waiting.Add(1)
 	defer s.waiting.Add(-1)
 	var err error
 	if waiting < minGroupSize || s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load() {
-		err = s.count(s.fsync(f))
+		err = s.count(s.fsyncAll(files))
 	} else {
 		err, _ = s.files.submit("", struct{}{}, s.syncAll)
 	}
@@ -161,6 +163,22 @@ func (s *fsyncGroup) fsync(f *os.File) error {
 		return s.fsyncHook(f)
 	}
 	return retryEINTR(func() error { return unix.Fsync(int(f.Fd())) })
+}
+
+// fsyncAll is fsync of one or more files at the same time: a journalling file system then
+// needs a single commit for all.
+func (s *fsyncGroup) fsyncAll(files []*os.File) error {
+	if len(files) == 1 {
+		return s.fsync(files[0])
+	}
+	errs := make([]error, len(files))
+	var g sync.WaitGroup
+	for i, f := range files[1:] {
+		g.Go(func() { errs[i+1] = s.fsync(f) })
+	}
+	errs[0] = s.fsync(files[0])
+	g.Wait()
+	return cmp.Or(errs...)
 }
 
 // kernelAtLeast reports whether the kernel has at least that version.

@@ -58,7 +58,7 @@ func TestSyncsAreSharedOnlyWhereThatIsRight(t *testing.T) {
 		if test.dir != nil {
 			err = s.syncDir(test.dir, dev, 0)
 		} else {
-			err = s.sync(pipe, dev, 0)
+			err = s.sync(dev, 0, pipe)
 		}
 		if failed := s.failures.Load(); !errors.Is(err, test.want) || shared != test.shared || failed != test.failed {
 			t.Errorf("%s: %v, %d shared, %d failed; want %v, %d, %d", test.name, err, shared, failed, test.want, test.shared, test.failed)

@@ -11,6 +11,14 @@ import (
 // openBackend opens the configured store. Its error names the variable at fault. It does
 // not find out whether an object store can be reached.
 func openBackend(ctx context.Context, cfg *Config, log *slog.Logger) (Backend, error) {
+	store, err := openStore(ctx, cfg, log)
+	if d, ok := store.(interface{ useDigests() }); ok && err == nil && cfg.Digest != digestOff {
+		d.useDigests()
+	}
+	return store, err
+}
+
+func openStore(ctx context.Context, cfg *Config, log *slog.Logger) (Backend, error) {
 	var store Backend
 	var err error
 	switch cfg.StorageBackend {

@@ -19,7 +19,9 @@ import (
 //
 //	{base}/sites/{site}/artifacts/{build}.tar.gz
 //	{base}/sites/{site}/logs/{build}.json
+//	{base}/sites/{site}/digests/{build}.sha256
 //	{base}/sites/{site}/.lock
+//	{base}/status/{name}.json
 //
 // Files are only replaced as a whole (atomic.go). So a file that is being read never
 // changes, and a cache can rely on names, inode numbers and times. On NFS, an interrupted
@@ -44,6 +46,7 @@ type nfs struct {
 	verified verifiedLogs
 	lists    *listings
 	small    smallFiles
+	digests  *digestCache // nil: digests are neither kept nor looked up
 }
 
 var (
@@ -53,6 +56,10 @@ var (
 	_ Prober            = (*nfs)(nil)
 	_ VersionPager      = (*nfs)(nil)
 	_ SpaceTeller       = (*nfs)(nil)
+	_ DigestKeeper      = (*nfs)(nil)
+	_ SiteLister        = (*nfs)(nil)
+	_ ForeignLister     = (*nfs)(nil)
+	_ StatusKeeper      = (*nfs)(nil)
 )
 
 // openNFS opens the store at base. It never creates base: a missing directory means a
@@ -124,6 +131,11 @@ func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Pre
 		return ArtifactInfo{}, err
 	}
 	defer dir.Close()
+	digest, err := n.prepareDigest(siteID, buildID, reader)
+	if err != nil {
+		return ArtifactInfo{}, err
+	}
+	defer digest.close()
 	temp, err := n.disk.createTemp(dir)
 	if err != nil {
 		return ArtifactInfo{}, err
@@ -132,13 +144,18 @@ func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Pre
 	if _, err := temp.ReadFrom(reader); err != nil {
 		return ArtifactInfo{}, err
 	}
-	if _, err := temp.seal(); err != nil {
+	if err := digest.seal(temp, sumOf(reader)); err != nil {
 		return ArtifactInfo{}, err
 	}
-	if err := n.place(temp, siteID, buildID, cond); err != nil {
+	if err := n.place(temp, digest, siteID, buildID, cond); err != nil {
 		return ArtifactInfo{}, err
 	}
-	return infoOf(&temp.stat), temp.syncDir()
+	if err := digest.syncDir(); err != nil { // first: its sync often includes that of the artifact
+		return ArtifactInfo{}, err
+	}
+	info := infoOf(&temp.stat)
+	info.SHA256 = digest.digest()
+	return info, temp.syncDir()
 }
 
 // DeleteArtifact implements ConditionalStorer.
@@ -163,7 +180,7 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 	}
 	n.waitOutCoarseTime(dir, fileName(artifactsDir, buildID))
 	c := change{dir: dir, siteID: siteID, buildID: buildID, cond: cond}
-	if err := n.changeIf(c, n.deleteFile); err != nil {
+	if err := n.changeIf(c, n.deleteBuild); err != nil {
 		return err
 	}
 	// Also if the build was missing: another process may have removed it without an fsync
@@ -173,8 +190,11 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 
 // StatArtifact implements ArtifactStater.
 func (n *nfs) StatArtifact(siteID, buildID string) (info ArtifactInfo, err error) {
-	err = n.find(siteID, artifactsDir, buildID, func(path string) (err error) {
-		info, err = n.describe(path)
+	err = n.find(siteID, artifactsDir, buildID, func(path string) error {
+		f, err := n.describe(path)
+		if err == nil {
+			info = n.withDigest(path, f).info
+		}
 		return err
 	})
 	return info, n.notFound(err)

@@ -27,7 +27,7 @@ func (a *artifactFile) File() *os.File                            { return a.f }
 // something other than a regular file is there, the artifact is not found, as in lists.
 func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
 	if f := n.small.get(path); f != nil {
-		return f.open(), nil
+		return n.withDigest(path, f).open(), nil
 	}
 	fd, err := n.disk.openPathRead(path)
 	if isLink(err, path) {
@@ -51,14 +51,18 @@ func (n *nfs) openArtifact(path string) (ArtifactReader, error) {
 	}
 	if st.Size > smallSize {
 		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0) // as in openAt: do not use the poller
-		return &artifactFile{os.NewFile(uintptr(fd), path), infoOf(&st)}, nil
+		info := infoOf(&st)
+		if n.digests != nil {
+			info.SHA256 = n.digestOf(path, &st).sum
+		}
+		return &artifactFile{os.NewFile(uintptr(fd), path), info}, nil
 	}
 	defer unix.Close(fd)
 	f, err := n.small.read(fd, path, &st)
 	if err != nil {
 		return nil, err
 	}
-	return f.open(), nil
+	return n.withDigest(path, f).open(), nil
 }
 
 // infoOf describes an artifact. The ETag consists of inode number, size and modification
@@ -82,24 +86,26 @@ func fileTag(ino, size, mtime uint64) string {
 	return string(append(b, '"'))
 }
 
-// describe returns the info of the artifact at path without reading it.
-func (n *nfs) describe(path string) (ArtifactInfo, error) {
+// describe returns the attributes of the artifact at path without reading it. They are
+// never nil, and zero after an error.
+func (n *nfs) describe(path string) (*smallFile, error) {
 	if f := n.small.info(path); f != nil {
-		return f.info, nil
+		return f, nil
 	}
 	var st unix.Stat_t
 	err := n.stat(path, &st)
+	if err == nil {
+		err = n.checkSameMount(&st)
+	}
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = notAFile(path)
+	}
 	if err != nil {
-		return ArtifactInfo{}, err
+		return new(smallFile), err
 	}
-	if err := n.checkSameMount(&st); err != nil {
-		return ArtifactInfo{}, err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return ArtifactInfo{}, notAFile(path)
-	}
-	n.small.keep(n.small.stats, path, smallFileOf(&st))
-	return infoOf(&st), nil
+	f := smallFileOf(&st)
+	n.small.keep(n.small.stats, path, f)
+	return f, nil
 }
 
 // linkInPlace returns the error of an artifact that is a symbolic link.

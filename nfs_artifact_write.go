@@ -15,17 +15,18 @@ type change struct {
 	dir             *os.File // of the artifacts of the site
 	siteID, buildID string
 	cond            Precondition
-	temp            *tempFile // the new artifact; nil removes the artifact
+	temp            *tempFile  // the new artifact; nil removes the artifact
+	digest          *newDigest // of temp; nil: it has none
 }
 
 // changeIf calls do if the condition of c holds. It holds the lock of the build: an
 // exclusive lock if it has to check before the change, or if the change takes several
-// steps; otherwise a shared lock. So no other change falls between check and change. do
+// steps, as that of a build with a digest does; otherwise a shared lock. So no other change falls between check and change. do
 // gets the lock, which is nil if the mount has no locks.
 func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error {
 	conditional := !c.cond.IsZero()
 	coarse := c.temp != nil && c.temp.coarse
-	exclusive := conditional || n.remote || coarse
+	exclusive := conditional || n.remote || coarse || c.digest != nil
 	lock, err := n.lockBuild(c.siteID, artifactsDir, c.buildID, exclusive)
 	if errors.Is(err, ErrUnsupported) && !conditional {
 		return do(c, nil) // without locks nobody can check a condition, so no check is invalidated
@@ -46,8 +47,8 @@ func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error
 		}
 	}
 	if conditional {
-		info, err := n.describe(c.dir.Name() + "/" + fileName(artifactsDir, c.buildID))
-		if err := checkCondition(c.cond, info, n.notFound(err)); err != nil {
+		f, err := n.describe(c.dir.Name() + "/" + fileName(artifactsDir, c.buildID))
+		if err := checkCondition(c.cond, f.info, n.notFound(err)); err != nil {
 			return err
 		}
 	}
@@ -59,13 +60,13 @@ func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error
 	return do(c, lock)
 }
 
-// place commits the sealed temp as the build if cond holds.
-func (n *nfs) place(temp *tempFile, siteID, buildID string, cond Precondition) error {
+// place commits the sealed temp as the build, with digest, if cond holds.
+func (n *nfs) place(temp *tempFile, digest *newDigest, siteID, buildID string, cond Precondition) error {
 	// The store may have gone away during the upload.
 	if err := n.checkMounted(); err != nil {
 		return err
 	}
-	c := change{dir: temp.dir, siteID: siteID, buildID: buildID, cond: cond, temp: temp}
+	c := change{dir: temp.dir, siteID: siteID, buildID: buildID, cond: cond, temp: temp, digest: digest}
 	if !cond.CreateOnly() {
 		return n.changeIf(c, n.replaceFile)
 	}
@@ -94,14 +95,29 @@ func (n *nfs) createFile(c change, lock *buildLock) error {
 			}
 		}
 	}
+	if err := c.digest.bind(c.temp); err != nil {
+		return err
+	}
 	if err := c.temp.create(name); err != nil {
 		return err
 	}
 	c.cond.Outcome.set(outcomeCreated)
-	if lock == nil || !n.remote {
-		return nil
+	if lock != nil && n.remote {
+		if err := lock.alive(); err != nil { // if lost, a delayed link may have fallen between two steps of another client
+			return err
+		}
 	}
-	return lock.alive() // if lost, a delayed link may have fallen between two steps of another client
+	return n.placeDigest(c, lock)
+}
+
+// placeDigest gives the build, which was just placed, its digest. If it has none, it removes
+// that of the build which it replaced.
+func (n *nfs) placeDigest(c change, lock *buildLock) error {
+	if c.digest.digest().known() {
+		return c.digest.commit(lock)
+	}
+	n.dropDigest(c.siteID, c.buildID)
+	return nil
 }
 
 func (n *nfs) replaceFile(c change, lock *buildLock) error {
@@ -116,12 +132,27 @@ func (n *nfs) replaceFile(c change, lock *buildLock) error {
 			return err
 		}
 	}
-	return n.putInPlace(c.temp, name, lock)
+	if err := c.digest.bind(c.temp); err != nil {
+		return err
+	}
+	if err := n.putInPlace(c.temp, name, lock); err != nil {
+		return err
+	}
+	return n.placeDigest(c, lock)
+}
+
+// deleteBuild removes the artifact, then its digest.
+func (n *nfs) deleteBuild(c change, _ *buildLock) error {
+	if err := n.deleteFile(c); err != nil {
+		return err
+	}
+	n.dropDigest(c.siteID, c.buildID)
+	return nil
 }
 
 // deleteFile removes all names of the file, its own last. Meanwhile a delayed rename of
 // another host may move the file from its own name to its former name.
-func (n *nfs) deleteFile(c change, _ *buildLock) error {
+func (n *nfs) deleteFile(c change) error {
 	name, outcome := fileName(artifactsDir, c.buildID), outcomeAbsent
 	others := otherNames(name)
 	for _, at := range slices.Backward(others[:]) { // in reverse: otherwise a name of lower priority would become the build

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sys/unix"
@@ -33,6 +34,7 @@ type smallFile struct {
 	mtim, ctim unix.Timespec
 	data       []byte // immutable; nil: not read
 	info       ArtifactInfo
+	noDigest   time.Time // if info has no digest: until when it is not looked for again
 }
 
 func smallFileOf(st *unix.Stat_t) *smallFile {
@@ -44,6 +46,25 @@ func (f *smallFile) is(st *unix.Stat_t) bool {
 }
 
 func (f *smallFile) open() smallArtifact { return smallArtifact{bytes.NewReader(f.data), f} }
+
+func (f *smallFile) stat() *unix.Stat_t {
+	return &unix.Stat_t{Dev: f.dev, Ino: f.ino, Size: f.info.Size, Mtim: f.mtim}
+}
+
+// withDigest returns f, the file at path, with its digest. It also updates the cache.
+func (n *nfs) withDigest(path string, f *smallFile) *smallFile {
+	if n.digests == nil || f.info.SHA256.known() || n.digests.now().Before(f.noDigest) {
+		return f
+	}
+	found, g := n.digestOf(path, f.stat()), *f
+	g.info.SHA256, g.noDigest = found.sum, found.until
+	files := n.small.files
+	if f.data == nil {
+		files = n.small.stats
+	}
+	n.small.keep(files, path, &g)
+	return &g
+}
 
 // smallFiles caches small artifacts by path. Each use first checks that the file is
 // unchanged. On a local file system that takes one stat(2). On NFS it would take an
@@ -98,6 +119,14 @@ func (s smallFiles) read(fd int, path string, st *unix.Stat_t) (*smallFile, erro
 	}
 	s.keep(s.files, path, f)
 	return f, nil
+}
+
+// forget removes path from the cache.
+func (s smallFiles) forget(path string) {
+	if s.files != nil {
+		s.files.Remove(path)
+		s.stats.Remove(path)
+	}
 }
 
 // keep caches f, unless its times may be so coarse that another file could have the same

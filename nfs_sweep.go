@@ -21,8 +21,8 @@ const sweepNames = 1024
 // sweepTemps removes files left by crashes once they are older than maxAge. It runs at
 // once and then periodically, until ctx ends. Any number of processes may sweep at once.
 //
-// It removes temporary files, interim files if the file also has its name, the directories
-// of doctor, and on NFS the .nfs files of clients that died. If it removes the file of a
+// It removes temporary files, interim files if the file also has its name, digests without
+// an artifact, the directories of doctor, and on NFS the .nfs files of clients that died. If it removes the file of a
 // running upload, the upload fails when it commits. If another host still reads a removed
 // .nfs file, that download is cut off. If an interim file is all that is left of a build,
 // it gets the name of the build (nfs_replace.go).
@@ -80,11 +80,12 @@ func (n *nfs) sweepOnce(ctx context.Context, maxAge time.Duration) (int, error) 
 	temps := func(dir *os.File) (int, error) {
 		return n.sweepDir(dir, func(name string) (bool, error) { return n.sweepTemp(dir, name, before) })
 	}
-	sweep(n.base, temps)
-	sweep(filepath.Join(n.base, sitesDir), temps)
+	for _, name := range []string{"", sitesDir, statusDir} {
+		sweep(filepath.Join(n.base, name), temps)
+	}
 	// If root is the base, there are no sites yet, and no path exists.
 	err = eachName(root, func(site string) error {
-		for _, name := range []string{artifactsDir, logsDir} {
+		for _, name := range []string{artifactsDir, logsDir, digestsDir} {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
@@ -92,6 +93,7 @@ func (n *nfs) sweepOnce(ctx context.Context, maxAge time.Duration) (int, error) 
 				return n.sweepDir(dir, func(file string) (bool, error) { return n.sweepFile(dir, site, name, file, before) })
 			})
 		}
+		sweep(n.sitePath(site, digestsDir), func(dir *os.File) (int, error) { return n.sweepDigests(dir, site, before) })
 		return nil
 	})
 	return removed, errors.Join(append(errs, err)...)
@@ -114,7 +116,7 @@ func (n *nfs) sweepDir(dir *os.File, sweep func(name string) (bool, error)) (rem
 	return removed, cmp.Or(first, err)
 }
 
-// sweepFile sweeps one file of the artifacts or the logs of a site.
+// sweepFile sweeps one file in a directory of a site.
 func (n *nfs) sweepFile(dir *os.File, siteID, kind, name string, before time.Time) (removed bool, err error) {
 	if of, ok := isInterimName(name); ok {
 		if buildID, ok := buildOfFile(of, suffixOf(kind)); ok {
@@ -218,6 +220,83 @@ func (n *nfs) sweepInterim(dir *os.File, siteID, kind, buildID, interim string, 
 		return removed, err
 	}
 	return removed, n.disk.syncDir(dir)
+}
+
+// sweepDigests removes the digests in dir that have no artifact, if they got there before
+// that time: a copy of the store may bring the digests first.
+func (n *nfs) sweepDigests(dir *os.File, siteID string, before time.Time) (removed int, err error) {
+	orphans := map[string]bool{}
+	if _, err := dir.Seek(0, io.SeekStart); err != nil {
+		return 0, diskError("seek in directory", dir.Name(), errors.Unwrap(err))
+	}
+	// The digests first: an upload places its artifact before its digest.
+	err = eachName(dir, func(name string) error {
+		if buildID, ok := buildOfFile(name, digestSuffix); ok {
+			orphans[buildID] = true
+		}
+		return nil
+	})
+	if err != nil || len(orphans) == 0 {
+		return 0, err
+	}
+	artifacts, err := n.openBuilds(siteID, artifactsDir)
+	if err == nil {
+		err = eachName(artifacts, func(name string) error {
+			if of, ok := isInterimName(name); ok {
+				name = of
+			}
+			delete(orphans, strings.TrimSuffix(name, artifactSuffix))
+			return nil
+		})
+		artifacts.Close()
+	}
+	if ignoreNotExist(err) != nil {
+		return 0, err
+	}
+	for buildID := range orphans {
+		gone, err := n.sweepDigest(dir, siteID, buildID, before)
+		if ignoreNotExist(err) != nil {
+			return removed, err
+		}
+		if gone {
+			removed++
+			n.disk.metrics.tempsSwept.Inc()
+		}
+	}
+	return removed, nil
+}
+
+// sweepDigest removes the digest of a build if it got its name before that time and there
+// is no artifact. It skips a build that is locked.
+func (n *nfs) sweepDigest(dir *os.File, siteID, buildID string, before time.Time) (removed bool, err error) {
+	var st unix.Stat_t
+	name := fileName(digestsDir, buildID)
+	if err := statAt(dir, name, &st); err != nil || !time.Unix(st.Ctim.Unix()).Before(before) {
+		return false, err
+	}
+	lock, err := n.tryLock(siteID, artifactsDir, buildID)
+	if lock == nil {
+		return false, err
+	}
+	defer lock.release()
+	artifacts, err := n.openBuilds(siteID, artifactsDir)
+	if err == nil {
+		var exists bool
+		exists, err = n.finishReplacement(artifacts, fileName(artifactsDir, buildID))
+		artifacts.Close()
+		if exists {
+			return false, err
+		}
+	}
+	if ignoreNotExist(err) != nil {
+		return false, err
+	}
+	// Not below a mount that disappeared; and what was missing may be so for that reason.
+	if err := cmp.Or(n.checkMounted(), lock.alive()); err != nil {
+		return false, err
+	}
+	err = n.disk.unlink(dir, name)
+	return err == nil, err
 }
 
 // eachName calls f with each name in dir until f fails.
