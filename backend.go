@@ -213,6 +213,7 @@ type VersionPage struct {
 	Versions   []*Version
 	NextCursor string // empty on the last page
 	pageSeal
+	digests []Digest // of Versions, in their order; nil: not listed; set by withDigests
 
 	// OpenLog opens the log of a version whose Stored is set, in its current state. It may
 	// be called long after the page was made.

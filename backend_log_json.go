@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"strconv"
 	"time"
@@ -17,11 +18,22 @@ func kindOfList(metadata bool) int {
 
 const metadataName = `,"metadata":`
 
-func appendVersionHead(b []byte, v *Version) []byte {
+// appendVersionHead appends v up to its entries. digest may be nil.
+func appendVersionHead(b []byte, v *Version, digest *Digest) []byte {
 	b = appendString(append(b, `{"build_id":`...), v.BuildID)
 	b = strconv.AppendInt(append(b, `,"size_bytes":`...), v.SizeBytes, 10)
+	if digest != nil && digest.known() {
+		b = appendDigest(b, digest)
+	}
 	b = appendTime(append(b, `,"created_at":`...), v.CreatedAt)
 	return append(b, `,"logs":[`...)
+}
+
+// digestMember is the number of bytes that appendDigest appends.
+const digestMember = len(`,"sha256":""`) + 2*len(Digest{})
+
+func appendDigest(b []byte, d *Digest) []byte {
+	return append(hex.AppendEncode(append(b, `,"sha256":"`...), d[:]), '"')
 }
 
 func appendVersionEnd(b []byte, v *Version) []byte {
@@ -59,7 +71,7 @@ func sizeOfVersions(versions []*Version) (size [2]int64) {
 	size[0] = int64(max(0, len(versions)-1)) // commas
 	size[1] = size[0]
 	for _, v := range versions {
-		buf = appendVersionEnd(appendVersionHead(buf[:0], v), v)
+		buf = appendVersionEnd(appendVersionHead(buf[:0], v, nil), v)
 		logs := [2]int64{}
 		if v.Stored != nil {
 			logs = v.Stored.size

@@ -147,6 +147,25 @@ func (p *VersionPage) seal() {
 	p.Tag = hex.EncodeToString(h.Sum(nil)[:16])
 }
 
+// withDigests returns a copy of p, which is sealed, with the digests of its versions, in their
+// order; zero where one is not known. The tag of the copy covers them.
+func (p *VersionPage) withDigests(digests []Digest) *VersionPage {
+	c := *p // p is shared
+	c.digests = digests
+	h := sha256.New()
+	for i := range digests {
+		h.Write(digests[i][:])
+		if digests[i].known() {
+			c.size[0] += int64(digestMember)
+			c.size[1] += int64(digestMember)
+		}
+	}
+	if c.Tag != "" {
+		c.Tag += "-d" + hex.EncodeToString(h.Sum(nil)[:16])
+	}
+	return &c
+}
+
 // unread is called when the log of v, a version of p, could not be read as it was when
 // p was made, with the cause. The log is forgotten, so that the next list reads it
 // again. If the cause may affect others too, they are forgotten as well. It returns

@@ -18,6 +18,7 @@ type listing struct {
 	head        bool
 	siteID      string
 	query       VersionQuery
+	digests     bool // with the digests that the store keeps
 	ifNoneMatch *ETagList
 }
 
@@ -29,9 +30,13 @@ func parseListing(ctx *fasthttp.RequestCtx) (l listing, err error) {
 	if l.query, err = parseVersionQuery(ctx); err != nil {
 		return l, err
 	}
+	if l.digests, err = queryBool(ctx, "digest", false); err != nil {
+		return l, err
+	}
 	l.query.Client, l.query.RequestID = l.conn.client(), l.conn.rec.id
 	l.ifNoneMatch, err = headerETags(ctx, fasthttp.HeaderIfNoneMatch)
-	if l.ifNoneMatch != nil && len(l.ifNoneMatch.Tags) == 1 {
+	// A digest can appear while the versions stay the same, so a list with digests is always made.
+	if !l.digests && l.ifNoneMatch != nil && len(l.ifNoneMatch.Tags) == 1 {
 		l.query.Tag = tagOfWhole(l.ifNoneMatch.Tags[0], l.query)
 	}
 	return l, err
@@ -39,7 +44,7 @@ func parseListing(ctx *fasthttp.RequestCtx) (l listing, err error) {
 
 // parseVersionQuery reads the arguments of a listing.
 func parseVersionQuery(ctx *fasthttp.RequestCtx) (q VersionQuery, err error) {
-	if err := checkQuery(ctx, "limit", "cursor", "metadata"); err != nil {
+	if err := checkQuery(ctx, "limit", "cursor", "metadata", "digest"); err != nil {
 		return q, err
 	}
 	args := ctx.QueryArgs()
@@ -128,8 +133,25 @@ func (a *api) page(l listing) (*VersionPage, error) {
 	defer place.release()
 	start := time.Now()
 	page, err := listVersions(a.backend, l.siteID, l.query)
+	if err == nil && l.digests {
+		page, err = a.addDigests(l.siteID, page)
+	}
 	a.metrics.call(callList, start, err)
 	return page, err
+}
+
+// addDigests returns page with the digests that the store keeps, or page itself if the
+// service or the store keeps none.
+func (a *api) addDigests(siteID string, page *VersionPage) (*VersionPage, error) {
+	keeper, ok := a.backend.(DigestKeeper)
+	if !ok || a.cfg.Digest == digestOff {
+		return page, nil
+	}
+	digests, err := keeper.ListDigests(siteID, page.Versions)
+	if err != nil {
+		return nil, err
+	}
+	return page.withDigests(digests), nil
 }
 
 // listVersions asks a backend that cannot page for all versions.

@@ -57,7 +57,11 @@ func (l *listWriter) versions(siteID string, page *VersionPage, metadata bool) e
 		if i > 0 {
 			l.b = append(l.b, ',')
 		}
-		if err := l.version(page, v, metadata); err != nil {
+		var digest *Digest
+		if page.digests != nil {
+			digest = &page.digests[i]
+		}
+		if err := l.version(page, v, digest, metadata); err != nil {
 			return fmt.Errorf("cannot list the log of build %q: %w", v.BuildID, err)
 		}
 	}
@@ -65,8 +69,8 @@ func (l *listWriter) versions(siteID string, page *VersionPage, metadata bool) e
 	return l.flush(true)
 }
 
-func (l *listWriter) version(page *VersionPage, v *Version, metadata bool) error {
-	l.b = appendVersionHead(l.b, v)
+func (l *listWriter) version(page *VersionPage, v *Version, digest *Digest, metadata bool) error {
+	l.b = appendVersionHead(l.b, v, digest)
 	end := int64(math.MaxInt64) // where the entries must end
 	if v.Stored != nil {
 		end = l.size() + v.Stored.size[kindOfList(metadata)]
