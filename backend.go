@@ -213,7 +213,8 @@ type VersionPage struct {
 	Versions   []*Version
 	NextCursor string // empty on the last page
 	pageSeal
-	digests []Digest // of Versions, in their order; nil: not listed; set by withDigests
+	digests []Digest     // of Versions, in their order; nil: not listed; set by withDigests
+	copied  *VersionPage // of which withDigests made a copy: a store may share it while it is in use
 
 	// OpenLog opens the log of a version whose Stored is set, in its current state. It may
 	// be called long after the page was made.

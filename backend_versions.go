@@ -151,7 +151,7 @@ func (p *VersionPage) seal() {
 // order; zero where one is not known. The tag of the copy covers them.
 func (p *VersionPage) withDigests(digests []Digest) *VersionPage {
 	c := *p // p is shared
-	c.digests = digests
+	c.digests, c.copied = digests, p
 	h := sha256.New()
 	for i := range digests {
 		h.Write(digests[i][:])

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"weak"
 )
 
 // Everything that a list shows of a build is in its sum.
@@ -144,4 +146,20 @@ func FuzzCursor(f *testing.F) {
 			t.Fatalf("the place behind it holds %v, %v", page, err)
 		}
 	})
+}
+
+// While a copy with digests is in use, so is the page: a store can share it with others.
+func TestPageWithDigestsKeepsThePage(t *testing.T) {
+	page := &VersionPage{Versions: []*Version{{BuildID: "a"}}}
+	page.seal()
+	before, shared := *page, weak.Make(page)
+	c := page.withDigests([]Digest{{1}})
+	if page.Tag != before.Tag || page.size != before.size || page.digests != nil {
+		t.Errorf("the page was changed to %+v", page)
+	}
+	runtime.GC()
+	if shared.Value() == nil {
+		t.Error("the page is gone")
+	}
+	runtime.KeepAlive(c)
 }

@@ -162,6 +162,25 @@ func TestETagOfDigests(t *testing.T) {
 	}
 }
 
+// A store may send no versions to a client that has their tag. That is no list of digests.
+func TestDigestsOfAListWhoseTagIsKept(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	n.lists.limit = siteBytes + 16*(artifactBytes+logBytes) // entries do not fit
+	k := &keptDigests{store: n, kept: map[string]Digest{"b": {1}}}
+	s, _ := startBackend(t, k)
+	for _, id := range []string{"a", "b"} {
+		mustStore(t, n, "shop", id, []byte("x"))
+		mustLog(t, n, "shop", withMetadata(entry("1", id, testTime), 8<<10))
+	}
+	plain := s.get(t, 200, "/sites/shop/versions")
+	tag := plain.header.Get("ETag")
+	eventually(t, "the store sends no versions for the tag", func() bool {
+		page, err := n.ListVersionsPage("shop", VersionQuery{Tag: tagOfWhole(tag, VersionQuery{})})
+		return err == nil && len(page.Versions) == 0
+	})
+	wantDigests(t, plain, s.get(t, 200, "/sites/shop/versions?digest=true", "If-None-Match", tag), k.kept)
+}
+
 // Nothing asks for digests unless the client does, and a failure to read them is a failure
 // of the list.
 func TestDigestsAreLookedUpOnRequest(t *testing.T) {
