@@ -41,6 +41,7 @@ type objectStore struct {
 	appends      batcher[LogEntry, []error] // one write of a log at a time
 	memory       *budget                    // for logs during an append
 	capabilities capabilities
+	checksums    checksumsCheck
 	bucketProbe  cachedProbe[struct{}] // whether the bucket exists
 	stats        *storeMetrics
 }
@@ -61,6 +62,7 @@ func newObjectStore(b bucket, prefix string, log *slog.Logger) *objectStore {
 		memory: newBudget(logMemory, logWait),
 	}
 	s.capabilities.probe.probe, s.capabilities.probe.wait = s.probeCapabilities, capabilityWait
+	s.checksums.probe.probe = s.probeChecksums
 	s.bucketProbe.probe, s.bucketProbe.wait = s.probeBucket, capabilityWait
 	return s
 }

@@ -132,7 +132,7 @@ func (b *azureBucket) putOne(ctx context.Context, key string, body io.ReadSeeker
 func (b *azureBucket) putBlocks(ctx context.Context, key string, r *partReader, opts putOptions) (objectInfo, error) {
 	client := b.client.NewBlockBlobClient(key)
 	upload := rand.Text() // in the block ids, so that blocks of two uploads are never mixed
-	ids, total, err := b.buffers.sendParts(ctx, r, b.conf.Concurrency,
+	ids, total, err := sendParts(ctx, r, b.conf.Concurrency,
 		func(ctx context.Context, n int, p *part) (string, error) {
 			// All block ids of a blob must have the same length.
 			id := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%s%06d", upload, n))

@@ -74,7 +74,7 @@ func (s *objectStore) probeCapabilities() (map[capability]error, error) {
 func (s *objectStore) check() (results []checkResult, missing map[capability]error, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
 	defer cancel()
-	c := &storeCheck{s: s, ctx: ctx, key: s.prefix + checksDir + rand.Text(), missing: map[capability]error{}}
+	c := s.newCheck(ctx)
 	defer func() { c.clean(); results = c.results }()
 	for _, step := range []func() error{c.access, c.puts, c.parts, c.removes, c.abort} {
 		if err := step(); err != nil {
@@ -91,6 +91,10 @@ type storeCheck struct {
 	key     string
 	results []checkResult
 	missing map[capability]error
+}
+
+func (s *objectStore) newCheck(ctx context.Context) *storeCheck {
+	return &storeCheck{s: s, ctx: ctx, key: s.prefix + checksDir + rand.Text(), missing: map[capability]error{}}
 }
 
 func (c *storeCheck) add(what string, err error, note string) {
@@ -295,6 +299,7 @@ func (s *objectStore) Probe() (Readiness, error) {
 	}
 	switch err := s.requireCapability(conditionalPut); {
 	case err == nil, errors.Is(err, ErrUnsupported):
+		s.learnChecksums()
 	case errors.Is(err, ErrDenied), errors.Is(err, ErrNoSpace), errors.Is(err, ErrReadOnly):
 		found.WriteError = err
 	default:
@@ -344,5 +349,12 @@ func (s *objectStore) runChecks(report func(checkResult)) {
 		if missing[c.kind] != nil {
 			report(checkResult{what: c.what, err: errors.New("the store does not support this kind of condition"), warning: c.kind != conditionalPut})
 		}
+	}
+	r, err := s.checkChecksums()
+	if err != nil {
+		r = checkResult{what: checksumCheck, err: err}
+	}
+	if r.what != "" {
+		report(r)
 	}
 }

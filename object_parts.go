@@ -124,6 +124,17 @@ func (p *part) Seek(offset int64, whence int) (int64, error) {
 	return offset, nil
 }
 
+// checksum returns the checksum of the part: update adds bytes to a checksum, which is 0 at
+// first.
+func (p *part) checksum(update func(sum uint64, bytes []byte) uint64) (sum uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, c := range p.chunks {
+		sum = update(sum, c[:min(chunkSize, p.size-int64(i)*chunkSize)])
+	}
+	return sum
+}
+
 // release returns the chunks to the pool. After it, the part is empty.
 func (b *partBuffers) release(p *part) {
 	p.mu.Lock()
@@ -264,18 +275,18 @@ func (r *partReader) fill(p *part, carry []byte) int {
 // sendParts sends the part that r has read and all that follow. It sends up to concurrency
 // parts in the background while it reads the next one. If there is no free slot or no
 // memory for reading ahead, it sends the current part itself. It calls send with each part
-// and its number, counted from 1. send returns the store's name for the part; the part is
-// released after that. sendParts returns the names in order, and the size of the body. It
-// stops at the first error.
-func (b *partBuffers) sendParts(ctx context.Context, r *partReader, concurrency int,
-	send func(ctx context.Context, n int, p *part) (string, error)) (names []string, total int64, err error) {
+// and its number, counted from 1. send returns what the store needs to find the part; the part
+// is released after that. sendParts returns these results in order, and the size of the body.
+// It stops at the first error.
+func sendParts[T any](ctx context.Context, r *partReader, concurrency int,
+	send func(ctx context.Context, n int, p *part) (T, error)) (sent []T, total int64, err error) {
 	var mu sync.Mutex
 	sendOne := func(ctx context.Context, n int, p *part) error {
-		defer b.release(p)
-		name, err := send(ctx, n, p)
+		defer r.buffers.release(p)
+		result, err := send(ctx, n, p)
 		mu.Lock()
 		defer mu.Unlock()
-		names[n-1] = name
+		sent[n-1] = result
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -283,7 +294,7 @@ func (b *partBuffers) sendParts(ctx context.Context, r *partReader, concurrency 
 	for {
 		n, p := r.n, r.part
 		mu.Lock()
-		names = append(names, "")
+		sent = append(sent, *new(T))
 		mu.Unlock()
 		next := r.sendAhead(g, func() error { return sendOne(ctx, n, p) })
 		if next == nil {
@@ -301,7 +312,7 @@ func (b *partBuffers) sendParts(ctx context.Context, r *partReader, concurrency 
 			return nil, 0, err
 		}
 	}
-	return names, r.got, g.Wait()
+	return sent, r.got, g.Wait()
 }
 
 // sendAhead runs send in the background if a slot and the memory for the next part are

@@ -84,7 +84,7 @@ func TestUnknownBodyTooLarge(t *testing.T) {
 			t.Fatal(err)
 		}
 		var sent atomic.Int32
-		_, _, err := b.sendParts(t.Context(), r, 1, func(context.Context, int, *part) (string, error) { sent.Add(1); return "", nil })
+		_, _, err := sendParts(t.Context(), r, 1, func(context.Context, int, *part) (string, error) { sent.Add(1); return "", nil })
 		if n := sent.Load(); !errors.Is(err, want) || n != 5 {
 			t.Errorf("%d bytes: %v, %d parts were sent", size, err, n)
 		}
@@ -103,7 +103,7 @@ func collect(b *partBuffers, body io.Reader, total, size int64, fail int) ([]byt
 	}
 	var mu sync.Mutex
 	got := map[string][]byte{}
-	names, total, err := b.sendParts(context.Background(), r, 3,
+	names, total, err := sendParts(context.Background(), r, 3,
 		func(_ context.Context, n int, p *part) (string, error) {
 			if n == fail {
 				return "", errSender
@@ -191,7 +191,7 @@ func sendCounted(t *testing.T, b *partBuffers, uploads int) (most int64) {
 			body := readerFunc(func(p []byte) (int, error) { note(); return len(p), nil })
 			r, _, err := b.readFirst(io.LimitReader(body, 20*chunkSize), 20*chunkSize, putOptions{client: fmt.Sprint(i % 3)})
 			if err == nil {
-				_, _, err = b.sendParts(t.Context(), r, 3, func(context.Context, int, *part) (string, error) {
+				_, _, err = sendParts(t.Context(), r, 3, func(context.Context, int, *part) (string, error) {
 					note()
 					runtime.Gosched()
 					return "", nil
@@ -256,7 +256,7 @@ func TestUploadsWaitForMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustTake(t, b.memory, "other", 7*chunkSize)
-	_, _, err = b.sendParts(t.Context(), r, 3, func(context.Context, int, *part) (string, error) {
+	_, _, err = sendParts(t.Context(), r, 3, func(context.Context, int, *part) (string, error) {
 		sent++
 		go func() { mustTake(t, b.memory, "other", chunkSize) }() // as soon as this part is sent
 		for queued := 0; queued == 0; runtime.Gosched() {
@@ -339,7 +339,7 @@ func (b partsBucket) put(ctx context.Context, key string, body io.Reader, size i
 	}
 	var mu sync.Mutex
 	parts := map[int][]byte{}
-	_, size, err = b.buffers.sendParts(ctx, r, 4, func(_ context.Context, n int, p *part) (string, error) {
+	_, size, err = sendParts(ctx, r, 4, func(_ context.Context, n int, p *part) (string, error) {
 		data, err := io.ReadAll(p)
 		mu.Lock()
 		parts[n] = data

@@ -41,7 +41,10 @@ type s3Bucket struct {
 	conf     s3Config
 	buffers  *partBuffers
 	unquoted atomic.Bool // send If-Match without quotes, as Ceph and DigitalOcean require
-	log      *slog.Logger
+	// checksums: uploads carry a CRC64NVME, because the store refuses a wrong one. It is set
+	// by checkChecksums.
+	checksums atomic.Bool
+	log       *slog.Logger
 }
 
 var _ bucket = (*s3Bucket)(nil)
@@ -69,8 +72,8 @@ func newS3Bucket(ctx context.Context, conf s3Config, memory byteSize, log *slog.
 		config.WithLogger(logging.LoggerFunc(func(_ logging.Classification, format string, args ...any) {
 			log.Warn("message from the AWS SDK", "message", fmt.Sprintf(format, args...))
 		})),
-		// Not every store knows the checksums that newer SDKs add. The hash in the
-		// signature still covers the bytes.
+		// Not every store knows the checksums that newer SDKs add. Without TLS, the hash in
+		// the signature covers the bytes of an upload; over TLS, see object_s3_checksum.go.
 		config.WithRequestChecksumCalculation(aws.RequestChecksumCalculationWhenRequired),
 		config.WithResponseChecksumValidation(aws.ResponseChecksumValidationWhenRequired),
 		config.WithRetryer(func() aws.Retryer {
@@ -106,21 +109,22 @@ func (b *s3Bucket) uploadMemory() *budget { return b.buffers.memory }
 // put implements bucket. It sends a body that ends within its first part, or is in memory,
 // in a single request, and every other body in a multipart upload.
 func (b *s3Bucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
+	body, sum := b.checksum(body)
 	parts, whole, err := b.buffers.readFirst(body, size, opts)
 	if err != nil {
 		return objectInfo{}, err
 	}
 	if whole != nil {
 		defer parts.release()
-		return b.putOne(ctx, key, whole, parts.got, opts)
+		return b.putOne(ctx, key, whole, parts.got, sum, opts)
 	}
-	return b.putParts(ctx, key, parts, opts)
+	return b.putParts(ctx, key, parts, sum, opts)
 }
 
-func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, size int64, opts putOptions) (objectInfo, error) {
+func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, size int64, sum *s3Checksum, opts putOptions) (objectInfo, error) {
 	out, err := b.client.PutObject(ctx, &s3.PutObjectInput{
 		Bucket: &b.name, Key: &key, Body: body, ContentLength: &size,
-		ContentType: &opts.contentType, Metadata: s3Metadata(opts),
+		ContentType: &opts.contentType, Metadata: s3Metadata(opts), ChecksumCRC64NVME: sum.value(),
 		IfNoneMatch: ifNoneMatch(opts), IfMatch: b.ifMatch(opts.ifMatch),
 	})
 	if err != nil {
@@ -131,48 +135,65 @@ func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, s
 
 // putParts stores a body by a multipart upload. The object appears when the upload is
 // completed, by the request that carries the condition.
-func (b *s3Bucket) putParts(ctx context.Context, key string, r *partReader, opts putOptions) (objectInfo, error) {
-	created, err := b.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
-		Bucket: &b.name, Key: &key, ContentType: &opts.contentType, Metadata: s3Metadata(opts),
-	})
+func (b *s3Bucket) putParts(ctx context.Context, key string, r *partReader, sum *s3Checksum, opts putOptions) (objectInfo, error) {
+	id, err := b.createUpload(ctx, key, sum, opts)
 	if err != nil {
 		r.release()
-		return objectInfo{}, s3PutError(err)
+		return objectInfo{}, err
 	}
-	info, err := b.sendAndComplete(ctx, key, created.UploadId, r, opts)
+	info, err := b.sendAndComplete(ctx, key, id, r, sum, opts)
 	if err != nil {
-		b.abort(ctx, key, created.UploadId)
+		b.abort(ctx, key, id)
 	}
 	return info, err
 }
 
-func (b *s3Bucket) sendAndComplete(ctx context.Context, key string, id *string, r *partReader, opts putOptions) (objectInfo, error) {
-	tags, total, err := b.buffers.sendParts(ctx, r, b.conf.Concurrency,
-		func(ctx context.Context, n int, p *part) (string, error) {
-			out, err := b.client.UploadPart(ctx, &s3.UploadPartInput{
-				Bucket: &b.name, Key: &key, UploadId: id, PartNumber: aws.Int32(int32(n)), Body: p, ContentLength: &p.size,
-			})
-			if err != nil {
-				return "", s3PutError(err)
-			}
-			return aws.ToString(out.ETag), nil
-		})
+func (b *s3Bucket) createUpload(ctx context.Context, key string, sum *s3Checksum, opts putOptions) (id *string, err error) {
+	created, err := b.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
+		Bucket: &b.name, Key: &key, ContentType: &opts.contentType, Metadata: s3Metadata(opts),
+		ChecksumAlgorithm: sum.algorithm(), ChecksumType: sum.kind(),
+	})
+	if err != nil {
+		return nil, s3PutError(err)
+	}
+	return created.UploadId, nil
+}
+
+func (b *s3Bucket) sendAndComplete(ctx context.Context, key string, id *string, r *partReader, sum *s3Checksum, opts putOptions) (objectInfo, error) {
+	parts, total, err := sendParts(ctx, r, b.conf.Concurrency, func(ctx context.Context, n int, p *part) (types.CompletedPart, error) {
+		return b.sendPart(ctx, key, id, n, p, sum.ofPart(p))
+	})
 	if err != nil {
 		return objectInfo{}, err
 	}
-	parts := make([]types.CompletedPart, len(tags))
-	for i := range tags {
-		parts[i] = types.CompletedPart{PartNumber: aws.Int32(int32(i + 1)), ETag: &tags[i]}
+	info, err := b.complete(ctx, key, id, parts, sum, opts)
+	info.size = total
+	return info, err
+}
+
+func (b *s3Bucket) sendPart(ctx context.Context, key string, id *string, n int, p *part, crc *string) (types.CompletedPart, error) {
+	number := aws.Int32(int32(n))
+	out, err := b.client.UploadPart(ctx, &s3.UploadPartInput{
+		Bucket: &b.name, Key: &key, UploadId: id, PartNumber: number, Body: p, ContentLength: &p.size, ChecksumCRC64NVME: crc,
+	})
+	if err != nil {
+		return types.CompletedPart{}, s3PutError(err)
 	}
+	return types.CompletedPart{PartNumber: number, ETag: aws.String(aws.ToString(out.ETag)), ChecksumCRC64NVME: crc}, nil
+}
+
+// complete makes the parts of an upload the object. The size of its result is not set.
+func (b *s3Bucket) complete(ctx context.Context, key string, id *string, parts []types.CompletedPart, sum *s3Checksum, opts putOptions) (objectInfo, error) {
 	out, err := b.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
 		Bucket: &b.name, Key: &key, UploadId: id,
-		MultipartUpload: &types.CompletedMultipartUpload{Parts: parts},
-		IfNoneMatch:     ifNoneMatch(opts), IfMatch: b.ifMatch(opts.ifMatch),
+		MultipartUpload:   &types.CompletedMultipartUpload{Parts: parts},
+		ChecksumCRC64NVME: sum.value(), ChecksumType: sum.kind(),
+		IfNoneMatch: ifNoneMatch(opts), IfMatch: b.ifMatch(opts.ifMatch),
 	})
 	if err != nil {
 		return objectInfo{}, s3PutError(err)
 	}
-	return objectInfo{key: key, size: total, etag: quoted(aws.ToString(out.ETag)), uploadID: opts.uploadID}, nil
+	return objectInfo{key: key, etag: quoted(aws.ToString(out.ETag)), uploadID: opts.uploadID}, nil
 }
 
 // abort removes the parts of an upload. If the service is killed before, the bucket's
@@ -332,6 +353,8 @@ func s3Kind(err error) error {
 		return errBucketGone
 	case "SlowDown", "RequestTimeout", "RequestTimeTooSkewed":
 		return ErrUnavailable
+	case "BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch":
+		return errChangedOnTheWay
 	case "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage":
 		return ErrNoSpace
 	case "NotImplemented":
