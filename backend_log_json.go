@@ -23,16 +23,16 @@ func appendVersionHead(b []byte, v *Version, digest *Digest) []byte {
 	b = appendString(append(b, `{"build_id":`...), v.BuildID)
 	b = strconv.AppendInt(append(b, `,"size_bytes":`...), v.SizeBytes, 10)
 	if digest != nil && digest.known() {
-		b = appendDigest(b, digest)
+		b = appendDigestMember(b, digest)
 	}
 	b = appendTime(append(b, `,"created_at":`...), v.CreatedAt)
 	return append(b, `,"logs":[`...)
 }
 
-// digestMember is the number of bytes that appendDigest appends.
+// digestMember is the number of bytes that appendDigestMember appends.
 const digestMember = len(`,"sha256":""`) + 2*len(Digest{})
 
-func appendDigest(b []byte, d *Digest) []byte {
+func appendDigestMember(b []byte, d *Digest) []byte {
 	return append(hex.AppendEncode(append(b, `,"sha256":"`...), d[:]), '"')
 }
 
