@@ -342,6 +342,8 @@ type keptDigests struct {
 	sums map[string]Digest
 	kept int // calls of KeepDigest
 	fail error
+
+	begins chan struct{} // gets a value when a store begins to read a body; nil: it does not
 }
 
 func (k *keptDigests) fill(info ArtifactInfo) ArtifactInfo {
@@ -365,6 +367,27 @@ func (k *keptDigests) calls() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.kept
+}
+
+// notice returns r, as a reader whose first Read sends to begins.
+func (k *keptDigests) notice(r io.Reader) io.Reader {
+	if k.begins == nil {
+		return r
+	}
+	return &noticedReader{r: r, begins: k.begins}
+}
+
+type noticedReader struct {
+	r      io.Reader
+	begins chan struct{}
+}
+
+func (n *noticedReader) Read(p []byte) (int, error) {
+	if n.begins != nil {
+		n.begins <- struct{}{}
+		n.begins = nil
+	}
+	return n.r.Read(p)
 }
 
 // describedReader describes its artifact with the digest.
@@ -402,6 +425,10 @@ func (d *digestNFS) FetchArtifact(siteID, buildID string) (io.ReadCloser, error)
 	return described, nil
 }
 
+func (d *digestNFS) StoreArtifactIf(siteID, buildID string, r io.Reader, cond Precondition) (ArtifactInfo, error) {
+	return d.nfs.StoreArtifactIf(siteID, buildID, d.notice(r), cond)
+}
+
 func (d *digestNFS) KeepDigest(_, _ string, of ArtifactInfo, sum Digest) error {
 	return d.keep(of, sum)
 }
@@ -428,6 +455,10 @@ func (d *digestBucket) FetchArtifactRange(siteID, buildID, etag string, offset, 
 	return describedReader{r, d.fill(r.Info())}, nil
 }
 
+func (d *digestBucket) StoreArtifactIf(siteID, buildID string, r io.Reader, cond Precondition) (ArtifactInfo, error) {
+	return d.objectStore.StoreArtifactIf(siteID, buildID, d.notice(r), cond)
+}
+
 func (d *digestBucket) KeepDigest(_, _ string, of ArtifactInfo, sum Digest) error {
 	return d.keep(of, sum)
 }
@@ -441,16 +472,7 @@ func newKeptDigests() *keptDigests { return &keptDigests{sums: map[string]Digest
 // TestDigestOfAResponse: the response has the digest of the whole build where it is known,
 // unless it is an error, a redirect or a 304.
 func TestDigestOfAResponse(t *testing.T) {
-	for name, open := range map[string]func() (Backend, *keptDigests){
-		"directory": func() (Backend, *keptDigests) {
-			k := newKeptDigests()
-			return &digestNFS{nfs: openTestNFS(t, t.TempDir()), keptDigests: k}, k
-		},
-		"bucket": func() (Backend, *keptDigests) {
-			k := newKeptDigests()
-			return &digestBucket{openMem(newMemBucket()), k}, k
-		},
-	} {
+	for name, open := range digestStores(t) {
 		b, kept := open()
 		s, _ := startBackend(t, b)
 		for _, size := range []int{10, 20_000, 100_000} {

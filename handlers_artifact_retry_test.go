@@ -1,0 +1,413 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// digestStores opens a store of each kind that keeps digests.
+func digestStores(t *testing.T) map[string]func() (Backend, *keptDigests) {
+	return map[string]func() (Backend, *keptDigests){
+		"directory": func() (Backend, *keptDigests) {
+			k := newKeptDigests()
+			return &digestNFS{nfs: openTestNFS(t, t.TempDir()), keptDigests: k}, k
+		},
+		"bucket": func() (Backend, *keptDigests) {
+			k := newKeptDigests()
+			return &digestBucket{openMem(newMemBucket()), k}, k
+		},
+	}
+}
+
+// TestRepeatedCreate: an upload that may only create its build, and announces the digest that
+// the build has, is a success. All others are what they are without a digest.
+func TestRepeatedCreate(t *testing.T) {
+	const client, appendOnly, createOnly = "If-None-Match: *", "an append-only store", "a right of create"
+	data := []byte("some bytes")
+	same, other := sha256Field(data), sha256Field([]byte("other"))
+	for name, open := range digestStores(t) {
+		for _, c := range []struct {
+			by     string // what allows only a create
+			header []string
+			status int // of the same upload; that of any other is refused
+		}{
+			{client, []string{"Repr-Digest", same}, 200},
+			{client, []string{"Content-Digest", same}, 200},
+			{client, []string{"Content-Digest", same, "Repr-Digest", sha512Field(data)}, 200},
+			{client, []string{"Repr-Digest", sha512Field(data)}, 200},
+			{client, []string{"Repr-Digest", other}, 412},
+			{client, []string{"Repr-Digest", "md5=:AA==:"}, 412},
+			{client, nil, 412},
+			{client, []string{"Repr-Digest", same, "If-Match", "*"}, 412},
+			{client, []string{"Repr-Digest", same, "If-Unmodified-Since", "Thu, 01 Jan 2099 00:00:00 GMT"}, 412},
+			{appendOnly, []string{"Repr-Digest", same}, 200},
+			{appendOnly, []string{"Repr-Digest", sha512Field(data)}, 200},
+			{appendOnly, []string{"Repr-Digest", other}, 409},
+			{appendOnly, nil, 409},
+			{appendOnly, []string{"Repr-Digest", same, "If-None-Match", "*"}, 200},
+			{appendOnly, []string{"Repr-Digest", other, "If-None-Match", "*"}, 412},
+			{appendOnly, []string{"Repr-Digest", same, "If-None-Match", `"x"`}, 409},
+			{appendOnly, []string{"Repr-Digest", same, "If-Match", "*"}, 409},
+			{appendOnly, []string{"Repr-Digest", same, "If-Unmodified-Since", "Thu, 01 Jan 2099 00:00:00 GMT"}, 409},
+			{createOnly, []string{"Repr-Digest", same}, 200},
+			{createOnly, []string{"Repr-Digest", sha512Field(data)}, 200},
+			{createOnly, []string{"Repr-Digest", other}, 403},
+			{createOnly, nil, 403},
+			{createOnly, []string{"Repr-Digest", same, "If-None-Match", "*"}, 200},
+			{createOnly, []string{"Repr-Digest", other, "If-None-Match", "*"}, 403},
+			{createOnly, []string{"Repr-Digest", same, "If-Match", "*"}, 403},
+			{createOnly, []string{"Repr-Digest", same, "If-Unmodified-Since", "Thu, 01 Jan 2099 00:00:00 GMT"}, 403},
+		} {
+			var vars []string
+			h := header(c.header...)
+			switch c.by {
+			case client:
+				h.Set("If-None-Match", "*")
+			case appendOnly:
+				vars = append(vars, "APPEND_ONLY=true")
+			}
+			for _, known := range []bool{true, false} {
+				b, kept := open()
+				info, err := b.(ConditionalStorer).StoreArtifactIf("a", "b", bytes.NewReader(data), Precondition{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if known {
+					kept.sums[info.ETag] = sha256.Sum256(data)
+				}
+				s, svc := startBackend(t, b, vars...)
+				if c.by == createOnly {
+					token := newToken()
+					access, err := openAccess(writeAccess(t, testRule{name: "a", token: token, allow: "create", sites: "a"}), false, quiet())
+					if err != nil {
+						t.Fatal(err)
+					}
+					svc.api.useAccess(access)
+					h.Set("Authorization", "Bearer "+token)
+				}
+				for _, expect := range []string{"", "100-continue"} {
+					for _, body := range []any{data, unsized(data)} {
+						what := fmt.Sprintf("%s, %s, %v, known %t, %q, %T", name, c.by, c.header, known, expect, body)
+						if h.Del("Expect"); expect != "" {
+							h.Set("Expect", expect)
+						}
+						r, err := s.try(request{"PUT", "/sites/a/artifacts/b", body, h})
+						if err != nil || r.status != c.status {
+							t.Fatalf("%s: %v, want %d", what, statusOr(r, err), c.status)
+						}
+						if c.status != 200 {
+							continue
+						}
+						var json success
+						r.into(t, &json)
+						sum := Digest(sha256.Sum256(data))
+						if r.header.Get("ETag") != info.ETag || r.header.Get("Repr-Digest") != same || json.SHA256 != sum.String() ||
+							json.Status != "success" || *json.SizeBytes != int64(len(data)) {
+							t.Errorf("%s: %v %s", what, r.header, r.body)
+						}
+					}
+				}
+				if want := map[bool]int{true: 1}[c.status == 200 && !known]; kept.calls() != want && !(c.status != 200 && !known && kept.calls() <= 1) {
+					t.Errorf("%s, %s, %v: the digest was kept %d times, want %d", name, c.by, c.header, kept.calls(), want)
+				}
+				eventually(t, "the access lines", func() bool {
+					return strings.Count(s.log.String(), `"outcome":"same"`) == map[bool]int{true: 4}[c.status == 200]
+				})
+				nothingIsHeld(t, svc)
+			}
+		}
+	}
+}
+
+// An upload of another size is another build, whose digest need not be known.
+func TestRepeatedCreateOfAnotherSize(t *testing.T) {
+	for name, open := range digestStores(t) {
+		b, kept := open()
+		s, _ := startBackend(t, b)
+		s.put(t, 201, "/sites/a/artifacts/b", "some bytes")
+		for _, field := range []string{sha256Field([]byte("some bytes")), sha512Field([]byte("some bytes"))} {
+			for _, expect := range [][]string{nil, {"Expect", "100-continue"}} {
+				s.put(t, 412, "/sites/a/artifacts/b", "some more bytes", append(expect, "If-None-Match", "*", "Repr-Digest", field)...)
+			}
+		}
+		if kept.calls() != 0 {
+			t.Errorf("%s: the digest was computed", name)
+		}
+	}
+}
+
+// The response to a repeated create comes without the body, and the connection is used again
+// if the rest of the body is small.
+func TestRepeatedCreateNeedsNoBody(t *testing.T) {
+	s := startServer(t)
+	for _, size := range []int{1, 200 << 10, 4 << 20} {
+		data := randomBytes(size)
+		path := fmt.Sprintf("/sites/a/artifacts/b%d", size)
+		s.put(t, 201, path, data)
+		head := fmt.Sprintf("PUT %s HTTP/1.1\r\nHost: h\r\nIf-None-Match: *\r\nRepr-Digest: %s\r\nContent-Length: %d\r\n", path, sha256Field(data), size)
+		if r := answerTo(t, s.addr, head+"Expect: 100-continue\r\n\r\n"); r.status != 200 {
+			t.Errorf("%d bytes, expecting: %d", size, r.status)
+		}
+		if r := answerTo(t, s.addr, head+"\r\n"+string(data[:1])); r.status != 200 {
+			t.Errorf("%d bytes, of which one came: %d", size, r.status)
+		}
+		want := "200 200"
+		if size > maxDrained {
+			want = "200"
+		}
+		if got := exchangeRaw(t, s.addr, head+"\r\n"+string(data)+"GET /health HTTP/1.1\r\nHost: h\r\n\r\n"); got != want {
+			t.Errorf("%d bytes: %s, want %s", size, got, want)
+		}
+	}
+}
+
+// TestRacingCreates: of many uploads that create one build, one does. The others are a
+// success if their bytes are the same.
+func TestRacingCreates(t *testing.T) {
+	for name, open := range digestStores(t) {
+		for _, differ := range []bool{false, true} {
+			for _, size := range []int{100, 300_000} {
+				b, _ := open()
+				s, svc := startBackend(t, b)
+				count := map[any]int{}
+				var mu sync.Mutex
+				var wg sync.WaitGroup
+				for i := range 16 {
+					wg.Go(func() {
+						data := bytes.Repeat([]byte{'x'}, size)
+						if differ {
+							data[size/2] = byte(i)
+						}
+						got := statusOr(s.try(request{"PUT", "/sites/a/artifacts/b", data, header("If-None-Match", "*", "Repr-Digest", sha256Field(data))}))
+						mu.Lock()
+						defer mu.Unlock()
+						count[got]++
+					})
+				}
+				wg.Wait()
+				if rest := map[bool]int{false: 200, true: 412}[differ]; count[201] != 1 || count[rest] != 15 {
+					t.Errorf("%s, %d bytes, differ %t: %v", name, size, differ, count)
+				}
+				nothingIsHeld(t, svc)
+			}
+		}
+	}
+}
+
+// A build that came while a create of the same bytes was under way is a success for that, too.
+func TestRepeatedCreateIsDecidedAtTheEnd(t *testing.T) {
+	for name, open := range digestStores(t) {
+		for _, c := range []struct {
+			there  string
+			field  func([]byte) string
+			status int
+		}{
+			{"late", sha256Field, 200},
+			{"late", sha512Field, 200},
+			{"some", sha256Field, 412},
+			{"first", sha512Field, 412},
+		} {
+			b, kept := open()
+			kept.begins = make(chan struct{}, 2)
+			s, _ := startBackend(t, b)
+			r, w := io.Pipe()
+			done := make(chan any, 1)
+			h := header("If-None-Match", "*", "Repr-Digest", c.field([]byte("late")))
+			go func() { done <- statusOr(s.try(request{"PUT", "/sites/a/artifacts/b", r, h})) }()
+			_, _ = w.Write([]byte("la"))
+			<-kept.begins // the condition was checked
+			s.put(t, 201, "/sites/a/artifacts/b", c.there)
+			_, _ = w.Write([]byte("te"))
+			w.Close()
+			if got := <-done; got != c.status {
+				t.Errorf("%s, over %q: status %v, want %d", name, c.there, got, c.status)
+			}
+		}
+	}
+}
+
+// slowReads is a reader that waits before its end.
+type slowReads struct {
+	ArtifactReader
+	began, wait chan struct{}
+}
+
+func (r *slowReads) Read(p []byte) (int, error) {
+	n, err := r.ArtifactReader.Read(p)
+	if err == io.EOF {
+		r.began <- struct{}{}
+		<-r.wait
+	}
+	return n, err
+}
+
+// slowStore returns a store whose reads wait at their end until wait is closed.
+func slowStore(t *testing.T) (b *digestNFS, began, wait chan struct{}) {
+	began, wait = make(chan struct{}, 100), make(chan struct{})
+	b = &digestNFS{nfs: openTestNFS(t, t.TempDir()), keptDigests: newKeptDigests()}
+	b.reads = func(r ArtifactReader) ArtifactReader { return &slowReads{r, began, wait} }
+	for _, id := range []string{"b1", "b2"} {
+		for _, site := range []string{"s1", "s2"} {
+			mustStore(t, b, site, id, []byte("some bytes"))
+		}
+	}
+	return b, began, wait
+}
+
+// Requests for one build share one computation of its digest, and those for one site take
+// turns. Meanwhile others are served.
+func TestDigestsAreComputedOnce(t *testing.T) {
+	b, began, wait := slowStore(t)
+	s, svc := startBackend(t, b, "MAX_UPLOADS=4")
+	data := []byte("some bytes")
+	h := header("If-None-Match", "*", "Repr-Digest", sha256Field(data))
+	var wg sync.WaitGroup
+	for _, path := range []string{"/sites/s1/artifacts/b1", "/sites/s1/artifacts/b2", "/sites/s2/artifacts/b1"} {
+		for i := range 4 {
+			wg.Go(func() {
+				h := h.Clone()
+				if i%2 == 0 {
+					h.Set("Expect", "100-continue")
+				}
+				if got := statusOr(s.try(request{"PUT", path, data, h})); got != 200 {
+					t.Errorf("%s: %v", path, got)
+				}
+			})
+		}
+	}
+	<-began // one of s1 and one of s2
+	<-began
+	eventually(t, "no upload holds a place", func() bool { return svc.api.uploads.inUse() == 0 })
+	s.put(t, 201, "/sites/s1/artifacts/new", "x")
+	if n := len(began); n != 0 {
+		t.Errorf("%d more are computed", n)
+	}
+	close(wait)
+	wg.Wait()
+	if n := b.calls(); n != 3 || len(began) != 1 {
+		t.Errorf("%d digests were kept of 3, and %d more computed than at first, want 1", n, len(began))
+	}
+	nothingIsHeld(t, svc)
+}
+
+// A request waits for a bounded time. The computation goes on, and the next request has it.
+func TestDigestThatTakesTooLong(t *testing.T) {
+	b, began, wait := slowStore(t)
+	s, svc := startBackend(t, b)
+	svc.api.digests.wait = 10 * time.Millisecond
+	data := []byte("some bytes")
+	h := []string{"If-None-Match", "*", "Repr-Digest", sha256Field(data)}
+	for _, id := range []string{"b1", "b2"} { // the first takes too long, the second does not get its turn
+		r := s.put(t, 503, "/sites/s1/artifacts/"+id, data, h...)
+		if r.header.Get("Retry-After") == "" {
+			t.Errorf("%s: no Retry-After: %s", id, r.body)
+		}
+	}
+	<-began
+	close(wait)
+	eventually(t, "the digest is kept", func() bool {
+		info, err := b.StatArtifact("s1", "b1")
+		return err == nil && info.SHA256.known()
+	})
+	s.put(t, 200, "/sites/s1/artifacts/b1", data, h...)
+	if n := strings.Count(s.log.String(), `"msg":"digest computed","site":"s1","build":"b1"`); n != 1 {
+		t.Errorf("the digest was computed %d times", n)
+	}
+	nothingIsHeld(t, svc)
+}
+
+// What goes wrong in the store while a digest is computed.
+func TestDigestThatCannotBeComputed(t *testing.T) {
+	data := []byte("some bytes")
+	h := []string{"If-None-Match", "*", "Repr-Digest", sha256Field(data)}
+	for _, c := range []struct {
+		name   string
+		reads  func(b *digestNFS, r ArtifactReader) ArtifactReader
+		fail   error // of KeepDigest
+		status int
+		log    string
+	}{
+		{"a read fails", func(b *digestNFS, r ArtifactReader) ArtifactReader { return failingReads{r, ErrUnavailable} }, nil, 503, "the store is unavailable"},
+		{"a read panics", func(b *digestNFS, r ArtifactReader) ArtifactReader { return failingReads{r, nil} }, nil, 500, "a bug in Read"},
+		{"a read is short", func(b *digestNFS, r ArtifactReader) ArtifactReader { return failingReads{r, io.EOF} }, nil, 500, "0 bytes were read of a build of 10"},
+		{"it is replaced before", func(b *digestNFS, r ArtifactReader) ArtifactReader {
+			return describedReader{r, ArtifactInfo{ETag: `"x"`, Size: 10}}
+		}, nil, 412, ""},
+		{"it is replaced after", nil, errNoMatch, 200, ""},
+		{"it cannot be kept", nil, errors.New("by the test"), 200, "cannot keep a digest"},
+	} {
+		b := &digestNFS{nfs: openTestNFS(t, t.TempDir()), keptDigests: newKeptDigests()}
+		b.fail = c.fail
+		mustStore(t, b, "a", "b", data)
+		if c.reads != nil {
+			b.reads = func(r ArtifactReader) ArtifactReader { return c.reads(b, r) }
+		}
+		s, svc := startBackend(t, b)
+		r := s.put(t, c.status, "/sites/a/artifacts/b", data, h...)
+		if strings.Contains(string(r.body), "bug") {
+			t.Errorf("%s: %s", c.name, r.body)
+		}
+		if log := s.log.String(); !strings.Contains(log, c.log) || c.log == "" && strings.Contains(log, `"WARN"`) {
+			t.Errorf("%s: the log is\n%s", c.name, log)
+		}
+		nothingIsHeld(t, svc)
+	}
+}
+
+// failingReads is a reader that fails with err, or panics if that is nil.
+type failingReads struct {
+	ArtifactReader
+	err error
+}
+
+func (r failingReads) Read([]byte) (int, error) {
+	if r.err == nil {
+		panic("a bug in Read")
+	}
+	return 0, r.err
+}
+
+// A shutdown ends the computation of a digest.
+func TestDigestAtTheShutdown(t *testing.T) {
+	began, wait := make(chan struct{}, 1), make(chan struct{})
+	data := []byte("some bytes")
+	b := &digestNFS{nfs: openTestNFS(t, t.TempDir()), keptDigests: newKeptDigests()}
+	mustStore(t, b, "a", "b", data)
+	b.reads = func(r ArtifactReader) ArtifactReader { return &firstRead{ArtifactReader: r, began: began, wait: wait} }
+	s, svc := startBackend(t, b)
+	done := make(chan any, 1)
+	go func() {
+		done <- statusOr(s.try(request{"PUT", "/sites/a/artifacts/b", data, header("If-None-Match", "*", "Repr-Digest", sha256Field(data))}))
+	}()
+	<-began
+	svc.server.stopping.Store(true)
+	close(wait)
+	if got := <-done; got != http.StatusServiceUnavailable || b.calls() != 0 {
+		t.Errorf("%v, %d digests kept, want 503 and none", got, b.calls())
+	}
+}
+
+// firstRead is a reader whose first Read waits, and returns one byte.
+type firstRead struct {
+	ArtifactReader
+	began, wait chan struct{}
+	done        bool
+}
+
+func (r *firstRead) Read(p []byte) (int, error) {
+	if !r.done {
+		r.done = true
+		r.began <- struct{}{}
+		<-r.wait
+		return r.ArtifactReader.Read(p[:1])
+	}
+	return r.ArtifactReader.Read(p)
+}
