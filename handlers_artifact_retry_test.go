@@ -14,14 +14,14 @@ import (
 )
 
 // digestStores opens a store of each kind that keeps digests.
-func digestStores(t *testing.T) map[string]func() (Backend, *keptDigests) {
-	return map[string]func() (Backend, *keptDigests){
-		"directory": func() (Backend, *keptDigests) {
-			k := newKeptDigests()
-			return &digestNFS{nfs: openTestNFS(t, t.TempDir()), keptDigests: k}, k
+func digestStores(t *testing.T) map[string]func() (Backend, *memDigests) {
+	return map[string]func() (Backend, *memDigests){
+		"directory": func() (Backend, *memDigests) {
+			k := newMemDigests()
+			return &digestNFS{nfs: openTestNFS(t, t.TempDir()), memDigests: k}, k
 		},
-		"bucket": func() (Backend, *keptDigests) {
-			k := newKeptDigests()
+		"bucket": func() (Backend, *memDigests) {
+			k := newMemDigests()
 			return &digestBucket{openMem(newMemBucket()), k}, k
 		},
 	}
@@ -252,7 +252,7 @@ func (r *slowReads) Read(p []byte) (int, error) {
 // slowStore returns a store whose reads wait at their end until wait is closed.
 func slowStore(t *testing.T) (b *digestNFS, began, wait chan struct{}) {
 	began, wait = make(chan struct{}, 100), make(chan struct{})
-	b = &digestNFS{nfs: openTestNFS(t, t.TempDir()), keptDigests: newKeptDigests()}
+	b = &digestNFS{nfs: openTestNFS(t, t.TempDir()), memDigests: newMemDigests()}
 	b.reads = func(r ArtifactReader) ArtifactReader { return &slowReads{r, began, wait} }
 	for _, id := range []string{"b1", "b2"} {
 		for _, site := range []string{"s1", "s2"} {
@@ -344,7 +344,7 @@ func TestDigestThatCannotBeComputed(t *testing.T) {
 		{"it is replaced after", nil, errNoMatch, 200, ""},
 		{"it cannot be kept", nil, errors.New("by the test"), 200, "cannot keep a digest"},
 	} {
-		b := &digestNFS{nfs: openTestNFS(t, t.TempDir()), keptDigests: newKeptDigests()}
+		b := &digestNFS{nfs: openTestNFS(t, t.TempDir()), memDigests: newMemDigests()}
 		b.fail = c.fail
 		mustStore(t, b, "a", "b", data)
 		if c.reads != nil {
@@ -379,7 +379,7 @@ func (r failingReads) Read([]byte) (int, error) {
 func TestDigestAtTheShutdown(t *testing.T) {
 	began, wait := make(chan struct{}, 1), make(chan struct{})
 	data := []byte("some bytes")
-	b := &digestNFS{nfs: openTestNFS(t, t.TempDir()), keptDigests: newKeptDigests()}
+	b := &digestNFS{nfs: openTestNFS(t, t.TempDir()), memDigests: newMemDigests()}
 	mustStore(t, b, "a", "b", data)
 	b.reads = func(r ArtifactReader) ArtifactReader { return &firstRead{ArtifactReader: r, began: began, wait: wait} }
 	s, svc := startBackend(t, b)

@@ -336,8 +336,8 @@ func TestOrderOfChecks(t *testing.T) {
 	}
 }
 
-// keptDigests is the part of a store that keeps digests, in memory, by ETag.
-type keptDigests struct {
+// memDigests is the part of a store that keeps digests, in memory, by ETag.
+type memDigests struct {
 	mu   sync.Mutex
 	sums map[string]Digest
 	kept int // calls of KeepDigest
@@ -346,14 +346,14 @@ type keptDigests struct {
 	begins chan struct{} // gets a value when a store begins to read a body; nil: it does not
 }
 
-func (k *keptDigests) fill(info ArtifactInfo) ArtifactInfo {
+func (k *memDigests) fill(info ArtifactInfo) ArtifactInfo {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	info.SHA256 = k.sums[info.ETag]
 	return info
 }
 
-func (k *keptDigests) keep(info ArtifactInfo, sum Digest) error {
+func (k *memDigests) keep(info ArtifactInfo, sum Digest) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.kept++
@@ -363,14 +363,14 @@ func (k *keptDigests) keep(info ArtifactInfo, sum Digest) error {
 	return k.fail
 }
 
-func (k *keptDigests) calls() int {
+func (k *memDigests) calls() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.kept
 }
 
 // notice returns r, as a reader whose first Read sends to begins.
-func (k *keptDigests) notice(r io.Reader) io.Reader {
+func (k *memDigests) notice(r io.Reader) io.Reader {
 	if k.begins == nil {
 		return r
 	}
@@ -401,7 +401,7 @@ func (r describedReader) Info() ArtifactInfo { return r.info }
 // digestNFS and digestBucket are stores that keep digests in memory.
 type digestNFS struct {
 	*nfs
-	*keptDigests
+	*memDigests
 	reads func(r ArtifactReader) ArtifactReader // nil: as it is
 }
 
@@ -439,7 +439,7 @@ func (d *digestNFS) ListDigests(_ string, v []*Version) ([]Digest, error) {
 
 type digestBucket struct {
 	*objectStore
-	*keptDigests
+	*memDigests
 }
 
 func (d *digestBucket) StatArtifact(siteID, buildID string) (ArtifactInfo, error) {
@@ -467,7 +467,7 @@ func (d *digestBucket) ListDigests(_ string, v []*Version) ([]Digest, error) {
 	return make([]Digest, len(v)), nil
 }
 
-func newKeptDigests() *keptDigests { return &keptDigests{sums: map[string]Digest{}} }
+func newMemDigests() *memDigests { return &memDigests{sums: map[string]Digest{}} }
 
 // TestDigestOfAResponse: the response has the digest of the whole build where it is known,
 // unless it is an error, a redirect or a 304.
