@@ -86,7 +86,7 @@ func (d *disk) createTemp(dir *os.File) (*tempFile, error) {
 	name := tempPrefix + rand.Text()
 	path := filepath.Join(dir.Name(), name)
 	since, before := d.fsyncs.failures.Load(), time.Now()
-	f, err := openAt(int(dir.Fd()), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, path)
+	f, err := openAt(int(dir.Fd()), name, d.tempAccess()|unix.O_CREAT|unix.O_EXCL, path)
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +94,19 @@ func (d *disk) createTemp(dir *os.File) (*tempFile, error) {
 		d.compareClocks(f, before, time.Now())
 	}
 	return &tempFile{disk: d, dir: dir, f: f, name: name, path: path, since: since}, nil
+}
+
+// tempAccess returns O_RDWR where a temporary file can also be read: on a local file system,
+// for a body that is hashed (server_body_hash.go). On NFS it is O_WRONLY: to an open for
+// reading and writing, a server may give a write delegation (RFC 8881, section 10.4; Linux
+// since 6.6). The client would keep it after the close, so that the first read of another
+// replica had to wait for its recall, and could even keep the modification time to itself
+// (Linux since 6.11, with delegated timestamps), which is part of the ETag.
+func (d *disk) tempAccess() int {
+	if d.readBack {
+		return unix.O_RDWR
+	}
+	return unix.O_WRONLY
 }
 
 // seal ends the writing: it makes the file durable under its temporary name, closes it,

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // openTestDir creates a directory and opens it for changes.
@@ -162,5 +164,25 @@ func TestETagsDiffer(t *testing.T) {
 			t.Fatalf("%s came twice", info.ETag)
 		}
 		seen[info.ETag] = true
+	}
+}
+
+// A temporary file can be read only where that has no price: not on NFS.
+func TestTempAccess(t *testing.T) {
+	for _, c := range []struct {
+		readBack bool
+		want     int
+	}{{true, unix.O_RDWR}, {false, unix.O_WRONLY}} {
+		d, dir := openTestDir(t)
+		d.readBack = c.readBack
+		temp, err := d.createTemp(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer temp.discard()
+		flags, err := unix.FcntlInt(temp.f.Fd(), unix.F_GETFL, 0)
+		if got := flags & unix.O_ACCMODE; err != nil || got != c.want {
+			t.Errorf("readBack %v: opened with access mode %d, want %d: %v", c.readBack, got, c.want, err)
+		}
 	}
 }

@@ -18,6 +18,7 @@ type disk struct {
 	base        string // symbolic links below it are not followed; if empty, none are
 	openat2     bool   // the kernel has openat2(2)
 	ownClock    bool   // the file system stamps files with the clock of this host
+	readBack    bool   // temporary files are opened for reading too (tempAccess)
 	log         *slog.Logger
 	durable     *lru.Cache[string, uint64] // inode numbers of directories known to be durable, by path
 	warnDirSync sync.Once

@@ -86,7 +86,7 @@ func openNFS(base string, log *slog.Logger) (*nfs, error) {
 		return nil, diskError("statfs", base, err)
 	}
 	n.kind, n.fsid = kindOfFS(int64(st.Type)), st.Fsid
-	n.remote, n.disk.ownClock = n.kind == fsNFS, n.kind == fsLocal
+	n.remote, n.disk.ownClock, n.disk.readBack = n.kind == fsNFS, n.kind == fsLocal, n.kind == fsLocal
 	if at, err := statBase(base); err == nil {
 		n.mountPoint = at.mountPoint
 		n.dev.Store(at.dev)

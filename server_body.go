@@ -59,10 +59,8 @@ func (b *requestBody) close() {
 	b.conn.endBody()
 	b.conn.bodyRead = b.ended
 	b.conn.rec.in = b.read
-	if b.region != nil {
-		b.conn.l.spliceSlots.release(b.region)
-		b.region = nil
-	}
+	b.hash.stop()
+	b.releaseRegion()
 	if b.buf != nil {
 		b.conn.l.buffers.pool.Put(b.buf)
 		b.buf = nil
@@ -73,7 +71,12 @@ func (b *requestBody) close() {
 // they are those that the client announced. It is called before the body is read.
 func (b *requestBody) hashed(want announcedDigests) {
 	b.hash = newBodyHash(want)
-	if b.region != nil { // not yet: bytes that are spliced do not pass through the service
+	b.hash.buffers = &b.conn.l.buffers
+}
+
+// releaseRegion makes the body be copied from now on.
+func (b *requestBody) releaseRegion() {
+	if b.region != nil {
 		b.conn.l.spliceSlots.release(b.region)
 		b.region = nil
 	}
@@ -130,8 +133,11 @@ func (b *requestBody) spaceTaken(n int64) bool {
 }
 
 // MoveTo implements FileMover: by splice(2) if the body has a marker region, else with a
-// copy.
+// copy. A body that is hashed is only spliced into a file that is open for reading too.
 func (b *requestBody) MoveTo(f *os.File, max int64) (int64, error) {
+	if b.region != nil && !b.hash.canFollow(f) {
+		b.releaseRegion()
+	}
 	if b.region == nil {
 		return b.copyTo(f, max)
 	}
@@ -140,6 +146,9 @@ func (b *requestBody) MoveTo(f *os.File, max int64) (int64, error) {
 	}
 	if b.ended {
 		return 0, io.EOF
+	}
+	if b.err = b.hash.follow(f); b.err != nil {
+		return 0, b.err
 	}
 	c := b.conn
 	c.setLowMark(b.size-b.read >= moveSize+lowWater)
@@ -154,6 +163,7 @@ func (b *requestBody) MoveTo(f *os.File, max int64) (int64, error) {
 		b.err = errBodyCut // the position in the body is lost; the caller gets the error of the file
 		return n, dstErr
 	}
+	b.hash.spliced(n)
 	return n, b.account(n, err)
 }
 
