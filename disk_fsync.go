@@ -1,13 +1,11 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"os"
 	"path"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -165,20 +163,18 @@ func (s *fsyncGroup) fsync(f *os.File) error {
 	return retryEINTR(func() error { return unix.Fsync(int(f.Fd())) })
 }
 
-// fsyncAll is fsync of one or more files at the same time: a journalling file system then
-// needs a single commit for all.
+// fsyncAll is fsync of each of files. The write-back of all starts first, so that a journalling
+// file system needs a single commit.
 func (s *fsyncGroup) fsyncAll(files []*os.File) error {
-	if len(files) == 1 {
-		return s.fsync(files[0])
+	for _, f := range files[1:] {
+		_ = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE) // fsync reports every error
 	}
-	errs := make([]error, len(files))
-	var g sync.WaitGroup
-	for i, f := range files[1:] {
-		g.Go(func() { errs[i+1] = s.fsync(f) })
+	for _, f := range files {
+		if err := s.fsync(f); err != nil {
+			return err
+		}
 	}
-	errs[0] = s.fsync(files[0])
-	g.Wait()
-	return cmp.Or(errs...)
+	return nil
 }
 
 // kernelAtLeast reports whether the kernel has at least that version.
