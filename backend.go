@@ -195,6 +195,7 @@ type Version struct {
 	Logs      []LogEntry // in the order in which they were appended
 	LogsError string     // why the log could not be read; empty if there was no error
 	Stored    *storedLog // if not nil, Logs is empty and VersionPage.OpenLog opens the log
+	etag      string     // of the artifact, if the store lists it; for ListDigests alone
 }
 
 // VersionQuery selects a page of the versions of a site. The zero value selects all.

@@ -27,6 +27,8 @@ const (
 //
 //	{prefix}sites/{site}/artifacts/{build}.tar.gz
 //	{prefix}sites/{site}/logs/{build}.json
+//	{prefix}sites/{site}/digests/{build}.sha256
+//	{prefix}status/{name}.json
 //
 // It keeps only caches in memory. The store itself decides whether a change is made,
 // by a condition on the ETag of the object that was read before.
@@ -44,6 +46,7 @@ type objectStore struct {
 	checksums    checksumsCheck
 	bucketProbe  cachedProbe[struct{}] // whether the bucket exists
 	stats        *storeMetrics
+	digests      *objectDigests // nil: digests are neither kept nor looked up
 }
 
 var (
@@ -87,7 +90,11 @@ func (s *objectStore) StoreArtifact(siteID, buildID string, reader io.Reader) er
 
 // FetchArtifact implements Backend. It returns an ArtifactReader.
 func (s *objectStore) FetchArtifact(siteID, buildID string) (io.ReadCloser, error) {
-	return s.open(context.Background(), s.artifactKey(siteID, buildID), "", 0, -1)
+	r, err := s.FetchArtifactRange(siteID, buildID, "", 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // StoreArtifactIf implements ConditionalStorer. The ModTime of its result is zero if
@@ -103,15 +110,16 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 		if err != nil {
 			return ArtifactInfo{}, err
 		}
-		if err := cond.Check(current); err != nil {
+		if err := cond.Check(current.info()); err != nil {
 			return ArtifactInfo{}, err
 		}
-		opts.absent, opts.ifMatch = current == nil, etagOf(current)
+		opts.absent, opts.ifMatch = current == nil, current.etagOf()
 		cond.Outcome.set(outcomeOf(current != nil, outcomeReplaced, outcomeCreated))
 	}
 	if c, ok := reader.(Charged); ok {
 		opts.client, opts.revoke = c.Client(), c.Revoke
 	}
+	opts.hashed = s.digests.hashOf(reader)
 	body := newExactReader(reader)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -121,6 +129,10 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 	}
 	if err != nil {
 		info, err = s.resolveAmbiguousPut(key, opts, cond, err)
+	}
+	if err == nil && opts.hashed != nil {
+		info.sum = opts.hashed.Sum()
+		s.digests.keepUploaded(siteID, buildID, info)
 	}
 	return infoOfObject(info), err
 }
@@ -164,6 +176,9 @@ func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) 
 	key := s.artifactKey(siteID, buildID)
 	if cond.IsZero() {
 		err := s.remove(key, "")
+		if err == nil || errors.Is(err, ErrNotFound) {
+			s.digests.removed(siteID, buildID, "")
+		}
 		if errors.Is(err, ErrNotFound) {
 			cond.Outcome.set(outcomeAbsent)
 			return nil
@@ -181,7 +196,7 @@ func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) 
 		if err != nil {
 			return err
 		}
-		err = cond.Check(current)
+		err = cond.Check(current.info())
 		if err != nil && current == nil && try > 0 {
 			// Deleted by a concurrent request, for which 204 would be wrong, or by an
 			// attempt of the SDK whose reply was lost, for which 412 would be.
@@ -191,7 +206,10 @@ func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) 
 		if err != nil || current == nil {
 			return err
 		}
-		err = s.remove(key, current.ETag)
+		err = s.remove(key, current.etag)
+		if err == nil {
+			s.digests.removed(siteID, buildID, current.digest)
+		}
 		if !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrPrecondition) && !errors.Is(err, errConflict) {
 			return err
 		}
@@ -217,12 +235,17 @@ func (s *objectStore) StatArtifact(siteID, buildID string) (ArtifactInfo, error)
 	if err != nil {
 		return ArtifactInfo{}, fmt.Errorf("cannot stat %q: %w", key, err)
 	}
-	return infoOfObject(info), nil
+	return infoOfObject(s.digests.describe(siteID, buildID, info)), nil
 }
 
 // FetchArtifactRange implements ArtifactRanger.
 func (s *objectStore) FetchArtifactRange(siteID, buildID, etag string, offset, length int64) (ArtifactReader, error) {
-	return s.open(context.Background(), s.artifactKey(siteID, buildID), etag, offset, length)
+	r, err := s.open(context.Background(), s.artifactKey(siteID, buildID), etag, offset, length)
+	if err != nil {
+		return nil, err
+	}
+	r.info = s.digests.describe(siteID, buildID, r.info)
+	return r, nil
 }
 
 // ArtifactURL implements Redirector.
@@ -238,7 +261,7 @@ func (s *objectStore) ArtifactURL(siteID, buildID string, ttl time.Duration) (st
 }
 
 // statIfExists describes the object, or returns nil if there is none.
-func (s *objectStore) statIfExists(key string) (*ArtifactInfo, error) {
+func (s *objectStore) statIfExists(key string) (*objectInfo, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
 	info, err := s.stat(ctx, key)
@@ -248,8 +271,7 @@ func (s *objectStore) statIfExists(key string) (*ArtifactInfo, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot stat %q: %w", key, err)
 	}
-	a := infoOfObject(info)
-	return &a, nil
+	return &info, nil
 }
 
 // stat is the bucket's stat, with the error of checkBucket.
@@ -286,21 +308,39 @@ func (s *objectStore) artifactKey(siteID, buildID string) string {
 	return s.artifactsPrefix(siteID) + buildID + artifactSuffix
 }
 
+func (s *objectStore) sitesPrefix() string { return s.prefix + sitesDir + "/" }
+
+func (s *objectStore) sitePrefix(siteID string) string { return s.sitesPrefix() + siteID + "/" }
+
 func (s *objectStore) artifactsPrefix(siteID string) string {
-	return s.prefix + sitesDir + "/" + siteID + "/" + artifactsDir + "/"
+	return s.sitePrefix(siteID) + artifactsDir + "/"
 }
 
 func (s *objectStore) logsPrefix(siteID string) string {
-	return s.prefix + sitesDir + "/" + siteID + "/" + logsDir + "/"
+	return s.sitePrefix(siteID) + logsDir + "/"
+}
+
+func (s *objectStore) digestKey(siteID, buildID string) string {
+	return s.sitePrefix(siteID) + digestsDir + "/" + buildID + digestSuffix
 }
 
 func infoOfObject(o objectInfo) ArtifactInfo {
-	return ArtifactInfo{Size: o.size, ModTime: o.modTime, ETag: o.etag}
+	return ArtifactInfo{Size: o.size, ModTime: o.modTime, ETag: o.etag, SHA256: o.sum}
 }
 
-func etagOf(a *ArtifactInfo) string {
-	if a == nil {
+// info describes the artifact o, or returns nil if o is nil.
+func (o *objectInfo) info() *ArtifactInfo {
+	if o == nil {
+		return nil
+	}
+	a := infoOfObject(*o)
+	return &a
+}
+
+// etagOf returns the ETag of o, or an empty string if o is nil.
+func (o *objectInfo) etagOf() string {
+	if o == nil {
 		return ""
 	}
-	return a.ETag
+	return o.etag
 }

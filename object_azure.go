@@ -114,7 +114,7 @@ func (b *azureBucket) put(ctx context.Context, key string, body io.Reader, size 
 	}
 	if whole != nil {
 		defer parts.release()
-		return b.putOne(ctx, key, whole, parts.got, opts)
+		return b.putOne(ctx, key, whole, parts.got, opts.withDigest(parts.got))
 	}
 	return b.putBlocks(ctx, key, parts, opts)
 }
@@ -142,6 +142,7 @@ func (b *azureBucket) putBlocks(ctx context.Context, key string, r *partReader, 
 	if err != nil {
 		return objectInfo{}, err
 	}
+	opts = opts.withDigest(total)
 	out, err := client.CommitBlockList(ctx, ids, &blockblob.CommitBlockListOptions{
 		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: &opts.contentType}, Metadata: azureMetadata(opts), AccessConditions: azureCondition(opts),
 	})
@@ -152,7 +153,7 @@ func (b *azureBucket) putBlocks(ctx context.Context, key string, r *partReader, 
 }
 
 func azureStored(key string, size int64, modTime *time.Time, etag *azcore.ETag, opts putOptions) objectInfo {
-	return objectInfo{key: key, size: size, modTime: value(modTime), etag: azureETag(etag), uploadID: opts.uploadID}
+	return objectInfo{key: key, size: size, modTime: value(modTime), etag: azureETag(etag), uploadID: opts.uploadID, digest: opts.digest}
 }
 
 // createContainer creates the container if the configuration asks for it.
@@ -187,7 +188,7 @@ func (b *azureBucket) getOnce(ctx context.Context, key, etag string, offset, len
 	}
 	info := objectInfo{
 		key: key, size: value(out.ContentLength), modTime: value(out.LastModified),
-		etag: azureETag(out.ETag), uploadID: azureUploadID(out.Metadata),
+		etag: azureETag(out.ETag), uploadID: azureValue(out.Metadata, uploadIDKey), digest: azureValue(out.Metadata, digestKey),
 	}
 	if offset > 0 || length > 0 {
 		if info.size, err = sizeOfRange(value(out.ContentRange), offset); err != nil {
@@ -206,7 +207,7 @@ func (b *azureBucket) stat(ctx context.Context, key string) (objectInfo, error) 
 	}
 	return objectInfo{
 		key: key, size: value(out.ContentLength), modTime: value(out.LastModified),
-		etag: azureETag(out.ETag), uploadID: azureUploadID(out.Metadata),
+		etag: azureETag(out.ETag), uploadID: azureValue(out.Metadata, uploadIDKey), digest: azureValue(out.Metadata, digestKey),
 	}, nil
 }
 
@@ -249,6 +250,26 @@ func (b *azureBucket) list(ctx context.Context, prefix string, page func([]objec
 	return nil
 }
 
+// folders implements bucket. It begins at the first name: Azurite and accounts without a
+// hierarchical namespace cannot begin at another one.
+func (b *azureBucket) folders(ctx context.Context, prefix, _ string, page func([]string) error) error {
+	pages := b.client.NewListBlobsHierarchyPager("/", &container.ListBlobsHierarchyOptions{Prefix: &prefix})
+	for pages.More() {
+		out, err := pages.NextPage(ctx)
+		if err != nil {
+			return needs("blobs/read", listError(azureError(err)))
+		}
+		names := make([]string, len(out.Segment.BlobPrefixes))
+		for i, p := range out.Segment.BlobPrefixes {
+			names[i] = folderName(prefix, value(p.Name))
+		}
+		if err := page(names); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func azureCondition(opts putOptions) *blob.AccessConditions {
 	var m blob.ModifiedAccessConditions
 	if opts.absent {
@@ -261,16 +282,17 @@ func azureCondition(opts putOptions) *blob.AccessConditions {
 }
 
 func azureMetadata(opts putOptions) map[string]*string {
-	if opts.uploadID == "" {
-		return nil
+	m := map[string]*string{}
+	for name, v := range opts.metadata() {
+		m[name] = &v
 	}
-	return map[string]*string{uploadIDKey: &opts.uploadID}
+	return m
 }
 
-// azureUploadID returns the upload id. Azure returns its name in the case of header names.
-func azureUploadID(metadata map[string]*string) string {
+// azureValue returns a value of the metadata. Azure returns names in the case of header names.
+func azureValue(metadata map[string]*string, key string) string {
 	for name, v := range metadata {
-		if strings.EqualFold(name, uploadIDKey) {
+		if strings.EqualFold(name, key) {
 			return value(v)
 		}
 	}

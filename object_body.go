@@ -54,7 +54,7 @@ func (b *exactReader) Read(p []byte) (int, error) {
 
 // open opens length bytes from offset of an object, with the arguments of bucket.get.
 // ctx spans the reading.
-func (s *objectStore) open(ctx context.Context, key, etag string, offset, length int64) (ArtifactReader, error) {
+func (s *objectStore) open(ctx context.Context, key, etag string, offset, length int64) (*objectReader, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	body, info, err := s.bucket.get(ctx, key, etag, offset, length)
 	if err != nil {

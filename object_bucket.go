@@ -53,12 +53,30 @@ type bucket interface {
 	// exactly once. list fails with errBucketGone if the bucket does not exist.
 	list(ctx context.Context, prefix string, page func([]objectInfo) error) error
 
+	// folders calls page with batches of the names between prefix and the next slash of all
+	// keys that begin with prefix, each name once, in the order of name + "/". It may leave
+	// out the names of keys that sort before prefix + start. It stops if page fails, and
+	// returns that error unchanged.
+	folders(ctx context.Context, prefix, start string, page func(names []string) error) error
+
 	// presign returns a URL that lets anyone GET the object for at most ttl. filename is
 	// the file name in the Content-Disposition of the response. presign does not check
 	// whether the object exists. It fails with ErrUnsupported if the credentials cannot
 	// sign.
 	presign(ctx context.Context, key string, ttl time.Duration, filename string) (string, error)
 }
+
+// digestPatcher is a bucket that can change the metadata of an object without changing its
+// ETag or the time at which it was stored.
+type digestPatcher interface {
+	// patchDigest sets the value of digestKey in the metadata of the object that o describes.
+	// It fails with ErrPrecondition if that object was replaced, with ErrNotFound if there is
+	// none, and with ErrDenied or ErrUnsupported if the metadata cannot be changed.
+	patchDigest(ctx context.Context, o objectInfo, digest string) error
+}
+
+// bareGetter is a bucket whose get may return no metadata (objectInfo.bare).
+type bareGetter interface{ getsBare() bool }
 
 // absenceReporter is a bucket whose remove always fails with ErrNotFound if there is no
 // object.
@@ -71,6 +89,9 @@ type objectInfo struct {
 	modTime  time.Time
 	etag     string // strong and quoted; what the store compares in conditions; the same from put, get, stat and list
 	uploadID string // of the put that stored it; not set by list
+	digest   string // the value of digestKey in its metadata; not set by list
+	bare     bool   // the response had no metadata: uploadID and digest are not known
+	sum      Digest // set by objectDigests alone
 }
 
 // putOptions says how an object is stored. At most one of absent and ifMatch is
@@ -83,11 +104,25 @@ type putOptions struct {
 	parts       bool   // upload in parts, even if the body is small
 	client      string // the client that the memory of the upload is charged to; may be empty
 	revoke      func() // makes the body fail soon, as Charged.Revoke does; may be nil
+	hashed      Hashed // computes the digest of the body; nil: no digest is kept
+	digest      string // kept in the object's metadata under digestKey; set by withDigest
 }
 
 // uploadIDKey is the name of the upload id in the metadata of an object. Do not change it:
 // processes of different versions must recognise each other's uploads.
 const uploadIDKey = "mark"
+
+// metadata returns the metadata of an object that is stored with these options.
+func (o putOptions) metadata() map[string]string {
+	if o.uploadID == "" {
+		return nil
+	}
+	m := map[string]string{uploadIDKey: o.uploadID}
+	if o.digest != "" {
+		m[digestKey] = o.digest
+	}
+	return m
+}
 
 // errBucketGone: the store reports that the bucket does not exist.
 var errBucketGone = fmt.Errorf("%w: the bucket does not exist", ErrUnavailable)

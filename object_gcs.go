@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -45,6 +44,10 @@ type gcsBucket struct {
 	bucket *storage.BucketHandle
 	conf   gcsConfig
 	memory *budget // for the chunk of each upload that the SDK keeps in memory
+
+	// emulated: the store is an emulator. fake-gcs-server 1.56 gives an object a new
+	// generation when its metadata changes, and ignores conditions on that.
+	emulated bool
 }
 
 var _ bucket = (*gcsBucket)(nil)
@@ -85,7 +88,7 @@ func newGCSBucket(ctx context.Context, conf gcsConfig, memory byteSize) (*gcsBuc
 	// repeated only if it was not acknowledged, and with the same bytes.
 	client.SetRetry(storage.WithPolicy(storage.RetryAlways), storage.WithMaxAttempts(gcsTries),
 		storage.WithBackoff(gax.Backoff{Initial: gcsDelay, Max: gcsMaxDelay, Multiplier: 2}))
-	return &gcsBucket{client: client, bucket: client.Bucket(conf.Bucket), conf: conf, memory: newBudget(int64(memory), partWait)}, nil
+	return &gcsBucket{client: client, bucket: client.Bucket(conf.Bucket), conf: conf, memory: newBudget(int64(memory), partWait), emulated: os.Getenv(gcsEmulator) != ""}, nil
 }
 
 func (b *gcsBucket) uploadMemory() *budget { return b.memory }
@@ -108,6 +111,11 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 		return objectInfo{}, err
 	}
 	defer grant.release()
+	body, err = readSmall(body, size, opts)
+	if err != nil {
+		return objectInfo{}, err
+	}
+	opts = opts.withDigest(size)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// WithMaxAttempts does not apply to uploads: while the store is down, the SDK would
@@ -121,9 +129,7 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	w.ContentType = opts.contentType
 	w.ChunkSize = int(chunk)
 	w.ChunkTransferTimeout = storeStall
-	if opts.uploadID != "" {
-		w.Metadata = map[string]string{uploadIDKey: opts.uploadID}
-	}
+	w.Metadata = opts.metadata()
 	source := &readErrorKeeper{r: body}
 	n, err := io.Copy(w, source)
 	if err == nil {
@@ -143,86 +149,6 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 		return objectInfo{}, gcsPutError(err, opts)
 	}
 	return gcsStat(w.Attrs()), nil
-}
-
-// acquireChunk acquires the memory of one chunk. The SDK keeps the chunk until the upload
-// ends, so that it can retry (gensupport.MediaBuffer). If little memory is free, the chunk
-// is smaller. An upload waits only if there is no memory for the smallest chunk either, or
-// if other uploads wait. If the body is in memory already, as that of a log is, the upload
-// does not wait.
-func (b *gcsBucket) acquireChunk(body io.Reader, size int64, opts putOptions) (chunk int64, g *grant, err error) {
-	free := b.memory.limit - b.memory.inUse()
-	chunk = min(b.chunkSize(size), max(gcsChunkStep, free/partsInMemory/gcsChunkStep*gcsChunkStep))
-	request := budgetRequest{client: opts.client, n: chunk, revoke: opts.revoke}
-	if g = b.memory.tryAcquire(request); g != nil {
-		return chunk, g, nil
-	}
-	if _, inMemory := body.(*bytes.Reader); inMemory {
-		return gcsChunkStep, nil, nil
-	}
-	request.n = gcsChunkStep
-	g, err = b.memory.acquire(request)
-	return gcsChunkStep, g, err
-}
-
-// chunkSize returns the configured size of a chunk. If the body is shorter than that, it
-// returns a size that is just larger than the body, so that the body is sent in a single
-// request.
-func (b *gcsBucket) chunkSize(size int64) int64 {
-	if size < 0 || size >= int64(b.conf.ChunkSize) {
-		return int64(b.conf.ChunkSize)
-	}
-	return (size/gcsChunkStep + 1) * gcsChunkStep
-}
-
-// readErrorKeeper records the error of a reader, so that the caller of io.Copy can tell
-// whether the reader or the writer failed.
-type readErrorKeeper struct {
-	r   io.Reader
-	err error
-}
-
-func (e *readErrorKeeper) Read(p []byte) (int, error) {
-	n, err := e.r.Read(p)
-	if err != nil && err != io.EOF {
-		e.err = err
-	}
-	return n, err
-}
-
-// get implements bucket.
-func (b *gcsBucket) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
-	if length == 0 {
-		return getNothing(ctx, b, key, etag)
-	}
-	object, err := b.object(key, putOptions{ifMatch: etag})
-	if err != nil {
-		return nil, objectInfo{}, err
-	}
-	read := &gcsRead{}
-	r, err := object.NewRangeReader(read.withContext(ctx), offset, length)
-	if err != nil {
-		return nil, objectInfo{}, needs(gcsNeedsRead, gcsError(err))
-	}
-	info := objectInfo{
-		key: key, size: r.Attrs.Size, modTime: r.Attrs.LastModified,
-		etag: gcsETag(r.Attrs.Generation), uploadID: r.Metadata()[uploadIDKey],
-	}
-	if etag != "" && info.etag != etag {
-		r.Close()
-		return nil, objectInfo{}, fmt.Errorf("%w: the ETag of %q has changed", ErrPrecondition, key)
-	}
-	read.ReadCloser = r
-	return read, info, nil
-}
-
-// stat implements bucket.
-func (b *gcsBucket) stat(ctx context.Context, key string) (objectInfo, error) {
-	attrs, err := b.bucket.Object(key).Attrs(ctx)
-	if err != nil {
-		return objectInfo{}, needs(gcsNeedsRead, gcsError(err))
-	}
-	return gcsStat(attrs), nil
 }
 
 // remove implements bucket.
@@ -260,10 +186,73 @@ func (b *gcsBucket) list(ctx context.Context, prefix string, page func([]objectI
 	}
 }
 
+// folders implements bucket.
+func (b *gcsBucket) folders(ctx context.Context, prefix, start string, page func([]string) error) error {
+	query := &storage.Query{Prefix: prefix, Delimiter: "/"}
+	if start != "" {
+		query.StartOffset = prefix + start
+	}
+	if err := query.SetAttrSelection([]string{"Prefix", "Name"}); err != nil {
+		return err
+	}
+	pages := iterator.NewPager(b.bucket.Objects(ctx, query), gcsPage, "")
+	for {
+		var attrs []*storage.ObjectAttrs
+		next, err := pages.NextPage(&attrs)
+		if err != nil {
+			return needs("storage.objects.list", listError(gcsError(err)))
+		}
+		var names []string
+		for _, a := range attrs {
+			if a.Prefix != "" {
+				names = append(names, folderName(prefix, a.Prefix))
+			}
+		}
+		if err := page(names); err != nil || next == "" {
+			return err
+		}
+	}
+}
+
+// getsBare implements bareGetter: the JSON API returns no metadata with an object.
+func (b *gcsBucket) getsBare() bool { return !b.emulated }
+
+// patchDigest implements digestPatcher.
+func (b *gcsBucket) patchDigest(ctx context.Context, o objectInfo, digest string) error {
+	if b.emulated {
+		return fmt.Errorf("%w: the emulator gives an object another ETag if its metadata changes", ErrUnsupported)
+	}
+	generation, err := gcsGeneration(o.etag)
+	if err != nil {
+		return err
+	}
+	object := b.bucket.Object(o.key).If(storage.Conditions{GenerationMatch: generation})
+	for try := 1; ; try++ {
+		attrs, err := object.Attrs(ctx)
+		if err != nil {
+			return needs(gcsNeedsRead, gcsError(err))
+		}
+		metadata := map[string]string{digestKey: digest}
+		for name, v := range attrs.Metadata {
+			if name != digestKey {
+				metadata[name] = v
+			}
+		}
+		_, err = b.bucket.Object(o.key).
+			If(storage.Conditions{GenerationMatch: generation, MetagenerationMatch: attrs.Metageneration}).
+			Update(ctx, storage.ObjectAttrsToUpdate{Metadata: metadata})
+		err = needs("storage.objects.update", gcsError(err))
+		// Either the object was replaced, or its metadata was changed meanwhile.
+		if !errors.Is(err, ErrPrecondition) || try == gcsTries {
+			return err
+		}
+	}
+}
+
 // presign implements bucket with the private key of a service account. Without a key file,
 // the SDK asks Google to sign.
 func (b *gcsBucket) presign(_ context.Context, key string, ttl time.Duration, filename string) (string, error) {
-	if os.Getenv(gcsEmulator) != "" {
+	if b.emulated {
 		return "", fmt.Errorf("%w: cannot sign URLs: %s is set, and the emulator has no signing key", ErrUnsupported, gcsEmulator)
 	}
 	return b.bucket.SignedURL(key, &storage.SignedURLOptions{
@@ -275,7 +264,7 @@ func (b *gcsBucket) presign(_ context.Context, key string, ttl time.Duration, fi
 // gcsInfo describes an object. Its modTime is the time when the generation was created.
 // Updates of the metadata do not change that time.
 func gcsInfo(a *storage.ObjectAttrs) objectInfo {
-	return objectInfo{key: a.Name, size: a.Size, modTime: a.Created, etag: gcsETag(a.Generation), uploadID: a.Metadata[uploadIDKey]}
+	return objectInfo{key: a.Name, size: a.Size, modTime: a.Created, etag: gcsETag(a.Generation), uploadID: a.Metadata[uploadIDKey], digest: a.Metadata[digestKey]}
 }
 
 // gcsStat is gcsInfo with the modTime in whole seconds, as get returns it.

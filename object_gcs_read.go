@@ -5,8 +5,10 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync/atomic"
 )
 
@@ -45,4 +47,47 @@ func (t gcsTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, errGCSBrokenOff // the SDK does not retry after this error
 	}
 	return t.RoundTripper.RoundTrip(req)
+}
+
+// get implements bucket.
+func (b *gcsBucket) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
+	if length == 0 {
+		return getNothing(ctx, b, key, etag)
+	}
+	object, err := b.object(key, putOptions{ifMatch: etag})
+	if err != nil {
+		return nil, objectInfo{}, err
+	}
+	read := &gcsRead{}
+	r, err := object.NewRangeReader(read.withContext(ctx), offset, length)
+	if err != nil {
+		return nil, objectInfo{}, needs(gcsNeedsRead, gcsError(err))
+	}
+	info := objectInfo{
+		key: key, size: r.Attrs.Size, modTime: r.Attrs.LastModified,
+		etag: gcsETag(r.Attrs.Generation), bare: len(r.Metadata()) == 0,
+	}
+	for name, v := range r.Metadata() { // names are in the case of header names
+		switch strings.ToLower(name) {
+		case uploadIDKey:
+			info.uploadID = v
+		case digestKey:
+			info.digest = v
+		}
+	}
+	if etag != "" && info.etag != etag {
+		r.Close()
+		return nil, objectInfo{}, fmt.Errorf("%w: the ETag of %q has changed", ErrPrecondition, key)
+	}
+	read.ReadCloser = r
+	return read, info, nil
+}
+
+// stat implements bucket.
+func (b *gcsBucket) stat(ctx context.Context, key string) (objectInfo, error) {
+	attrs, err := b.bucket.Object(key).Attrs(ctx)
+	if err != nil {
+		return objectInfo{}, needs(gcsNeedsRead, gcsError(err))
+	}
+	return gcsStat(attrs), nil
 }

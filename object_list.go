@@ -127,7 +127,7 @@ func (s *objectStore) listBuilds(ctx context.Context, siteID string, run *listRu
 	for _, o := range artifacts {
 		id := buildOf(o.key, artifactSuffix)
 		builds[id] = &build{
-			version:  &Version{BuildID: id, SizeBytes: o.size, CreatedAt: o.modTime},
+			version:  &Version{BuildID: id, SizeBytes: o.size, CreatedAt: o.modTime, etag: o.etag},
 			artifact: o,
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -160,6 +161,32 @@ func (m *memBucket) list(ctx context.Context, prefix string, page func([]objectI
 	}
 	slices.SortFunc(all, func(a, b objectInfo) int { return strings.Compare(a.key, b.key) })
 	for part := range slices.Chunk(all, 7) {
+		if err := page(part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *memBucket) folders(ctx context.Context, prefix, start string, page func([]string) error) error {
+	seen := map[string]bool{}
+	err := m.call(ctx, "folders", prefix, func() error {
+		for key := range m.objects {
+			rest, ok := strings.CutPrefix(key, prefix)
+			name, _, folder := strings.Cut(rest, "/")
+			if ok && folder && rest > start {
+				seen[name+"/"] = true
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for part := range slices.Chunk(slices.Sorted(maps.Keys(seen)), 7) {
+		for i := range part {
+			part[i] = strings.TrimSuffix(part[i], "/")
+		}
 		if err := page(part); err != nil {
 			return err
 		}

@@ -116,21 +116,21 @@ func (b *s3Bucket) put(ctx context.Context, key string, body io.Reader, size int
 	}
 	if whole != nil {
 		defer parts.release()
-		return b.putOne(ctx, key, whole, parts.got, sum, opts)
+		return b.putOne(ctx, key, whole, parts.got, sum, opts.withDigest(parts.got))
 	}
-	return b.putParts(ctx, key, parts, sum, opts)
+	return b.putParts(ctx, key, parts, sum, opts.withDigest(size))
 }
 
 func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, size int64, sum *s3Checksum, opts putOptions) (objectInfo, error) {
 	out, err := b.client.PutObject(ctx, &s3.PutObjectInput{
 		Bucket: &b.name, Key: &key, Body: body, ContentLength: &size,
-		ContentType: &opts.contentType, Metadata: s3Metadata(opts), ChecksumCRC64NVME: sum.value(),
+		ContentType: &opts.contentType, Metadata: opts.metadata(), ChecksumCRC64NVME: sum.value(),
 		IfNoneMatch: ifNoneMatch(opts), IfMatch: b.ifMatch(opts.ifMatch),
 	})
 	if err != nil {
 		return objectInfo{}, s3PutError(err)
 	}
-	return objectInfo{key: key, size: size, etag: quoted(aws.ToString(out.ETag)), uploadID: opts.uploadID}, nil
+	return objectInfo{key: key, size: size, etag: quoted(aws.ToString(out.ETag)), uploadID: opts.uploadID, digest: opts.digest}, nil
 }
 
 // putParts stores a body by a multipart upload. The object appears when the upload is
@@ -150,7 +150,7 @@ func (b *s3Bucket) putParts(ctx context.Context, key string, r *partReader, sum 
 
 func (b *s3Bucket) createUpload(ctx context.Context, key string, sum *s3Checksum, opts putOptions) (id *string, err error) {
 	created, err := b.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
-		Bucket: &b.name, Key: &key, ContentType: &opts.contentType, Metadata: s3Metadata(opts),
+		Bucket: &b.name, Key: &key, ContentType: &opts.contentType, Metadata: opts.metadata(),
 		ChecksumAlgorithm: sum.algorithm(), ChecksumType: sum.kind(),
 	})
 	if err != nil {
@@ -193,7 +193,7 @@ func (b *s3Bucket) complete(ctx context.Context, key string, id *string, parts [
 	if err != nil {
 		return objectInfo{}, s3PutError(err)
 	}
-	return objectInfo{key: key, etag: quoted(aws.ToString(out.ETag)), uploadID: opts.uploadID}, nil
+	return objectInfo{key: key, etag: quoted(aws.ToString(out.ETag)), uploadID: opts.uploadID, digest: opts.digest}, nil
 }
 
 // abort removes the parts of an upload. If the service is killed before, the bucket's
@@ -228,7 +228,7 @@ func (b *s3Bucket) getOnce(ctx context.Context, key, etag string, offset, length
 	}
 	info := objectInfo{
 		key: key, size: aws.ToInt64(out.ContentLength), modTime: aws.ToTime(out.LastModified),
-		etag: quoted(aws.ToString(out.ETag)), uploadID: out.Metadata[uploadIDKey],
+		etag: quoted(aws.ToString(out.ETag)), uploadID: out.Metadata[uploadIDKey], digest: out.Metadata[digestKey],
 	}
 	if partial {
 		if info.size, err = sizeOfRange(aws.ToString(out.ContentRange), offset); err != nil {
@@ -247,7 +247,7 @@ func (b *s3Bucket) stat(ctx context.Context, key string) (objectInfo, error) {
 	}
 	return objectInfo{
 		key: key, size: aws.ToInt64(out.ContentLength), modTime: aws.ToTime(out.LastModified),
-		etag: quoted(aws.ToString(out.ETag)), uploadID: out.Metadata[uploadIDKey],
+		etag: quoted(aws.ToString(out.ETag)), uploadID: out.Metadata[uploadIDKey], digest: out.Metadata[digestKey],
 	}, nil
 }
 
@@ -273,6 +273,29 @@ func (b *s3Bucket) list(ctx context.Context, prefix string, page func([]objectIn
 			}
 		}
 		if err := page(objects); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// folders implements bucket.
+func (b *s3Bucket) folders(ctx context.Context, prefix, start string, page func([]string) error) error {
+	in := &s3.ListObjectsV2Input{Bucket: &b.name, Prefix: &prefix, Delimiter: aws.String("/")}
+	if start != "" {
+		in.StartAfter = aws.String(prefix + start)
+	}
+	pages := s3.NewListObjectsV2Paginator(b.client, in)
+	for pages.HasMorePages() {
+		out, err := pages.NextPage(ctx)
+		if err != nil {
+			return needs("s3:ListBucket", listError(s3Error(err)))
+		}
+		names := make([]string, len(out.CommonPrefixes))
+		for i, p := range out.CommonPrefixes {
+			names[i] = folderName(prefix, aws.ToString(p.Prefix))
+		}
+		if err := page(names); err != nil {
 			return err
 		}
 	}
@@ -310,13 +333,6 @@ func ifNoneMatch(opts putOptions) *string {
 		return aws.String("*")
 	}
 	return nil
-}
-
-func s3Metadata(opts putOptions) map[string]string {
-	if opts.uploadID == "" {
-		return nil
-	}
-	return map[string]string{uploadIDKey: opts.uploadID}
 }
 
 // quoted returns an ETag with its quotes, which some stores leave out.

@@ -1,0 +1,215 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	statusPrefix    = "status/" // below the prefix: results of maintenance
+	maxStatusObject = 16 << 20  // bytes of a status that is read
+	siteReaders     = 32        // sites that are looked into at once
+	foreignWithin   = 10 * time.Minute
+)
+
+var (
+	_ SiteLister    = (*objectStore)(nil)
+	_ ForeignLister = (*objectStore)(nil)
+	_ StatusKeeper  = (*objectStore)(nil)
+)
+
+// folderName returns the last name of key, which begins with prefix and ends in a slash.
+func folderName(prefix, key string) string {
+	return strings.TrimSuffix(strings.TrimPrefix(key, prefix), "/")
+}
+
+// ListSites implements SiteLister.
+func (s *objectStore) ListSites(after string, limit int) ([]string, error) {
+	var sites []string
+	seen := map[string]bool{} // ids that were looked into
+	for start := after; len(sites) < limit; {
+		ids, err := s.listSiteFolders(after, start, limit, seen)
+		if err != nil {
+			return nil, err
+		}
+		complete := len(ids) < limit
+		if len(ids) > 0 {
+			last := ids[len(ids)-1]
+			start = last + "0" // the character after the slash: behind all keys of the site
+			ids = append(ids, smallerIDs(last, after, seen)...)
+		}
+		for _, id := range ids {
+			seen[id] = true
+		}
+		used, err := s.sitesWithBuilds(ids)
+		if err != nil {
+			return nil, err
+		}
+		sites = append(sites, used...)
+		if complete {
+			break
+		}
+	}
+	slices.Sort(sites)
+	return sites[:min(max(limit, 0), len(sites))], nil
+}
+
+// listSiteFolders returns up to limit ids of sites after the id after, whose keys do not sort
+// before start and which are not in seen. They are in the order of their keys, which is not
+// that of the ids: a-b/ sorts before a/.
+func (s *objectStore) listSiteFolders(after, start string, limit int, seen map[string]bool) (ids []string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
+	err = s.bucket.folders(ctx, s.sitesPrefix(), start, func(names []string) error {
+		for _, id := range names {
+			if id > after && id+"/" > start && !seen[id] && checkID(id) == nil {
+				if ids = append(ids, id); len(ids) == limit {
+					return errStopList
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errStopList) {
+		return nil, fmt.Errorf("cannot list the sites: %w", err)
+	}
+	return ids, nil
+}
+
+// smallerIDs returns the ids after the id after that sort before last although their keys sort
+// after those of last, as a and a-b do for a-b-c, and which are not in seen.
+func smallerIDs(last, after string, seen map[string]bool) (ids []string) {
+	for i := range last {
+		if id := last[:i]; last[i] < '/' && id > after && !seen[id] {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// sitesWithBuilds returns those of ids that have an artifact or a log.
+func (s *objectStore) sitesWithBuilds(ids []string) (found []string, err error) {
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(context.Background())
+	g.SetLimit(siteReaders)
+	for _, id := range ids {
+		g.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+			defer cancel()
+			ok, err := s.hasBuild(ctx, s.artifactsPrefix(id), artifactSuffix)
+			if err == nil && !ok {
+				ok, err = s.hasBuild(ctx, s.logsPrefix(id), logSuffix)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if ok {
+				found = append(found, id)
+			}
+			return err
+		})
+	}
+	return found, g.Wait()
+}
+
+// hasBuild reports whether there is an object under prefix that is named as builds are.
+func (s *objectStore) hasBuild(ctx context.Context, prefix, suffix string) (found bool, err error) {
+	err = s.bucket.list(ctx, prefix, func(page []objectInfo) error {
+		for _, o := range page {
+			if _, found = buildOfFile(o.key[len(prefix):], suffix); found {
+				return errStopList
+			}
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errStopList) {
+		return false, fmt.Errorf("cannot list %q: %w", prefix, err)
+	}
+	return found, nil
+}
+
+// ForeignFiles implements ForeignLister.
+func (s *objectStore) ForeignFiles(siteID string, report func(name, what string) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), foreignWithin)
+	defer cancel()
+	prefix := s.sitePrefix(siteID)
+	var stopped error
+	err := s.bucket.list(ctx, prefix, func(page []objectInfo) error {
+		for _, o := range page {
+			name := o.key[len(prefix):]
+			if isSiteKey(name) {
+				continue
+			}
+			what := "object"
+			if strings.HasSuffix(name, "/") || name == "" {
+				what = "folder object"
+			}
+			if stopped = report(name, what); stopped != nil {
+				return stopped
+			}
+		}
+		return nil
+	})
+	if stopped != nil {
+		return stopped
+	}
+	if err != nil {
+		return fmt.Errorf("cannot list %q: %w", prefix, err)
+	}
+	return nil
+}
+
+// isSiteKey reports whether name, below the keys of a site, is one that the service writes.
+func isSiteKey(name string) bool {
+	dir, file, _ := strings.Cut(name, "/")
+	switch dir {
+	case artifactsDir, logsDir, digestsDir:
+		_, ok := buildOfFile(file, suffixOf(dir))
+		return ok
+	}
+	return false
+}
+
+func (s *objectStore) statusKey(name string) string { return s.prefix + statusPrefix + name + ".json" }
+
+// WriteStatus implements StatusKeeper.
+func (s *objectStore) WriteStatus(name string, data []byte) error {
+	if s.readOnly {
+		return ErrReadOnly
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
+	return s.writeStatus(ctx, name, data)
+}
+
+func (s *objectStore) writeStatus(ctx context.Context, name string, data []byte) error {
+	key := s.statusKey(name)
+	_, err := s.bucket.put(ctx, key, bytes.NewReader(data), int64(len(data)), putOptions{contentType: logType})
+	if err != nil {
+		return fmt.Errorf("cannot write %q: %w", key, s.checkBucket(err))
+	}
+	return nil
+}
+
+// ReadStatus implements StatusKeeper.
+func (s *objectStore) ReadStatus(name string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
+	r, err := s.open(ctx, s.statusKey(name), "", 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	if size := r.Info().Size; size > maxStatusObject {
+		return nil, fmt.Errorf("%w: the status %q has %d bytes", ErrDamaged, name, size)
+	}
+	return io.ReadAll(r)
+}
