@@ -26,6 +26,10 @@ type memBucket struct {
 	blind func(opts putOptions) bool
 	// unquoted: conditions with quotes fail until adapt is called.
 	unquoted bool
+	// early: metadata is sent before the body is read, as with an upload in parts.
+	early bool
+	// bare: get returns no metadata.
+	bare bool
 }
 
 type memObject struct {
@@ -64,9 +68,15 @@ func (m *memBucket) adapt() bool {
 }
 
 func (m *memBucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
+	if m.early {
+		opts = opts.withDigest(size)
+	}
 	data, err := io.ReadAll(body)
 	if err != nil {
 		return objectInfo{}, err
+	}
+	if !m.early {
+		opts = opts.withDigest(int64(len(data)))
 	}
 	if size >= 0 && int64(len(data)) != size {
 		return objectInfo{}, fmt.Errorf("%d bytes received of %d", len(data), size)
@@ -84,7 +94,7 @@ func (m *memBucket) put(ctx context.Context, key string, body io.Reader, size in
 		m.made++
 		info = objectInfo{
 			key: key, size: int64(len(data)), etag: fmt.Sprintf(`"mem-%d"`, m.made),
-			modTime: time.Now().UTC(), uploadID: opts.uploadID,
+			modTime: time.Now().UTC(), uploadID: opts.uploadID, digest: opts.digest,
 		}
 		m.objects[key] = memObject{info, data}
 		return nil
@@ -110,6 +120,9 @@ func (m *memBucket) get(ctx context.Context, key, etag string, offset, length in
 	part := o.data[min(offset, o.size):]
 	if length >= 0 {
 		part = part[:min(length, int64(len(part)))]
+	}
+	if m.bare {
+		o.bare, o.uploadID, o.digest = true, "", ""
 	}
 	return io.NopCloser(bytes.NewReader(part)), o.objectInfo, nil
 }
@@ -150,7 +163,7 @@ func (m *memBucket) list(ctx context.Context, prefix string, page func([]objectI
 	err := m.call(ctx, "list", prefix, func() error {
 		for key, o := range m.objects {
 			if strings.HasPrefix(key, prefix) {
-				o.uploadID = ""
+				o.uploadID, o.digest = "", ""
 				all = append(all, o.objectInfo)
 			}
 		}
@@ -192,6 +205,25 @@ func (m *memBucket) folders(ctx context.Context, prefix, start string, page func
 		}
 	}
 	return nil
+}
+
+func (m *memBucket) getsBare() bool { return m.bare }
+
+// patchingBucket is a memBucket that can change metadata.
+type patchingBucket struct{ *memBucket }
+
+func (p patchingBucket) patchDigest(ctx context.Context, o objectInfo, digest string) error {
+	return p.call(ctx, "patch", o.key, func() error {
+		now, err := p.find(o.key)
+		if err == nil && now.etag != o.etag {
+			err = fmt.Errorf("%w: patch", ErrPrecondition)
+		}
+		if err == nil {
+			now.digest = digest
+			p.objects[o.key] = now
+		}
+		return err
+	})
 }
 
 func (m *memBucket) presign(context.Context, string, time.Duration, string) (string, error) {
