@@ -313,7 +313,7 @@ func testKeepDigest(t *testing.T, open func() digestStore) {
 		wantDigest(t, one, site, id, digestOfBytes(data)) // at once
 		wantDigest(t, open(), site, id, digestOfBytes(data))
 		after, err := one.StatArtifact(site, id)
-		if err != nil || after.ETag != stored.ETag || !after.ModTime.Equal(stored.ModTime) || after.Size != stored.Size {
+		if err != nil || after.ETag != stored.ETag || !after.ModTime.Equal(info.ModTime) || after.Size != stored.Size {
 			t.Errorf("the artifact is %+v then, %v, and was %+v", after, err, stored)
 		}
 		wantBytes(t, one, site, id, data)

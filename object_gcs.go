@@ -192,7 +192,7 @@ func (b *gcsBucket) folders(ctx context.Context, prefix, start string, page func
 	if start != "" {
 		query.StartOffset = prefix + start
 	}
-	if err := query.SetAttrSelection([]string{"Prefix", "Name"}); err != nil {
+	if err := query.SetAttrSelection([]string{"Name"}); err != nil {
 		return err
 	}
 	pages := iterator.NewPager(b.bucket.Objects(ctx, query), gcsPage, "")
