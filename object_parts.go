@@ -87,6 +87,7 @@ func roundUp(n, step int64) int64 { return divideUp(n, step) * step }
 type part struct {
 	grant  *grant
 	chunks []*[chunkSize]byte
+	sum    uint64 // see summer
 
 	// After an early response, an SDK may still read the part although its call has returned.
 	mu   sync.Mutex
@@ -124,17 +125,6 @@ func (p *part) Seek(offset int64, whence int) (int64, error) {
 	return offset, nil
 }
 
-// checksum returns the checksum of the part: update adds bytes to a checksum, which is 0 at
-// first.
-func (p *part) checksum(update func(sum uint64, bytes []byte) uint64) (sum uint64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for i, c := range p.chunks {
-		sum = update(sum, c[:min(chunkSize, p.size-int64(i)*chunkSize)])
-	}
-	return sum
-}
-
 // release returns the chunks to the pool. After it, the part is empty.
 func (b *partBuffers) release(p *part) {
 	p.mu.Lock()
@@ -167,6 +157,13 @@ func (b *partBuffers) readFirst(body io.Reader, total int64, opts putOptions) (p
 		return r, r.part, nil
 	}
 	return r, nil, nil
+}
+
+// summer is a body of which each part is to have a checksum. It is computed while the body is
+// read, when its bytes are in the cache of the CPU.
+type summer interface {
+	// update adds bytes to the checksum of a part, which is 0 at first.
+	update(sum uint64, bytes []byte) uint64
 }
 
 // partReader cuts a body into parts.
@@ -238,8 +235,10 @@ func (r *partReader) read(p *part, size int64) (last bool, err error) {
 		if in == 0 && p.size/chunkSize == int64(len(p.chunks)) {
 			p.chunks = append(p.chunks, r.buffers.chunks.Get().(*[chunkSize]byte))
 		}
-		n, err := r.body.Read(p.chunks[p.size/chunkSize][in:min(chunkSize, in+size-p.size)])
+		free := p.chunks[p.size/chunkSize][in:min(chunkSize, in+size-p.size)]
+		n, err := r.body.Read(free)
 		p.size += int64(n)
+		r.update(p, free[:n])
 		if err == io.EOF {
 			return true, nil
 		}
@@ -269,7 +268,15 @@ func (r *partReader) fill(p *part, carry []byte) int {
 		return 0
 	}
 	p.chunks = append(p.chunks, r.buffers.chunks.Get().(*[chunkSize]byte))
+	r.update(p, carry)
 	return copy(p.chunks[0][:], carry)
+}
+
+// update adds bytes, which were added to p, to its checksum.
+func (r *partReader) update(p *part, bytes []byte) {
+	if s, ok := r.body.(summer); ok {
+		p.sum = s.update(p.sum, bytes)
+	}
 }
 
 // sendParts sends the part that r has read and all that follow. It sends up to concurrency

@@ -25,8 +25,8 @@ import (
 // the checksum in the completion ("full object"). The methods of a nil *s3Checksum return
 // nothing, so that the SDK sends no checksum.
 //
-// The checksum of each part is computed again from memory right before the part is sent, so a
-// part that changes in memory does not fit the checksum of the object.
+// The checksums of the body and of its parts are computed separately, so that the store would
+// also notice a part in the wrong place.
 type s3Checksum struct {
 	r   io.Reader
 	crc uint64
@@ -54,10 +54,16 @@ func (c *s3Checksum) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Write adds bytes to the checksum.
 func (c *s3Checksum) Write(p []byte) (int, error) {
 	c.crc = crc64nvme.Update(c.crc, p)
 	return len(p), nil
 }
+
+var _ summer = (*s3Checksum)(nil)
+
+// update implements summer.
+func (c *s3Checksum) update(crc uint64, p []byte) uint64 { return crc64nvme.Update(crc, p) }
 
 // value returns the header of the bytes that were read so far.
 func (c *s3Checksum) value() *string {
@@ -72,7 +78,7 @@ func (c *s3Checksum) ofPart(p *part) *string {
 	if c == nil {
 		return nil
 	}
-	return crc64Header(p.checksum(crc64nvme.Update))
+	return crc64Header(p.sum)
 }
 
 func (c *s3Checksum) algorithm() types.ChecksumAlgorithm {
