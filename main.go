@@ -51,11 +51,30 @@ func endOnSignal(end func()) {
 	}()
 }
 
-// The exit statuses of a failure.
+// The exit statuses of all commands, besides 0.
 const (
-	exitFailure = 1
-	exitConfig  = 78 // EX_CONFIG of sysexits.h: no restart helps (RestartPreventExitStatus= of systemd)
+	exitFailure    = 1
+	exitUsage      = 2 // a wrong argument; Go itself ends a program that crashes with 2
+	exitAbsent     = 3
+	exitCorrupt    = 4 // bytes do not have their digest, or a log is damaged
+	exitDenied     = 5
+	exitConflict   = 6  // the condition does not hold
+	exitIncomplete = 7  // something was not done, or skipped
+	exitConfig     = 78 // EX_CONFIG of sysexits.h: no restart helps (RestartPreventExitStatus= of systemd)
 )
+
+// commandError is an error that has an exit status of its own. Without a text nothing is
+// reported: the command has printed why.
+type commandError struct {
+	status int
+	text   string
+}
+
+func (e commandError) Error() string { return e.text }
+
+func usageError(format string, args ...any) error {
+	return commandError{exitUsage, fmt.Sprintf(format, args...) + "; run with -h for usage"}
+}
 
 func exitStatus(err error) int {
 	if errors.As(err, new(configError)) {

@@ -26,25 +26,6 @@ Example:
   pagewright-storage token new --name ci-shop --allow create,log --sites 'shop-*' --expires 90d`
 )
 
-// The exit statuses of commands that take arguments, besides those of all commands.
-const (
-	exitUsage  = 2
-	exitDenied = 5
-)
-
-// commandError is an error that has an exit status of its own. Without a text nothing is
-// reported: the command has printed why.
-type commandError struct {
-	status int
-	text   string
-}
-
-func (e commandError) Error() string { return e.text }
-
-func usageError(format string, args ...any) error {
-	return commandError{exitUsage, fmt.Sprintf(format, args...) + "; run with -h for usage"}
-}
-
 // errDenied: the command has printed that the action is denied, and why.
 var errDenied = commandError{status: exitDenied}
 

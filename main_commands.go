@@ -48,9 +48,10 @@ not set. Redacts passwords and queries in URLs. Exits with 78 if the settings ar
 // takesArgs reports whether the command has arguments of its own.
 func (c command) takesArgs() bool { return c.args != "" }
 
-const exitStatuses = `Exit status: 0 success; 78 the command or a variable is invalid (running it again does not
-help until you correct it); 1 any other failure. Of commands that take arguments also:
-2 an argument is invalid; 5 denied.
+const exitStatuses = `Exit status: 0 success; 2 the command or an argument is invalid; 3 not there; 4 a digest does
+not match, or something is corrupt; 5 denied; 6 conflict; 7 incomplete, or something was
+skipped; 78 a variable or a file of the configuration is invalid; 1 any other failure. After
+2 and 78 running it again does not help until you correct it.
 `
 
 // parseArgs returns the command and its arguments, and whether its usage is asked for. The
@@ -80,7 +81,7 @@ func parseArgs(args []string) (name string, rest []string, help bool, err error)
 	case name != "" && len(rest) == 1 && isHelp(rest[0]):
 		return name, nil, true, nil
 	}
-	return name, nil, false, badConfig("%s takes no arguments, got %q; run with -h for usage", args[0], rest[0])
+	return name, nil, false, usageError("%s takes no arguments, got %q", args[0], rest[0])
 }
 
 // findCommand returns the command that args begin with, and how many of args are its name: 0 if
@@ -103,12 +104,14 @@ func findCommand(args []string) (c command, words int) {
 // unknownCommand returns the error for args that name no command. If a command begins with
 // the first word, the error names the command.
 func unknownCommand(args []string) error {
+	text := "unknown command " + args[0] + "; run with -h to list all commands"
 	for _, c := range commands {
 		if strings.HasPrefix(c.name, args[0]+" ") {
-			return badConfig("unknown command %s; do you mean %q? Run with -h to list all commands", strings.Join(args[:min(2, len(args))], " "), c.name)
+			text = fmt.Sprintf("unknown command %s; do you mean %q? Run with -h to list all commands", strings.Join(args[:min(2, len(args))], " "), c.name)
+			break
 		}
 	}
-	return badConfig("unknown command %s; run with -h to list all commands", args[0])
+	return commandError{exitUsage, text}
 }
 
 func isHelp(arg string) bool { return arg == "-h" || arg == "-help" || arg == "--help" }

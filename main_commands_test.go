@@ -59,7 +59,7 @@ func TestCommandsOfTwoWords(t *testing.T) {
 	} {
 		out, err := runWith(c.args)
 		if c.bad {
-			if err == nil || exitStatus(err) != exitConfig {
+			if err == nil || exitStatus(err) != exitUsage {
 				t.Errorf("%q: %v", c.args, err)
 				continue
 			}

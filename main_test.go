@@ -61,6 +61,7 @@ func TestStartRefuses(t *testing.T) {
 	_, port, _ := net.SplitHostPort(busy.Addr().String())
 	base := "NFS_BASE_PATH=" + dir
 	// The others are errors of the configuration.
+	usage := []string{"unknown command", "unknown command with an argument", "argument after help", "argument after a command's help", "unknown flag", "leftover argument"}
 	canPass := []string{"port taken", "admin address taken", "health at the admin address", "health of nothing", "base absent", "base not a mount"}
 	for _, c := range []struct {
 		name string
@@ -129,7 +130,10 @@ func TestStartRefuses(t *testing.T) {
 			t.Errorf("%s: more than a line: %q", c.name, err)
 		}
 		status := exitConfig
-		if slices.Contains(canPass, c.name) {
+		switch {
+		case slices.Contains(usage, c.name):
+			status = exitUsage
+		case slices.Contains(canPass, c.name):
 			status = exitFailure
 		}
 		if got := exitStatus(err); got != status {
@@ -214,8 +218,8 @@ func TestFailedStartIsLogged(t *testing.T) {
 		{nil, []string{"PPROF_LISTEN=" + taken}, 1, "json", "in use"},
 		{nil, []string{"NFS_BASE_PATH=/nowhere"}, 1, "json", "no such file"},
 		{nil, []string{"NFS_BASE_PATH=" + os.Args[0]}, 78, "json", "not a directory"},
-		{[]string{"serve", "now"}, nil, 78, "json", "takes no arguments"},
-		{[]string{"frobnicate"}, nil, 78, "", "unknown command"},
+		{[]string{"serve", "now"}, nil, 2, "json", "takes no arguments"},
+		{[]string{"frobnicate"}, nil, 2, "", "unknown command"},
 		{[]string{"doctor"}, []string{"LOG_LEVEL=loud"}, 78, "", "PAGEWRIGHT_LOG_LEVEL"},
 		{[]string{"config"}, []string{"LOG_LEVEL=loud"}, 78, "", "PAGEWRIGHT_LOG_LEVEL"},
 		{[]string{"doctor"}, []string{"NFS_BASE_PATH=/nowhere"}, 1, "", "no such file"},
