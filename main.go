@@ -130,6 +130,8 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	case name == accessCheckCommand:
 		log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 		return accessCheck(rest, environ, os.Stdin, stdout, log)
+	case name == verifyCommand:
+		return verify(ctx, rest, environ, stdout, stderr)
 	}
 	hangUp := make(chan os.Signal, 1)
 	if name == serveCommand {

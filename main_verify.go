@@ -1,0 +1,262 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+)
+
+const (
+	verifyCommand = "verify"
+	verifyUsage   = "[--site GLOB]... [--since AGE] [--rate RATE] [--fill] [--resume] [--json] [-v] [--textfile FILE]"
+	verifyDetails = `Reads the builds of the store that the variables name, and compares each with the digest
+that the store keeps. The service may run meanwhile. It prints a line for each finding, and
+a summary. Results of builds:
+
+  ok       the bytes have the digest
+  corrupt  they do not, or they cannot be read
+  changed  the digest is that of another file or object, and the bytes differ: something
+           else than the service replaced the build. If only the time differs, as after a
+           restore, the build is ok, and the digest is bound to it again
+  unknown  no digest is kept; the build is not read
+  filled   no digest was kept; --fill read the build and keeps its digest now
+  skipped  the store did not return it, or it was replaced again and again
+
+Damaged logs and foreign files are reported too. Lines about the progress go to standard
+error.
+
+  --site GLOB      only these sites; * is any run of characters. May be repeated
+  --since AGE      only builds that were uploaded since: 24h, 30d, 2w
+  --rate RATE      read at most so many bytes per second: 50MiB/s; 0 or none is no limit (default)
+  --fill           keep the digests that are missing. That takes the bytes as they are: it
+                   cannot tell whether they are those that were uploaded
+  --resume         continue the latest run if it was stopped and had the same --site, --since
+                   and --fill; otherwise start from the beginning
+  --json           print findings and the summary as JSON, an object a line
+  -v               also list builds that are unknown or filled
+  --textfile FILE  write metrics for the textfile collector of Prometheus' node exporter
+
+SIGTERM and SIGINT stop it. The store keeps the state of the latest run, unless
+PAGEWRIGHT_READ_ONLY is true. PAGEWRIGHT_DIGEST does not matter.
+
+Exits with 0 if all is ok or unknown, with 4 if something is corrupt or changed or a log is
+damaged, otherwise with 7 if it was stopped or skipped something, with 3 if there is no such
+site, and with 1 if it could not begin.
+
+Examples:
+  pagewright-storage verify --rate 50MiB/s --resume
+  pagewright-storage verify --site 'shop-*' --since 2d --json`
+)
+
+// verifyStopWait is how long a verify that is stopped may take to keep its state.
+const verifyStopWait = 10 * time.Second
+
+// verifyArgs are the arguments of "verify".
+type verifyArgs struct {
+	options               verifyOptions
+	rate                  byteSize // bytes per second; 0: no limit
+	resume, json, verbose bool
+	textfile              string
+}
+
+// parseVerifyArgs returns the arguments.
+func parseVerifyArgs(args []string) (a verifyArgs, err error) {
+	flags := flag.NewFlagSet(verifyCommand, flag.ContinueOnError)
+	flags.Func("site", "", func(glob string) error {
+		a.options.Sites = append(a.options.Sites, glob)
+		return checkSiteGlob(glob)
+	})
+	flags.Func("since", "", func(text string) (err error) {
+		a.options.Since, err = parseAge(text)
+		return err
+	})
+	flags.Func("rate", "", func(text string) error { return parseRate(text, &a.rate) })
+	flags.BoolVar(&a.options.Fill, "fill", false, "")
+	flags.BoolVar(&a.resume, "resume", false, "")
+	flags.BoolVar(&a.json, "json", false, "")
+	flags.BoolVar(&a.verbose, "v", false, "")
+	flags.StringVar(&a.textfile, "textfile", "", "")
+	others, err := parseFlags(flags, args)
+	if err == nil && len(others) > 0 {
+		err = usageError("%s: unexpected argument %q", verifyCommand, others[0])
+	}
+	slices.Sort(a.options.Sites)
+	a.options.Sites = slices.Compact(a.options.Sites)
+	return a, err
+}
+
+// checkSiteGlob returns an error unless a glob can match the id of a site.
+func checkSiteGlob(glob string) error {
+	if err := checkID(strings.ReplaceAll(glob, "*", "x")); err != nil {
+		return fmt.Errorf("%w; a glob is an id in which * is any run of characters", err)
+	}
+	return nil
+}
+
+// parseAge parses a duration, or a number of days or weeks.
+func parseAge(text string) (time.Duration, error) {
+	const day = 24 * time.Hour
+	for suffix, unit := range map[string]time.Duration{"d": day, "w": 7 * day} {
+		if number, ok := strings.CutSuffix(text, suffix); ok {
+			if n, err := strconv.Atoi(number); err == nil && n > 0 && n <= 100*366 {
+				return time.Duration(n) * unit, nil
+			}
+		}
+	}
+	age, err := time.ParseDuration(text)
+	if err != nil || age <= 0 {
+		return 0, errors.New("must be an age, such as 24h, 30d or 2w")
+	}
+	return age, nil
+}
+
+// parseRate parses bytes per second.
+func parseRate(text string, rate *byteSize) error {
+	if text == "none" {
+		*rate = 0
+		return nil
+	}
+	if rate.UnmarshalText([]byte(strings.TrimSuffix(text, "/s"))) != nil {
+		return errors.New("must be a number of bytes per second, such as 50MiB/s, or none")
+	}
+	return nil
+}
+
+// verify is the command "verify".
+func verify(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {
+	a, err := parseVerifyArgs(args)
+	if err != nil {
+		return err
+	}
+	cfg, _, err := parseConfig(environ)
+	if err != nil {
+		return err
+	}
+	if a.options.Fill && cfg.ReadOnly {
+		return usageError("--fill writes to the store, but PAGEWRIGHT_READ_ONLY is true")
+	}
+	_, _ = memlimit.Set() // as in serve
+	report := &verifyReport{stdout: stdout, stderr: stderr, json: a.json, verbose: a.verbose, terminal: isTerminal(stderr, environ)}
+	v, err := openVerifier(ctx, cfg, a, report)
+	if err != nil {
+		return err
+	}
+	resumed, err := v.begin(a.resume, time.Now())
+	if err != nil {
+		return err
+	}
+	if a.resume {
+		report.resuming(resumed)
+	}
+	err = runVerifier(ctx, v)
+	if errors.Is(err, errVerifyHangs) {
+		return commandError{exitIncomplete, "verify: " + err.Error()}
+	}
+	if err := report.summary(v.state, resumed); err != nil {
+		return err
+	}
+	if a.textfile != "" {
+		if err := writeTextfile(a.textfile, &v.state); err != nil {
+			return fmt.Errorf("--textfile: %w", err)
+		}
+	}
+	return verifyResult(&v.state, err)
+}
+
+// openVerifier opens the store, with digests whatever PAGEWRIGHT_DIGEST is.
+func openVerifier(ctx context.Context, cfg *Config, a verifyArgs, report *verifyReport) (*verifier, error) {
+	if cfg.Digest == digestOff {
+		cfg.Digest = digestClient
+	}
+	log := slog.New(slog.NewTextHandler(report, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	// A verify that is stopped still keeps its state.
+	backend, err := openBackend(context.WithoutCancel(ctx), cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	store, ok := backend.(verifiable)
+	if !ok {
+		return nil, errors.New("verify does not support this backend")
+	}
+	v := newVerifier(store, a.options, int64(a.rate), report)
+	v.readOnly = cfg.ReadOnly
+	if slices.ContainsFunc(a.options.Sites, func(glob string) bool { return strings.Contains(glob, "*") }) {
+		v.matches = func(site string) bool {
+			return slices.ContainsFunc(a.options.Sites, func(glob string) bool { return globMatch(glob, site) })
+		}
+	}
+	return v, nil
+}
+
+// errVerifyHangs: the store did not respond for verifyStopWait after a signal.
+var errVerifyHangs = errors.New("stopped while the store does not respond; --resume continues from at most 10 s before")
+
+// runVerifier runs v and shows its progress. It does not wait for a store that hangs.
+func runVerifier(ctx context.Context, v *verifier) error {
+	watching, endWatching := context.WithCancel(ctx)
+	watched, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		defer close(watched)
+		v.showProgress(watching)
+	}()
+	go func() { done <- v.run(ctx) }()
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		select {
+		case err = <-done:
+		case <-time.After(verifyStopWait):
+			err = errVerifyHangs
+		}
+	}
+	endWatching()
+	<-watched
+	return err
+}
+
+// verifyResult returns the error of a run that has ended. The summary says the rest.
+func verifyResult(s *verifyState, err error) error {
+	switch {
+	case errors.Is(err, errVerifyOutput):
+		return err
+	case s.Counts.bad():
+		return commandError{status: exitCorrupt}
+	case err != nil, s.Counts.Skipped > 0:
+		return commandError{status: exitIncomplete}
+	case len(s.Options.Sites) > 0 && s.Counts.Sites == 0:
+		return commandError{exitAbsent, "verify: no site matches --site " + strings.Join(s.Options.Sites, " --site ")}
+	}
+	return nil
+}
+
+// writeTextfile replaces the textfile at path.
+func writeTextfile(path string, s *verifyState) error {
+	old, err := readSmallFile(path, 1<<20)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errEmptyFile) {
+		return err
+	}
+	return replaceFile(path, verifyTextfile(s, old))
+}
+
+// isTerminal reports whether w is a terminal on which a line can be rewritten. Other character
+// devices pass as well: on /dev/null it makes no difference.
+func isTerminal(w io.Writer, environ []string) bool {
+	f, ok := w.(*os.File)
+	if !ok || slices.Contains(environ, "TERM=dumb") {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&fs.ModeCharDevice != 0
+}

@@ -1,0 +1,274 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// The results of a build.
+const (
+	resultOK      = "ok"      // the bytes have the digest that the store keeps
+	resultCorrupt = "corrupt" // they do not, or they cannot be read
+	resultChanged = "changed" // the digest is that of another artifact with other bytes
+	resultUnknown = "unknown" // no digest is kept
+	resultFilled  = "filled"  // no digest was kept; now the one of the bytes is
+	resultSkipped = "skipped" // the store did not return it, or it was replaced again and again
+)
+
+// The results that are not of builds.
+const (
+	resultDamagedLog = "damaged_log"
+	resultForeign    = "foreign"
+)
+
+// checkedBuild is the result of a build. Without a Result there is no such artifact.
+type checkedBuild struct {
+	verifyFinding
+	read    int64 // bytes
+	rebound bool  // the digest is now bound to the artifact
+	failure error // the store failed to return the build
+	stopped error // the build was not verified to the end; nothing is known
+}
+
+// errReplaced: the build was replaced or deleted while it was read.
+var errReplaced = errors.New("replaced while it was read")
+
+// unreadableError is an error of reading a build that could be opened.
+type unreadableError struct{ error }
+
+func (e unreadableError) Unwrap() error { return e.error }
+
+// check verifies a build. If it is replaced meanwhile, or the store fails, check tries again.
+func (v *verifier) check(ctx context.Context, site string, b *Version) (r checkedBuild) {
+	var err error
+	for attempt := 0; ; attempt++ {
+		var read int64
+		r, err = v.checkOnce(ctx, site, b.BuildID)
+		read, r.read = r.read, r.read+read
+		switch {
+		case ctx.Err() != nil:
+			return checkedBuild{stopped: ctx.Err()}
+		case err == nil, errors.Is(err, errVerifyStops):
+			r.stopped = err
+			return r
+		case errors.Is(err, ErrNotFound): // deleted, or there is only a log
+			return checkedBuild{read: r.read}
+		case attempt == len(v.pauses):
+			return v.giveUp(r.read, attempt+1, err)
+		case !errors.Is(err, errReplaced):
+			if !pause(ctx, v.pauses[attempt]) {
+				return checkedBuild{stopped: ctx.Err()}
+			}
+		}
+	}
+}
+
+// giveUp judges the error of the last of several attempts. If the build is what cannot be
+// read, it is corrupt; if it is the store, the build is skipped.
+func (v *verifier) giveUp(read int64, attempts int, err error) checkedBuild {
+	r := checkedBuild{read: read, verifyFinding: verifyFinding{Result: resultSkipped, Detail: oneLine(err)}}
+	if errors.Is(err, errReplaced) {
+		r.Detail = fmt.Sprintf("replaced %d times while it was read", attempts)
+		return r
+	}
+	r.failure = err
+	opened := errors.As(err, new(unreadableError))
+	if errors.Is(err, ErrBusy) || errors.Is(err, ErrDenied) || !opened && errors.Is(err, ErrUnavailable) {
+		return r
+	}
+	if p, ok := v.store.(Prober); ok {
+		if _, down := p.Probe(); down != nil {
+			r.failure = down
+			return r
+		}
+	}
+	r.Result, r.Detail, r.failure = resultCorrupt, "cannot be read: "+oneLine(err), nil
+	return r
+}
+
+// checkOnce verifies a build. It fails with errReplaced if the result would be that of an
+// artifact that was replaced, and with an error of the store.
+func (v *verifier) checkOnce(ctx context.Context, site, build string) (r checkedBuild, err error) {
+	if _, cheap := v.store.(ArtifactRanger); cheap && !v.options.Fill {
+		// Do not open what is not read: an object store charges for it.
+		info, err := v.store.StatArtifact(site, build)
+		if err != nil {
+			return r, err
+		}
+		if kept, detail, err := v.kept(site, build, info); err != nil || !kept.SHA256.known() {
+			return checkedBuild{verifyFinding: verifyFinding{Result: resultUnknown, Detail: detail}}, err
+		}
+	}
+	reader, err := v.store.FetchArtifact(site, build)
+	if err != nil {
+		return r, err
+	}
+	defer reader.Close()
+	artifact, ok := reader.(ArtifactReader)
+	if !ok {
+		return r, fmt.Errorf("%w: the store does not describe its builds", ErrUnsupported)
+	}
+	info := artifact.Info()
+	kept, detail, err := v.kept(site, build, info)
+	if err != nil {
+		return r, err
+	}
+	if !kept.SHA256.known() && !v.options.Fill {
+		return checkedBuild{verifyFinding: verifyFinding{Result: resultUnknown, Detail: detail}}, nil
+	}
+	sum, n, err := v.read(ctx, reader)
+	r.read = n
+	if err != nil {
+		if err := v.unchanged(site, build, info); err != nil {
+			return r, err
+		}
+		return r, unreadableError{err}
+	}
+	if n != info.Size {
+		r.Result, r.Detail = resultCorrupt, fmt.Sprintf("has %d bytes instead of %d", n, info.Size)
+		return r, v.unchanged(site, build, info)
+	}
+	err = v.judge(ctx, &r, site, build, info, kept, sum)
+	return r, err
+}
+
+// kept returns the digest that the store keeps of the build: the one of this artifact, or else
+// the one that is bound to another. detail says why there is none.
+func (v *verifier) kept(site, build string, info ArtifactInfo) (kept KeptDigest, detail string, err error) {
+	if info.SHA256.known() {
+		return KeptDigest{SHA256: info.SHA256}, "", nil
+	}
+	kept, err = v.store.KeptDigest(site, build)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return KeptDigest{}, "", nil
+	case errors.Is(err, ErrDamaged):
+		return KeptDigest{}, "the kept digest cannot be read: " + oneLine(err), nil
+	}
+	return kept, "", err
+}
+
+// judge sets the result of an artifact that has the digest sum. It fails with errReplaced if
+// the artifact is no longer the build, or got another digest meanwhile.
+func (v *verifier) judge(ctx context.Context, r *checkedBuild, site, build string, info ArtifactInfo, kept KeptDigest, sum Digest) error {
+	bound := info.SHA256.known()
+	switch {
+	case bound && sum == kept.SHA256:
+		r.Result = resultOK
+		return nil
+	case bound:
+		r.Result, r.Expected, r.Got = resultCorrupt, kept.SHA256.String(), sum.String()
+		return v.unchanged(site, build, info)
+	case !kept.SHA256.known():
+		r.Result = resultFilled
+		return v.keep(site, build, info, sum)
+	case sum == kept.SHA256: // the same bytes with another time, as after a restore
+		r.Result = resultOK
+		if v.readOnly {
+			return nil
+		}
+		r.rebound = true
+		return v.keep(site, build, info, sum)
+	}
+	r.Result, r.Expected, r.Got = resultChanged, kept.SHA256.String(), sum.String()
+	return v.confirmChange(ctx, site, build, info, kept)
+}
+
+// keep keeps a digest. If the store cannot do it, the run ends: it would fail again for each
+// build.
+func (v *verifier) keep(site, build string, info ArtifactInfo, sum Digest) error {
+	err := v.store.KeepDigest(site, build, info, sum)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrPrecondition), errors.Is(err, ErrNotFound):
+		return errReplaced
+	}
+	return fmt.Errorf("%w: cannot keep the digest of build %s of site %s: %w", errVerifyStops, build, site, err)
+}
+
+// unchanged fails with errReplaced unless info still describes the build.
+func (v *verifier) unchanged(site, build string, info ArtifactInfo) error {
+	now, err := v.store.StatArtifact(site, build)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return errReplaced
+	case err == nil && (now.ETag != info.ETag || now.SHA256 != info.SHA256):
+		return errReplaced
+	}
+	return err
+}
+
+// young is the age of an artifact up to which an upload may not have kept its digest yet. The
+// clocks of the store and of this host may differ.
+const young = 10 * time.Minute
+
+// confirmChange fails with errReplaced if an upload explains why the digest is not the one of
+// the artifact: an upload stores first the artifact, then the digest.
+func (v *verifier) confirmChange(ctx context.Context, site, build string, info ArtifactInfo, kept KeptDigest) error {
+	if time.Since(info.ModTime) < young && len(v.pauses) > 0 && !pause(ctx, v.pauses[0]) {
+		return ctx.Err()
+	}
+	now, err := v.store.KeptDigest(site, build)
+	switch {
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrDamaged), err == nil && !sameKept(now, kept):
+		return errReplaced
+	case err != nil:
+		return err
+	}
+	return v.unchanged(site, build, info)
+}
+
+func sameKept(a, b KeptDigest) bool {
+	return a.SHA256 == b.SHA256 && a.Size == b.Size && a.ETag == b.ETag && a.ModTime.Equal(b.ModTime)
+}
+
+var verifyBuffers = sync.Pool{New: func() any { b := make([]byte, verifyBuffer); return &b }}
+
+// read returns the digest of all bytes of r, and how many there are. It reads no faster than
+// the limiter allows.
+func (v *verifier) read(ctx context.Context, r io.Reader) (sum Digest, n int64, err error) {
+	buf := verifyBuffers.Get().(*[]byte)
+	defer verifyBuffers.Put(buf)
+	hash := sha256.New()
+	for {
+		if err := ctx.Err(); err != nil {
+			return sum, n, err
+		}
+		got, err := r.Read(*buf)
+		hash.Write((*buf)[:got])
+		n += int64(got)
+		v.reading.Add(int64(got))
+		if v.limiter != nil && got > 0 {
+			if err := v.limiter.WaitN(ctx, got); err != nil {
+				return sum, n, err
+			}
+		}
+		switch {
+		case err == io.EOF:
+			return Digest(hash.Sum(nil)), n, nil
+		case errors.As(err, new(syscall.Errno)): // of a file
+			return sum, n, diskError("read", fmt.Sprintf("byte %d", n), err)
+		case err != nil:
+			return sum, n, err
+		}
+	}
+}
+
+// pause waits, and reports whether ctx goes on.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

@@ -1,0 +1,222 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+)
+
+// verifyFinding is the result of a build, of a log, or of what the service did not write. A
+// site that cannot be listed is a finding without a build.
+type verifyFinding struct {
+	Site     string `json:"site"`
+	Build    string `json:"build,omitempty"`
+	File     string `json:"file,omitempty"` // of a foreign file
+	Result   string `json:"result"`
+	Detail   string `json:"detail,omitempty"`
+	Expected string `json:"expected,omitempty"` // SHA-256 in hexadecimal
+	Got      string `json:"got,omitempty"`
+}
+
+// notable reports whether a finding is reported without -v.
+func (f verifyFinding) notable() bool {
+	switch f.Result {
+	case resultOK, resultFilled:
+		return false
+	case resultUnknown:
+		return f.Detail != ""
+	}
+	return true
+}
+
+// String returns the line of a finding. Ids have no spaces, and names of foreign files are
+// quoted.
+func (f verifyFinding) String() string {
+	line := f.Result + " " + f.Site
+	if f.Build != "" {
+		line += "/" + f.Build
+	}
+	switch {
+	case f.Result == resultForeign:
+		return fmt.Sprintf("%s: %q (%s)", line, f.File, f.Detail)
+	case f.Got != "":
+		return fmt.Sprintf("%s: the SHA-256 is %s, kept is %s", line, f.Got, f.Expected)
+	case f.Detail != "":
+		return line + ": " + f.Detail
+	}
+	return line
+}
+
+// verifyReport writes the result to stdout, and to stderr what is for people. It is safe for
+// concurrent use.
+type verifyReport struct {
+	stdout, stderr io.Writer
+	json           bool
+	verbose        bool // report also what is not notable, except builds that are ok
+	terminal       bool // stderr is a terminal: the progress line is rewritten
+
+	mu       sync.Mutex
+	shown    bool   // a progress line is on the terminal
+	notSaved string // the error that was reported last
+}
+
+// eraseLine moves to the start of the line and erases it (ECMA-48: CR, EL).
+const eraseLine = "\r\x1b[K"
+
+// clear removes the progress line, before something else is written.
+func (r *verifyReport) clear() {
+	if r.shown {
+		fmt.Fprint(r.stderr, eraseLine)
+		r.shown = false
+	}
+}
+
+// Write writes to stderr, such as lines of the service log.
+func (r *verifyReport) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.clear()
+	return r.stderr.Write(p)
+}
+
+// finding writes a finding, if it is to be reported.
+func (r *verifyReport) finding(f verifyFinding) error {
+	if f.Result == resultOK || !r.verbose && !f.notable() {
+		return nil
+	}
+	if r.json {
+		return r.object(struct {
+			Type string `json:"type"`
+			verifyFinding
+		}{"finding", f})
+	}
+	return r.line(f.String() + "\n")
+}
+
+// object writes a line of JSON.
+func (r *verifyReport) object(v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return r.line(string(data) + "\n")
+}
+
+// line writes lines to stdout.
+func (r *verifyReport) line(text string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.clear()
+	if _, err := io.WriteString(r.stdout, text); err != nil {
+		return fmt.Errorf("%w: %w", errVerifyOutput, err)
+	}
+	return nil
+}
+
+// saved reports that the state could not be kept in the store, once for each new error.
+func (r *verifyReport) saved(err error) {
+	text := ""
+	if err != nil {
+		text = oneLine(err)
+	}
+	r.mu.Lock()
+	repeated := text == r.notSaved
+	r.notSaved = text
+	r.mu.Unlock()
+	if text != "" && !repeated {
+		fmt.Fprintf(r, "verify: cannot keep the state in the store, so --resume will not find it: %s\n", text)
+	}
+}
+
+// resuming reports what --resume found.
+func (r *verifyReport) resuming(resumed bool) {
+	text := "there is no stopped run with these options; starting from the beginning"
+	if resumed {
+		text = "continuing the run that was stopped"
+	}
+	fmt.Fprintf(r, "verify: %s\n", text)
+}
+
+// progress writes a progress line. On a terminal it replaces the one before.
+func (r *verifyReport) progress(text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.terminal {
+		fmt.Fprintf(r.stderr, "verify: %s\n", text)
+		return
+	}
+	const width = 79 // a line that wraps could not be erased
+	fmt.Fprint(r.stderr, eraseLine, text[:min(width, len(text))])
+	r.shown = true
+}
+
+// verifySummary is the last line of the output.
+type verifySummary struct {
+	Type     string        `json:"type"` // "summary"
+	Started  time.Time     `json:"started"`
+	Finished time.Time     `json:"finished"`
+	Complete bool          `json:"complete"`
+	Resumed  bool          `json:"resumed"`
+	Error    string        `json:"error,omitempty"`
+	Options  verifyOptions `json:"options"`
+	verifyCounts
+}
+
+// summary writes the summary of a run that has ended.
+func (r *verifyReport) summary(s verifyState, resumed bool) error {
+	if r.json {
+		return r.object(verifySummary{"summary", s.Started, s.Finished, s.Complete, resumed, s.Error, s.Options, s.Counts})
+	}
+	return r.line(s.summary())
+}
+
+// summary returns the summary for people.
+func (s *verifyState) summary() string {
+	c := &s.Counts
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s in %s, %s read in %s: %d ok, %d corrupt, %d changed, %d unknown, %d skipped\n", counted(c.builds(), "build"), counted(c.Sites, "site"),
+		formatSize(c.Bytes), s.Finished.Sub(s.Started).Round(time.Second), c.OK, c.Corrupt, c.Changed, c.Unknown, c.Skipped)
+	for _, extra := range []struct {
+		n    int64
+		noun string
+		text string
+	}{
+		{c.Filled, "missing digest", " kept now"},
+		{c.Rebound, "digest", " bound to the same bytes with another time"},
+		{c.DamagedLogs, "damaged log", ""},
+		{c.Foreign, "foreign file", ""},
+	} {
+		if extra.n > 0 {
+			fmt.Fprintf(&b, "%s%s\n", counted(extra.n, extra.noun), extra.text)
+		}
+	}
+	if !s.Complete {
+		fmt.Fprintf(&b, "incomplete: %s\n", s.Error)
+	}
+	return b.String()
+}
+
+func counted(n int64, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// formatSize returns a size with a binary unit.
+func formatSize(n int64) string {
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, unit := float64(n)/(1<<10), 0
+	for ; value >= 1000 && unit < 4; unit++ {
+		value /= 1 << 10
+	}
+	if value < 10 {
+		return fmt.Sprintf("%.1f %ciB", value, "KMGTP"[unit])
+	}
+	return fmt.Sprintf("%.0f %ciB", value, "KMGTP"[unit])
+}
