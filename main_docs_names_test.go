@@ -105,7 +105,7 @@ func TestVariablesInTheDocs(t *testing.T) {
 	})
 }
 
-// metricNames returns the names in what /metrics serves.
+// metricNames returns the names in what /metrics serves, and in the textfile of verify.
 func metricNames(t *testing.T) map[string]bool {
 	t.Helper()
 	// With everything that has metrics of its own.
@@ -115,7 +115,7 @@ func metricNames(t *testing.T) map[string]bool {
 		"anonymous":[{"allow":["read","admin"],"sites":["*"]}]}`))
 	s, _, _ := startTLS(t, "ACCESS_FILE="+access)
 	s.do(t, 404, request{method: "GET", path: "/sites/shop/artifacts/none"}) // makes the first series of some metrics
-	names := map[string]bool{}
+	names := verifyMetrics()
 	for line := range strings.Lines(string(s.do(t, 200, request{method: "GET", path: "/metrics"}).body)) {
 		if name := regexp.MustCompile(`^[a-z][a-z0-9_]*`).FindString(line); name != "" {
 			names[name] = true

@@ -78,7 +78,8 @@ func parseVerifyArgs(args []string) (a verifyArgs, err error) {
 		return checkSiteGlob(glob)
 	})
 	flags.Func("since", "", func(text string) (err error) {
-		a.options.Since, err = parseAge(text)
+		age, err := parseAge(text)
+		a.options.Since = verifyAge(age)
 		return err
 	})
 	flags.Func("rate", "", func(text string) error { return parseRate(text, &a.rate) })

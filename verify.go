@@ -26,9 +26,22 @@ var verifyPauses = []time.Duration{time.Second, 3 * time.Second}
 // verifyOptions are the options that decide what a run does. A run that was stopped is only
 // resumed with the same.
 type verifyOptions struct {
-	Sites []string      `json:"sites,omitempty"`    // sorted globs; empty: all sites
-	Since time.Duration `json:"since_ns,omitempty"` // only builds uploaded since then; 0: all
-	Fill  bool          `json:"fill,omitempty"`     // keep missing digests
+	Sites []string  `json:"sites,omitempty"` // sorted globs; empty: all sites
+	Since verifyAge `json:"since,omitzero"`  // only builds that are no older; 0: all
+	Fill  bool      `json:"fill,omitempty"`  // keep missing digests
+}
+
+// verifyAge is a duration that is a text in JSON: 48h0m0s.
+type verifyAge time.Duration
+
+// MarshalText implements encoding.TextMarshaler.
+func (a verifyAge) MarshalText() ([]byte, error) { return []byte(time.Duration(a).String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (a *verifyAge) UnmarshalText(text []byte) error {
+	d, err := time.ParseDuration(string(text))
+	*a = verifyAge(d)
+	return err
 }
 
 func (o verifyOptions) equal(other verifyOptions) bool {
@@ -44,6 +57,8 @@ type verifier struct {
 	limiter  *rate.Limiter          // of the bytes that are read; nil: no limit
 	readOnly bool                   // write nothing to the store
 	pauses   []time.Duration
+	perPage  int           // sites or builds of a page
+	large    chan struct{} // has a value while a large build is read, if there is a limiter
 	report   *verifyReport
 	reading  atomic.Int64 // bytes that were read, also of builds without a result yet
 
@@ -58,7 +73,8 @@ type verifier struct {
 
 // newVerifier returns a verifier that reads at most bytesPerSecond; 0 is no limit.
 func newVerifier(store verifiable, options verifyOptions, bytesPerSecond int64, report *verifyReport) *verifier {
-	v := &verifier{store: store, options: options, pauses: verifyPauses, report: report}
+	v := &verifier{store: store, options: options, pauses: verifyPauses, perPage: verifyPage,
+		large: make(chan struct{}, 1), report: report}
 	if bytesPerSecond > 0 {
 		v.limiter = rate.NewLimiter(rate.Limit(bytesPerSecond), verifyBuffer)
 	}
@@ -150,7 +166,11 @@ func (v *verifier) eachSite(ctx context.Context, from verifyPosition, do func(ct
 		return ctx.Err()
 	}
 	for {
-		sites, err := v.store.ListSites(after, verifyPage)
+		var sites []string
+		err := v.retry(ctx, func() (err error) {
+			sites, err = v.store.ListSites(after, v.perPage)
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("cannot list the sites: %w", err)
 		}
@@ -165,7 +185,7 @@ func (v *verifier) eachSite(ctx context.Context, from verifyPosition, do func(ct
 				return err
 			}
 		}
-		if len(sites) < verifyPage {
+		if len(sites) < v.perPage {
 			return ctx.Err()
 		}
 		after = sites[len(sites)-1]
@@ -177,7 +197,11 @@ func (v *verifier) eachSite(ctx context.Context, from verifyPosition, do func(ct
 func (v *verifier) eachPage(ctx context.Context, site, cursor string, do func(versions []*Version) error) (found bool, err error) {
 	oldest := v.oldest()
 	for {
-		page, err := v.store.ListVersionsPage(site, VersionQuery{Limit: verifyPage, Cursor: cursor})
+		var page *VersionPage
+		err := v.retry(ctx, func() (err error) {
+			page, err = v.store.ListVersionsPage(site, VersionQuery{Limit: v.perPage, Cursor: cursor})
+			return err
+		})
 		if errors.Is(err, ErrBadCursor) && cursor != "" { // of a damaged state
 			cursor = ""
 			continue
@@ -202,6 +226,16 @@ func (v *verifier) eachPage(ctx context.Context, site, cursor string, do func(ve
 	}
 }
 
+// retry calls f again if it fails, except with ErrBadCursor.
+func (v *verifier) retry(ctx context.Context, f func() error) error {
+	for _, wait := range v.pauses {
+		if err := f(); err == nil || errors.Is(err, ErrBadCursor) || !pause(ctx, wait) {
+			return err
+		}
+	}
+	return f()
+}
+
 // oldest returns the time before which builds are not verified.
 func (v *verifier) oldest() time.Time {
 	v.mu.Lock()
@@ -209,14 +243,15 @@ func (v *verifier) oldest() time.Time {
 	if v.options.Since == 0 {
 		return time.Time{}
 	}
-	return v.state.Started.Add(-v.options.Since)
+	return v.state.Started.Add(-time.Duration(v.options.Since))
 }
 
 // site verifies a site from cursor on.
 func (v *verifier) site(ctx context.Context, site, cursor string) error {
 	found, err := v.eachPage(ctx, site, cursor, func(versions []*Version) error { return v.page(ctx, site, versions) })
+	found = found || cursor != ""
 	switch {
-	case ctx.Err() != nil, errors.Is(err, errVerifyOutput), errors.Is(err, errVerifyStops):
+	case err != nil && (ctx.Err() != nil || errors.Is(err, errVerifyOutput) || errors.Is(err, errVerifyStops)):
 		return err
 	case err != nil:
 		err = v.skipSite(site, err)

@@ -122,7 +122,7 @@ func (v *verifier) checkOnce(ctx context.Context, site, build string) (r checked
 	if !kept.SHA256.known() && !v.options.Fill {
 		return checkedBuild{verifyFinding: verifyFinding{Result: resultUnknown, Detail: detail}}, nil
 	}
-	sum, n, err := v.read(ctx, reader)
+	sum, n, err := v.read(ctx, reader, info.Size)
 	r.read = n
 	if err != nil {
 		if err := v.unchanged(site, build, info); err != nil {
@@ -231,9 +231,18 @@ func sameKept(a, b KeptDigest) bool {
 
 var verifyBuffers = sync.Pool{New: func() any { b := make([]byte, verifyBuffer); return &b }}
 
-// read returns the digest of all bytes of r, and how many there are. It reads no faster than
-// the limiter allows.
-func (v *verifier) read(ctx context.Context, r io.Reader) (sum Digest, n int64, err error) {
+// read returns the digest of all bytes of r, and how many there are: probably size. It reads no
+// faster than the limiter allows, and then large builds one at a time: if several shared the
+// rate, a run that is stopped would lose more work.
+func (v *verifier) read(ctx context.Context, r io.Reader, size int64) (sum Digest, n int64, err error) {
+	if v.limiter != nil && size > verifyBuffer {
+		select {
+		case v.large <- struct{}{}:
+			defer func() { <-v.large }()
+		case <-ctx.Done():
+			return sum, 0, ctx.Err()
+		}
+	}
 	buf := verifyBuffers.Get().(*[]byte)
 	defer verifyBuffers.Put(buf)
 	hash := sha256.New()

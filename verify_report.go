@@ -162,13 +162,14 @@ type verifySummary struct {
 	Resumed  bool          `json:"resumed"`
 	Error    string        `json:"error,omitempty"`
 	Options  verifyOptions `json:"options"`
+	Builds   int64         `json:"builds"` // of all results
 	verifyCounts
 }
 
 // summary writes the summary of a run that has ended.
 func (r *verifyReport) summary(s verifyState, resumed bool) error {
 	if r.json {
-		return r.object(verifySummary{"summary", s.Started, s.Finished, s.Complete, resumed, s.Error, s.Options, s.Counts})
+		return r.object(verifySummary{"summary", s.Started, s.Finished, s.Complete, resumed, s.Error, s.Options, s.Counts.builds(), s.Counts})
 	}
 	return r.line(s.summary())
 }
@@ -194,7 +195,7 @@ func (s *verifyState) summary() string {
 		}
 	}
 	if !s.Complete {
-		fmt.Fprintf(&b, "incomplete: %s\n", s.Error)
+		fmt.Fprintf(&b, "incomplete: %s; run it again with --resume to continue\n", s.Error)
 	}
 	return b.String()
 }

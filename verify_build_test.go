@@ -1,0 +1,337 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// faultyStore is a store in a directory in which a test can do something at each call.
+type faultyStore struct {
+	*nfs
+	mu       sync.Mutex
+	fetched  []string                          // site/build
+	onFetch  func(build string) error          // before a build is opened
+	onRead   func(build string, n int64) error // after n bytes of a build were read
+	down     error                             // of Probe
+	listed   []int                             // the limits of all lists
+	onKept   func(build string)                // before KeptDigest
+	siteFail func(site string) error           // of ListVersionsPage
+}
+
+// openFaulty opens the store at base with digests on.
+func openFaulty(t *testing.T, base string) *faultyStore {
+	t.Helper()
+	n := openTestNFS(t, base)
+	n.useDigests()
+	return &faultyStore{nfs: n}
+}
+
+func (s *faultyStore) FetchArtifact(site, build string) (io.ReadCloser, error) {
+	s.mu.Lock()
+	s.fetched = append(s.fetched, site+"/"+build)
+	s.mu.Unlock()
+	if s.onFetch != nil {
+		if err := s.onFetch(build); err != nil {
+			return nil, err
+		}
+	}
+	r, err := s.nfs.FetchArtifact(site, build)
+	if err != nil || s.onRead == nil {
+		return r, err
+	}
+	return &faultyReader{ArtifactReader: r.(ArtifactReader), failing: func(n int64) error { return s.onRead(build, n) }}, nil
+}
+
+func (s *faultyStore) Probe() (Readiness, error) { return Readiness{}, s.down }
+
+func (s *faultyStore) ListSites(after string, limit int) ([]string, error) {
+	s.mu.Lock()
+	s.listed = append(s.listed, limit)
+	s.mu.Unlock()
+	return s.nfs.ListSites(after, limit)
+}
+
+func (s *faultyStore) ListVersionsPage(site string, q VersionQuery) (*VersionPage, error) {
+	s.mu.Lock()
+	s.listed = append(s.listed, q.Limit)
+	s.mu.Unlock()
+	if s.siteFail != nil {
+		if err := s.siteFail(site); err != nil {
+			return nil, err
+		}
+	}
+	return s.nfs.ListVersionsPage(site, q)
+}
+
+func (s *faultyStore) KeptDigest(site, build string) (KeptDigest, error) {
+	if s.onKept != nil {
+		s.onKept(build)
+	}
+	return s.nfs.KeptDigest(site, build)
+}
+
+// faultyReader calls failing after each read.
+type faultyReader struct {
+	ArtifactReader
+	n       int64
+	failing func(n int64) error
+}
+
+func (r *faultyReader) Read(p []byte) (int, error) {
+	n, err := r.ArtifactReader.Read(p[:min(len(p), 1000)])
+	r.n += int64(n)
+	if failed := r.failing(r.n); failed != nil {
+		return n, failed
+	}
+	return n, err
+}
+
+// verifyFaulty verifies a store without waits between attempts.
+func verifyFaulty(ctx context.Context, s verifiable, options verifyOptions) (*verifier, *lockedBuffer, error) {
+	out := &lockedBuffer{}
+	v := newVerifier(s, options, 0, &verifyReport{stdout: out, stderr: io.Discard, verbose: true})
+	v.pauses = []time.Duration{0, 0}
+	_, err := v.begin(false, time.Now())
+	if err == nil {
+		err = v.run(ctx)
+	}
+	return v, out, err
+}
+
+// hashedBytes is a body whose digest is kept.
+type hashedBytes struct {
+	*bytes.Reader
+	sum Digest
+}
+
+func (hashedBytes) Hashes() bool            { return true }
+func (h hashedBytes) Announced() (d Digest) { return d }
+func (h hashedBytes) Sum() Digest {
+	if h.Len() > 0 {
+		return Digest{}
+	}
+	return h.sum
+}
+
+// largeOf returns the bytes of a build that is too large to be kept in memory.
+func largeOf(b byte) []byte { return bytes.Repeat([]byte{b}, smallSize+1000) }
+
+func storeHashed(t *testing.T, s Backend, site, build string, data []byte) {
+	t.Helper()
+	noError(t, s.StoreArtifact(site, build, hashedBytes{bytes.NewReader(data), sha256.Sum256(data)}))
+}
+
+// TestVerifyWhileBuildsChange: a build that is replaced or deleted while it is read is read
+// again, and never reported as corrupt or changed.
+func TestVerifyWhileBuildsChange(t *testing.T) {
+	first, second := largeOf(1), largeOf(2)
+	for _, c := range []struct {
+		name   string
+		change func(t *testing.T, s *faultyStore, time int) // before the build is read for the time-th time
+		want   verifyCounts
+		reads  int
+	}{
+		{"hashed, once", func(t *testing.T, s *faultyStore, _ int) { storeHashed(t, s, "a", "b", second) }, verifyCounts{OK: 1}, 1},
+		{"deleted", func(t *testing.T, s *faultyStore, _ int) { noError(t, s.DeleteArtifact("a", "b", Precondition{})) }, verifyCounts{OK: 1}, 1},
+		{"damaged and replaced, once", func(t *testing.T, s *faultyStore, time int) {
+			if time == 0 {
+				flip(t, s.filePath("a", artifactsDir, "b"), smallSize, true)
+				defer storeHashed(t, s, "a", "b", second)
+			}
+		}, verifyCounts{OK: 1}, 2},
+		{"damaged and deleted", func(t *testing.T, s *faultyStore, _ int) {
+			flip(t, s.filePath("a", artifactsDir, "b"), smallSize, true)
+			noError(t, s.DeleteArtifact("a", "b", Precondition{}))
+		}, verifyCounts{}, 2},
+		{"damaged and replaced, each time", func(t *testing.T, s *faultyStore, time int) {
+			flip(t, s.filePath("a", artifactsDir, "b"), smallSize, true)
+			storeHashed(t, s, "a", "b", largeOf(byte(10+time)))
+		}, verifyCounts{Skipped: 1}, 3},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := openFaulty(t, t.TempDir())
+			storeHashed(t, s, "a", "b", first)
+			times := map[int64]int{}
+			s.onRead = func(_ string, n int64) error {
+				if n == 1000 {
+					c.change(t, s, times[n])
+					times[n]++
+				}
+				return nil
+			}
+			v, out, err := verifyFaulty(t.Context(), s, verifyOptions{})
+			got := v.state.Counts
+			got.Sites, got.Bytes = 0, 0
+			if err != nil || got != c.want || len(s.fetched) != c.reads {
+				t.Errorf("%v, %+v, want %+v; read %v; %s", err, got, c.want, s.fetched, out)
+			}
+		})
+	}
+}
+
+// TestVerifyDuringAnUpload: between the rename of an artifact and that of its digest, the kept
+// digest is that of the old bytes. That is no change from outside.
+func TestVerifyDuringAnUpload(t *testing.T) {
+	s := openFaulty(t, t.TempDir())
+	storeHashed(t, s, "a", "b", []byte("old bytes"))
+	old, err := os.ReadFile(s.filePath("a", digestsDir, "b"))
+	noError(t, err)
+	storeHashed(t, s, "a", "b", []byte("new bytes"))
+	complete, err := os.ReadFile(s.filePath("a", digestsDir, "b"))
+	noError(t, err)
+	noError(t, os.WriteFile(s.filePath("a", digestsDir, "b"), old, 0o644))
+	asked := 0
+	s.onKept = func(string) {
+		if asked++; asked == 2 { // after the bytes were read
+			noError(t, os.WriteFile(s.filePath("a", digestsDir, "b"), complete, 0o644))
+		}
+	}
+	v, out, err := verifyFaulty(t.Context(), s, verifyOptions{})
+	if err != nil || v.state.Counts.OK != 1 || v.state.Counts.Changed != 0 {
+		t.Errorf("%v, %+v; %s", err, v.state.Counts, out)
+	}
+}
+
+// TestVerifyWhatCannotBeRead: if the store works otherwise, the build is corrupt. If the store
+// fails, the build is skipped.
+func TestVerifyWhatCannotBeRead(t *testing.T) {
+	eio := &os.PathError{Op: "read", Path: "x", Err: unix.EIO}
+	unavailable := fmt.Errorf("%w: no route", ErrUnavailable)
+	for _, c := range []struct {
+		name       string
+		open, read error
+		times      int // how often it fails
+		down       error
+		want       verifyCounts
+	}{
+		{"EIO at a byte", nil, eio, 9, nil, verifyCounts{OK: 2, Corrupt: 1}},
+		{"EIO at a byte, once", nil, eio, 1, nil, verifyCounts{OK: 3}},
+		{"EIO at a byte of a store that fails", nil, eio, 9, eio, verifyCounts{OK: 2, Skipped: 1}},
+		{"EIO when it is opened", eio, nil, 9, nil, verifyCounts{OK: 2, Corrupt: 1}},
+		{"cut each time", nil, io.ErrUnexpectedEOF, 9, nil, verifyCounts{OK: 2, Corrupt: 1}},
+		{"shorter than its size", nil, io.EOF, 9, nil, verifyCounts{OK: 2, Corrupt: 1}},
+		{"unavailable when it is opened", unavailable, nil, 9, nil, verifyCounts{OK: 2, Skipped: 1}},
+		{"unavailable when it is opened, twice", unavailable, nil, 2, nil, verifyCounts{OK: 3}},
+		{"unavailable at a byte", nil, unavailable, 9, unavailable, verifyCounts{OK: 2, Skipped: 1}},
+		{"denied", ErrDenied, nil, 9, nil, verifyCounts{OK: 2, Skipped: 1}},
+		{"busy", nil, ErrBusy, 9, nil, verifyCounts{OK: 2, Skipped: 1}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := openFaulty(t, t.TempDir())
+			for _, build := range []string{"1", "2", "3"} {
+				storeHashed(t, s, "a", build, largeOf(build[0]))
+			}
+			s.down = c.down
+			var left sync.Map
+			fails := func(build string, err error) error {
+				if build != "2" || err == nil {
+					return nil
+				}
+				n, _ := left.LoadOrStore("n", c.times)
+				left.Store("n", n.(int)-1)
+				if n.(int) <= 0 {
+					return nil
+				}
+				return err
+			}
+			s.onFetch = func(build string) error { return fails(build, c.open) }
+			s.onRead = func(build string, n int64) error {
+				if n < 2000 {
+					return nil
+				}
+				return fails(build, c.read)
+			}
+			v, out, err := verifyFaulty(t.Context(), s, verifyOptions{})
+			got := v.state.Counts
+			got.Sites, got.Bytes = 0, 0
+			if err != nil || got != c.want {
+				t.Errorf("%v, %+v, want %+v; %s", err, got, c.want, out)
+			}
+			if wrong := got.Corrupt+got.Skipped > 0; wrong != strings.Contains(out.String(), "a/2: ") {
+				t.Errorf("the output is %s", out)
+			}
+		})
+	}
+}
+
+// TestVerifyStopsWhenTheStoreFails: after a few failures in a row, and a resumed run begins
+// before the first of them.
+func TestVerifyStopsWhenTheStoreFails(t *testing.T) {
+	base := t.TempDir()
+	s := openFaulty(t, base)
+	for i := range 20 {
+		storeHashed(t, s, "a", fmt.Sprintf("%02d", 20-i), []byte("x")) // the newest is 01
+	}
+	down := fmt.Errorf("%w: no route", ErrUnavailable)
+	s.onFetch = func(build string) error {
+		if build > "07" && build != "15" {
+			return down
+		}
+		return nil
+	}
+	v, out, err := verifyFaulty(t.Context(), s, verifyOptions{})
+	if !errors.Is(err, errVerifyStops) || !errors.Is(err, ErrUnavailable) || v.state.Counts.OK != 7 || v.state.Counts.Skipped != verifyMaxFailed {
+		t.Fatalf("%v, %+v; %s", err, v.state.Counts, out)
+	}
+	kept := readState(t, base)
+	if kept.Complete || kept.Error == "" || kept.Finished.IsZero() || kept.Counts.OK != 7 || kept.Counts.Skipped != 0 {
+		t.Fatalf("the state is %+v", kept)
+	}
+	s.onFetch, s.fetched = nil, nil
+	v = newVerifier(s, verifyOptions{}, 0, v.report)
+	resumed, err := v.begin(true, time.Now())
+	if err == nil {
+		err = v.run(t.Context())
+	}
+	slices.Sort(s.fetched)
+	if err != nil || !resumed || v.state.Counts.OK != 20 || v.state.Counts.Skipped != 0 || len(s.fetched) != 13 || s.fetched[0] != "a/08" {
+		t.Errorf("resumed %t: %v, %+v, read %v", resumed, err, v.state.Counts, s.fetched)
+	}
+}
+
+// TestVerifySkipsASiteThatCannotBeListed, and goes on.
+func TestVerifySkipsASiteThatCannotBeListed(t *testing.T) {
+	s := openFaulty(t, t.TempDir())
+	for _, site := range []string{"a", "b", "c"} {
+		storeHashed(t, s, site, "1", []byte("x"))
+	}
+	s.siteFail = func(site string) error {
+		if site == "b" {
+			return ErrDenied
+		}
+		return nil
+	}
+	v, out, err := verifyFaulty(t.Context(), s, verifyOptions{})
+	if err != nil || v.state.Counts.OK != 2 || v.state.Counts.Skipped != 1 || !strings.Contains(out.String(), "skipped b: cannot list the builds: ") {
+		t.Errorf("%v, %+v; %s", err, v.state.Counts, out)
+	}
+}
+
+// TestVerifyThatCannotKeepDigests stops: it would fail for each build.
+func TestVerifyThatCannotKeepDigests(t *testing.T) {
+	s := openFaulty(t, t.TempDir())
+	for _, build := range []string{"1", "2", "3"} {
+		noError(t, s.StoreArtifact("a", build, strings.NewReader("x")))
+	}
+	v, out, err := verifyFaulty(t.Context(), fullStore{s}, verifyOptions{Fill: true})
+	if !errors.Is(err, errVerifyStops) || !errors.Is(err, ErrNoSpace) || v.state.Counts.builds() != 0 || len(s.fetched) > verifyReaders {
+		t.Errorf("%v, %+v, read %v; %s", err, v.state.Counts, s.fetched, out)
+	}
+}
+
+// fullStore has no space for digests.
+type fullStore struct{ *faultyStore }
+
+func (fullStore) KeepDigest(string, string, ArtifactInfo, Digest) error { return ErrNoSpace }
