@@ -19,10 +19,18 @@ type block struct {
 }
 
 // runs reports whether the commands of b are run, not only checked.
-func (b block) runs() bool { return b.kind == "sh" }
+func (b block) runs() bool { return b.kind == "sh" || b.kind == "python" }
 
 // isShell reports whether b has commands for a shell.
-func (b block) isShell() bool { return b.runs() || strings.HasPrefix(b.kind, "sh needs=") }
+func (b block) isShell() bool { return b.kind == "sh" || strings.HasPrefix(b.kind, "sh needs=") }
+
+// command returns the command that runs script, which is from b.
+func (b block) command(script string) *exec.Cmd {
+	if b.kind == "python" {
+		return exec.Command("python3", "-c", script)
+	}
+	return exec.Command("sh", "-eu", "-c", script)
+}
 
 // blocksOf returns the blocks of a page. Each block must be fenced and say what it is: one
 // that is only indented would not be checked.
@@ -35,7 +43,7 @@ func blocksOf(t *testing.T, page, text string) (blocks []block) {
 		switch {
 		case isFence && open == nil:
 			open = &block{page: page, line: i + 1, kind: fence}
-			if !regexp.MustCompile(`^(sh|sh needs=[a-z]+|yaml|json|ini|text|nginx|haproxy|promql)$`).MatchString(fence) {
+			if !regexp.MustCompile(`^(sh|sh needs=[a-z]+|python|yaml|json|ini|text|nginx|haproxy|promql)$`).MatchString(fence) {
 				t.Errorf("%s:%d: a block is %q; CONTRIBUTING.md has what it may be", page, i+1, fence)
 			}
 		case isFence:

@@ -20,7 +20,8 @@ import (
 )
 
 // TestIntegrationDocs runs the commands of each page, in their order, against a service of
-// their own, in a directory with what CONTRIBUTING.md promises. It needs curl and jq.
+// their own, in a directory with what CONTRIBUTING.md promises. It needs curl, jq, openssl and
+// Python.
 func TestIntegrationDocs(t *testing.T) {
 	ran := 0
 	for page, blocks := range docBlocks(t) {
@@ -73,11 +74,14 @@ func runBlocks(t *testing.T, blocks []block) {
 		if !b.runs() { // a job of a CI system, that succeeds
 			jobs++
 			scripts = b.scripts()
+			if b.page == integrityPage { // it says that the upload can be repeated
+				scripts = append(scripts, scripts...)
+			}
 			env = append(env, "STORE_TOKEN="+jobToken, "SITE=job",
 				"ACTIONS_ID_TOKEN_REQUEST_URL="+issuer+"/?version=1", "ACTIONS_ID_TOKEN_REQUEST_TOKEN=runner", fmt.Sprintf("BUILD=%d-1-3f2c9ab", jobs), "RESULT=success", "CI_JOB_STATUS=success")
 		}
 		for _, script := range scripts {
-			cmd := exec.Command("sh", "-eu", "-c", strings.ReplaceAll(script, "http://localhost:8080", "http://"+s.addr))
+			cmd := b.command(strings.ReplaceAll(script, "http://localhost:8080", "http://"+s.addr))
 			cmd.Dir, cmd.Env = dir, append(env, "PATH="+dir+"/bin:"+os.Getenv("PATH"), "HOME="+dir)
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Errorf("%s:%d: %v\n%s\n%s", b.page, b.line, err, script, out)
@@ -113,14 +117,19 @@ func runBlocks(t *testing.T, blocks []block) {
 	for i := range jobs {
 		id := fmt.Sprintf(`"build_id":"%d-1-3f2c9ab"`, i+1)
 		_, rest, found := strings.Cut(list, id)
-		if !found || strings.Contains(rest, `"size_bytes":0`) || !strings.Contains(rest, `"action":"build","status":"ok"`) {
+		logged := strings.Contains(rest, `"action":"build","status":"ok"`) || blocks[0].page == integrityPage
+		if !found || strings.Contains(rest, `"size_bytes":0`) || !logged {
 			t.Errorf("job %d left no build with a log: %s", i+1, list)
 		}
 	}
 }
 
-// accessPage has commands that change the access file of the service.
-const accessPage = "docs/access.md"
+const (
+	// accessPage has commands that change the access file of the service.
+	accessPage = "docs/access.md"
+	// integrityPage has a job that only uploads.
+	integrityPage = "docs/integrity.md"
+)
 
 // checkRotated: the entry whose token the page replaces ends as the one of the new token.
 func checkRotated(t *testing.T, dir string) {
@@ -219,11 +228,12 @@ func executable(t *testing.T) string {
 	return path
 }
 
-// TestIntegrationDocsGitHubJob has actionlint check the workflow.
+// TestIntegrationDocsGitHubJob has actionlint check the workflows.
 func TestIntegrationDocsGitHubJob(t *testing.T) {
 	const linter = "github.com/rhysd/actionlint/cmd/actionlint@v1.7.12"
 	workflows := 0
-	for _, b := range docBlocks(t)[accessPage] {
+	blocks := docBlocks(t)
+	for _, b := range append(blocks[accessPage], blocks[integrityPage]...) {
 		if strings.HasPrefix(b.text, "# .github/workflows/") {
 			workflows++
 			file := filepath.Join(t.TempDir(), "site.yml")
@@ -233,7 +243,7 @@ func TestIntegrationDocsGitHubJob(t *testing.T) {
 			}
 		}
 	}
-	if workflows == 0 {
-		t.Error("no workflow")
+	if workflows < 2 {
+		t.Errorf("%d workflows were found, want 2", workflows)
 	}
 }
