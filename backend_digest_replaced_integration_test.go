@@ -29,7 +29,7 @@ func replaceWhileRead(t *testing.T, services []*storeServer, unaware *storeServe
 	const path = "/sites/replaced/artifacts/b"
 	for _, sizes := range [][]int64{{4 << 10, 4 << 10}, {300_000, 15 << 10}, {largeBody, 9 << 20}} {
 		t.Run(fmt.Sprint(sizes[0]), func(t *testing.T) {
-			wanted(t, 201, service, "PUT", path, newBody(sizes[0], 9, -1), "Repr-Digest", sha256Member(sumOfBody(sizes[0], 9)))
+			wanted(t, 201, services[0], "PUT", path, newBody(sizes[0], 9, -1), "Repr-Digest", sha256Member(sumOfBody(sizes[0], 9)))
 			reads := int64(400)
 			if sizes[0] == largeBody {
 				reads = 40
@@ -93,7 +93,7 @@ func replaceWhileRead(t *testing.T, services []*storeServer, unaware *storeServe
 			}
 			// At rest, each replica knows the digest of the last upload.
 			last := sumOfBody(sizes[1], 50)
-			wanted(t, 201, service, "PUT", path, newBody(sizes[1], 50, -1), "Repr-Digest", sha256Member(last))
+			wanted(t, 201, services[0], "PUT", path, newBody(sizes[1], 50, -1), "Repr-Digest", sha256Member(last))
 			for _, from := range services {
 				wanted(t, 200, from, "GET", path, nil).wantDigest(t, last)
 			}
