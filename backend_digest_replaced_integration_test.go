@@ -30,9 +30,9 @@ func replaceWhileRead(t *testing.T, services []*storeServer, unaware *storeServe
 	for _, sizes := range [][]int64{{4 << 10, 4 << 10}, {300_000, 15 << 10}, {largeBody, 9 << 20}} {
 		t.Run(fmt.Sprint(sizes[0]), func(t *testing.T) {
 			wanted(t, 201, services[0], "PUT", path, newBody(sizes[0], 9, -1), "Repr-Digest", sha256Member(sumOfBody(sizes[0], 9)))
-			reads := int64(400)
+			minReads, minWrites := int64(400), int64(60)
 			if sizes[0] == largeBody {
-				reads = 40
+				minReads, minWrites = 40, 16
 			}
 			var done, known, partial, wrong, writes atomic.Int64
 			var g sync.WaitGroup
@@ -64,7 +64,7 @@ func replaceWhileRead(t *testing.T, services []*storeServer, unaware *storeServe
 			var readers sync.WaitGroup
 			for w := range 4 {
 				readers.Go(func() {
-					for done.Add(1) <= reads {
+					for (done.Add(1) <= minReads || writes.Load() < minWrites) && !t.Failed() {
 						r, err := send(services[w/2], "GET", path, nil)
 						if err != nil || r.status != 200 {
 							partial.Add(1) // an object store may drop what is replaced
@@ -84,12 +84,12 @@ func replaceWhileRead(t *testing.T, services []*storeServer, unaware *storeServe
 			readers.Wait()
 			close(stop)
 			g.Wait()
-			t.Logf("%d downloads during %d uploads: %d with a digest, %d wrong, %d ended early", reads, writes.Load(), known.Load(), wrong.Load(), partial.Load())
-			if known.Load() == 0 || writes.Load() == 0 {
-				t.Error("no download had a digest, or nothing was replaced")
+			t.Logf("%d downloads during %d uploads: %d with a digest, %d wrong, %d ended early", done.Load(), writes.Load(), known.Load(), wrong.Load(), partial.Load())
+			if known.Load() == 0 {
+				t.Error("no download had a digest")
 			}
-			if partial.Load() > reads/10 {
-				t.Errorf("%d of %d downloads ended early", partial.Load(), reads)
+			if partial.Load() > done.Load()/10 {
+				t.Errorf("%d of %d downloads ended early", partial.Load(), done.Load())
 			}
 			// At rest, each replica knows the digest of the last upload.
 			last := sumOfBody(sizes[1], 50)
