@@ -50,7 +50,7 @@ func flipBit(t *testing.T, file string, at int64, keep bool) {
 }
 
 // flipStored flips a bit in the middle of data where the store keeps it.
-func (s *digestStore) flipStored(t *testing.T, data []byte, keep bool) {
+func (s *digestRig) flipStored(t *testing.T, data []byte, keep bool) {
 	t.Helper()
 	middle := len(data) / 2
 	part := data[max(0, middle-1000):min(len(data), middle+1000)]
@@ -73,7 +73,7 @@ func (s *digestStore) flipStored(t *testing.T, data []byte, keep bool) {
 
 // replaceObject replaces an object behind the service's back, and keeps its metadata, as a tool
 // may do that copies buckets.
-func (s *digestStore) replaceObject(t *testing.T, site, build string, data []byte) {
+func (s *digestRig) replaceObject(t *testing.T, site, build string, data []byte) {
 	t.Helper()
 	o := s.open(t, "").(*objectStore)
 	ctx, key := context.Background(), o.artifactKey(site, build)
@@ -108,7 +108,7 @@ func (s *digestStore) replaceObject(t *testing.T, site, build string, data []byt
 }
 
 // verify runs the command on the store.
-func (s *digestStore) verify(t *testing.T, args ...string) (stdout, stderr string, status int) {
+func (s *digestRig) verify(t *testing.T, args ...string) (stdout, stderr string, status int) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], append([]string{"verify"}, args...)...)
 	cmd.Env = append(s.environ(""), childVariable+"=main", "PATH="+os.Getenv("PATH"))
@@ -134,7 +134,7 @@ func lineWith(output, build string) string {
 // service's back: verify names each of them and no other. A download of one never has a
 // digest that fits bytes which were not uploaded.
 func TestRealStoresFlippedBits(t *testing.T) {
-	eachDigestStore(t, func(t *testing.T, s *digestStore) {
+	eachDigestStore(t, func(t *testing.T, s *digestRig) {
 		service := s.replica(t)
 		wrong := map[string]string{} // what verify may say of a build
 		sums := map[string]Digest{}

@@ -17,11 +17,11 @@ import (
 )
 
 func TestRealStoresDigests(t *testing.T) {
-	eachDigestStore(t, func(t *testing.T, s *digestStore) {
+	eachDigestStore(t, func(t *testing.T, s *digestRig) {
 		service := s.replica(t)
 		for _, c := range []struct {
 			name string
-			test func(t *testing.T, s *digestStore, service *storeServer)
+			test func(t *testing.T, s *digestRig, service *storeServer)
 		}{
 			{"sizes", digestSizes},
 			{"headers", digestHeaders},
@@ -39,7 +39,7 @@ func TestRealStoresDigests(t *testing.T) {
 
 // digestSizes: a build with its digest is stored, and one of which a bit differs is not: the
 // build before it stays, and nothing else is left.
-func digestSizes(t *testing.T, s *digestStore, service *storeServer) {
+func digestSizes(t *testing.T, s *digestRig, service *storeServer) {
 	sizes := []int64{1, 15 << 10, 8 << 20}
 	if !testing.Short() {
 		sizes = append(sizes, s.large)
@@ -84,7 +84,7 @@ func digestSizes(t *testing.T, s *digestStore, service *storeServer) {
 
 // digestHeaders: each form of both headers, with Content-Length and in chunks, with and
 // without Expect: a body that has the digests replaces the build, and another does not.
-func digestHeaders(t *testing.T, s *digestStore, service *storeServer) {
+func digestHeaders(t *testing.T, s *digestRig, service *storeServer) {
 	const n, path = 15 << 10, "/sites/headers/artifacts/b"
 	for i, c := range []struct {
 		name      string
@@ -157,7 +157,7 @@ func digestHeaders(t *testing.T, s *digestStore, service *storeServer) {
 
 // digestMalformed: what is no digest is refused before the body is asked for, and the error
 // names the header.
-func digestMalformed(t *testing.T, s *digestStore, service *storeServer) {
+func digestMalformed(t *testing.T, s *digestRig, service *storeServer) {
 	const path = "/sites/malformed/artifacts/b"
 	sum := sumOfBody(10, 1)
 	wanted(t, 201, service, "PUT", path, newBody(10, 1, -1), "Repr-Digest", sha256Member(sum))
@@ -189,7 +189,7 @@ func digestMalformed(t *testing.T, s *digestStore, service *storeServer) {
 }
 
 // digestCut: an upload that ends early stores nothing, whatever its digest is.
-func digestCut(t *testing.T, s *digestStore, service *storeServer) {
+func digestCut(t *testing.T, s *digestRig, service *storeServer) {
 	for _, n := range []int64{15 << 10, largeBody} {
 		old := fmt.Sprintf("/sites/cut/artifacts/old%d", n)
 		sum := sumOfBody(n, 1)
@@ -224,7 +224,7 @@ func digestCut(t *testing.T, s *digestStore, service *storeServer) {
 }
 
 // digestReads: which responses have the digest.
-func digestReads(t *testing.T, s *digestStore, service *storeServer) {
+func digestReads(t *testing.T, s *digestRig, service *storeServer) {
 	other := s.replica(t)
 	for _, n := range []int64{15 << 10, largeBody} {
 		path := fmt.Sprintf("/sites/reads/artifacts/b%d", n)
@@ -302,7 +302,7 @@ func digestReads(t *testing.T, s *digestStore, service *storeServer) {
 
 // digestStale: the digest of a build that was replaced without one, or deleted, is served by
 // no replica.
-func digestStale(t *testing.T, s *digestStore, service *storeServer) {
+func digestStale(t *testing.T, s *digestRig, service *storeServer) {
 	off, other := s.replica(t, "DIGEST=off"), s.replica(t)
 	for i, by := range []*storeServer{service, other, off} {
 		for _, n := range []int64{100, 15 << 10, largeBody} {
@@ -333,7 +333,7 @@ func digestStale(t *testing.T, s *digestStore, service *storeServer) {
 }
 
 // digestModes: what PAGEWRIGHT_DIGEST and PAGEWRIGHT_REQUIRE_DIGEST do.
-func digestModes(t *testing.T, s *digestStore, service *storeServer) {
+func digestModes(t *testing.T, s *digestRig, service *storeServer) {
 	t.Run("always", func(t *testing.T) {
 		always := s.replica(t, "DIGEST=always")
 		for _, n := range []int64{1, 15 << 10, largeBody} {

@@ -19,7 +19,7 @@ import (
 
 // digestReplacedWhileRead: the digest of each download is that of its bytes, while four
 // writers, one of them without a digest, replace the build over two replicas.
-func digestReplacedWhileRead(t *testing.T, s *digestStore, service *storeServer) {
+func digestReplacedWhileRead(t *testing.T, s *digestRig, service *storeServer) {
 	replaceWhileRead(t, []*storeServer{service, s.replica(t)}, nil)
 }
 
@@ -106,7 +106,7 @@ const beforeDigests = "acf214d"
 
 // oldReplica starts a service of the version before digests. If the history of this tree is
 // not there, it starts one that ignores digests.
-func oldReplica(t *testing.T, s *digestStore) *storeServer {
+func oldReplica(t *testing.T, s *digestRig) *storeServer {
 	t.Helper()
 	archive, err := exec.Command("git", "archive", beforeDigests).Output()
 	if err != nil {
@@ -143,7 +143,7 @@ func oldReplica(t *testing.T, s *digestStore) *storeServer {
 // deletes has no digest afterwards, and never that of the build before.
 func TestIntegrationDigestsBesideAnOldReplica(t *testing.T) {
 	dir := t.TempDir()
-	s := &digestStore{kind: "nfs", dir: dir, realStore: &realStore{env: map[string]string{"PAGEWRIGHT_NFS_BASE_PATH": dir}}}
+	s := &digestRig{kind: "nfs", dir: dir, realStore: &realStore{env: map[string]string{"PAGEWRIGHT_NFS_BASE_PATH": dir}}}
 	old := oldReplica(t, s)
 	services := []*storeServer{s.replica(t), s.replica(t)}
 	for _, n := range []int64{100, 15 << 10, largeBody} {

@@ -23,8 +23,8 @@ import (
 	"time"
 )
 
-// digestStore is a store of one kind, and the directory in which it keeps its bytes.
-type digestStore struct {
+// digestRig is a store of one kind, and the directory in which it keeps its bytes.
+type digestRig struct {
 	*realStore
 	kind  string
 	dir   string
@@ -33,7 +33,7 @@ type digestStore struct {
 
 // eachDigestStore runs test on a fresh store of each kind: a directory and, of the object
 // stores, one server for each protocol.
-func eachDigestStore(t *testing.T, test func(t *testing.T, s *digestStore)) {
+func eachDigestStore(t *testing.T, test func(t *testing.T, s *digestRig)) {
 	for _, c := range []struct {
 		kind, name string
 		dirFlag    string // the argument of the server before its directory
@@ -47,24 +47,24 @@ func eachDigestStore(t *testing.T, test func(t *testing.T, s *digestStore)) {
 		t.Run(c.name, func(t *testing.T) {
 			if c.kind == "nfs" {
 				dir := t.TempDir()
-				test(t, &digestStore{kind: c.kind, dir: dir, large: c.large, realStore: &realStore{name: c.name,
+				test(t, &digestRig{kind: c.kind, dir: dir, large: c.large, realStore: &realStore{name: c.name,
 					env: map[string]string{"PAGEWRIGHT_STORAGE_BACKEND": "nfs", "PAGEWRIGHT_NFS_BASE_PATH": dir}}})
 				return
 			}
 			s := realStores[c.name](t)
-			test(t, &digestStore{kind: c.kind, dir: s.server.argv[slices.Index(s.server.argv, c.dirFlag)+1], large: c.large, realStore: s})
+			test(t, &digestRig{kind: c.kind, dir: s.server.argv[slices.Index(s.server.argv, c.dirFlag)+1], large: c.large, realStore: s})
 		})
 	}
 }
 
 // replica starts a service on the store, with further variables as NAME=value.
-func (s *digestStore) replica(t *testing.T, vars ...string) *storeServer {
+func (s *digestRig) replica(t *testing.T, vars ...string) *storeServer {
 	t.Helper()
 	return s.replicaThrough(t, "", vars...)
 }
 
 // replicaThrough is replica with a proxy in front of the store.
-func (s *digestStore) replicaThrough(t *testing.T, proxy string, vars ...string) *storeServer {
+func (s *digestRig) replicaThrough(t *testing.T, proxy string, vars ...string) *storeServer {
 	t.Helper()
 	env := map[string]string{}
 	for _, v := range vars {
@@ -75,7 +75,7 @@ func (s *digestStore) replicaThrough(t *testing.T, proxy string, vars ...string)
 }
 
 // inventory lists what the store has of sites, by name, with its size and version.
-func (s *digestStore) inventory(t *testing.T) map[string]string {
+func (s *digestRig) inventory(t *testing.T) map[string]string {
 	t.Helper()
 	all := map[string]string{}
 	if s.kind == "nfs" {
@@ -109,7 +109,7 @@ func (s *digestStore) inventory(t *testing.T) map[string]string {
 }
 
 // named returns the names in the inventory that contain a text.
-func (s *digestStore) named(t *testing.T, text string) (names []string) {
+func (s *digestRig) named(t *testing.T, text string) (names []string) {
 	t.Helper()
 	for name := range s.inventory(t) {
 		if strings.Contains(name, text) {
@@ -121,7 +121,7 @@ func (s *digestStore) named(t *testing.T, text string) (names []string) {
 }
 
 // unchanged fails the test if the store does not hold exactly what it held before.
-func (s *digestStore) unchanged(t *testing.T, before map[string]string) {
+func (s *digestRig) unchanged(t *testing.T, before map[string]string) {
 	t.Helper()
 	if now := s.inventory(t); !maps.Equal(now, before) {
 		t.Errorf("the store holds\n%v\nand before it held\n%v", now, before)
