@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -162,7 +163,8 @@ func TestRealStoresFlippedBits(t *testing.T) {
 				}
 			}
 		}
-		for _, args := range [][]string{{}, {"--json"}, {"--site", "flip*"}} {
+		wanted(t, 201, service, "PUT", "/sites/sound/artifacts/b", newBody(100, 1, -1), "Repr-Digest", sha256Member(sumOfBody(100, 1)))
+		for _, args := range [][]string{{}, {"--json", "--site", "flip*"}} {
 			out, stderr, status := s.verify(t, args...)
 			if status != 4 {
 				t.Errorf("verify %q exits with %d, want 4:\n%s\n%s", args, status, out, stderr)
@@ -178,9 +180,10 @@ func TestRealStoresFlippedBits(t *testing.T) {
 				}
 			}
 		}
-		if out, stderr, status := s.verify(t, "--site", "other*"); status != 0 {
-			t.Errorf("verify of other sites exits with %d, want 0:\n%s\n%s", status, out, stderr)
+		if out, stderr, status := s.verify(t, "--site", "sound"); status != 0 {
+			t.Errorf("verify of another site exits with %d, want 0:\n%s\n%s", status, out, stderr)
 		}
+		wantFilled(t, s)
 		fresh := s.replica(t) // the other one may have small builds in memory
 		for id, kinds := range wrong {
 			r, err := send(fresh, "GET", "/sites/flipped/artifacts/"+id, nil)
@@ -204,4 +207,34 @@ func TestRealStoresFlippedBits(t *testing.T) {
 			}
 		}
 	})
+}
+
+// wantFilled fails the test unless verify --fill keeps the digests of the builds that have none,
+// and changes nothing else of them.
+func wantFilled(t *testing.T, s *digestRig) {
+	t.Helper()
+	describe := func() (all map[string]string, digests map[string]string) {
+		all, fresh := map[string]string{}, s.replica(t)
+		digests = digestsOf(t, wanted(t, 200, fresh, "GET", "/sites/flipped/versions?digest=true", nil).body)
+		for id := range digests {
+			if strings.HasPrefix(id, "unknown") {
+				h := wanted(t, 200, fresh, "HEAD", "/sites/flipped/artifacts/"+id, nil).header
+				all[id] = h.Get("ETag") + h.Get("Last-Modified")
+			}
+		}
+		return all, digests
+	}
+	before, _ := describe()
+	out, stderr, status := s.verify(t, "--site", "flipped", "--fill")
+	after, digests := describe()
+	if status != 4 || !maps.Equal(before, after) || len(before) == 0 {
+		t.Errorf("verify --fill exits with %d, the builds were %v and are %v:\n%s\n%s", status, before, after, out, stderr)
+	}
+	fresh := s.replica(t)
+	for id := range before {
+		r := wanted(t, 200, fresh, "GET", "/sites/flipped/artifacts/"+id, nil)
+		if r.wantDigest(t, r.sum); digests[id] != r.sum.String() {
+			t.Errorf("the list has the digest %q of %s, want %s", digests[id], id, r.sum)
+		}
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -79,8 +80,11 @@ func (s *digestRig) inventory(t *testing.T) map[string]string {
 	t.Helper()
 	all := map[string]string{}
 	if s.kind == "nfs" {
-		err := filepath.WalkDir(s.dir, func(path string, d fs.DirEntry, err error) error {
-			if err != nil || d.IsDir() || d.Name() == lockName {
+		err := filepath.WalkDir(filepath.Join(s.dir, sitesDir), func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) || err == nil && (d.IsDir() || d.Name() == lockName) {
+				return nil
+			}
+			if err != nil {
 				return err
 			}
 			info, err := d.Info()
