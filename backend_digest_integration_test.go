@@ -23,23 +23,23 @@ func TestRealStoresDigests(t *testing.T) {
 			name string
 			test func(t *testing.T, s *digestRig, service *storeServer)
 		}{
-			{"sizes", digestSizes},
-			{"headers", digestHeaders},
-			{"malformed", digestMalformed},
-			{"cut", digestCut},
-			{"reads", digestReads},
-			{"stale", digestStale},
-			{"modes", digestModes},
-			{"replaced while read", digestReplacedWhileRead},
+			{"sizes", rigSizes},
+			{"headers", rigHeaders},
+			{"malformed", rigMalformed},
+			{"cut", rigCut},
+			{"reads", rigReads},
+			{"stale", rigStale},
+			{"modes", rigModes},
+			{"replaced while read", rigReplacedWhileRead},
 		} {
 			t.Run(c.name, func(t *testing.T) { c.test(t, s, service) })
 		}
 	})
 }
 
-// digestSizes: a build with its digest is stored, and one of which a bit differs is not: the
+// rigSizes: a build with its digest is stored, and one of which a bit differs is not: the
 // build before it stays, and nothing else is left.
-func digestSizes(t *testing.T, s *digestRig, service *storeServer) {
+func rigSizes(t *testing.T, s *digestRig, service *storeServer) {
 	sizes := []int64{1, 15 << 10, 8 << 20}
 	if !testing.Short() {
 		sizes = append(sizes, s.large)
@@ -82,9 +82,9 @@ func digestSizes(t *testing.T, s *digestRig, service *storeServer) {
 	}
 }
 
-// digestHeaders: each form of both headers, with Content-Length and in chunks, with and
+// rigHeaders: each form of both headers, with Content-Length and in chunks, with and
 // without Expect: a body that has the digests replaces the build, and another does not.
-func digestHeaders(t *testing.T, s *digestRig, service *storeServer) {
+func rigHeaders(t *testing.T, s *digestRig, service *storeServer) {
 	const n, path = 15 << 10, "/sites/headers/artifacts/b"
 	for i, c := range []struct {
 		name      string
@@ -155,9 +155,9 @@ func digestHeaders(t *testing.T, s *digestRig, service *storeServer) {
 	})
 }
 
-// digestMalformed: what is no digest is refused before the body is asked for, and the error
+// rigMalformed: what is no digest is refused before the body is asked for, and the error
 // names the header.
-func digestMalformed(t *testing.T, s *digestRig, service *storeServer) {
+func rigMalformed(t *testing.T, s *digestRig, service *storeServer) {
 	const path = "/sites/malformed/artifacts/b"
 	sum := sumOfBody(10, 1)
 	wanted(t, 201, service, "PUT", path, newBody(10, 1, -1), "Repr-Digest", sha256Member(sum))
@@ -188,8 +188,8 @@ func digestMalformed(t *testing.T, s *digestRig, service *storeServer) {
 	s.unchanged(t, before)
 }
 
-// digestCut: an upload that ends early stores nothing, whatever its digest is.
-func digestCut(t *testing.T, s *digestRig, service *storeServer) {
+// rigCut: an upload that ends early stores nothing, whatever its digest is.
+func rigCut(t *testing.T, s *digestRig, service *storeServer) {
 	for _, n := range []int64{15 << 10, largeBody} {
 		old := fmt.Sprintf("/sites/cut/artifacts/old%d", n)
 		sum := sumOfBody(n, 1)
@@ -223,8 +223,8 @@ func digestCut(t *testing.T, s *digestRig, service *storeServer) {
 	}
 }
 
-// digestReads: which responses have the digest.
-func digestReads(t *testing.T, s *digestRig, service *storeServer) {
+// rigReads: which responses have the digest.
+func rigReads(t *testing.T, s *digestRig, service *storeServer) {
 	other := s.replica(t)
 	for _, n := range []int64{15 << 10, largeBody} {
 		path := fmt.Sprintf("/sites/reads/artifacts/b%d", n)
@@ -300,9 +300,9 @@ func digestReads(t *testing.T, s *digestRig, service *storeServer) {
 	}
 }
 
-// digestStale: the digest of a build that was replaced without one, or deleted, is served by
+// rigStale: the digest of a build that was replaced without one, or deleted, is served by
 // no replica.
-func digestStale(t *testing.T, s *digestRig, service *storeServer) {
+func rigStale(t *testing.T, s *digestRig, service *storeServer) {
 	off, other := s.replica(t, "DIGEST=off"), s.replica(t)
 	for i, by := range []*storeServer{service, other, off} {
 		for _, n := range []int64{100, 15 << 10, largeBody} {
@@ -332,8 +332,8 @@ func digestStale(t *testing.T, s *digestRig, service *storeServer) {
 	}
 }
 
-// digestModes: what PAGEWRIGHT_DIGEST and PAGEWRIGHT_REQUIRE_DIGEST do.
-func digestModes(t *testing.T, s *digestRig, service *storeServer) {
+// rigModes: what PAGEWRIGHT_DIGEST and PAGEWRIGHT_REQUIRE_DIGEST do.
+func rigModes(t *testing.T, s *digestRig, service *storeServer) {
 	t.Run("always", func(t *testing.T) {
 		always := s.replica(t, "DIGEST=always")
 		for _, n := range []int64{1, 15 << 10, largeBody} {

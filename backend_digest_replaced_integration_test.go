@@ -17,9 +17,9 @@ import (
 	"testing"
 )
 
-// digestReplacedWhileRead: the digest of each download is that of its bytes, while four
+// rigReplacedWhileRead: the digest of each download is that of its bytes, while four
 // writers, one of them without a digest, replace the build over two replicas.
-func digestReplacedWhileRead(t *testing.T, s *digestRig, service *storeServer) {
+func rigReplacedWhileRead(t *testing.T, s *digestRig, service *storeServer) {
 	replaceWhileRead(t, []*storeServer{service, s.replica(t)}, nil)
 }
 

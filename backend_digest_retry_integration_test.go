@@ -22,12 +22,12 @@ func TestRealStoresRepeatedUploads(t *testing.T) {
 			name string
 			test func(t *testing.T, s *digestRig, services []*storeServer)
 		}{
-			{"conditions", retryConditions},
-			{"rights", retryRights},
-			{"connections", retryConnections},
-			{"unknown digest", retryUnknown},
-			{"race of the same bytes", func(t *testing.T, s *digestRig, services []*storeServer) { retryRace(t, s, services, true) }},
-			{"race of different bytes", func(t *testing.T, s *digestRig, services []*storeServer) { retryRace(t, s, services, false) }},
+			{"conditions", rigRetryConditions},
+			{"rights", rigRetryRights},
+			{"connections", rigRetryConnections},
+			{"unknown digest", rigRetryUnknown},
+			{"race of the same bytes", func(t *testing.T, s *digestRig, services []*storeServer) { rigRetryRace(t, s, services, true) }},
+			{"race of different bytes", func(t *testing.T, s *digestRig, services []*storeServer) { rigRetryRace(t, s, services, false) }},
 		} {
 			t.Run(c.name, func(t *testing.T) { c.test(t, s, services) })
 		}
@@ -46,10 +46,10 @@ func droppingProxy(t *testing.T, to string, n int64, dropped *atomic.Int64) (url
 	})
 }
 
-// retryRace: 16 clients create one build over two replicas, and each repeats its upload until
+// rigRetryRace: 16 clients create one build over two replicas, and each repeats its upload until
 // a response arrives. Of the same bytes, one upload is the first, and the others succeed. Of
 // different bytes, one client succeeds.
-func retryRace(t *testing.T, s *digestRig, services []*storeServer, same bool) {
+func rigRetryRace(t *testing.T, s *digestRig, services []*storeServer, same bool) {
 	const clients, tries = 16, 20
 	dropped := &atomic.Int64{}
 	through := []string{droppingProxy(t, services[0].url(), 5, dropped), droppingProxy(t, services[1].url(), 5, dropped)}
@@ -121,9 +121,9 @@ func retryRace(t *testing.T, s *digestRig, services []*storeServer, same bool) {
 	}
 }
 
-// retryConditions: only an upload that may not replace the build succeeds because the build
+// rigRetryConditions: only an upload that may not replace the build succeeds because the build
 // has its digest.
-func retryConditions(t *testing.T, s *digestRig, services []*storeServer) {
+func rigRetryConditions(t *testing.T, s *digestRig, services []*storeServer) {
 	const n, path = 15 << 10, "/sites/repeat/artifacts/b"
 	sum := sumOfBody(n, 1)
 	first := wanted(t, 201, services[0], "PUT", path, newBody(n, 1, -1), "Repr-Digest", sha256Member(sum), "If-None-Match", "*")
@@ -167,8 +167,8 @@ func retryConditions(t *testing.T, s *digestRig, services []*storeServer) {
 	wanted(t, 201, services[1], "PUT", path, newBody(n, 1, -1), "Repr-Digest", sha256Member(sum)) // without a condition it is stored again
 }
 
-// retryRights: append-only stores and clients that may only create.
-func retryRights(t *testing.T, s *digestRig, _ []*storeServer) {
+// rigRetryRights: append-only stores and clients that may only create.
+func rigRetryRights(t *testing.T, s *digestRig, _ []*storeServer) {
 	out, err := runWith([]string{"token", "new", "--name", "ci", "--allow", "create", "--sites", "rights"})
 	token, entry, _ := strings.Cut(strings.TrimSpace(out), "\n")
 	if err != nil || entry == "" {
@@ -211,9 +211,9 @@ func retryRights(t *testing.T, s *digestRig, _ []*storeServer) {
 	}
 }
 
-// retryConnections: when the upload need not be sent, and whether its connection is kept. In
+// rigRetryConnections: when the upload need not be sent, and whether its connection is kept. In
 // any case, no byte of a body is taken for a request.
-func retryConnections(t *testing.T, s *digestRig, services []*storeServer) {
+func rigRetryConnections(t *testing.T, s *digestRig, services []*storeServer) {
 	for _, n := range []int64{15 << 10, 256 << 10, 256<<10 + 1, largeBody} {
 		path := fmt.Sprintf("/sites/connections/artifacts/b%d", n)
 		sum := sumOfBody(n, 1)
@@ -269,9 +269,9 @@ func retryConnections(t *testing.T, s *digestRig, services []*storeServer) {
 	}
 }
 
-// retryUnknown: the digest of a build that has none is computed once, from the bytes that are
+// rigRetryUnknown: the digest of a build that has none is computed once, from the bytes that are
 // stored, and kept for all replicas.
-func retryUnknown(t *testing.T, s *digestRig, _ []*storeServer) {
+func rigRetryUnknown(t *testing.T, s *digestRig, _ []*storeServer) {
 	off := s.replica(t, "DIGEST=off")
 	var reads atomic.Int64
 	proxy := ""
