@@ -411,3 +411,57 @@ func (r *firstRead) Read(p []byte) (int, error) {
 	}
 	return r.ArtifactReader.Read(p)
 }
+
+// TestLifeOfADigest: a digest follows the build that it belongs to, and no other.
+func TestLifeOfADigest(t *testing.T) {
+	s := startServer(t)
+	const path = "/sites/a/artifacts/b"
+	one, two := []byte("one"), []byte("two")
+	expect := func(what string, data []byte) {
+		t.Helper()
+		want := ""
+		if data != nil {
+			want = sha256Field(data)
+		}
+		for _, r := range []request{{"GET", path, nil, nil}, {"HEAD", path, nil, nil}, {"GET", path, nil, header("Range", "bytes=1-1")}} {
+			resp, err := s.try(r)
+			if err != nil || resp.status >= 300 {
+				t.Fatalf("%s: %s: %v", what, r.method, statusOr(resp, err))
+			}
+			if got := resp.header.Get("Repr-Digest"); got != want {
+				t.Errorf("%s: %s %v: Repr-Digest %q, want %q", what, r.method, r.header, got, want)
+			}
+		}
+	}
+	computed := func(want int) {
+		t.Helper()
+		if got := strings.Count(s.log.String(), `"msg":"digest computed"`); got != want {
+			t.Errorf("%d digests were computed, want %d", got, want)
+		}
+	}
+	create := func(status int, data []byte) *received {
+		t.Helper()
+		return s.put(t, status, path, data, "If-None-Match", "*", "Repr-Digest", sha256Field(data))
+	}
+	create(201, one)
+	expect("created with its digest", one)
+	create(200, one)
+	create(412, two)
+	expect("created twice", one)
+	s.put(t, 400, path, two, "Repr-Digest", sha256Field(one))
+	expect("after a damaged upload", one)
+	computed(0)
+	s.put(t, 201, path, two)
+	expect("replaced without a digest", nil)
+	create(412, one)
+	computed(1)
+	expect("computed", two)
+	create(200, two)
+	computed(1)
+	s.put(t, 201, path, one, "Repr-Digest", sha512Field(one))
+	expect("replaced with another digest", one)
+	s.do(t, 204, request{"DELETE", path, nil, nil})
+	create(201, two)
+	expect("created again", two)
+	computed(1)
+}

@@ -17,6 +17,7 @@ func BenchmarkRequest(b *testing.B) {
 		size          int // of the stored build
 	}{
 		{"get 4 KiB", "GET " + path + " HTTP/1.1\r\nHost: h\r\n\r\n", 4 << 10},
+		{"get 4 KiB with its digest", "GET " + path + " HTTP/1.1\r\nHost: h\r\n\r\n", 4 << 10},
 		{"get 64 KiB", "GET " + path + " HTTP/1.1\r\nHost: h\r\n\r\n", 64 << 10},
 		{"get a range", "GET " + path + " HTTP/1.1\r\nHost: h\r\nRange: bytes=100-199\r\n\r\n", 64 << 10},
 		{"get not modified", "GET " + path + " HTTP/1.1\r\nHost: h\r\nIf-None-Match: *\r\n\r\n", 4 << 10},
@@ -26,8 +27,13 @@ func BenchmarkRequest(b *testing.B) {
 		{"list", "GET /sites/s/versions HTTP/1.1\r\nHost: h\r\n\r\n", 1},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			s, _ := startBackend(b, openTestNFS(b, b.TempDir()), "ACCESS_LOG=false")
-			s.put(b, 201, path, randomBytes(c.size))
+			store, data := openTestNFS(b, b.TempDir()), randomBytes(c.size)
+			store.useDigests()
+			s, _ := startBackend(b, store, "ACCESS_LOG=false")
+			s.put(b, 201, path, data)
+			if strings.HasSuffix(c.name, "digest") {
+				s.put(b, 201, path, data, "Repr-Digest", sha256Field(data))
+			}
 			client := dial(b, s.addr)
 			ask := []byte(c.request)
 			once := func(r io.Reader) int64 { // the size of the response

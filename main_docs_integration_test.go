@@ -61,22 +61,20 @@ func runBlocks(t *testing.T, blocks []block) {
 	// Two entries of the original of this API, for what operations.md does with them.
 	writeFile(t, s.dir+"/sites/shop/logs/v0-1.json", `{"build_id":"v0","action":"build","status":"ok","timestamp":"2026-01-02T03:04:05Z"}`)
 	writeFile(t, s.dir+"/sites/shop/logs/v0-2.json", `{"build_id":"v0","action":"deploy","status":"ok","timestamp":"2026-01-02T03:05:05Z"}`)
-	jobs, jobToken, jobEntry := 0, "secret", ""
+	jobs, jobToken, listToken, entries := 0, "secret", "", make([]string, 2)
 	if inUse != "" {
-		jobToken, jobEntry = newTestToken(t, "--name", "job", "--allow", "create,log,read", "--sites", "job")
+		jobToken, entries[0] = newTestToken(t, "--name", "job", "--allow", "create,log", "--sites", "job")
+		listToken, entries[1] = newTestToken(t, "--name", "list", "--allow", "read", "--sites", "job")
 	}
 	issuer := startTokenIssuer(t, jobToken)
 	for _, b := range blocks {
 		if inUse != "" {
-			useAccessFile(t, s, dir, inUse, jobEntry)
+			useAccessFile(t, s, dir, inUse, entries)
 		}
 		scripts, env := []string{b.text}, []string{"STORE=http://" + s.addr, "BASE=" + s.dir, "BACKUP=" + dir + "/backup", fmt.Sprint("GROUP=", os.Getgid())}
 		if !b.runs() { // a job of a CI system, that succeeds
 			jobs++
-			scripts = b.scripts()
-			if b.page == integrityPage { // it says that the upload can be repeated
-				scripts = append(scripts, scripts...)
-			}
+			scripts = append(b.scripts(), b.scripts()...) // repeated, as after a lost response
 			env = append(env, "STORE_TOKEN="+jobToken, "SITE=job",
 				"ACTIONS_ID_TOKEN_REQUEST_URL="+issuer+"/?version=1", "ACTIONS_ID_TOKEN_REQUEST_TOKEN=runner", fmt.Sprintf("BUILD=%d-1-3f2c9ab", jobs), "RESULT=success", "CI_JOB_STATUS=success")
 		}
@@ -111,7 +109,7 @@ func runBlocks(t *testing.T, blocks []block) {
 	}
 	var credential http.Header
 	if inUse != "" {
-		credential = http.Header{"Authorization": {"Bearer " + jobToken}}
+		credential = http.Header{"Authorization": {"Bearer " + listToken}}
 	}
 	list := string(s.do(t, 200, request{method: "GET", path: "/sites/job/versions", header: credential}).body)
 	for i := range jobs {
@@ -166,9 +164,9 @@ func startTokenIssuer(t *testing.T, token string) string {
 }
 
 // useAccessFile makes the service use the access file that the commands of the page have
-// written, with an entry more for the jobs. The file has the mode that the page asks for, which
+// written, with the entries of tokens that the test needs. The file has the mode that the page asks for, which
 // the commands that change it must keep: otherwise the service could not read the new one.
-func useAccessFile(t *testing.T, s *testServer, dir, inUse, entry string) {
+func useAccessFile(t *testing.T, s *testServer, dir, inUse string, entries []string) {
 	t.Helper()
 	file := filepath.Join(dir, "access.json")
 	text, err := os.ReadFile(file)
@@ -193,7 +191,10 @@ func useAccessFile(t *testing.T, s *testServer, dir, inUse, entry string) {
 	if err := json.Unmarshal(members["tokens"], &tokens); err != nil {
 		t.Fatal(err)
 	}
-	members["tokens"] = mustMake(json.Marshal(append(tokens, json.RawMessage(entry))))
+	for _, entry := range entries {
+		tokens = append(tokens, json.RawMessage(entry))
+	}
+	members["tokens"] = mustMake(json.Marshal(tokens))
 	before, err := os.ReadFile(inUse)
 	if err != nil {
 		t.Fatal(err)

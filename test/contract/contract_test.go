@@ -21,6 +21,9 @@ import (
 	validator "github.com/pb33f/libopenapi-validator"
 )
 
+// digestOfBody is the Repr-Digest of "body".
+const digestOfBody = "sha-256=:Iw2DWNyOiJC0xY3utikS7i8gNXrpKlzIYbmOaP4xrLU=:"
+
 // TestTheDocumentTellsWhatTheServiceAnswers sends requests of every kind, and
 // compares each answer with the document that the same service serves: path,
 // method, status, headers and body.
@@ -53,6 +56,11 @@ func TestTheDocumentTellsWhatTheServiceAnswers(t *testing.T) {
 		{"PUT", build, "body", 412, []string{"If-None-Match", "*"}},
 		{"PUT", build, "body", 400, []string{"If-None-Match", "x"}},
 		{"PUT", build, "", 400, nil},
+		{"PUT", build, "body", 201, []string{"Repr-Digest", digestOfBody}},
+		{"PUT", build, "body", 200, []string{"Repr-Digest", digestOfBody, "If-None-Match", "*"}},
+		{"PUT", build, "BODY", 400, []string{"Repr-Digest", digestOfBody}},
+		{"PUT", build, "body", 400, []string{"Repr-Digest", "sha-256=:AA==:"}},
+		{"POST", "/sites/a/logs", `{}`, 400, []string{"Content-Digest", digestOfBody}},
 		{"PUT", build, "body", 403, []string{"Origin", "null"}},
 		{"PUT", build, "body", 415, []string{"Content-Encoding", "gzip"}},
 		{"PUT", build, strings.Repeat("x", 200_001), 413, nil},
