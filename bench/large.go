@@ -58,8 +58,9 @@ func each(pid, n int, size int64, f func(i int) error) (r largeResult, err error
 	return r, errors.Join(errs...)
 }
 
-// put sends size bytes of the file source by sendfile(2): the client copies nothing.
-func put(addr unix.SockaddrInet4, path, source string, size int64) error {
+// put sends size bytes of the file source by sendfile(2): the client copies nothing. header
+// is empty, or more lines of the header.
+func put(addr unix.SockaddrInet4, path, source string, size int64, header string) error {
 	conn, err := net.DialTCP("tcp4", nil, &net.TCPAddr{IP: addr.Addr[:], Port: addr.Port})
 	if err != nil {
 		return err
@@ -70,7 +71,7 @@ func put(addr unix.SockaddrInet4, path, source string, size int64) error {
 		return err
 	}
 	defer f.Close()
-	fmt.Fprintf(conn, "PUT %s HTTP/1.1\r\nHost: bench\r\nContent-Length: %d\r\n\r\n", path, size)
+	fmt.Fprintf(conn, "PUT %s HTTP/1.1\r\nHost: bench\r\nContent-Length: %d\r\n%s\r\n", path, size, header)
 	n, err := conn.ReadFrom(&io.LimitedReader{R: f, N: size})
 	if err != nil || n != size {
 		return fmt.Errorf("cannot send the body: %d of %d: %w", n, size, err)

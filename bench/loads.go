@@ -23,7 +23,7 @@ func (b *bench) turns(names []string, rounds int, f func(s *server, round int) e
 		names = append([]string{before}, names...)
 	}
 	if b.alone {
-		names = slices.DeleteFunc(names, func(n string) bool { return n != before && n != pagewright && n != pagewrightLog && n != pagewrightTLS })
+		names = slices.DeleteFunc(names, func(n string) bool { return n != before && !strings.HasPrefix(n, pagewright) })
 	}
 	for _, name := range names {
 		s, _, err := b.start(name)
@@ -70,7 +70,7 @@ func (b *bench) largePut() error {
 				return err
 			}
 			r, err := each(s.pid(), n, b.large, func(i int) error {
-				return put(s.addr, artifactPath("large", build(i)), b.source, b.large)
+				return put(s.addr, artifactPath("large", build(i)), b.source, b.large, "")
 			})
 			for i := range n {
 				if rerr := os.Remove(s.stored("large", build(i))); err == nil {
@@ -106,7 +106,7 @@ func (b *bench) largeGet() error {
 		err := b.turns([]string{pagewright, plain, nginx, limit}, b.rounds*3, func(s *server, round int) error {
 			path := artifactPath("large", "b")
 			if s.name != limit && !stored[s.name] {
-				if err := put(s.addr, path, b.source, b.large); err != nil {
+				if err := put(s.addr, path, b.source, b.large, ""); err != nil {
 					return err
 				}
 				stored[s.name] = true
@@ -131,10 +131,11 @@ func (r smallResult) values() map[string]float64 {
 	}
 }
 
-// putRequest appends the PUT of body as a build of its own.
-func putRequest(site string, body []byte) func(buf []byte, n int) []byte {
+// putRequest appends the PUT of body as a build of its own. header is empty, or more lines
+// of the header.
+func putRequest(site string, body []byte, header string) func(buf []byte, n int) []byte {
 	return func(buf []byte, n int) []byte {
-		buf = fmt.Appendf(buf, "PUT /sites/%s/artifacts/b%08d HTTP/1.1\r\nHost: bench\r\nContent-Length: %d\r\n\r\n", site, n, len(body))
+		buf = fmt.Appendf(buf, "PUT /sites/%s/artifacts/b%08d HTTP/1.1\r\nHost: bench\r\nContent-Length: %d\r\n%s\r\n", site, n, len(body), header)
 		return append(buf, body...)
 	}
 }
@@ -152,7 +153,7 @@ func (b *bench) smallPut() error {
 	for _, conns := range []int{1, 16, 64, 256} {
 		err := b.turns([]string{pagewright, plain, nginx}, b.rounds, func(s *server, round int) error {
 			site := fmt.Sprintf("small%d", round)
-			r, err := (&small{addr: s.addr, conns: conns, status: 201, request: putRequest(site, body),
+			r, err := (&small{addr: s.addr, conns: conns, status: 201, request: putRequest(site, body, ""),
 				warm: b.warm, duration: b.duration}).run(s.pid())
 			b.add("small PUT", float64(conns), s.name, round, r.values())
 			if err == nil {
@@ -203,9 +204,9 @@ func logRequest(buf []byte, site string, build int) []byte {
 
 const smallFiles = 100 // what the small reads go round
 
-// seed stores builds b00000000... of body.
-func seed(s *server, site string, count int, body []byte) error {
-	_, err := (&small{addr: s.addr, conns: 64, status: 201, request: putRequest(site, body), count: count}).run(s.pid())
+// seed stores builds b00000000... of body. header is as in putRequest.
+func seed(s *server, site string, count int, body []byte, header string) error {
+	_, err := (&small{addr: s.addr, conns: 64, status: 201, request: putRequest(site, body, header), count: count}).run(s.pid())
 	return err
 }
 
@@ -218,7 +219,7 @@ func (b *bench) smallGet() error {
 	tags := map[string][]string{}
 	return b.turns([]string{pagewright, nginx, nginxCache, plain}, b.rounds, func(s *server, round int) error {
 		if tags[s.name] == nil {
-			if err := seed(s, "site", smallFiles, body); err != nil {
+			if err := seed(s, "site", smallFiles, body, ""); err != nil {
 				return err
 			}
 			if tags[s.name], err = etags(s); err != nil {
@@ -283,7 +284,7 @@ func (b *bench) accessLog() error {
 	seeded := map[string]bool{}
 	return b.turns([]string{pagewright, pagewrightLog, nginx, nginxLog}, b.rounds, func(s *server, round int) error {
 		if !seeded[s.name] {
-			if err := seed(s, "site", smallFiles, body); err != nil {
+			if err := seed(s, "site", smallFiles, body, ""); err != nil {
 				return err
 			}
 			seeded[s.name] = true
@@ -338,7 +339,7 @@ func (b *bench) fixedRate() error {
 	seeded := map[string]bool{}
 	return b.turns([]string{pagewright, plain, nginx}, b.rounds, func(s *server, round int) error {
 		if !seeded[s.name] {
-			if err := seed(s, "site", smallFiles, small4); err != nil {
+			if err := seed(s, "site", smallFiles, small4, ""); err != nil {
 				return err
 			}
 			seeded[s.name] = true
@@ -351,7 +352,7 @@ func (b *bench) fixedRate() error {
 		b.add("GET at a fixed rate", 4000, s.name, round, r.values())
 		site := fmt.Sprintf("rate%d", round)
 		r, err = (&small{addr: s.addr, conns: 64, status: 201, warm: b.warm, duration: b.duration,
-			rate: 500, request: putRequest(site, small16)}).run(s.pid())
+			rate: 500, request: putRequest(site, small16, "")}).run(s.pid())
 		if err != nil {
 			return err
 		}
@@ -380,7 +381,7 @@ func (b *bench) growth() error {
 		err := b.turns(servers, 1, func(s *server, round int) error {
 			r, err := each(s.pid(), 1, 0, func(int) error {
 				for i := range count {
-					if err := put(s.addr, artifactPath("grow", fmt.Sprintf("b%d", i)), b.source, size); err != nil {
+					if err := put(s.addr, artifactPath("grow", fmt.Sprintf("b%d", i)), b.source, size, ""); err != nil {
 						return err
 					}
 				}
@@ -411,7 +412,7 @@ func (b *bench) growth() error {
 		return err
 	}
 	return b.turns(servers, 1, func(s *server, round int) error {
-		if err := seed(s, "site", smallFiles, body); err != nil {
+		if err := seed(s, "site", smallFiles, body, ""); err != nil {
 			return err
 		}
 		for _, conns := range []int{1, 4, 16, 64, 256, 1024} {

@@ -118,7 +118,7 @@ func (b *bench) loads(only string, write func() error) error {
 	}{
 		{"large-put", b.largePut}, {"large-get", b.largeGet}, {"tls-put", b.tlsPut}, {"tls-get", b.tlsGet}, {"small-put", b.smallPut}, {"logs", b.logs},
 		{"small-get", b.smallGet}, {"access-log", b.accessLog}, {"fixed-rate", b.fixedRate}, {"versions", b.versions}, {"footprint", b.footprint},
-		{"growth", b.growth},
+		{"growth", b.growth}, {"digest-put", b.digestPut}, {"digest-small", b.digestSmall},
 	}
 	names := strings.Split(only, ",")
 	for _, l := range all {

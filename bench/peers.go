@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	_ "embed"
 	"fmt"
 	"io"
@@ -31,6 +32,11 @@ const (
 	// The same servers with their access log on, to a file. No other server writes one.
 	pagewrightLog = "pagewright, access log"
 	nginxLog      = "nginx, access log"
+
+	// The same servers with digests: sent by the client, or computed of every upload.
+	pagewrightSent   = "pagewright, digest sent"
+	pagewrightAlways = "pagewright, DIGEST=always"
+	plainHash        = "plain net/http, SHA-256"
 
 	pagewrightTLS = "pagewright, TLS"
 	nginxTLS      = "nginx, TLS"
@@ -122,18 +128,22 @@ func (b *bench) command(name, dir string, port int) (*exec.Cmd, error) {
 		}
 	}
 	switch name {
-	case pagewright, pagewrightLog, pagewrightTLS, directory, before:
-		cmd := exec.Command(map[string]string{
-			pagewright: b.product, pagewrightLog: b.product, pagewrightTLS: b.product, directory: b.directory, before: b.before}[name])
+	case pagewright, pagewrightLog, pagewrightTLS, pagewrightSent, pagewrightAlways, directory, before:
+		cmd := exec.Command(cmp.Or(map[string]string{directory: b.directory, before: b.before}[name], b.product))
 		cmd.Env = append(os.Environ(), "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_PORT="+strconv.Itoa(port),
 			"PAGEWRIGHT_NFS_BASE_PATH="+dir, "PAGEWRIGHT_ACCESS_LOG="+strconv.FormatBool(name == pagewrightLog))
 		cmd.Env = append(cmd.Env, b.env...)
+		if name == pagewrightAlways {
+			cmd.Env = append(cmd.Env, "PAGEWRIGHT_DIGEST=always")
+		}
 		if isTLS(name) {
 			cmd.Env = append(cmd.Env, "PAGEWRIGHT_TLS_CERT="+cert, "PAGEWRIGHT_TLS_KEY="+key)
 		}
 		return cmd, nil
 	case plain:
 		return exec.Command(b.plain, address, dir), nil
+	case plainHash:
+		return exec.Command(b.plain, "-sha256", address, dir), nil
 	case limit:
 		return exec.Command(b.self, "-discard", address, b.source), nil
 	}

@@ -65,7 +65,7 @@ func (b *bench) versions() error {
 		if err != nil {
 			return err
 		}
-		err = seed(s, "site", builds, []byte("a build"))
+		err = seed(s, "site", builds, []byte("a build"), "")
 		if err == nil {
 			_, err = (&small{addr: s.addr, conns: 64, status: 201, count: builds,
 				request: func(buf []byte, n int) []byte { return logRequest(buf, "site", n) }}).run(s.pid())
@@ -112,7 +112,7 @@ func (b *bench) versionsOf(dir string, builds, round int) error {
 	uploads := 3
 	for i := range uploads {
 		next := time.Now().Add(time.Second)
-		if err := put(s.addr, artifactPath("site", fmt.Sprintf("new%d-%d", round, i)), b.source, 4096); err != nil {
+		if err := put(s.addr, artifactPath("site", fmt.Sprintf("new%d-%d", round, i)), b.source, 4096, ""); err != nil {
 			return err
 		}
 		_, values, err := list(s, "")
@@ -150,7 +150,7 @@ func (b *bench) footprint() error {
 	err := b.turns([]string{pagewright, plain, nginx}, 1, func(s *server, round int) error {
 		idle := memory(s.pid(), "VmRSS")
 		up, err := each(s.pid(), 200, b.medium, func(i int) error {
-			return put(s.addr, artifactPath("many", fmt.Sprintf("b%d", i)), b.source, b.medium)
+			return put(s.addr, artifactPath("many", fmt.Sprintf("b%d", i)), b.source, b.medium, "")
 		})
 		b.add("200 uploads at once", float64(b.medium), s.name, round, map[string]float64{
 			"idle RSS MB": idle, "peak RSS MB": up.peak, "MB/s": float64(up.bytes) / mb / up.seconds,

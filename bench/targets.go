@@ -24,6 +24,11 @@ func tlsRatio(load string, x float64, metric string) func(*results) (float64, bo
 	return func(r *results) (float64, bool) { return r.ratio(load, x, metric, pagewrightTLS, nginxTLS) }
 }
 
+// digestRatio is the figure of one server over that of another.
+func digestRatio(load string, x float64, metric, of, over string) func(*results) (float64, bool) {
+	return func(r *results) (float64, bool) { return r.ratio(load, x, metric, of, over) }
+}
+
 // value is a figure of the service.
 func value(load string, x float64, metric string) func(*results) (float64, bool) {
 	return valueOf(pagewright, load, x, metric)
@@ -46,6 +51,9 @@ var targets = []target{
 	{what: "large GET over TLS: CPU per GB / nginx", of: tlsRatio("large GET over TLS", 1, "CPU s/GB"), max: true, want: 1.1},
 	{what: "large GET over TLS, four at once: CPU per GB / nginx", of: tlsRatio("large GET over TLS", 4, "CPU s/GB"), max: true, want: 1.1},
 	{what: "small GET over TLS: per s / nginx", of: tlsRatio("small GET over TLS", 64, "per s"), want: 1, goal: true},
+	{what: "large PUT, digest sent: CPU per GB / plain with SHA-256", of: digestRatio(digestPut, 1, "CPU s/GB", pagewrightSent, plainHash), max: true, want: 0.75},
+	{what: "large PUT, DIGEST=always: CPU per GB / plain with SHA-256", of: digestRatio(digestPut, 1, "CPU s/GB", pagewrightAlways, plainHash), max: true, want: 0.75},
+	{what: "small GET with a digest: CPU us / without", of: digestRatio(digestGet, 64, "CPU us", pagewrightSent, pagewright), max: true, want: 1.05},
 	{what: "small PUT, 1 connection: per s / plain", of: ratioOf("small PUT", 1, "per s", plain), want: 1},
 	{what: "small PUT, 64 connections: per s / plain", of: ratioOf("small PUT", 64, "per s", plain), want: 1.5},
 	{what: "small PUT, 256 connections: per s / plain", of: ratioOf("small PUT", 256, "per s", plain), want: 1.5},

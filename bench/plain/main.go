@@ -1,13 +1,18 @@
 // Command plain is what one would write oneself: the plainest net/http server
 // that stores files durably. It is a peer in the benchmark, with no tricks and
-// no mistakes: io.Copy, fsync, rename, fsync of the directory.
+// no mistakes: io.Copy, fsync, rename, fsync of the directory. With -sha256 it also
+// computes the SHA-256 of what it stores, and sends it (RFC 9530).
 package main
 
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
+	"flag"
 	"fmt"
+	"hash"
 	"io"
 	"log"
 	"net/http"
@@ -17,14 +22,26 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 3 {
-		log.Fatal("usage: plain ADDRESS DIRECTORY")
+	hashes := flag.Bool("sha256", false, "compute the SHA-256 of each artifact")
+	flag.Parse()
+	if flag.NArg() != 2 {
+		log.Fatal("usage: plain [-sha256] ADDRESS DIRECTORY")
 	}
-	base := os.Args[2]
+	base := flag.Arg(1)
 	mux := http.NewServeMux()
 	mux.HandleFunc("PUT /sites/{site}/artifacts/{build}", func(w http.ResponseWriter, r *http.Request) {
 		dir := filepath.Join(base, "sites", r.PathValue("site"), "artifacts")
-		answer(w, store(dir, r.PathValue("build")+".tar.gz", r.Body))
+		var sum hash.Hash
+		body := io.Reader(r.Body)
+		if *hashes {
+			sum = sha256.New()
+			body = io.TeeReader(body, sum)
+		}
+		err := store(dir, r.PathValue("build")+".tar.gz", body)
+		if *hashes {
+			w.Header().Set("Repr-Digest", "sha-256=:"+base64.StdEncoding.EncodeToString(sum.Sum(nil))+":")
+		}
+		answer(w, err)
 	})
 	mux.HandleFunc("GET /sites/{site}/artifacts/{build}", func(w http.ResponseWriter, r *http.Request) {
 		f, err := os.Open(filepath.Join(base, "sites", r.PathValue("site"), "artifacts", r.PathValue("build")+".tar.gz"))
@@ -65,7 +82,7 @@ func main() {
 		w.Header().Set("Content-Type", "application/json")
 		io.WriteString(w, `{"status":"healthy"}`)
 	})
-	log.Fatal(http.ListenAndServe(os.Args[1], mux))
+	log.Fatal(http.ListenAndServe(flag.Arg(0), mux))
 }
 
 func answer(w http.ResponseWriter, err error) {
