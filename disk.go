@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sys/unix"
@@ -32,10 +33,12 @@ type disk struct {
 	metrics     *storeMetrics
 }
 
-// hooks let tests act as another host between two steps. Each may be nil.
+// hooks let tests act as another host between two steps, or as another file system. Each may
+// be nil or zero.
 type hooks struct {
-	renamed           func() // after a rename
-	linking, removing func() // before a link, or a removal
+	renamed           func()        // after a rename
+	linking, removing func()        // before a link, or a removal
+	timeStep          time.Duration // of the times that stamp sets
 }
 
 func newDisk(log *slog.Logger) *disk {

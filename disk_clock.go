@@ -108,7 +108,11 @@ func isCoarse(t unix.Timespec) bool { return t.Nsec%int64(fineTime) == 0 }
 
 // stamp sets the modification time of the file.
 func (t *tempFile) stamp(at time.Time) error {
-	ts := unix.NsecToTimespec(at.UnixNano() | 1) // never 0, so that isCoarse can tell
+	ns := at.UnixNano() | 1 // never 0, so that isCoarse can tell
+	if step := int64(t.disk.timeStep); step != 0 {
+		ns -= ns % step
+	}
+	ts := unix.NsecToTimespec(ns)
 	err := retryEINTR(func() error {
 		return unix.UtimesNanoAt(int(t.dir.Fd()), t.name, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
 	})

@@ -99,6 +99,67 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// Digests whose build is gone are removed once they are old enough; those of a build that has
+// an interim name, or is locked, stay.
+func TestSweepOfDigests(t *testing.T) {
+	base := t.TempDir()
+	n := openTestNFS(t, base)
+	n.useDigests()
+	for _, id := range []string{"kept", "interim", "gone", "locked", "log"} {
+		if _, err := n.StoreArtifactIf("s", id, hashedBody([]byte(id)), Precondition{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustLog(t, n, "s", LogEntry{ID: "1", BuildID: "log", Action: "a", Status: "s", Timestamp: time.Now()})
+	artifact := func(id string) string { return n.filePath("s", artifactsDir, id) }
+	if err := errors.Join(os.Rename(artifact("interim"), filepath.Dir(artifact("interim"))+"/"+formerName("interim"+artifactSuffix)),
+		os.Remove(artifact("gone")), os.Remove(artifact("locked")), os.Remove(artifact("log"))); err != nil {
+		t.Fatal(err)
+	}
+	digests := filepath.Join(base, sitesDir, "s", digestsDir)
+	temps := []string{
+		leave(t, 25*time.Hour, digests, aTempName()),
+		leave(t, 25*time.Hour, base, statusDir, aTempName()),
+	}
+	leave(t, 25*time.Hour, digests, "notes")
+	leave(t, 25*time.Hour, base, sitesDir, "orphans", digestsDir, "b"+digestSuffix) // never had artifacts
+	lock, err := n.lockBuild("s", artifactsDir, "locked", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sweep := func(maxAge time.Duration, want int, then string) {
+		t.Helper()
+		removed, err := n.sweepOnce(context.Background(), maxAge)
+		if err != nil || removed != want || contentOf(digests) != then {
+			t.Errorf("removed %d, want %d, %v; there is %s, want %s", removed, want, err, contentOf(digests), then)
+		}
+	}
+	sweep(time.Hour, len(temps), "[gone.sha256 interim.sha256 kept.sha256 locked.sha256 log.sha256 notes]")
+	waitForStoreClock(t, n)
+	sweep(0, 3, "[interim.sha256 kept.sha256 locked.sha256 notes]")
+	lock.release()
+	sweep(0, 1, "[interim.sha256 kept.sha256 notes]")
+	sweep(0, 0, "[interim.sha256 kept.sha256 notes]")
+	wantBytes(t, n, "s", "interim", []byte("interim"))
+}
+
+// waitForStoreClock waits until the clock of the store has passed the time of all files.
+func waitForStoreClock(t *testing.T, n *nfs) {
+	t.Helper()
+	root, err := n.openRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	first, err := n.disk.clock(root)
+	for now := first; err == nil && !now.After(first); {
+		now, err = n.disk.clock(root)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A file that cannot be removed is reported, and the sweep goes on with the others.
 func TestSweepGoesOnAfterAnError(t *testing.T) {
 	base := t.TempDir()
