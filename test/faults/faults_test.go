@@ -5,6 +5,8 @@ package faults
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,6 +56,7 @@ type bench struct {
 type operation struct {
 	name    string
 	fresh   bool // each time on a site that is not there yet
+	stale   bool // leaves a digest that belongs to nothing, which is removed if possible
 	size    int  // of the uploads; 0: bodySize
 	success int
 	prepare func(*bench) // to the state before
@@ -250,6 +253,8 @@ func (b *bench) wants(f fault) map[int]bool {
 		return success
 	case f.name == "unlinkat" && temp && b.op.name != "delete": // the build is there
 		return success
+	case strings.Contains(f.target, "/digests") && b.op.stale: // nobody uses a stale digest
+		return success
 	case f.name == "newfstatat" && strings.HasSuffix(f.target, "/build.tar.gz"):
 		// Whether what is kept of the build is still right: it is described anew. Or
 		// whether a delete must wait. The look under the lock counts.
@@ -284,11 +289,11 @@ func (b *bench) version(n int) []byte {
 }
 
 func (b *bench) send(method, path string, body []byte, header ...string) int {
-	status, _ := b.exchange(method, path, body, header...)
+	status, _, _ := b.exchange(method, path, body, header...)
 	return status
 }
 
-func (b *bench) exchange(method, path string, body []byte, header ...string) (int, []byte) {
+func (b *bench) exchange(method, path string, body []byte, header ...string) (int, []byte, http.Header) {
 	req, err := http.NewRequest(method, "http://"+b.service.Addr+"/sites/"+b.site+path, bytes.NewReader(body))
 	if err != nil {
 		b.t.Fatal(err)
@@ -305,7 +310,7 @@ func (b *bench) exchange(method, path string, body []byte, header ...string) (in
 	if err != nil {
 		b.t.Fatalf("%s %s: %v", method, path, err)
 	}
-	return res.StatusCode, data
+	return res.StatusCode, data, res.Header
 }
 
 // must is send without a fault.
@@ -321,7 +326,10 @@ const artifact = "/artifacts/build"
 // sees compares what is there with both states, nil for no build.
 func (b *bench) sees(before, after []byte) bool {
 	b.t.Helper()
-	status, got := b.exchange("GET", artifact, nil)
+	status, got, header := b.exchange("GET", artifact, nil)
+	if d := header.Get("Repr-Digest"); d != "" && d != reprDigest(got) {
+		b.t.Errorf("the digest is that of other bytes")
+	}
 	is := func(want []byte) bool {
 		return want == nil && status == http.StatusNotFound || want != nil && status == http.StatusOK && bytes.Equal(got, want)
 	}
@@ -375,6 +383,41 @@ var operations = []operation{
 		after:   func(b *bench) bool { return b.sees(b.version(1), nil) },
 	},
 	{
+		name: "replace with a digest", size: smallSize, success: 201, repeat: 201,
+		prepare: func(b *bench) { b.putHashed(b.serial) },
+		do:      func(b *bench) int { return b.send("PUT", artifact, b.version(b.serial+1), b.digest(b.serial+1)...) },
+		after:   func(b *bench) bool { return b.sees(b.version(b.serial), b.version(b.serial+1)) },
+	},
+	{
+		name: "first of a site, with a digest", fresh: true, size: smallSize, success: 201, repeat: 201,
+		prepare: func(b *bench) {},
+		do:      func(b *bench) int { return b.send("PUT", artifact, b.version(b.serial), b.digest(b.serial)...) },
+		after:   func(b *bench) bool { return b.sees(nil, b.version(b.serial)) },
+	},
+	{
+		name: "create-only with a digest", size: smallSize, success: 201, repeat: 200,
+		prepare: func(b *bench) {
+			b.putHashed(b.serial) // the site is there
+			b.must(204, "DELETE", artifact, nil)
+		},
+		do: func(b *bench) int {
+			return b.send("PUT", artifact, b.version(b.serial), append(b.digest(b.serial), "If-None-Match", "*")...)
+		},
+		after: func(b *bench) bool { return b.sees(nil, b.version(b.serial)) },
+	},
+	{
+		name: "replace a digest by none", stale: true, size: smallSize, success: 201, repeat: 201,
+		prepare: func(b *bench) { b.putHashed(b.serial) },
+		do:      func(b *bench) int { return b.send("PUT", artifact, b.version(b.serial+1)) },
+		after:   func(b *bench) bool { return b.sees(b.version(b.serial), b.version(b.serial+1)) },
+	},
+	{
+		name: "delete with a digest", stale: true, size: smallSize, success: 204, repeat: 204,
+		prepare: func(b *bench) { b.putHashed(1) },
+		do:      func(b *bench) int { return b.send("DELETE", artifact, nil) },
+		after:   func(b *bench) bool { return b.sees(b.version(1), nil) },
+	},
+	{
 		name: "log entry", success: 201, repeat: 201,
 		prepare: func(b *bench) { b.must(201, "POST", "/logs", entry(1), "Idempotency-Key", "first") },
 		do:      appendEntry,
@@ -397,6 +440,16 @@ var operations = []operation{
 	},
 }
 
+// digest is the header with the digest of the n-th upload.
+func (b *bench) digest(n int) []string { return []string{"Repr-Digest", reprDigest(b.version(n))} }
+
+func (b *bench) putHashed(n int) { b.must(201, "PUT", artifact, b.version(n), b.digest(n)...) }
+
+func reprDigest(body []byte) string {
+	sum := sha256.Sum256(body)
+	return "sha-256=:" + base64.StdEncoding.EncodeToString(sum[:]) + ":"
+}
+
 func entry(n int) []byte {
 	return fmt.Appendf(nil, `{"build_id":"build","action":"fault","status":"s%d"}`, n)
 }
@@ -409,7 +462,7 @@ func appendEntry(b *bench) int {
 // each once.
 func seesEntry(b *bench) bool {
 	b.t.Helper()
-	status, data := b.exchange("GET", "/versions", nil)
+	status, data, _ := b.exchange("GET", "/versions", nil)
 	var answer struct {
 		Versions []struct {
 			LogsError string `json:"logs_error"`

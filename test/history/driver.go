@@ -3,6 +3,8 @@ package history
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -27,6 +29,7 @@ type Driver struct {
 	History *History
 	Mark    func() int64 // see Op; nil: none
 	Linger  bool         // Mix waits for the answers to its last requests
+	Fresh   bool         // the service remembers no digests: it has stored nothing since its start
 	client  *http.Client
 	creates atomic.Int64
 }
@@ -82,6 +85,10 @@ func (d *Driver) send(ctx context.Context, op *Op) int {
 	}
 	if kind == Create {
 		req.Header.Set("If-None-Match", "*")
+	}
+	if op.hashed() {
+		sum := sha256.Sum256(body)
+		req.Header.Set("Repr-Digest", reprDigest(sum[:]))
 	}
 	if kind == Append {
 		req.Header.Set("Idempotency-Key", fmt.Sprintf("op-%d", op.ID))
@@ -175,7 +182,8 @@ func (d *Driver) MixAll(ctx context.Context, prefix string, workers, limit int, 
 
 // JudgeFront compares what the service says with inv, taken while no client
 // wrote: every build and log of every site is listed, nothing else, and every
-// build downloads as the upload that it is.
+// build downloads as the upload that it is, never with a digest of
+// other bytes.
 func (d *Driver) JudgeFront(ctx context.Context, inv *Inventory) ([]string, error) {
 	var violations []string
 	fault := func(format string, args ...any) { violations = append(violations, fmt.Sprintf(format, args...)) }
@@ -216,9 +224,12 @@ func (d *Driver) JudgeFront(ctx context.Context, inv *Inventory) ([]string, erro
 	}
 	for key, b := range inv.Builds {
 		site, build, _ := strings.Cut(key, "/")
-		op, size, err := d.Fetch(ctx, site, build)
+		op, size, digest, err := d.fetch(ctx, site, build)
 		if err != nil || op != b.Op || size != b.Size {
 			fault("build %s downloads as upload %d of %d bytes (%v); it is upload %d of %d bytes", key, op, size, err, b.Op, b.Size)
+		}
+		if digest == wrong || d.Fresh && (digest == right) != (b.Digest == right) {
+			fault("build %s, upload %d, downloads with a digest that is %s; that in the store is %s", key, op, digest, b.Digest)
 		}
 	}
 	slices.Sort(violations)
@@ -263,12 +274,33 @@ func (d *Driver) Listed(ctx context.Context, site string) (map[string]int, error
 
 // Fetch downloads a build and tells which upload it is, whole.
 func (d *Driver) Fetch(ctx context.Context, site, build string) (op uint64, size int64, err error) {
+	op, size, _, err = d.fetch(ctx, site, build)
+	return op, size, err
+}
+
+// fetch is Fetch, and tells whether the digest of the response is that of its bytes.
+func (d *Driver) fetch(ctx context.Context, site, build string) (op uint64, size int64, digest string, err error) {
 	resp, err := d.get(ctx, "/sites/"+site+"/artifacts/"+build)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, "", err
 	}
 	defer resp.Body.Close()
-	return Identify(resp.Body)
+	h := sha256.New()
+	op, size, err = Identify(io.TeeReader(resp.Body, h))
+	switch resp.Header.Get("Repr-Digest") {
+	case "":
+		digest = none
+	case reprDigest(h.Sum(nil)):
+		digest = right
+	default:
+		digest = wrong
+	}
+	return op, size, digest, err
+}
+
+// reprDigest is the value of the header for a SHA-256 (RFC 9530).
+func reprDigest(sum []byte) string {
+	return "sha-256=:" + base64.StdEncoding.EncodeToString(sum) + ":"
 }
 
 func (d *Driver) get(ctx context.Context, path string) (*http.Response, error) {

@@ -40,6 +40,7 @@ type Op struct {
 
 	Start, End         time.Duration // since the history began; End is forever while unknown
 	StartMark, EndMark int64
+	settled            bool // nobody was told that it was done
 }
 
 const forever = time.Duration(math.MaxInt64)
@@ -112,7 +113,7 @@ func (h *History) Count() (all, done, refused, unknown int) {
 func (h *History) Judge(inv *Inventory, mark int64) []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	violations := slices.Clone(inv.Faults)
+	violations := slices.Concat(inv.Faults, inv.Front)
 	uploads, appends := map[string][]*Op{}, map[string][]*Op{}
 	for _, op := range h.ops {
 		if op.Kind == Append {
@@ -145,6 +146,9 @@ func (h *History) Judge(inv *Inventory, mark int64) []string {
 	slices.Sort(violations)
 	return violations
 }
+
+// hashed tells that the client sends the digest of the upload: it does so with every other.
+func (op *Op) hashed() bool { return op.Kind <= Create && op.ID%2 == 0 }
 
 // possible tells that op may have been done by mark, certain that it was.
 func (op *Op) possible(mark int64) bool { return op.Outcome != Refused && op.StartMark <= mark }
@@ -181,7 +185,7 @@ func judgeBuild(ops []*Op, found Build, there bool, mark int64) string {
 		if by := overtaken(ops[i], ops, mark); by != nil {
 			return fmt.Sprintf("holds upload %d, but op %d was acknowledged after it", found.Op, by.ID)
 		}
-		return ""
+		return judgeDigest(ops[i], ops, found.Digest, mark)
 	}
 	lost := overtaken(nil, ops, mark)
 	if lost == nil {
@@ -196,6 +200,21 @@ func judgeBuild(ops []*Op, found Build, there bool, mark int64) string {
 		}
 	}
 	return fmt.Sprintf("is absent, but upload %d was acknowledged", lost.ID)
+}
+
+// judgeDigest: the digest of what is found is never wrong, and that of an acknowledged upload
+// is there, unless another one may have been at work meanwhile.
+func judgeDigest(op *Op, ops []*Op, digest string, mark int64) string {
+	alone := func(other *Op) bool { return other == op || !other.possible(mark) || other.End < op.Start }
+	switch {
+	case digest == wrong:
+		return fmt.Sprintf("holds upload %d, and a digest of other bytes that is bound to it", op.ID)
+	case digest == right && !op.hashed():
+		return fmt.Sprintf("holds upload %d with a digest that nobody sent", op.ID)
+	case (digest == none || digest == stale) && op.hashed() && !op.settled && op.certain(mark) && !slices.ContainsFunc(ops, func(o *Op) bool { return !alone(o) }):
+		return fmt.Sprintf("holds upload %d, whose acknowledged digest is %s", op.ID, digest)
+	}
+	return ""
 }
 
 // judgeLog: every acknowledged entry once, no entry twice, none that was not
@@ -278,7 +297,7 @@ func (h *History) Settle(inv *Inventory) {
 		}
 		op.Outcome, op.End, op.EndMark = Refused, now, Latest-1
 		if there {
-			op.Outcome = Done
+			op.Outcome, op.settled = Done, true
 		}
 	}
 }

@@ -164,3 +164,32 @@ func TestScanOfReplacements(t *testing.T) {
 	f("of no kind", map[string]string{"artifacts/.new-b": "x"}, Inventory{Placed: 1, Faults: []string{"x"}})
 	f("kept by a client", map[string]string{"artifacts/.nfs0000000000000001000000ff": "x"}, Inventory{Silly: 1})
 }
+
+func TestJudgeDigest(t *testing.T) {
+	for _, c := range []struct {
+		history string // the upload 2 is hashed
+		found   uint64
+		digest  string
+		want    string
+	}{
+		{"put:done put:done", 2, right, ""},
+		{"put:done put:done", 2, none, "acknowledged digest is none"},
+		{"put:done put:done", 2, stale, "acknowledged digest is stale"},
+		{"put:done put:done", 2, wrong, "of other bytes"},
+		{"put:done put", 2, none, ""},
+		{"put:done put", 2, stale, ""},
+		{"put:done put", 2, wrong, "of other bytes"},
+		{"put:done put:done put", 2, stale, ""}, // the third may have begun
+		{"put:done &put:done", 2, stale, ""},
+		{"put:done", 1, none, ""},
+		{"put:done", 1, stale, ""},
+		{"put:done", 1, right, "nobody sent"},
+		{"put:done", 1, wrong, "of other bytes"},
+	} {
+		inv := &Inventory{Builds: map[string]Build{"s/b": {Op: c.found, Size: 100, Digest: c.digest}}}
+		got := strings.Join(play(strings.Fields(c.history)...).Judge(inv, Latest), "; ")
+		if (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%s, %s: got %q, want %q", c.history, c.digest, got, c.want)
+		}
+	}
+}

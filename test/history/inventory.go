@@ -1,11 +1,14 @@
 package history
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -19,8 +22,10 @@ type Inventory struct {
 	Placed int                 // builds and logs that stand under the name of their replacement, see newPrefix
 	Silly  int                 // files that an NFS client keeps until it closes them
 	Faults []string            // what cannot be in any store
+	Front  []string            // what JudgeFront said of it, if the service was asked
 
-	waiting [][]string // the paths of the replacements found
+	waiting [][]string          // the paths of the replacements found
+	digests map[string][]string // the submatches of digestFile, by key
 }
 
 // prefixes begin the names of the new file, of the old one, and of the one to be
@@ -34,11 +39,25 @@ type Build struct {
 	Size    int64
 	ModTime time.Time
 	Fault   string
+	Digest  string // none, right, stale or wrong
+
+	sum string // the SHA-256 of its bytes
 }
+
+// What can be said of the digest of a build.
+const (
+	none  = "none"
+	right = "right"
+	stale = "stale" // it is bound to another artifact
+	wrong = "wrong" // it is bound to this one, and that of other bytes
+)
+
+// digestFile is what a file of a digest has to be.
+var digestFile = regexp.MustCompile(`^# size (\d+), mtime (\d+)\.(\d{9}), crc32c [0-9a-f]{8}\n([0-9a-f]{64})  \.\./artifacts/(\S+)\.tar\.gz\n$`)
 
 // Scan takes the inventory of the store at base.
 func Scan(base string) (*Inventory, error) {
-	inv := &Inventory{Builds: map[string]Build{}, Logs: map[string][]uint64{}}
+	inv := &Inventory{Builds: map[string]Build{}, Logs: map[string][]uint64{}, digests: map[string][]string{}}
 	err := filepath.WalkDir(base, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -59,7 +78,24 @@ func Scan(base string) (*Inventory, error) {
 	for _, parts := range inv.waiting {
 		inv.replacement(base, parts)
 	}
+	for key, b := range inv.Builds {
+		b.Digest = b.judgeDigest(inv.digests[key])
+		inv.Builds[key] = b
+	}
 	return inv, err
+}
+
+// judgeDigest tells what the digest in a file is, whose submatches are d.
+func (b Build) judgeDigest(d []string) string {
+	switch {
+	case d == nil:
+		return none
+	case d[1] != fmt.Sprint(b.Size), d[2] != fmt.Sprint(b.ModTime.Unix()), d[3] != fmt.Sprintf("%09d", b.ModTime.Nanosecond()):
+		return stale
+	case d[4] != b.sum:
+		return wrong
+	}
+	return right
 }
 
 // replacement notes a file whose name begins with one of prefixes: as the file that
@@ -111,6 +147,15 @@ func (inv *Inventory) file(path string, parts []string) {
 			return
 		}
 		inv.Logs[parts[1]+"/"+strings.TrimSuffix(name, ".json")] = ops
+	case len(parts) == 4 && parts[0] == "sites" && parts[2] == "digests" && strings.HasSuffix(name, ".sha256"):
+		build := strings.TrimSuffix(name, ".sha256")
+		data, err := os.ReadFile(path)
+		d := digestFile.FindStringSubmatch(string(data))
+		if err != nil || d == nil || d[5] != build {
+			inv.Faults = append(inv.Faults, fmt.Sprintf("digest %s: %q, %v", strings.Join(parts, "/"), data, err))
+			return
+		}
+		inv.digests[parts[1]+"/"+build] = d
 	default:
 		inv.Faults = append(inv.Faults, fmt.Sprintf("a file of no kind: %q", strings.Join(parts, "/")))
 	}
@@ -127,9 +172,11 @@ func readBuild(path string) Build {
 		return Build{Fault: err.Error()}
 	}
 	b := Build{Size: st.Size(), ModTime: st.ModTime()}
-	if b.Op, _, err = Identify(f); err != nil {
+	h := sha256.New()
+	if b.Op, _, err = Identify(io.TeeReader(f, h)); err != nil {
 		b.Op, b.Fault = 0, err.Error()
 	}
+	b.sum = fmt.Sprintf("%x", h.Sum(nil))
 	return b
 }
 

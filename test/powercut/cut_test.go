@@ -80,6 +80,7 @@ func (c *cutter) check(t *testing.T, m *vm.Machine, d *history.Driver, round int
 	}
 	inv = scan(t, m)
 	c.report(t, fmt.Sprintf("round %d, after the retries", round), d.History.Judge(inv, history.Latest))
+	d.Fresh = true
 	front, err := d.JudgeFront(t.Context(), inv)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, m.ServiceLog(t.Context(), port))

@@ -15,7 +15,14 @@ import (
 	"pagewright/storage/test/vm"
 )
 
-const renameFirst = "rename before fsync"
+const (
+	renameFirst = "rename before fsync"
+
+	// Of these the service is asked at each moment.
+	digestAsIs      = "digest as it is, later than its build"
+	digestByName    = "digest by name only, before its build"
+	digestUnchecked = "digest not checked when it is read"
+)
 
 // lateSync is the fsync of a file after it got its name.
 const lateSync = `
@@ -25,7 +32,7 @@ const lateSync = `
 	}`
 
 var (
-	noFileSync = vm.Replace("atomic.go", `err := t.disk.fsyncs.sync(f, t.stat.Dev, t.since)`, `err := error(nil)`)
+	noFileSync = vm.Replace("atomic.go", `err := t.disk.fsyncs.sync(t.stat.Dev, t.since, files...)`, `err := error(nil)`)
 	noDirSync  = vm.Replace("atomic.go", `err := t.disk.fsyncs.syncDir(t.dir, t.stat.Dev, t.since)`, `err := error(nil)`)
 	lateRename = vm.After("disk_dir.go", `err := retryEINTR(func() error { return unix.Renameat(int(dir.Fd()), from, int(dir.Fd()), to) })`, lateSync)
 	lateLink   = vm.After("disk_dir.go", `err := retryEINTR(func() error { return unix.Linkat(int(dir.Fd()), from, int(dir.Fd()), to, 0) })`, lateSync)
@@ -34,6 +41,35 @@ var (
 	shareAlways = vm.Replace("disk_fsync.go", `minGroupSize = 24`, `minGroupSize = 1`)
 	alsoLarge   = vm.Replace("disk_fsync.go", `|| s.large.Load() > 0 || time.Now().UnixNano() < s.pause.Load()`, ``)
 	noSyncfs    = vm.Replace("disk_fsync.go", `err := retryEINTR(func() error { return unix.Syncfs(int(s.root.Fd())) })`, `err := error(nil)`)
+
+	// Digests. Those of the first kind do harm on the disk, the others when they are read: so
+	// the service is asked at each moment. It would take luck to cut between two calls, so
+	// an fsync stands between them there.
+	wrongBinding = vm.Replace("nfs_digest.go", `if err := d.write(&artifact.stat); err != nil {
+		return err
+	}
+	return sealFinished(artifact, d.temp)`, `var st unix.Stat_t
+	if statAt(artifact.dir, fileName(artifactsDir, d.buildID), &st) != nil { // that which is replaced
+		st = artifact.stat
+	}
+	if err := d.write(&st); err != nil {
+		return err
+	}
+	return sealFinished(artifact, d.temp)`)
+	byName = vm.Replace("nfs_digest.go", `if err == nil && b == boundToFile(st) {`, `_ = b
+	if err == nil {`)
+	digestFirst = vm.Replace("nfs_digest.go", `	d.n.digests.add(&artifact.stat, foundDigest{sum: d.sum})
+	return nil`, `	if err := d.temp.replace(fileName(digestsDir, d.buildID)); err != nil {
+		return err
+	}
+	return d.syncDir()`)
+	notThen     = vm.Replace("nfs_digest.go", `return d.temp.replace(fileName(digestsDir, d.buildID))`, `return nil`)
+	syncBetween = vm.Replace("nfs_artifact_write.go", `	if c.digest.digest().known() {
+		return c.digest.commit(lock)`, `	if err := c.temp.syncDir(); err != nil {
+		return err
+	}
+	if c.digest.digest().known() {
+		return c.digest.commit(lock)`)
 
 	// Both answers are promises of their own, with an fsync of their own.
 	noDeleteSync = vm.Replace("nfs.go", `return n.disk.syncDir(dir)`, `return nil`)
@@ -45,6 +81,8 @@ var (
 //   - The parent of a new directory is not synced, or a directory that another
 //     process made anew is taken for durable: ext4 and xfs have one journal, in
 //     which an fsync of a file commits all that was made before it.
+//     For the same reason the directory of the digests is synced by the fsync of
+//     that of the builds.
 //   - An error that a sync told to another write is missed: these disks have none.
 
 var variants = []vm.Variant{
@@ -55,6 +93,10 @@ var variants = []vm.Variant{
 	{Name: renameFirst, Broken: true, Edits: []vm.Edit{noFileSync, lateRename, lateLink}},
 	{Name: "DELETE is not synced", Broken: true, Edits: []vm.Edit{noDeleteSync}},
 	{Name: "repeated entry is not synced", Broken: true, Edits: []vm.Edit{noRepeatSync}},
+	{Name: "digest bound to the file that is replaced", Broken: true, Edits: []vm.Edit{wrongBinding}},
+	{Name: digestAsIs, Edits: []vm.Edit{syncBetween}},
+	{Name: digestByName, Broken: true, Edits: []vm.Edit{byName, digestFirst, notThen}},
+	{Name: digestUnchecked, Broken: true, Edits: []vm.Edit{byName, syncBetween}},
 	{Name: "shared sync without syncfs", Broken: true, Edits: []vm.Edit{shareAlways, alsoLarge, noSyncfs}},
 }
 
@@ -105,6 +147,9 @@ func trial(t *testing.T, v vm.Variant, program string) int {
 		moments = 200
 	}
 	r := systems[0].record(t, program)
+	if slices.Contains([]string{digestAsIs, digestByName, digestUnchecked}, v.Name) {
+		r.asked, moments = program, 10
+	}
 	acknowledged := r.write(t, "alone", 28, 7, 20_000)
 	run(t, r.machine, "guest commit %s/lost+found/x >/dev/null 2>&1 </dev/null & echo $! >/run/commit", base)
 	beside := r.write(t, "beside", 48, 4, 600_000)

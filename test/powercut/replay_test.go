@@ -83,6 +83,7 @@ func (r *recording) sharedSyncs(t *testing.T) int {
 type recording struct {
 	system
 	base, log string // the disk before it, the record
+	asked     string // the program that is asked at each point; empty: none
 	file      *os.File
 	machine   *vm.Machine
 	driver    *history.Driver
@@ -191,7 +192,7 @@ func (r *recording) judge(t *testing.T, points []point) []string {
 		}
 	}
 	var violations []string
-	for i, inv := range r.replay(t, r.base, r.log, words) {
+	for i, inv := range r.replay(t, r.base, r.log, r.asked, words) {
 		r.temps += inv.Temps
 		for _, v := range r.driver.History.Judge(inv, points[i].n) {
 			violations = append(violations, fmt.Sprintf("point %s: %s", words[i], v))

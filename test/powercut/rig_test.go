@@ -129,14 +129,19 @@ func scan(t *testing.T, m *vm.Machine) *history.Inventory {
 }
 
 // replay brings a copy of the disk that the log base has to each of points of
-// the log and gives the inventories (see guest/replay.go).
-func (s system) replay(t *testing.T, base, log string, points []string) []*history.Inventory {
+// the log and gives the inventories (see guest/replay.go). If asked is a program,
+// it is the service that is asked at each point.
+func (s system) replay(t *testing.T, base, log, asked string, points []string) []*history.Inventory {
 	t.Helper()
-	m, err := kit.Start(t.Context(), vm.Config{
+	conf := vm.Config{
 		Name:   "replay",
 		Drives: []string{vm.RawDrive(base, true), vm.RawDrive(log, true)},
 		Memory: 2048,
-	})
+	}
+	if asked != "" {
+		conf.Files = map[string]string{vm.ServicePath: asked}
+	}
+	m, err := kit.Start(t.Context(), conf)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,18 +1,22 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"pagewright/storage/test/history"
+	"pagewright/storage/test/vm"
 	"pagewright/storage/test/writelog"
 )
 
@@ -174,8 +178,39 @@ func look(kind, options, image string) (*history.Inventory, error) {
 		return nil, fmt.Errorf("cannot mount it: %w", err)
 	}
 	inv, err := history.Scan(target)
+	if _, missing := os.Stat(vm.ServicePath); err == nil && missing == nil {
+		inv.Front, err = ask(target, inv)
+	}
 	if uerr := syscall.Unmount(target, 0); err == nil {
 		err = uerr
 	}
 	return inv, err
+}
+
+// ask starts the service on the store at base, read-only, and judges what it says.
+func ask(base string, inv *history.Inventory) ([]string, error) {
+	const port = "8081"
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	service := exec.CommandContext(ctx, vm.ServicePath)
+	service.Env = []string{"PAGEWRIGHT_PORT=" + port, "PAGEWRIGHT_NFS_BASE_PATH=" + base, "PAGEWRIGHT_READ_ONLY=true", "PAGEWRIGHT_ACCESS_LOG=false"}
+	if err := service.Start(); err != nil {
+		return nil, err
+	}
+	defer service.Wait()
+	defer service.Process.Kill()
+	d := history.NewDriver("http://127.0.0.1:"+port, nil, 30*time.Second)
+	d.Fresh = true
+	for {
+		resp, err := http.Get(d.URL + "/health")
+		if err == nil {
+			resp.Body.Close()
+			return d.JudgeFront(ctx, inv)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
