@@ -22,7 +22,7 @@ func TestContractOnNFS(t *testing.T) {
 		began := time.Now()
 		n := p.connect(t, 1, map[string]string{"/bin/conformance": conformance})
 		out, err := n.clients[0].Run(t.Context(), "mkdir /mnt/store/tmp && cd / && export TMPDIR=/mnt/store/tmp && "+
-			"/bin/conformance -test.v -test.run '^(TestNFS|TestAppendToAnyLog)$' && /bin/conformance -test.v -test.run '"+appends+"'")
+			"/bin/conformance -test.v -test.run '^(TestNFS|TestDigestsNFS|TestAppendToAnyLog)$' && /bin/conformance -test.v -test.run '"+appends+"'")
 		if err != nil {
 			t.Errorf("%s\n%s", err, out)
 		}
@@ -74,6 +74,12 @@ func (n *network) visibility(t *testing.T, drivers []*history.Driver) {
 	a, b := drivers[0], drivers[1]
 	ctx := t.Context()
 	var created, replaced, listed []time.Duration
+	for range 2 { // one of them with a digest: the site has some before b looks for one
+		if status := a.Do(ctx, history.Put, "seen/first", 1000); status != 201 {
+			t.Fatalf("status %d", status)
+		}
+	}
+	digests := 0
 	for i := range visibilityRounds {
 		key := fmt.Sprintf("seen/build-%d", i)
 		_, build, _ := strings.Cut(key, "/")
@@ -101,6 +107,9 @@ func (n *network) visibility(t *testing.T, drivers []*history.Driver) {
 			if r.StatusCode != 200 || r.ContentLength != size {
 				t.Errorf("round %d: HEAD says %d, %d bytes, want %d", i, r.StatusCode, r.ContentLength, size)
 			}
+			if r.Header.Get("Repr-Digest") != "" {
+				digests++
+			}
 		}
 		do(history.Put, 1000)
 		created = append(created, eventually(t, "a new build is seen", is(1000)))
@@ -113,6 +122,9 @@ func (n *network) visibility(t *testing.T, drivers []*history.Driver) {
 			l, err := b.Listed(ctx, "seen")
 			return err == nil && l[build] == 1
 		}))
+	}
+	if digests != visibilityRounds { // one of two uploads sends it
+		t.Errorf("HEAD shows %d digests of %d builds and %d replacements, want every other", digests, visibilityRounds, visibilityRounds)
 	}
 	for what, took := range map[string][]time.Duration{"new build": created, "replacement": replaced, "log entry": listed} {
 		table.Add("seen by the other service: "+what, n.name,

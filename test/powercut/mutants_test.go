@@ -19,8 +19,8 @@ const (
 	renameFirst = "rename before fsync"
 
 	// Of these the service is asked at each moment.
-	digestAsIs      = "digest as it is, later than its build"
-	digestByName    = "digest by name only, before its build"
+	digestAsIs      = "digest as it is and later than its build"
+	digestByName    = "digest by name only and before its build"
 	digestUnchecked = "digest not checked when it is read"
 )
 
