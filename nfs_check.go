@@ -147,7 +147,7 @@ func (c *diskCheck) write() (string, error) {
 func (c *diskCheck) times() (string, error) {
 	if c.coarse {
 		return "", warning{fmt.Errorf("the timestamp resolution is %s or coarser: small builds are not cached in memory, "+
-			"and a build that replaces another within that interval gets a later timestamp", fineTime)}
+			"digests are lost when the store is copied, and a build that replaces another within that interval gets a later timestamp", fineTime)}
 	}
 	return "finer than " + fineTime.String(), nil
 }
