@@ -51,11 +51,12 @@ var _ DigestKeeper = (*objectStore)(nil)
 // find in the metadata of the artifact or in its cache. A nil *objectDigests does nothing.
 type objectDigests struct {
 	s       *objectStore
-	cache   *lru.Cache[string, objectDigest] // by key of the artifact
-	marked  atomic.Bool                      // digestsStatus is there
-	status  cachedProbe[bool]                // whether it is
-	paused  atomic.Pointer[time.Time]        // until when no digest is looked for
-	readers chan struct{}                    // a slot for each artifact that a list describes at once
+	cache   *lru.Cache[string, objectDigest]  // by key of the artifact
+	looks   batcher[objectInfo, objectDigest] // one look for an artifact at a time
+	marked  atomic.Bool                       // digestsStatus is there
+	status  cachedProbe[bool]                 // whether it is
+	paused  atomic.Pointer[time.Time]         // until when no digest is looked for
+	readers chan struct{}                     // a slot for each artifact that a list describes at once
 	flood   *floodLog
 }
 
@@ -148,20 +149,12 @@ func (d *objectDigests) describe(siteID, buildID string, o objectInfo) objectInf
 	if o.digest != digestElsewhere && !d.anyElsewhere() {
 		return o
 	}
-	found, ok := d.cache.Get(o.key)
-	if !ok || !found.isOf(o) || !found.holds() {
-		if d.isPaused() {
-			return o
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), digestLookWait)
-		defer cancel()
-		var err error
-		if found, err = d.look(ctx, siteID, buildID, o); err != nil {
-			if !errors.Is(err, ErrNotFound) { // the artifact was removed meanwhile
-				d.lookFailed(o.key, err)
-			}
-			return o
-		}
+	found, ok := d.cached(o)
+	if !ok {
+		// Waiting downloads of the same artifact share a look.
+		found, _ = d.looks.submit(o.key, o, func(waiting []objectInfo) objectDigest {
+			return d.lookOnce(siteID, buildID, waiting[0])
+		})
 	}
 	if found.isOf(o) {
 		o.sum = found.sum
@@ -172,8 +165,30 @@ func (d *objectDigests) describe(siteID, buildID string, o objectInfo) objectInf
 	return o
 }
 
-// look looks for the digest of an artifact in the store, and remembers what it found. What
-// it returns may be about another artifact, if o.bare is set and o was replaced meanwhile.
+// cached returns what is remembered of the artifact o, and reports whether that is enough.
+func (d *objectDigests) cached(o objectInfo) (objectDigest, bool) {
+	found, ok := d.cache.Get(o.key)
+	return found, ok && found.isOf(o) && found.holds()
+}
+
+// lookOnce looks for the digest of o for a download, unless it was found meanwhile, or looks
+// have failed lately. Then, and if this one fails, it returns zero.
+func (d *objectDigests) lookOnce(siteID, buildID string, o objectInfo) objectDigest {
+	found, ok := d.cached(o)
+	if ok || d.isPaused() {
+		return found
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), digestLookWait)
+	defer cancel()
+	found, err := d.look(ctx, siteID, buildID, o)
+	if err != nil && !errors.Is(err, ErrNotFound) { // the artifact was not just removed
+		d.lookFailed(o.key, err)
+	}
+	return found
+}
+
+// look looks for the digest of an artifact in the store, and remembers what it found. If o.bare
+// is set, and o was replaced meanwhile, that is about the other artifact.
 func (d *objectDigests) look(ctx context.Context, siteID, buildID string, o objectInfo) (objectDigest, error) {
 	if o.bare {
 		info, err := d.s.stat(ctx, o.key)
