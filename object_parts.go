@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -306,8 +307,8 @@ func sendParts[T any](ctx context.Context, r *partReader, concurrency int,
 		next := r.sendAhead(g, func() error { return sendOne(ctx, n, p) })
 		if next == nil {
 			if err := sendOne(ctx, n, p); err != nil {
-				_ = g.Wait()
-				return nil, 0, err
+				// If another part failed first, err is only that ctx has ended.
+				return nil, 0, cmp.Or(g.Wait(), err)
 			}
 		}
 		if r.last || ctx.Err() != nil { // ctx.Err: a part failed

@@ -94,6 +94,28 @@ func TestUnknownBodyTooLarge(t *testing.T) {
 	}
 }
 
+// The error of an upload is the first one, not that of a part that was ended because of it.
+func TestFirstErrorOfParts(t *testing.T) {
+	b := newPartBuffers(8*chunkSize, chunkSize, 5)
+	r, _, err := b.readFirst(unknown(make([]byte, 2*chunkSize)), 2*chunkSize, putOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := make(chan struct{})
+	_, _, err = sendParts(t.Context(), r, 3, func(ctx context.Context, n int, _ *part) (string, error) {
+		if n == 1 {
+			<-begun
+			return "", errSender
+		}
+		close(begun)
+		<-ctx.Done()
+		return "", ctx.Err()
+	})
+	if !errors.Is(err, errSender) {
+		t.Error(err)
+	}
+}
+
 // collect sends body in parts of size bytes and returns what was sent.
 func collect(b *partBuffers, body io.Reader, total, size int64, fail int) ([]byte, []string, error) {
 	b.base = size
