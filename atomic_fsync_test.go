@@ -506,3 +506,36 @@ func TestProbeSyncs(t *testing.T) {
 	}
 	wantFiles(t, w.base)
 }
+
+// A repeated upload that finds its build is acknowledged only when the build is durable: the
+// upload that stored it may not have synced it yet.
+func TestRepeatedUploadIsDurable(t *testing.T) {
+	w := watchFsyncs(t, t.TempDir())
+	w.n.useDigests()
+	s, _ := startBackend(t, w.n)
+	put := putOf("/sites/s/artifacts/b", "abc", "If-None-Match", "*", "Repr-Digest", "sha-256=:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=:")
+	fail := func(path string) error {
+		if strings.HasSuffix(path, "/artifacts") {
+			return unix.EIO
+		}
+		return nil
+	}
+	setBefore := func(f func(string) error) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.before = f
+	}
+	// The directories are there, so only the build itself is synced below.
+	s.put(t, 201, "/sites/s/artifacts/a", "abc", "Repr-Digest", put.header.Get("Repr-Digest"))
+	setBefore(fail)
+	s.do(t, 500, put) // the build is there, but perhaps not after a power cut
+	s.get(t, 200, "/sites/s/artifacts/b")
+	s.do(t, 500, put)
+	setBefore(nil)
+	w.take()
+	s.do(t, 200, put)
+	want := []string{"sites/s/artifacts [a=3 b=3]", "sites/s/digests [a.sha256 b.sha256]"}
+	if seen := w.take(); !slices.Equal(seen, want) {
+		t.Errorf("the fsyncs are %q, want %q", seen, want)
+	}
+}

@@ -98,6 +98,13 @@ type ArtifactStater interface {
 	StatArtifact(siteID, buildID string) (ArtifactInfo, error)
 }
 
+// ArtifactSyncer is a store in which a build can be read before it is durable.
+type ArtifactSyncer interface {
+	// SyncArtifact makes the build that StatArtifact describes durable, with its digest. It
+	// is called before a build that another request stored is acknowledged.
+	SyncArtifact(siteID, buildID string) error
+}
+
 // ArtifactRanger is a store in which StatArtifact is much cheaper than FetchArtifact, and
 // which can read a part of an artifact without the rest.
 type ArtifactRanger interface {

@@ -90,6 +90,11 @@ func (a *api) repeatedUpload(up upload, stored ArtifactInfo, sum Digest, refusal
 	if stored.SHA256 != sum { // also if it was replaced or deleted in the meantime
 		return response{}, a.uploadError(up, refusal)
 	}
+	if b, ok := a.backend.(ArtifactSyncer); ok {
+		if err := b.SyncArtifact(up.siteID, up.buildID); err != nil {
+			return response{}, a.uploadError(up, err)
+		}
+	}
 	up.conn.rec.outcome = outcomeSame
 	return up.stored(fasthttp.StatusOK, stored), nil
 }

@@ -188,6 +188,22 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 	return n.disk.syncDir(dir)
 }
 
+// SyncArtifact implements ArtifactSyncer. Whoever stored the build may not have synced its
+// directories so far, or may have failed to.
+func (n *nfs) SyncArtifact(siteID, _ string) error {
+	for _, kind := range [...]string{artifactsDir, digestsDir} {
+		dir, err := n.openBuilds(siteID, kind)
+		if err == nil {
+			err = n.disk.syncDir(dir)
+			dir.Close()
+		}
+		if ignoreNotExist(err) != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // StatArtifact implements ArtifactStater.
 func (n *nfs) StatArtifact(siteID, buildID string) (info ArtifactInfo, err error) {
 	err = n.find(siteID, artifactsDir, buildID, func(path string) error {
