@@ -189,15 +189,16 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 }
 
 // SyncArtifact implements ArtifactSyncer. Whoever stored the build may not have synced its
-// directories so far, or may have failed to.
+// directories and theirs so far, or may have failed to.
 func (n *nfs) SyncArtifact(siteID, _ string) error {
 	for _, kind := range [...]string{artifactsDir, digestsDir} {
-		dir, err := n.openBuilds(siteID, kind)
-		if err == nil {
-			err = n.disk.syncDir(dir)
-			dir.Close()
+		dir, err := n.disk.ensureDir(n.base, sitesDir, siteID, kind)
+		if err != nil {
+			return err
 		}
-		if ignoreNotExist(err) != nil {
+		err = n.disk.syncDir(dir)
+		dir.Close()
+		if err != nil {
 			return err
 		}
 	}
