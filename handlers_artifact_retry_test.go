@@ -413,8 +413,9 @@ func (r *firstRead) Read(p []byte) (int, error) {
 }
 
 // TestLifeOfADigest: a digest follows the build that it belongs to, and no other.
-func TestLifeOfADigest(t *testing.T) {
-	s := startServer(t)
+func TestLifeOfADigest(t *testing.T) { onBothStores(t, lifeOfADigest) }
+
+func lifeOfADigest(t *testing.T, s *testServer) {
 	const path = "/sites/a/artifacts/b"
 	one, two := []byte("one"), []byte("two")
 	expect := func(what string, data []byte) {

@@ -127,7 +127,9 @@ func FuzzDigestHeader(f *testing.F) {
 func onBothStores(t *testing.T, test func(*testing.T, *testServer), vars ...string) {
 	t.Run("directory", func(t *testing.T) { test(t, startServer(t, vars...)) })
 	t.Run("bucket", func(t *testing.T) {
-		s, _ := startBackend(t, openMem(newMemBucket()), vars...)
+		store := openMem(newMemBucket())
+		store.useDigests()
+		s, _ := startBackend(t, store, vars...)
 		test(t, s)
 	})
 }
