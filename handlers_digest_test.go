@@ -105,9 +105,6 @@ func FuzzDigestHeader(f *testing.F) {
 	f.Fuzz(func(t *testing.T, one, two string) {
 		got, err := parseDigests([]string{one, two})
 		if err != nil {
-			if got != (announcedDigests{}) && !strings.Contains(err.Error(), "sha-512") {
-				t.Errorf("%q, %q: digests with the error %v", one, two, err)
-			}
 			return
 		}
 		var again []string
