@@ -44,7 +44,8 @@ type bodyHash struct {
 	hashed  int64 // offset in file up to which it was hashed
 	moved   int64 // offset in file up to which it was written
 	running bool  // run is active: the hashes are its own
-	waiting bool  // the body waits for the hash
+	waiting bool  // the body waits for the hash ...
+	until   int64 // ... to be at most so many bytes behind
 	stopped bool
 	err     error // of reading the file
 }
@@ -89,7 +90,8 @@ func (h *bodyHash) canFollow(f *os.File) bool {
 }
 
 // follow is called before up to moveSize bytes are spliced into f, at its current offset. It
-// waits until the hash is not too far behind.
+// waits if the hash is too far behind, until it has caught up with half of that: fewer and
+// longer waits cost less.
 func (h *bodyHash) follow(f *os.File) error {
 	if h == nil {
 		return nil
@@ -104,7 +106,7 @@ func (h *bodyHash) follow(f *os.File) error {
 		}
 		h.file, h.hashed, h.moved = f, at, at
 	}
-	return h.await(hashWindow - moveSize)
+	return h.await(hashWindow-moveSize, hashWindow/2)
 }
 
 // spliced is called when n bytes were written to the file.
@@ -121,21 +123,27 @@ func (h *bodyHash) spliced(n int64) {
 	}
 }
 
-// await waits until run is at most behind bytes behind, or has ended.
-func (h *bodyHash) await(behind int64) error {
+// await waits, if run is more than limit bytes behind, until it is at most until bytes behind
+// or has ended.
+func (h *bodyHash) await(limit, until int64) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.waiting = true
-	for h.running && h.moved-h.hashed > behind {
-		h.changed.Wait()
+	if h.moved-h.hashed > limit {
+		h.waiting, h.until = true, until
+		for h.running && h.moved-h.hashed > until {
+			h.changed.Wait()
+		}
+		h.waiting = false
 	}
-	h.waiting = false
 	return h.err
 }
 
+// awaitEnd waits until run has ended.
+func (h *bodyHash) awaitEnd() error { return h.await(-1, -1) }
+
 // catchUp hashes all that was written to the file.
 func (h *bodyHash) catchUp() error {
-	if err := h.await(-1); err != nil || h.hashed == h.moved {
+	if err := h.awaitEnd(); err != nil || h.hashed == h.moved {
 		return err
 	}
 	h.running = true
@@ -156,7 +164,7 @@ func (h *bodyHash) run() {
 		if h.err = err; err == nil {
 			h.hashed += int64(len(p))
 		}
-		if h.waiting {
+		if h.waiting && h.moved-h.hashed <= h.until {
 			h.changed.Signal()
 		}
 	}
@@ -186,7 +194,7 @@ func (h *bodyHash) stop() {
 	h.mu.Lock()
 	h.stopped = true
 	h.mu.Unlock()
-	_ = h.await(-1)
+	_ = h.awaitEnd()
 }
 
 // end is called when the body has ended. It fails with a digestError if its bytes do not have
