@@ -147,21 +147,8 @@ func trial(t *testing.T, v vm.Variant, program string) int {
 		moments = 200
 	}
 	r := systems[0].record(t, program)
-	if slices.Contains([]string{digestAsIs, digestByName, digestUnchecked}, v.Name) {
-		r.asked, moments = program, 10
-	}
-	acknowledged := r.write(t, "alone", 28, 7, 20_000)
-	run(t, r.machine, "guest commit %s/lost+found/x >/dev/null 2>&1 </dev/null & echo $! >/run/commit", base)
-	beside := r.write(t, "beside", 48, 4, 600_000)
-	run(t, r.machine, "kill -9 $(cat /run/commit)")
-	last := r.write(t, "last", 2, 4, 20_000)
-	r.machine.Cut()
-
+	points := r.writeAll(t, v, program, moments)
 	written := time.Since(began)
-
-	from, to := beside[0].n, last[0].n
-	flushes := slices.DeleteFunc(r.flushes(t), func(p point) bool { return p.n < from || p.n >= to })
-	points := slices.Concat(acknowledged, sample(flushes, moments, rand.New(rand.NewPCG(1, 1))), last, []point{r.end(t)})
 	violations := r.judge(t, points)
 	if len(violations) > 0 {
 		t.Logf("the first and the last of %d violations:\n%s\n%s", len(violations), violations[0], violations[len(violations)-1])
@@ -170,6 +157,28 @@ func trial(t *testing.T, v vm.Variant, program string) int {
 	all, done, _, unknown := r.driver.History.Count()
 	table.Add("variant: "+v.Name, "ext4", len(points), all, done, unknown, r.temps, len(violations), time.Since(began).Round(time.Second))
 	return len(violations)
+}
+
+// writeAll has the clients write what can show the fault of the variant, cuts the power, and
+// gives the moments to replay to.
+func (r *recording) writeAll(t *testing.T, v vm.Variant, program string, moments int) []point {
+	t.Helper()
+	if slices.Contains([]string{digestAsIs, digestByName, digestUnchecked}, v.Name) {
+		r.asked = program
+		from := r.write(t, "replaced", 16, 2, 20_000)[0].n
+		r.machine.Cut()
+		return append(slices.DeleteFunc(r.flushes(t), func(p point) bool { return p.n < from }), r.end(t))
+	}
+	acknowledged := r.write(t, "alone", 28, 7, 20_000)
+	run(t, r.machine, "guest commit %s/lost+found/x >/dev/null 2>&1 </dev/null & echo $! >/run/commit", base)
+	beside := r.write(t, "beside", 48, 4, 600_000)
+	run(t, r.machine, "kill -9 $(cat /run/commit)")
+	last := r.write(t, "last", 2, 4, 20_000)
+	r.machine.Cut()
+
+	from, to := beside[0].n, last[0].n
+	flushes := slices.DeleteFunc(r.flushes(t), func(p point) bool { return p.n < from || p.n >= to })
+	return slices.Concat(acknowledged, sample(flushes, moments, rand.New(rand.NewPCG(1, 1))), last, []point{r.end(t)})
 }
 
 // write has one client do n requests of the first so many kinds, one after the
