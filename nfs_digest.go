@@ -27,7 +27,7 @@ import (
 // Not extended attributes: NFSv3, NFSv4.1 and EFS have none, and copies lose them.
 
 const (
-	digestsKept   = 16384            // digests in the cache: about 2 MB
+	digestsKept   = 16384            // digests in the cache: about 3 MB
 	digestUnknown = 10 * time.Second // for how long an unknown digest is not looked for again
 )
 

@@ -151,6 +151,10 @@ func TestStaleDigestIsUnknown(t *testing.T) {
 				}
 				fresh := startDigests(t, openTestNFS(t, base))
 				fresh.want(t, "a new process", body, test.known)
+				sums, err := fresh.n.ListDigests("s", []*Version{versionOf(t, fresh.n, "s", "b")})
+				if err != nil || sums[0].known() != test.known {
+					t.Errorf("ListDigests: %q, %v, want known %v", sums, err, test.known)
+				}
 				// And it does no harm: the next upload has its digest.
 				fresh.putHashed(t, 201, body)
 				fresh.want(t, "replaced", body, true)
