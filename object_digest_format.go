@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"strings"
 )
@@ -12,36 +14,33 @@ const (
 	digestType = "text/plain"
 	// maxDigestObject is the size in bytes of the largest object of a digest that is read.
 	maxDigestObject = 4 << 10
-	// digestComment is the first line of an object of a digest: the size, the upload id and
-	// the ETag of the artifact that it belongs to. The ETag of two uploads can be equal; their
-	// ids are not.
-	digestComment = "# size=%d mark=%q etag=%q"
+	// digestBinding is the first line of an object of a digest, without the checksum: the
+	// size, the upload id and the ETag of the artifact that it belongs to. The ETags of two
+	// uploads can be equal; their ids are not.
+	digestBinding = "# size %d, mark %q, etag %q, "
 )
 
-// encodeDigestObject returns the object of the digest of the artifact o: after the comment, a line
-// as sha256sum(1) writes it. With a copy of the site in a directory,
-// "cd digests && sha256sum -c *.sha256" checks the artifacts.
+// encodeDigestObject returns the object of the digest of the artifact o: after the binding and
+// a checksum of everything else, a line as sha256sum(1) writes it. With a copy of the site in a
+// directory, "cd digests && sha256sum -c *.sha256" checks the artifacts.
 func encodeDigestObject(buildID string, o objectInfo, sum Digest) []byte {
-	return fmt.Appendf(nil, digestComment+"\n%s  ../%s/%s\n", o.size, o.uploadID, o.etag, sum, artifactsDir, fileName(artifactsDir, buildID))
+	binding := fmt.Sprintf(digestBinding, o.size, o.uploadID, o.etag)
+	line := fmt.Sprintf("\n%s  ../%s/%s\n", sum, artifactsDir, fileName(artifactsDir, buildID))
+	check := crc32.Checksum([]byte(binding+line), crc32.MakeTable(crc32.Castagnoli))
+	return fmt.Appendf(nil, "%scrc32c %08x%s", binding, check, line)
 }
 
-// decodeDigestObject is the reverse of encodeDigestObject. It fails with ErrDamaged if data is not the
-// object of the digest of the build.
+// decodeDigestObject is the reverse of encodeDigestObject. It fails with ErrDamaged if data is
+// not exactly what that returns.
 func decodeDigestObject(buildID string, data []byte) (f objectDigest, err error) {
-	damaged := func(why string) (objectDigest, error) {
-		return objectDigest{}, fmt.Errorf("%w: the digest of %q: %s", ErrDamaged, buildID, why)
+	first, second, _ := strings.Cut(string(data), "\n")
+	_, err = fmt.Sscanf(first, digestBinding, &f.size, &f.uploadID, &f.etag)
+	if n := hex.EncodedLen(len(f.sum)); err == nil && len(second) > n {
+		f.sum, _ = parseDigest(second[:n])
 	}
-	comment, line, _ := strings.Cut(string(data), "\n")
-	if _, err := fmt.Sscanf(comment, digestComment, &f.size, &f.uploadID, &f.etag); err != nil {
-		return damaged(err.Error())
-	}
-	hex, name, _ := strings.Cut(line, "  ")
-	var ok bool
-	if f.sum, ok = parseDigest(hex); !ok || !f.sum.known() {
-		return damaged("it has no SHA-256")
-	}
-	if name != "../"+artifactsDir+"/"+fileName(artifactsDir, buildID)+"\n" {
-		return damaged("it names another file")
+	o := objectInfo{size: f.size, uploadID: f.uploadID, etag: f.etag}
+	if !f.sum.known() || !bytes.Equal(data, encodeDigestObject(buildID, o, f.sum)) {
+		return objectDigest{}, fmt.Errorf("%w: the digest of %q is not as the service writes it", ErrDamaged, buildID)
 	}
 	return f, nil
 }

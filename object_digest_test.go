@@ -344,6 +344,25 @@ func TestObjectDigestIsBound(t *testing.T) {
 	}
 }
 
+// Builds that other programs stored have no upload id.
+func TestObjectDigestOfForeignArtifact(t *testing.T) {
+	m := newMemBucket()
+	s := openDigests(m)
+	data := body(100, 1)
+	replaceObject(m, data, "", "")
+	info, err := s.StatArtifact("s", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.KeepDigest("s", "b", info, digestOfBytes(data)); err != nil {
+		t.Fatal(err)
+	}
+	wantDigest(t, openDigests(m), "s", "b", digestOfBytes(data))
+	replaceObject(m, body(100, 2), "", "")
+	wantDigest(t, openDigests(m), "s", "b", Digest{})
+	wantDigest(t, s, "s", "b", Digest{})
+}
+
 // replaceObject replaces the artifact as a tool does that knows nothing of the service.
 func replaceObject(m *memBucket, data []byte, uploadID, digest string) {
 	m.made++
@@ -514,7 +533,7 @@ func TestDigestObject(t *testing.T) {
 	o := objectInfo{size: 12, uploadID: "ABC", etag: `"0x8D \"1"`}
 	sum := digestOfBytes([]byte("x"))
 	data := encodeDigestObject("b+1", o, sum)
-	want := "# size=12 mark=\"ABC\" etag=\"\\\"0x8D \\\\\\\"1\\\"\"\n" + sum.String() + "  ../artifacts/b+1.tar.gz\n"
+	want := "# size 12, mark \"ABC\", etag \"\\\"0x8D \\\\\\\"1\\\"\", crc32c 5ea254de\n" + sum.String() + "  ../artifacts/b+1.tar.gz\n"
 	if string(data) != want {
 		t.Errorf("it is %q, not %q", data, want)
 	}
@@ -529,6 +548,11 @@ func TestDigestObject(t *testing.T) {
 	for i := range data {
 		if got, err := decodeDigestObject("b+1", data[:i]); err == nil {
 			t.Errorf("%q is read as %+v", data[:i], got)
+		}
+		flipped := slices.Clone(data)
+		flipped[i] ^= 1
+		if got, err := decodeDigestObject("b+1", flipped); err == nil {
+			t.Errorf("%q is read as %+v", flipped, got)
 		}
 	}
 	for _, value := range []string{"", "object", sum.String(), sum.String() + ":", sum.String() + ":x", sum.String()[1:] + ":1", ":1"} {
