@@ -8,13 +8,22 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
+	"hash/crc32"
 	"io"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -96,4 +105,69 @@ func TestGCSChunksShareMemory(t *testing.T) {
 	if chunk, err := take(bytes.NewReader(make([]byte, 9<<20)), 9<<20); chunk != gcsChunkStep || err != nil {
 		t.Errorf("for a log a chunk of %d, %v", chunk, err)
 	}
+}
+
+// The SDK sends the CRC32C of the whole body with its last bytes, and Google compares it with what
+// arrived (Writer.DisableAutoChecksum).
+func TestGCSSendsAChecksum(t *testing.T) {
+	const chunk = gcsChunkStep
+	for size, requests := range map[int]int{1: 1, 3000: 1, chunk - 1: 1, chunk: 3, 2*chunk + 1000: 4} {
+		var got []byte
+		var sent string
+		calls := 0
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			calls++
+			switch r.URL.Query().Get("uploadType") {
+			case "multipart":
+				got, sent = readGCSUpload(t, r)
+			case "resumable":
+				w.Header().Set("Location", "http://"+r.Host+"/session")
+				return
+			default:
+				more, _ := io.ReadAll(r.Body)
+				got = append(got, more...)
+				if strings.HasSuffix(r.Header.Get("Content-Range"), "/*") {
+					w.Header().Set("X-Http-Status-Code-Override", "308")
+					w.Header().Set("Range", fmt.Sprintf("bytes=0-%d", len(got)-1))
+					return
+				}
+				sent, _ = strings.CutPrefix(r.Header.Get("X-Goog-Hash"), "crc32c=")
+			}
+			fmt.Fprintf(w, `{"name":"key","generation":"1","size":"%d"}`, len(got))
+		}))
+		t.Setenv(gcsEmulator, server.URL)
+		b, err := newGCSBucket(t.Context(), gcsConfig{Bucket: "builds", ChunkSize: chunk}, 64<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := body(size, 1)
+		_, err = b.put(t.Context(), "key", bytes.NewReader(data), int64(size), putOptions{})
+		server.Close()
+		sum := crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli))
+		if want := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, sum)); err != nil || sent != want || !bytes.Equal(got, data) || calls != requests {
+			t.Errorf("%d bytes in %d requests: %d arrived, the checksum is %q, not %q: %v", size, calls, len(got), sent, want, err)
+		}
+	}
+}
+
+// readGCSUpload returns the bytes of an upload in a single request, and the CRC32C in its description.
+func readGCSUpload(t *testing.T, r *http.Request) (data []byte, crc string) {
+	_, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil {
+		t.Error(err)
+		return nil, ""
+	}
+	parts := multipart.NewReader(r.Body, params["boundary"])
+	var description struct{ Crc32c string }
+	if p, err := parts.NextPart(); err != nil || json.NewDecoder(p).Decode(&description) != nil {
+		t.Error("there is no description", err)
+		return nil, ""
+	}
+	p, err := parts.NextPart()
+	if err != nil {
+		t.Error(err)
+		return nil, ""
+	}
+	data, _ = io.ReadAll(p)
+	return data, description.Crc32c
 }
