@@ -142,23 +142,27 @@ func TestVerifyWhileBuildsChange(t *testing.T) {
 		change func(t *testing.T, s *faultyStore, time int) // before the build is read for the time-th time
 		want   verifyCounts
 		reads  int
+		fails  error // of each read
 	}{
-		{"hashed, once", func(t *testing.T, s *faultyStore, _ int) { storeHashed(t, s, "a", "b", second) }, verifyCounts{OK: 1}, 1},
-		{"deleted", func(t *testing.T, s *faultyStore, _ int) { noError(t, s.DeleteArtifact("a", "b", Precondition{})) }, verifyCounts{OK: 1}, 1},
+		{"hashed, once", func(t *testing.T, s *faultyStore, _ int) { storeHashed(t, s, "a", "b", second) }, verifyCounts{OK: 1}, 1, nil},
+		{"deleted", func(t *testing.T, s *faultyStore, _ int) { noError(t, s.DeleteArtifact("a", "b", Precondition{})) }, verifyCounts{OK: 1}, 1, nil},
 		{"damaged and replaced, once", func(t *testing.T, s *faultyStore, time int) {
 			if time == 0 {
 				flip(t, s.filePath("a", artifactsDir, "b"), smallSize, true)
 				defer storeHashed(t, s, "a", "b", second)
 			}
-		}, verifyCounts{OK: 1}, 2},
+		}, verifyCounts{OK: 1}, 2, nil},
 		{"damaged and deleted", func(t *testing.T, s *faultyStore, _ int) {
 			flip(t, s.filePath("a", artifactsDir, "b"), smallSize, true)
 			noError(t, s.DeleteArtifact("a", "b", Precondition{}))
-		}, verifyCounts{}, 2},
+		}, verifyCounts{}, 2, nil},
 		{"damaged and replaced, each time", func(t *testing.T, s *faultyStore, time int) {
 			flip(t, s.filePath("a", artifactsDir, "b"), smallSize, true)
 			storeHashed(t, s, "a", "b", largeOf(byte(10+time)))
-		}, verifyCounts{Skipped: 1}, 3},
+		}, verifyCounts{Skipped: 1}, 3, nil},
+		{"unreadable and replaced, each time", func(t *testing.T, s *faultyStore, time int) {
+			storeHashed(t, s, "a", "b", largeOf(byte(10+time)))
+		}, verifyCounts{Skipped: 1}, 3, unix.EIO},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := openFaulty(t, t.TempDir())
@@ -168,6 +172,7 @@ func TestVerifyWhileBuildsChange(t *testing.T) {
 				if n == 1000 {
 					c.change(t, s, times[n])
 					times[n]++
+					return c.fails
 				}
 				return nil
 			}
@@ -184,7 +189,8 @@ func TestVerifyWhileBuildsChange(t *testing.T) {
 // TestVerifyDuringAnUpload: between the rename of an artifact and that of its digest, the kept
 // digest is that of the old bytes. That is no change from outside.
 func TestVerifyDuringAnUpload(t *testing.T) {
-	s := openFaulty(t, t.TempDir())
+	base := t.TempDir()
+	s := openFaulty(t, base)
 	storeHashed(t, s, "a", "b", []byte("old bytes"))
 	old, err := os.ReadFile(s.filePath("a", digestsDir, "b"))
 	noError(t, err)
@@ -193,6 +199,7 @@ func TestVerifyDuringAnUpload(t *testing.T) {
 	noError(t, err)
 	noError(t, os.WriteFile(s.filePath("a", digestsDir, "b"), old, 0o644))
 	asked := 0
+	s = openFaulty(t, base) // which has not cached the new digest
 	s.onKept = func(string) {
 		if asked++; asked == 2 { // after the bytes were read
 			noError(t, os.WriteFile(s.filePath("a", digestsDir, "b"), complete, 0o644))
