@@ -16,6 +16,7 @@ import (
 
 	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	apps "k8s.io/api/apps/v1"
+	batch "k8s.io/api/batch/v1"
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
 	policy "k8s.io/api/policy/v1"
@@ -28,6 +29,9 @@ import (
 	apiapps "k8s.io/kubernetes/pkg/apis/apps"
 	_ "k8s.io/kubernetes/pkg/apis/apps/install"
 	appsvalidation "k8s.io/kubernetes/pkg/apis/apps/validation"
+	apibatch "k8s.io/kubernetes/pkg/apis/batch"
+	_ "k8s.io/kubernetes/pkg/apis/batch/install"
+	batchvalidation "k8s.io/kubernetes/pkg/apis/batch/validation"
 	apicore "k8s.io/kubernetes/pkg/apis/core"
 	_ "k8s.io/kubernetes/pkg/apis/core/install"
 	corevalidation "k8s.io/kubernetes/pkg/apis/core/validation"
@@ -79,6 +83,9 @@ var variants = []struct {
 	{"nfs with issuers", "nfs", "", []string{"access", "issuers", "cluster-issuer", "pod-monitor"}},
 	{"object-store with access control and TLS", "object-store", "", []string{"access", "tls"}},
 	{"object-store with the service accounts of its cluster", "object-store", "", []string{"access", "issuers", "cluster-issuer"}},
+	{"nfs with verify", "nfs", "", []string{"verify", "access", "tls"}},
+	{"s3 with verify", "object-store", "", []string{"verify", "verify-object-store", "keys"}},
+	{"azure with verify", "object-store", "azure.yaml", []string{"verify", "verify-object-store", "azure-workload-identity"}},
 	{"object-store", "object-store", "", nil},
 	{"s3 with keys", "object-store", "", []string{"keys", "pod-monitor"}},
 	{"s3-compatible in the cluster", "object-store", "", []string{"s3-compatible", "keys", "in-cluster"}},
@@ -163,6 +170,9 @@ type manifests struct {
 	volume     *core.PersistentVolume      // nil on an object store
 	claim      *core.PersistentVolumeClaim // nil on an object store
 	podMonitor *monitoring.PodMonitor      // nil without the component
+
+	verify       *batch.CronJob // nil without the component
+	verifyPolicy *networking.NetworkPolicy
 }
 
 func (m *manifests) container() *core.Container {
@@ -207,11 +217,17 @@ func decode(t *testing.T, built []byte) *manifests {
 			m.account = o
 		case *apps.Deployment:
 			m.deployment = o
+		case *batch.CronJob:
+			m.verify = o
 		case *core.Service:
 			m.service = o
 		case *policy.PodDisruptionBudget:
 			m.budget = o
 		case *networking.NetworkPolicy:
+			if o.Name == "pagewright-storage-verify" {
+				m.verifyPolicy = o
+				break
+			}
 			m.policies = append(m.policies, o)
 		case *core.PersistentVolume:
 			m.volume = o
@@ -255,6 +271,8 @@ func validate(object runtime.Object) error {
 		errs = corevalidation.ValidatePersistentVolumeClaim(o, corevalidation.ValidationOptionsForPersistentVolumeClaim(o, nil))
 	case *apiapps.Deployment:
 		errs = appsvalidation.ValidateDeployment(o, pod.GetValidationOptionsFromPodTemplate(&o.Spec.Template, nil))
+	case *apibatch.CronJob:
+		errs = batchvalidation.ValidateCronJobCreate(o, pod.GetValidationOptionsFromPodTemplate(&o.Spec.JobTemplate.Spec.Template, nil))
 	case *apipolicy.PodDisruptionBudget:
 		errs = policyvalidation.ValidatePodDisruptionBudget(o, policyvalidation.PodDisruptionBudgetValidationOptions{})
 	case *apinetworking.NetworkPolicy:

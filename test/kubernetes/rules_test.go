@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -106,6 +107,14 @@ var rules = []rule{
 			m.service.Spec.Ports[0].Port = 80
 			return true
 		}},
+	{"verify has the store of the service, and nothing reaches its pods", verifies,
+		func(m *manifests) bool {
+			if m.verify == nil {
+				return false
+			}
+			m.verify.Spec.JobTemplate.Spec.Template.Labels = m.deployment.Spec.Template.Labels
+			return true
+		}},
 	{"no token of the API server and no variables of Services", noToken,
 		func(m *manifests) bool { m.deployment.Spec.Template.Spec.EnableServiceLinks = nil; return true }},
 }
@@ -141,20 +150,53 @@ func podSecurity(m *manifests) error {
 	if m.namespace.Labels[level] != "restricted" {
 		return fmt.Errorf("%s is %q", level, m.namespace.Labels[level])
 	}
-	admission, err := podsecurity.NewEvaluator(podsecurity.DefaultChecks(), nil)
-	if err != nil {
+	if err := passesRestricted(&m.deployment.Spec.Template); err != nil {
 		return err
-	}
-	pod := m.deployment.Spec.Template
-	for _, r := range admission.EvaluatePod(api.LevelVersion{Level: api.LevelRestricted, Version: api.LatestVersion()}, &pod.ObjectMeta, &pod.Spec) {
-		if !r.Allowed {
-			return fmt.Errorf("%s: %s", r.ForbiddenReason, r.ForbiddenDetail)
-		}
 	}
 	if c := m.container().SecurityContext; c.ReadOnlyRootFilesystem == nil || !*c.ReadOnlyRootFilesystem {
 		return errors.New("the root file system is writable")
 	}
 	return nil
+}
+
+func passesRestricted(pod *core.PodTemplateSpec) error {
+	admission, err := podsecurity.NewEvaluator(podsecurity.DefaultChecks(), nil)
+	if err != nil {
+		return err
+	}
+	for _, r := range admission.EvaluatePod(api.LevelVersion{Level: api.LevelRestricted, Version: api.LatestVersion()}, &pod.ObjectMeta, &pod.Spec) {
+		if !r.Allowed {
+			return fmt.Errorf("%s: %s", r.ForbiddenReason, r.ForbiddenDetail)
+		}
+	}
+	return nil
+}
+
+// verifies checks the CronJob: the same variables and mounts as the service, and labels by which
+// no Service, budget or policy of the service selects its pods.
+func verifies(m *manifests) error {
+	if m.verify == nil {
+		return nil
+	}
+	pod, service := &m.verify.Spec.JobTemplate.Spec.Template, &m.deployment.Spec.Template
+	c := &pod.Spec.Containers[0]
+	switch {
+	case !reflect.DeepEqual(c.Env, m.container().Env), !reflect.DeepEqual(c.EnvFrom, m.container().EnvFrom), c.Image != m.container().Image:
+		return errors.New("its variables or its image are not those of the service")
+	case !reflect.DeepEqual(c.VolumeMounts, m.container().VolumeMounts) && m.volume != nil, !reflect.DeepEqual(pod.Spec.Volumes, service.Spec.Volumes) && m.volume != nil:
+		return errors.New("its volumes are not those of the service")
+	case len(c.Args) == 0 || c.Args[0] != "verify":
+		return fmt.Errorf("its arguments are %q", c.Args)
+	case pod.Spec.ServiceAccountName != service.Spec.ServiceAccountName, pod.Spec.EnableServiceLinks == nil || *pod.Spec.EnableServiceLinks:
+		return errors.New("it has another service account, or variables of Services")
+	case labels.SelectorFromSet(m.service.Spec.Selector).Matches(labels.Set(pod.Labels)):
+		return errors.New("the Service selects its pods")
+	case m.verifyPolicy == nil || !labels.SelectorFromSet(m.verifyPolicy.Spec.PodSelector.MatchLabels).Matches(labels.Set(pod.Labels)):
+		return errors.New("no policy selects its pods")
+	case len(m.verifyPolicy.Spec.Ingress) > 0 || (len(m.verifyPolicy.Spec.Egress) > 0) != (m.volume == nil):
+		return fmt.Errorf("its policy is %v", m.verifyPolicy.Spec)
+	}
+	return passesRestricted(pod)
 }
 
 func volumes(m *manifests) error {
