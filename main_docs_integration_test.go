@@ -58,9 +58,10 @@ func runBlocks(t *testing.T, blocks []block) {
 	} {
 		writeFile(t, filepath.Join(dir, name), text)
 	}
-	// Two entries of the original of this API, for what operations.md does with them.
-	writeFile(t, s.dir+"/sites/shop/logs/v0-1.json", `{"build_id":"v0","action":"build","status":"ok","timestamp":"2026-01-02T03:04:05Z"}`)
-	writeFile(t, s.dir+"/sites/shop/logs/v0-2.json", `{"build_id":"v0","action":"deploy","status":"ok","timestamp":"2026-01-02T03:05:05Z"}`)
+	if blocks[0].page == operationsPage { // two entries of the original of this API, which the page migrates
+		writeFile(t, s.dir+"/sites/shop/logs/v0-1.json", `{"build_id":"v0","action":"build","status":"ok","timestamp":"2026-01-02T03:04:05Z"}`)
+		writeFile(t, s.dir+"/sites/shop/logs/v0-2.json", `{"build_id":"v0","action":"deploy","status":"ok","timestamp":"2026-01-02T03:05:05Z"}`)
+	}
 	jobs, jobToken, listToken, entries := 0, "secret", "", make([]string, 2)
 	if inUse != "" {
 		jobToken, entries[0] = newTestToken(t, "--name", "job", "--allow", "create,log", "--sites", "job")
@@ -87,7 +88,7 @@ func runBlocks(t *testing.T, blocks []block) {
 		}
 	}
 	switch page := blocks[0].page; page {
-	case "docs/operations.md":
+	case operationsPage:
 		list := string(s.do(t, 200, request{method: "GET", path: "/sites/shop/versions"}).body)
 		if !strings.Contains(list, `"action":"build"`) || strings.Count(list, `"build_id":"v0`) != 1 {
 			t.Errorf("%s: the old log entries became %s", page, list)
@@ -127,6 +128,8 @@ const (
 	accessPage = "docs/access.md"
 	// integrityPage has a job that only uploads.
 	integrityPage = "docs/integrity.md"
+	// operationsPage moves logs of the original of this API.
+	operationsPage = "docs/operations.md"
 )
 
 // checkRotated: the entry whose token the page replaces ends as the one of the new token.
