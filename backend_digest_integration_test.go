@@ -150,7 +150,12 @@ func rigHeaders(t *testing.T, s *digestRig, service *storeServer) {
 		before := s.inventory(t)
 		wanted(t, 400, service, "PUT", path, newBody(n, 201, -1), "Repr-Digest", sha256Member(sum)+", "+member("sha-512", make([]byte, 64)))
 		wanted(t, 400, service, "PUT", path, newBody(n, 201, -1), "Repr-Digest", sha256Member(sum), "Content-Digest", member("sha-512", make([]byte, 64)))
-		wanted(t, 400, service, "PUT", path, newBody(n, 201, -1), "Repr-Digest", sha256Member(sum), "Content-Digest", sha256Member(Digest{1}))
+		for _, values := range [][2]Digest{{sum, {1}}, {{1}, sum}} { // which need no body to be refused
+			r := before100(t, service, path, fmt.Sprintf("Content-Length: %d\r\nRepr-Digest: %s\r\nContent-Digest: %s\r\n", n, sha256Member(values[0]), sha256Member(values[1])))
+			if r.status != 400 {
+				t.Errorf("two digests that differ: status %d, want 400: %s", r.status, r.body)
+			}
+		}
 		s.unchanged(t, before)
 	})
 }
@@ -345,6 +350,12 @@ func rigModes(t *testing.T, s *digestRig, service *storeServer) {
 				if got := digestsOf(t, wanted(t, 200, service, "GET", "/sites/modes/versions?digest=true", nil).body)[strings.TrimPrefix(path, "/sites/modes/artifacts/")]; got != sumOfBody(n, 5).String() {
 					t.Errorf("%s: the list has %q", path, got)
 				}
+				// Replaced without a digest: what is kept is that of another build.
+				wanted(t, 201, service, "PUT", path, newBody(n, 6, -1)).wantNoDigest(t)
+				for _, from := range []*storeServer{service, always, s.replica(t)} {
+					wanted(t, 200, from, "GET", path, nil).wantNoDigest(t)
+				}
+				wanted(t, 201, always, "PUT", path, newBody(n, 7, -1)).wantDigest(t, sumOfBody(n, 7))
 				wanted(t, 204, always, "DELETE", path, nil)
 				if names := s.named(t, path[strings.LastIndexByte(path, '/')+1:]); len(names) > 0 {
 					t.Errorf("after the delete there is %q", names)
