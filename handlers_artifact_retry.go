@@ -13,9 +13,9 @@ import (
 )
 
 // An upload that may only create its build can be repeated, if it announces a digest: the
-// response is 200 if the build has that digest, as if the upload had stored it. RFC 9110,
-// section 13.1.2, would have 412 here, but allows an exception only for a server that knows
-// that the state is already the one that was asked for (section 13.1.1): the digest shows it.
+// response is 200 if the build has that digest, as if the upload had stored it. This departs
+// from RFC 9110 on purpose: section 13.1.2 has 412 for If-None-Match. Only for If-Match,
+// section 13.1.1 allows a success if the change that was asked for appears to have been made.
 
 // isRepeatable reports whether an upload that is refused because its build exists is a
 // success if that has the same bytes. clients is the condition that the client set.
