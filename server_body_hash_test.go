@@ -410,7 +410,11 @@ func TestHashEndsWithTheBody(t *testing.T) {
 			if c.disk > 0 { // so that the file system is not asked whether all of it fits
 				head = fmt.Sprintf("PUT %s HTTP/1.1\r\nHost: h\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n", path, size)
 			}
-			go func() { _, _ = client.Write(append([]byte(head), randomBytes(8<<20)...)) }()
+			go func() {
+				_, _ = client.Write(append([]byte(head), randomBytes(2<<20)...))
+				<-entered // or the disk could be full before the goroutine begins
+				_, _ = client.Write(randomBytes(6 << 20))
+			}()
 			b := await(t, bodies)
 			await(t, entered)
 			c.end(client, b)
