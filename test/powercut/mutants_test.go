@@ -165,7 +165,7 @@ func (r *recording) writeAll(t *testing.T, v vm.Variant, program string, moments
 	t.Helper()
 	if slices.Contains([]string{digestAsIs, digestByName, digestUnchecked}, v.Name) {
 		r.asked = program
-		from := r.write(t, "replaced", 16, 2, 20_000)[0].n
+		from := r.write(t, "replaced", 8, 2, 20_000)[0].n
 		r.machine.Cut()
 		return append(slices.DeleteFunc(r.flushes(t), func(p point) bool { return p.n < from }), r.end(t))
 	}
