@@ -40,7 +40,7 @@ type Op struct {
 
 	Start, End         time.Duration // since the history began; End is forever while unknown
 	StartMark, EndMark int64
-	settled            bool // nobody was told that it was done
+	settled            bool // found to be done, but never acknowledged
 }
 
 const forever = time.Duration(math.MaxInt64)
