@@ -55,7 +55,7 @@ var imports = []struct {
 	{"net", "main server config object_net.go access_keys_http.go", "only the HTTP side opens sockets"},
 	{"os/exec", "", "the service starts no other program"},
 	{"net/http", "object main_profile.go access_keys_http.go", "the service is fasthttp; net/http is for the SDKs, the profiler and the keys of issuers"},
-	{"github.com/aws/", "object_s3.go", "each SDK is known to one file"},
+	{"github.com/aws/", "object_s3.go object_s3_checksum.go", "each SDK is known to one file, or two"},
 	{"github.com/Azure/", "object_azure.go object_azure_sign.go", "each SDK is known to one file, or two"},
 	{"cloud.google.com/", "object_gcs.go", "each SDK is known to one file"},
 	{"github.com/googleapis/", "object_gcs.go", "each SDK is known to one file"},
