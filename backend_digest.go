@@ -100,6 +100,9 @@ type KeptDigest struct {
 	Size    int64
 	ModTime time.Time
 	ETag    string
+	// Superseded: the service has replaced the artifact since, without a digest. So the digest
+	// says nothing about the artifact that is there. Set if the store can tell.
+	Superseded bool
 }
 
 // SiteLister is a store that can list its sites.

@@ -57,7 +57,9 @@ func (s *objectStore) KeptDigest(siteID, buildID string) (KeptDigest, error) {
 	found, err := s.digests.read(ctx, siteID, buildID)
 	switch {
 	case err == nil:
-		return KeptDigest{SHA256: found.sum, Size: found.size, ETag: found.etag}, nil
+		// A tool that replaces an object leaves its upload id, or none.
+		superseded := info.uploadID != "" && info.uploadID != found.uploadID
+		return KeptDigest{SHA256: found.sum, Size: found.size, ETag: found.etag, Superseded: superseded}, nil
 	case errors.Is(err, ErrNotFound) && inMetadata: // a tool has changed the bytes, and kept the metadata
 		return KeptDigest{SHA256: sum, Size: size}, nil
 	}

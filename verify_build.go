@@ -150,6 +150,8 @@ func (v *verifier) kept(site, build string, info ArtifactInfo) (kept KeptDigest,
 		return KeptDigest{}, "", nil
 	case errors.Is(err, ErrDamaged):
 		return KeptDigest{}, "the kept digest cannot be read: " + oneLine(err), nil
+	case kept.Superseded:
+		return KeptDigest{}, "", err
 	}
 	return kept, "", err
 }

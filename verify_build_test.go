@@ -342,3 +342,49 @@ func TestVerifyThatCannotKeepDigests(t *testing.T) {
 type fullStore struct{ *faultyStore }
 
 func (fullStore) KeepDigest(string, string, ArtifactInfo, Digest) error { return ErrNoSpace }
+
+// TestVerifyOnAnObjectStore: what a tool did is a change, and what the service did is not. What is
+// unknown is not fetched.
+func TestVerifyOnAnObjectStore(t *testing.T) {
+	data, other := largeOf(1), largeOf(2)
+	for _, c := range []struct {
+		name   string
+		change func(t *testing.T, m *memBucket, s *objectStore)
+		want   verifyCounts
+	}{
+		{"nothing", func(*testing.T, *memBucket, *objectStore) {}, verifyCounts{OK: 1}},
+		{"other bytes by a tool", func(_ *testing.T, m *memBucket, _ *objectStore) { replaceObject(m, other, "", "") }, verifyCounts{Changed: 1}},
+		{"the same bytes by a tool", func(_ *testing.T, m *memBucket, _ *objectStore) { replaceObject(m, data, "", "") }, verifyCounts{OK: 1, Rebound: 1}},
+		{"an upload without a digest", func(t *testing.T, _ *memBucket, s *objectStore) { mustStore(t, s, "s", "b", other) }, verifyCounts{Unknown: 1}},
+		{"bits of the object", func(_ *testing.T, m *memBucket, _ *objectStore) {
+			o := m.objects[artifactCall]
+			o.data = other
+			m.objects[artifactCall] = o
+		}, verifyCounts{Corrupt: 1}},
+		{"the digest is gone", func(_ *testing.T, m *memBucket, _ *objectStore) { delete(m.objects, digestCall) }, verifyCounts{Unknown: 1}},
+	} {
+		m := newMemBucket()
+		s := openDigests(m)
+		mustStore(t, s, "s", "b", data)
+		info, err := s.StatArtifact("s", "b")
+		noError(t, err)
+		noError(t, s.KeepDigest("s", "b", info, sha256.Sum256(data)))
+		c.change(t, m, s)
+		var mu sync.Mutex
+		gets := 0
+		m.fault = func(op, key string) (bool, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if op == "get" && key == artifactCall {
+				gets++
+			}
+			return false, nil
+		}
+		v, out, err := verifyFaulty(t.Context(), openDigests(m), verifyOptions{})
+		got := v.state.Counts
+		got.Sites, got.Bytes = 0, 0
+		if err != nil || got != c.want || (gets == 0) != (c.want.Unknown == 1) {
+			t.Errorf("%s: %v, %+v, want %+v, %d times fetched; %s", c.name, err, got, c.want, gets, out)
+		}
+	}
+}
