@@ -76,7 +76,7 @@ func (g *gcsObjects) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	for arg, now := range map[string]int64{"ifGenerationMatch": generation, "ifMetagenerationMatch": metageneration} {
 		if q.Has(arg) && q.Get(arg) != fmt.Sprint(now) {
-			http.Error(w, `{"error":{"code":412}}`, 412)
+			http.Error(w, `{"error":{"code":412}}`, http.StatusPreconditionFailed)
 			return
 		}
 	}

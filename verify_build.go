@@ -47,10 +47,11 @@ func (e unreadableError) Unwrap() error { return e.error }
 // check verifies a build. If it is replaced meanwhile, or the store fails, check tries again.
 func (v *verifier) check(ctx context.Context, site string, b *Version) (r checkedBuild) {
 	var err error
+	var read int64 // of all attempts
 	for attempt := 0; ; attempt++ {
-		var read int64
 		r, err = v.checkOnce(ctx, site, b.BuildID)
-		read, r.read = r.read, r.read+read
+		read += r.read
+		r.read = read
 		switch {
 		case ctx.Err() != nil:
 			return checkedBuild{stopped: ctx.Err()}
