@@ -231,7 +231,7 @@ func TestVerifyWritesNothingWhenReadOnly(t *testing.T) {
 	setTime(t, buildPath(base, "a", artifactsDir, "1"), time.Unix(1_700_000_000, 5))
 	before := treeOf(t, base)
 	vars := []string{"NFS_BASE_PATH=" + base, "READ_ONLY=true", "DIGEST=off"}
-	if o := verifyWith(t, t.Context(), vars); o.status != 0 || o.summary.OK != 2 || o.summary.Rebound != 0 {
+	if o := verifyWith(t, t.Context(), vars); o.status != 0 || o.summary.OK != 2 || o.summary.Rebound != 0 || strings.Contains(o.stderr, "cannot keep") {
 		t.Errorf("exit status %d, %+v; %s", o.status, o.summary, o.stderr)
 	}
 	if after := treeOf(t, base); after != before {
@@ -436,6 +436,7 @@ func TestVerifyResumes(t *testing.T) {
 		read    []string // the builds that are read
 	}{
 		{"as it was", func(*verifyState) {}, []string{"--resume"}, true, []string{"b", "b", "c"}},
+		{"behind the last build of a site", func(s *verifyState) { s.Position.Cursor = formatCursor(list[2].place()) }, []string{"--resume"}, true, []string{"c"}},
 		{"between sites", func(s *verifyState) { s.Position = verifyPosition{After: "a"} }, []string{"--resume"}, true, []string{"b", "b", "b", "c"}},
 		{"a site that is gone", func(s *verifyState) { s.Position = verifyPosition{Site: "az", Cursor: "x"} }, []string{"--resume"}, true, []string{"b", "b", "b", "c"}},
 		{"a cursor that is not one", func(s *verifyState) { s.Position.Cursor = "x" }, []string{"--resume"}, true, []string{"b", "b", "b", "c"}},
@@ -455,6 +456,9 @@ func TestVerifyResumes(t *testing.T) {
 		}
 		if o.summary.Resumed != c.resumed || o.summary.Builds != want || o.summary.Corrupt != 1 || o.status != exitCorrupt || !o.summary.Complete {
 			t.Errorf("%s: exit status %d, %+v, want %d builds; %s", c.name, o.status, o.summary, want, o.stderr)
+		}
+		if o.summary.Sites != 3 && c.name != "a site that is gone" {
+			t.Errorf("%s: %d sites", c.name, o.summary.Sites)
 		}
 		if kept := readState(t, base); !kept.Complete || kept.Counts != o.summary.verifyCounts || len(kept.Findings) != 1 {
 			t.Errorf("%s: the state is %+v", c.name, kept)

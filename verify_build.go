@@ -47,7 +47,7 @@ func (e unreadableError) Unwrap() error { return e.error }
 // check verifies a build. If it is replaced meanwhile, or the store fails, check tries again.
 func (v *verifier) check(ctx context.Context, site string, b *Version) (r checkedBuild) {
 	var err error
-	var read int64 // of all attempts
+	read := int64(0) // in all attempts
 	for attempt := 0; ; attempt++ {
 		r, err = v.checkOnce(ctx, site, b.BuildID)
 		read += r.read

@@ -179,6 +179,9 @@ func TestVerifyWhileBuildsChange(t *testing.T) {
 			v, out, err := verifyFaulty(t.Context(), s, verifyOptions{})
 			got := v.state.Counts
 			got.Sites, got.Bytes = 0, 0
+			if least := int64(c.reads) * smallSize; c.fails == nil && c.want.OK == 1 && v.state.Counts.Bytes < least {
+				t.Errorf("%d bytes were read, want at least %d", v.state.Counts.Bytes, least)
+			}
 			if err != nil || got != c.want || len(s.fetched) != c.reads {
 				t.Errorf("%v, %+v, want %+v; read %v; %s", err, got, c.want, s.fetched, out)
 			}
@@ -270,6 +273,25 @@ func TestVerifyWhatCannotBeRead(t *testing.T) {
 				t.Errorf("the output is %s", out)
 			}
 		})
+	}
+}
+
+// TestVerifyFillsNothingFromAShortRead: the digest of a part would make a sound build corrupt.
+func TestVerifyFillsNothingFromAShortRead(t *testing.T) {
+	s := openFaulty(t, t.TempDir())
+	noError(t, s.StoreArtifact("a", "b", bytes.NewReader(largeOf(1))))
+	s.onRead = func(_ string, n int64) error {
+		if n >= 2000 {
+			return io.EOF
+		}
+		return nil
+	}
+	v, out, err := verifyFaulty(t.Context(), s, verifyOptions{Fill: true})
+	if err != nil || v.state.Counts.Corrupt != 1 || v.state.Counts.Filled != 0 || !strings.Contains(out.String(), "corrupt a/b: has 2000 bytes instead of ") {
+		t.Errorf("%v, %+v; %s", err, v.state.Counts, out)
+	}
+	if _, err := s.nfs.KeptDigest("a", "b"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a digest is kept: %v", err)
 	}
 }
 
