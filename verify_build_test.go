@@ -295,6 +295,42 @@ func TestVerifyFillsNothingFromAShortRead(t *testing.T) {
 	}
 }
 
+// TestVerifyFillsWhatIsThere: a digest is not kept for a build that was replaced while it was read.
+func TestVerifyFillsWhatIsThere(t *testing.T) {
+	s := openFaulty(t, t.TempDir())
+	noError(t, s.StoreArtifact("a", "b", bytes.NewReader(largeOf(1))))
+	replaced := false
+	s.onRead = func(_ string, n int64) error {
+		if !replaced {
+			replaced = true
+			return s.StoreArtifact("a", "b", bytes.NewReader(largeOf(2)))
+		}
+		return nil
+	}
+	v, out, err := verifyFaulty(t.Context(), s, verifyOptions{Fill: true})
+	kept, keptErr := s.nfs.KeptDigest("a", "b")
+	if err != nil || v.state.Counts.Filled != 1 || len(s.fetched) != 2 || keptErr != nil || kept.SHA256 != sha256.Sum256(largeOf(2)) {
+		t.Errorf("%v, %+v, read %v, kept %v, %v; %s", err, v.state.Counts, s.fetched, kept, keptErr, out)
+	}
+}
+
+// TestVerifyListsAgain: one failure of a list skips nothing.
+func TestVerifyListsAgain(t *testing.T) {
+	s := openFaulty(t, t.TempDir())
+	storeHashed(t, s, "a", "1", []byte("x"))
+	var failed sync.Map
+	s.siteFail = func(string) error {
+		if n, _ := failed.LoadOrStore("n", 0); n.(int) < 2 { // verify and count
+			failed.Store("n", n.(int)+1)
+			return ErrUnavailable
+		}
+		return nil
+	}
+	if v, out, err := verifyFaulty(t.Context(), s, verifyOptions{}); err != nil || v.state.Counts.OK != 1 || v.state.Counts.Skipped != 0 {
+		t.Errorf("%v, %+v; %s", err, v.state.Counts, out)
+	}
+}
+
 // TestVerifyStopsWhenTheStoreFails: after a few failures in a row, and a resumed run begins
 // before the first of them.
 func TestVerifyStopsWhenTheStoreFails(t *testing.T) {
