@@ -320,7 +320,7 @@ func (s *mixedStore) read(b *requestBody, i int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer f.Close()
+	s.t.Cleanup(func() { f.Close() })                        // later: its end may not be hashed yet
 	if _, err := f.Write(make([]byte, 1000*i)); err != nil { // and it stays at this offset
 		return 0, err
 	}
@@ -331,9 +331,6 @@ func (s *mixedStore) read(b *requestBody, i int) (int, error) {
 		if total += int(n); err != nil {
 			break
 		}
-	}
-	if err == nil {
-		err = b.hash.catchUp() // before the file is closed
 	}
 	data, rerr := os.ReadFile(f.Name())
 	if rerr != nil {
