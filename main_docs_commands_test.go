@@ -18,19 +18,8 @@ type block struct {
 	text string
 }
 
-// runs reports whether the commands of b are run, not only checked.
-func (b block) runs() bool { return b.kind == "sh" || b.kind == "python" }
-
 // isShell reports whether b has commands for a shell.
 func (b block) isShell() bool { return b.kind == "sh" || strings.HasPrefix(b.kind, "sh needs=") }
-
-// command returns the command that runs script, which is from b.
-func (b block) command(script string) *exec.Cmd {
-	if b.kind == "python" {
-		return exec.Command("python3", "-c", script)
-	}
-	return exec.Command("sh", "-eu", "-c", script)
-}
 
 // blocksOf returns the blocks of a page. Each block must be fenced and say what it is: one
 // that is only indented would not be checked.

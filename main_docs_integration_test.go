@@ -19,6 +19,17 @@ import (
 	"testing"
 )
 
+// runs reports whether the commands of b are run, not only checked.
+func (b block) runs() bool { return b.kind == "sh" || b.kind == "python" }
+
+// command returns the command that runs script, which is from b.
+func (b block) command(script string) *exec.Cmd {
+	if b.kind == "python" {
+		return exec.Command("python3", "-c", script)
+	}
+	return exec.Command("sh", "-eu", "-c", script)
+}
+
 // TestIntegrationDocs runs the commands of each page, in their order, against a service of
 // their own, in a directory with what CONTRIBUTING.md promises. It needs curl, jq, openssl and
 // Python.
