@@ -135,9 +135,9 @@ func checkOnce(ctx *fasthttp.RequestCtx, name string) error {
 	return nil
 }
 
-// checkPlainBody refuses a body that would not be stored as its sender means it: one with
-// a content coding, an HTML form, or a digest in a field that RFC 9530 made obsolete. noun is what the
-// body should be, tool what sends it so.
+// checkPlainBody refuses a body that would not be stored as its sender means it: one with a
+// content coding, an HTML form, or a digest in a field that RFC 9530 made obsolete. noun is
+// what the body should be, tool what sends it so.
 func checkPlainBody(ctx *fasthttp.RequestCtx, noun, tool string) error {
 	if codings, _ := headerValue(ctx, fasthttp.HeaderContentEncoding); isCoded(codings) {
 		// RFC 9110, sections 15.5.16 and 12.5.3.
