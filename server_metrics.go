@@ -77,7 +77,7 @@ var possible = []struct {
 	route, methods string
 	statuses       []int
 }{
-	{routeArtifact, "PUT", []int{201, 400, 403, 408, 409, 412, 413, 415, statusHungUp, 500, 501, 502, 503, 507}},
+	{routeArtifact, "PUT", []int{200, 201, 400, 403, 408, 409, 412, 413, 415, statusHungUp, 500, 501, 502, 503, 507}},
 	{routeArtifact, "GET", []int{200, 206, 304, 307, 400, 404, 412, 416, statusHungUp, 500, 502, 503}},
 	{routeArtifact, "HEAD", []int{200, 304, 400, 404, 412, statusHungUp, 500, 502, 503}},
 	{routeArtifact, "DELETE", []int{204, 400, 403, 409, 412, statusHungUp, 500, 501, 502, 503}},
