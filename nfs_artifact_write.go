@@ -114,7 +114,7 @@ func (n *nfs) createFile(c change, lock *buildLock) error {
 // that of the build which it replaced.
 func (n *nfs) placeDigest(c change, lock *buildLock) error {
 	if c.digest.digest().known() {
-		return c.digest.commit(lock)
+		return c.digest.place(lock)
 	}
 	n.dropDigest(c.siteID, c.buildID)
 	return nil

@@ -161,11 +161,11 @@ func (e *damagedDigest) Unwrap() error { return ErrDamaged }
 
 // newDigest is the digest of an upload. A nil newDigest does nothing.
 type newDigest struct {
-	n       *nfs
-	dir     *os.File
-	buildID string
-	sum     Digest    // set by seal
-	temp    *tempFile // nil: not written
+	n               *nfs
+	dir             *os.File
+	siteID, buildID string
+	sum             Digest    // set by seal
+	temp            *tempFile // nil: not written
 }
 
 // prepareDigest returns the newDigest of an upload from reader, or nil if its digest is not
@@ -183,7 +183,7 @@ func (n *nfs) openNewDigest(siteID, buildID string) (*newDigest, error) {
 		return nil, err
 	}
 	n.digests.none.Remove(siteID)
-	return &newDigest{n: n, dir: dir, buildID: buildID}, nil
+	return &newDigest{n: n, dir: dir, siteID: siteID, buildID: buildID}, nil
 }
 
 func (d *newDigest) close() {
@@ -253,20 +253,33 @@ func (d *newDigest) bind(artifact *tempFile) error {
 	return nil
 }
 
-// commit makes the digest visible. The artifact is, and lock is its lock, or nil if the mount
-// has no locks.
-func (d *newDigest) commit(lock *buildLock) error {
-	if d.n.remote && lock != nil {
-		if err := lock.alive(); err != nil {
-			return err
-		}
+// place makes the digest of an upload visible, whose artifact just became visible. So a failure
+// is only logged: then the digest is unknown. lock is as in alive.
+func (d *newDigest) place(lock *buildLock) error {
+	if err := d.alive(lock); err != nil {
+		return err
 	}
-	return d.temp.replace(fileName(digestsDir, d.buildID))
+	if err := d.commit(); err != nil {
+		d.n.floods.add("digest", slog.LevelWarn, "the build was stored, but its digest could not be kept", "site", d.siteID, "build", d.buildID, "error", err)
+		d.n.dropDigest(d.siteID, d.buildID)
+	}
+	return nil
 }
+
+// alive fails if the lock of the build was lost. lock is nil if the mount has no locks.
+func (d *newDigest) alive(lock *buildLock) error {
+	if !d.n.remote || lock == nil {
+		return nil
+	}
+	return lock.alive()
+}
+
+// commit makes the digest visible.
+func (d *newDigest) commit() error { return d.temp.replace(fileName(digestsDir, d.buildID)) }
 
 // syncDir makes what commit did durable.
 func (d *newDigest) syncDir() error {
-	if d == nil || d.temp == nil {
+	if d == nil || d.temp == nil || !d.temp.committed {
 		return nil
 	}
 	return d.temp.syncDir()

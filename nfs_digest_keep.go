@@ -66,7 +66,10 @@ func (n *nfs) writeDigest(siteID, buildID string, st *unix.Stat_t, sum Digest, l
 	if err := sealFinished(d.temp); err != nil {
 		return err
 	}
-	if err := d.commit(lock); err != nil {
+	if err := d.alive(lock); err != nil {
+		return err
+	}
+	if err := d.commit(); err != nil {
 		return err
 	}
 	return d.syncDir()

@@ -170,22 +170,21 @@ func TestDamagedDigestIsUnknown(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		change func(path string) error
-		status int // of the next upload
 	}{
-		{"empty", func(path string) error { return os.Truncate(path, 0) }, 201},
-		{"cut", func(path string) error { return os.Truncate(path, 50) }, 201},
-		{"1 GiB", func(path string) error { return os.Truncate(path, 1<<30) }, 201},
+		{"empty", func(path string) error { return os.Truncate(path, 0) }},
+		{"cut", func(path string) error { return os.Truncate(path, 50) }},
+		{"1 GiB", func(path string) error { return os.Truncate(path, 1<<30) }},
 		{"of sha256sum", func(path string) error {
 			return os.WriteFile(path, fmt.Appendf(nil, "%s  ../artifacts/b.tar.gz\n", digestOfBytes([]byte("b"))), 0o644)
-		}, 201},
+		}},
 		{"a symbolic link to it", func(path string) error {
 			return errors.Join(os.Rename(path, path+"2"), os.Symlink(path+"2", path))
-		}, 201},
-		{"a FIFO", func(path string) error { return errors.Join(os.Remove(path), unix.Mkfifo(path, 0o644)) }, 201},
+		}},
+		{"a FIFO", func(path string) error { return errors.Join(os.Remove(path), unix.Mkfifo(path, 0o644)) }},
 		{"a socket", func(path string) error {
 			return errors.Join(os.Remove(path), unix.Mknod(path, unix.S_IFSOCK|0o644, 0))
-		}, 201},
-		{"a directory", func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) }, 409},
+		}},
+		{"a directory", func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			base := t.TempDir()
@@ -211,7 +210,7 @@ func TestDamagedDigestIsUnknown(t *testing.T) {
 			if !strings.Contains(log.String(), "cannot read a digest") {
 				t.Errorf("it is not in the log: %q", log.String())
 			}
-			d.putHashed(t, test.status, "body two")
+			d.putHashed(t, 201, "body two")
 			d.want(t, "replaced", "body two", true) // also if it cannot be kept: this process knows it
 		})
 	}
@@ -363,6 +362,67 @@ func TestLostLockBetweenBuildAndDigest(t *testing.T) {
 	d.putHashed(t, 503, "new")
 	d.n.disk.renamed = nil
 	startDigests(t, openTestNFS(t, base)).want(t, "then", "new", false)
+}
+
+// If only the digest of a build cannot get its name, the upload succeeds: the build is
+// visible by then. The digest of the build before is not left behind.
+func TestDigestThatCannotBeKept(t *testing.T) {
+	for name, fail := range map[string]func(d *digestTest) error{
+		"a directory in its place": func(d *digestTest) error {
+			return errors.Join(os.Remove(d.digest), os.Mkdir(d.digest, 0o755))
+		},
+		"its temporary file is gone": func(d *digestTest) error {
+			temps, err := filepath.Glob(filepath.Dir(d.digest) + "/" + tempPrefix + "*")
+			if err == nil && len(temps) != 1 {
+				err = fmt.Errorf("there are %q", temps)
+			}
+			return errors.Join(err, os.Remove(temps[0]))
+		},
+	} {
+		for cond, h := range map[string][]string{"replace": nil, "create": {"If-None-Match", "*"}} {
+			t.Run(name+", "+cond, func(t *testing.T) {
+				base := t.TempDir()
+				var log lockedBuffer
+				n, err := openNFS(base, slog.New(slog.NewTextHandler(&log, nil)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				d := startDigests(t, n)
+				d.putHashed(t, 201, "old")
+				if cond == "create" { // an older version left the digest
+					if err := os.Remove(d.artifact); err != nil {
+						t.Fatal(err)
+					}
+				}
+				failed := false
+				fails := func() {
+					if _, err := os.Lstat(d.artifact); err == nil && !failed {
+						failed = true
+						if err := fail(d); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+				d.n.disk.renamed, d.n.disk.removing = fails, fails // after the artifact got its name
+				r := d.put(t, 201, digestedBuild, "new", append(h, "Repr-Digest", reprDigestOf("new"))...)
+				d.n.disk.renamed, d.n.disk.removing = nil, nil
+				if !failed || r.header.Get("Repr-Digest") != reprDigestOf("new") {
+					t.Errorf("failed: %v; the response has %q", failed, r.header)
+				}
+				if !strings.Contains(log.String(), "its digest could not be kept") {
+					t.Errorf("it is not in the log: %q", log.String())
+				}
+				d.want(t, "this process", "new", true)
+				startDigests(t, openTestNFS(t, base)).want(t, "a new process", "new", false)
+				if got := contentOf(filepath.Dir(d.digest)); name != "a directory in its place" && got != "[]" {
+					t.Errorf("the stale digest is there: %s", got)
+				}
+				if got := contentOf(filepath.Dir(d.artifact)); got != "[b=3]" {
+					t.Errorf("there is %s", got)
+				}
+			})
+		}
+	}
 }
 
 // loseHeldLock makes the lock of the site that this process holds look lost: the descriptor

@@ -63,13 +63,13 @@ var (
 		return err
 	}
 	return d.syncDir()`)
-	notThen     = vm.Replace("nfs_digest.go", `return d.temp.replace(fileName(digestsDir, d.buildID))`, `return nil`)
+	notThen     = vm.Replace("nfs_digest.go", `error { return d.temp.replace(fileName(digestsDir, d.buildID)) }`, `error { return nil }`)
 	syncBetween = vm.Replace("nfs_artifact_write.go", `	if c.digest.digest().known() {
-		return c.digest.commit(lock)`, `	if err := c.temp.syncDir(); err != nil {
+		return c.digest.place(lock)`, `	if err := c.temp.syncDir(); err != nil {
 		return err
 	}
 	if c.digest.digest().known() {
-		return c.digest.commit(lock)`)
+		return c.digest.place(lock)`)
 
 	// Both answers are promises of their own, with an fsync of their own.
 	noDeleteSync = vm.Replace("nfs.go", `return n.disk.syncDir(dir)`, `return nil`)
