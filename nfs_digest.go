@@ -285,13 +285,27 @@ func (d *newDigest) syncDir() error {
 	return d.temp.syncDir()
 }
 
-// dropDigest removes the digest of an artifact that was replaced or removed. Nobody would use
-// it, so it may stay: that is only logged.
-func (n *nfs) dropDigest(siteID, buildID string) {
-	if n.digests == nil {
-		return
+// openFreshDigests is openDigests for callers that must not miss a directory which another
+// replica just made.
+func (n *nfs) openFreshDigests(siteID string) (*os.File, error) {
+	path := n.sitePath(siteID, digestsDir)
+	dir, err := n.disk.openDir(path)
+	if !n.remote || !errors.Is(err, fs.ErrNotExist) {
+		return dir, err
 	}
-	dir, err := n.openDigests(siteID)
+	site, err := n.disk.openDir(n.sitePath(siteID, "")) // revalidates the cache of the NFS client
+	if err != nil {
+		return nil, err
+	}
+	site.Close()
+	return n.disk.openDir(path)
+}
+
+// dropDigest removes the digest of an artifact that was replaced or removed, also if this
+// process keeps none. Nobody would use it, so it may stay: that is only logged. But then verify
+// takes the artifact for changed by something else than the service.
+func (n *nfs) dropDigest(siteID, buildID string) {
+	dir, err := n.openFreshDigests(siteID)
 	if err == nil {
 		err = n.disk.remove(dir, fileName(digestsDir, buildID))
 		dir.Close()

@@ -80,7 +80,12 @@ func (n *nfs) KeptDigest(siteID, buildID string) (KeptDigest, error) {
 	if n.digests == nil {
 		return KeptDigest{}, fmt.Errorf("%w: digests are off", ErrUnsupported)
 	}
-	b, sum, err := n.readDigest(siteID, buildID)
+	dir, err := n.openFreshDigests(siteID)
+	if err != nil {
+		return KeptDigest{}, n.notFound(err)
+	}
+	defer dir.Close()
+	b, sum, err := readDigestAt(dir, buildID)
 	if err != nil {
 		return KeptDigest{}, n.notFound(err)
 	}

@@ -100,15 +100,16 @@ func TestStaleDigestIsUnknown(t *testing.T) {
 		known  bool
 	}{
 		{"an older version replaces it", func(t *testing.T, d *digestTest, body string, _ *unix.Stat_t) string {
-			mustStore(t, openTestNFS(t, d.n.base), "s", "b", []byte(strings.ToUpper(body)))
+			asOlderVersion(t, d, func(old *nfs) { mustStore(t, old, "s", "b", []byte(strings.ToUpper(body))) })
 			return strings.ToUpper(body)
 		}, false},
 		{"an older version deletes it and makes it again", func(t *testing.T, d *digestTest, body string, _ *unix.Stat_t) string {
-			old := openTestNFS(t, d.n.base)
-			if err := old.DeleteArtifact("s", "b", Precondition{}); err != nil {
-				t.Fatal(err)
-			}
-			mustStore(t, old, "s", "b", []byte(strings.ToUpper(body)))
+			asOlderVersion(t, d, func(old *nfs) {
+				if err := old.DeleteArtifact("s", "b", Precondition{}); err != nil {
+					t.Fatal(err)
+				}
+				mustStore(t, old, "s", "b", []byte(strings.ToUpper(body)))
+			})
 			return strings.ToUpper(body)
 		}, false},
 		{"another file of the same time and another size", func(t *testing.T, d *digestTest, body string, st *unix.Stat_t) string {
@@ -161,6 +162,62 @@ func TestStaleDigestIsUnknown(t *testing.T) {
 				d.want(t, "replaced, the first process", body, true)
 			})
 		}
+	}
+}
+
+// asOlderVersion lets change change the build as a version of the service does that knows no
+// digests.
+func asOlderVersion(t *testing.T, d *digestTest, change func(old *nfs)) {
+	t.Helper()
+	kept, err := os.ReadFile(d.digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(openTestNFS(t, d.n.base))
+	if err := os.WriteFile(d.digest, kept, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A build that the service replaces or deletes without a digest leaves none behind, so that
+// verify does not take the next one for changed by something else: also with digests off, and
+// if the site had no digests a moment ago.
+func TestStaleDigestIsRemoved(t *testing.T) {
+	for _, open := range []func(testing.TB, string) *nfs{openTestNFS, openRemote} {
+		for _, off := range []bool{false, true} {
+			for name, h := range map[string][]string{"PUT": nil, "conditional PUT": {"If-Match", "*"}, "DELETE": nil} {
+				t.Run(fmt.Sprintf("%s, off %v, remote %v", name, off, open(t, t.TempDir()).remote), func(t *testing.T) {
+					base := t.TempDir()
+					d := startDigests(t, open(t, base))
+					d.put(t, 201, digestedBuild, "old")
+					d.want(t, "at first", "old", false) // remembers that the site has no digests
+					startDigests(t, open(t, base)).putHashed(t, 201, "new")
+					if off {
+						d.n.digests = nil
+					}
+					if name == "DELETE" {
+						d.do(t, 204, deleteOf(digestedBuild))
+					} else {
+						d.put(t, 201, digestedBuild, "plain", h...)
+					}
+					if got := contentOf(filepath.Dir(d.digest)); got != "[]" {
+						t.Errorf("there is %s", got)
+					}
+				})
+			}
+		}
+	}
+}
+
+// What is kept is found at once, also if the site had no digests a moment ago.
+func TestKeptDigestOfAnotherReplica(t *testing.T) {
+	base := t.TempDir()
+	d := startDigests(t, openTestNFS(t, base))
+	d.put(t, 201, digestedBuild, "old")
+	d.want(t, "at first", "old", false)
+	startDigests(t, openTestNFS(t, base)).putHashed(t, 201, "new")
+	if k, err := d.n.KeptDigest("s", "b"); err != nil || k.SHA256 != digestOfBytes([]byte("new")) {
+		t.Errorf("%+v, %v", k, err)
 	}
 }
 
