@@ -25,6 +25,9 @@ func (n *nfs) KeepDigest(siteID, buildID string, of ArtifactInfo, sum Digest) er
 		return n.notFound(err)
 	}
 	defer artifacts.Close()
+	path := n.filePath(siteID, artifactsDir, buildID)
+	// First, also without the lock: if the digest cannot be kept, it need not be computed again.
+	_, _ = n.rememberDigest(path, of, sum)
 	lock, err := n.lockBuild(siteID, artifactsDir, buildID, true)
 	switch {
 	case err == nil:
@@ -35,20 +38,25 @@ func (n *nfs) KeepDigest(siteID, buildID string, of ArtifactInfo, sum Digest) er
 	case !errors.Is(err, ErrUnsupported):
 		return err
 	}
-	path := n.filePath(siteID, artifactsDir, buildID)
-	var st unix.Stat_t
+	st, err := n.rememberDigest(path, of, sum)
+	if err != nil {
+		return err
+	}
+	return n.writeDigest(siteID, buildID, &st, sum, lock)
+}
+
+// rememberDigest remembers sum as the digest of the artifact at path, and returns its
+// attributes. It fails with ErrPrecondition if that is not the artifact that of describes.
+func (n *nfs) rememberDigest(path string, of ArtifactInfo, sum Digest) (st unix.Stat_t, err error) {
 	if err := n.stat(path, &st); err != nil {
-		return n.notFound(err)
+		return st, n.notFound(err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || infoOf(&st).ETag != of.ETag {
-		return fmt.Errorf("%w: the artifact was replaced", ErrPrecondition)
-	}
-	if err := n.writeDigest(siteID, buildID, &st, sum, lock); err != nil {
-		return err
+		return st, fmt.Errorf("%w: the artifact was replaced", ErrPrecondition)
 	}
 	n.digests.add(&st, foundDigest{sum: sum})
 	n.small.forget(path)
-	return nil
+	return st, nil
 }
 
 // writeDigest durably replaces the digest of the artifact that st describes. lock is the lock

@@ -327,6 +327,39 @@ func TestUnknownDigestIsLookedForAgain(t *testing.T) {
 	}
 }
 
+// A digest that was computed and cannot be kept is remembered: repeated uploads do not make the
+// service read the build each time. A second reading would find other bytes here.
+func TestDigestThatCannotBeKeptIsComputedOnce(t *testing.T) {
+	for name, prevent := range map[string]func(t *testing.T, d *digestTest){
+		"a directory in its place": func(t *testing.T, d *digestTest) {
+			if err := os.MkdirAll(d.digest, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"a locked build": func(t *testing.T, d *digestTest) {
+			d.n.lockWait = time.Millisecond
+			mustLock(t, openTestNFS(t, d.n.base))
+		},
+	} {
+		for size, body := range digestBodies {
+			t.Run(name+", "+size, func(t *testing.T) {
+				d := startDigests(t, openTestNFS(t, t.TempDir()))
+				d.put(t, 201, digestedBuild, body)
+				prevent(t, d)
+				d.putHashed(t, 200, body, "If-None-Match", "*")
+				if !strings.Contains(d.log.String(), "cannot keep a digest") {
+					t.Fatalf("it was kept: %s", d.log)
+				}
+				flip(t, d.artifact, 0, true)
+				d.putHashed(t, 200, body, "If-None-Match", "*")
+				if got := d.get(t, 200, digestedBuild).header.Get("Repr-Digest"); got != reprDigestOf(body) {
+					t.Errorf("GET has the digest %q", got)
+				}
+			})
+		}
+	}
+}
+
 // On a file system with coarse times, the inode number counts too.
 func TestDigestsWithCoarseTimes(t *testing.T) {
 	base := t.TempDir()
