@@ -27,7 +27,7 @@ import (
 // Not extended attributes: NFSv3, NFSv4.1 and EFS have none, and copies lose them.
 
 const (
-	digestsKept   = 16384            // digests in the cache: about 3 MB
+	digestsKept   = 32768            // digests in the cache: at most about 10 MB
 	digestUnknown = 10 * time.Second // for how long an unknown digest is not looked for again
 )
 
@@ -39,10 +39,12 @@ type digestCache struct {
 	now   func() time.Time
 }
 
-// artifactID identifies an artifact whose times are not coarse.
+// artifactID identifies an artifact whose times are not coarse: by device and inode, or in a
+// list, which has neither, by site and build.
 type artifactID struct {
-	dev, ino    uint64
-	size, mtime int64
+	siteID, buildID string
+	dev, ino        uint64
+	size, mtime     int64
 }
 
 // foundDigest is a digest, or, until a time, that it is not known.
@@ -55,11 +57,15 @@ type foundDigest struct {
 func (f foundDigest) holds(now time.Time) bool { return f.sum.known() || now.Before(f.until) }
 
 func newDigestCache() *digestCache {
-	return &digestCache{newLRU[artifactID, foundDigest](digestsKept), newLRU[string, time.Time](digestsKept / 16), time.Now}
+	return &digestCache{newLRU[artifactID, foundDigest](digestsKept), newLRU[string, time.Time](digestsKept / 32), time.Now}
 }
 
 func artifactIDOf(st *unix.Stat_t) artifactID {
-	return artifactID{st.Dev, st.Ino, st.Size, st.Mtim.Nano()}
+	return artifactID{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim.Nano()}
+}
+
+func listedID(siteID, buildID string, b boundTo) artifactID {
+	return artifactID{siteID: siteID, buildID: buildID, size: b.size, mtime: b.mtime.Nano()}
 }
 
 // add remembers what was found about an artifact, unless its times are so coarse that another

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,9 +26,8 @@ func (n *nfs) KeepDigest(siteID, buildID string, of ArtifactInfo, sum Digest) er
 		return n.notFound(err)
 	}
 	defer artifacts.Close()
-	path := n.filePath(siteID, artifactsDir, buildID)
 	// First, also without the lock: if the digest cannot be kept, it need not be computed again.
-	_, _ = n.rememberDigest(path, of, sum)
+	_, _ = n.rememberDigest(siteID, buildID, of, sum)
 	lock, err := n.lockBuild(siteID, artifactsDir, buildID, true)
 	switch {
 	case err == nil:
@@ -38,16 +38,17 @@ func (n *nfs) KeepDigest(siteID, buildID string, of ArtifactInfo, sum Digest) er
 	case !errors.Is(err, ErrUnsupported):
 		return err
 	}
-	st, err := n.rememberDigest(path, of, sum)
+	st, err := n.rememberDigest(siteID, buildID, of, sum)
 	if err != nil {
 		return err
 	}
 	return n.writeDigest(siteID, buildID, &st, sum, lock)
 }
 
-// rememberDigest remembers sum as the digest of the artifact at path, and returns its
+// rememberDigest remembers sum as the digest of the artifact of the build, and returns its
 // attributes. It fails with ErrPrecondition if that is not the artifact that of describes.
-func (n *nfs) rememberDigest(path string, of ArtifactInfo, sum Digest) (st unix.Stat_t, err error) {
+func (n *nfs) rememberDigest(siteID, buildID string, of ArtifactInfo, sum Digest) (st unix.Stat_t, err error) {
+	path := n.filePath(siteID, artifactsDir, buildID)
 	if err := n.stat(path, &st); err != nil {
 		return st, n.notFound(err)
 	}
@@ -55,6 +56,7 @@ func (n *nfs) rememberDigest(path string, of ArtifactInfo, sum Digest) (st unix.
 		return st, fmt.Errorf("%w: the artifact was replaced", ErrPrecondition)
 	}
 	n.digests.add(&st, foundDigest{sum: sum})
+	n.digests.found.Remove(listedID(siteID, buildID, boundToFile(&st)))
 	n.small.forget(path)
 	return st, nil
 }
@@ -101,10 +103,24 @@ func (n *nfs) KeptDigest(siteID, buildID string) (KeptDigest, error) {
 }
 
 // ListDigests implements DigestKeeper. A version has the size and the time that its digest
-// is bound to, so it reads only the files of the digests.
+// is bound to, so it reads only the files of the digests, and only those that it has not read.
 func (n *nfs) ListDigests(siteID string, versions []*Version) ([]Digest, error) {
 	sums := make([]Digest, len(versions))
 	if n.digests == nil {
+		return sums, nil
+	}
+	var unread []int
+	for i, v := range versions {
+		if v.SizeBytes == 0 { // it has only a log
+			continue
+		}
+		if found, ok := n.digests.found.Get(listedID(siteID, v.BuildID, boundToVersion(v))); ok {
+			sums[i] = found.sum
+		} else {
+			unread = append(unread, i)
+		}
+	}
+	if len(unread) == 0 {
 		return sums, nil
 	}
 	dir, err := n.openDigests(siteID)
@@ -115,25 +131,33 @@ func (n *nfs) ListDigests(siteID string, versions []*Version) ([]Digest, error) 
 		return nil, err
 	}
 	defer dir.Close()
-	err = n.lists.parallel(len(versions), func(i int) error {
-		v := versions[i]
-		if v.SizeBytes == 0 { // it has only a log
-			return nil
-		}
-		at := boundTo{size: v.SizeBytes, mtime: unix.NsecToTimespec(v.CreatedAt.UnixNano())}
-		if isCoarse(at.mtime) {
-			info, err := n.StatArtifact(siteID, v.BuildID)
-			if err == nil && info.Size == v.SizeBytes && info.ModTime.Equal(v.CreatedAt) {
-				sums[i] = info.SHA256
-			}
-			return nil
-		}
-		b, sum, err := readDigestAt(dir, v.BuildID)
-		if err == nil && b == at {
-			sums[i] = sum
-		}
-		n.logUnread(siteID, v.BuildID, err)
+	err = n.lists.parallel(len(unread), func(i int) error {
+		sums[unread[i]] = n.listedDigest(dir, siteID, versions[unread[i]])
 		return nil
 	})
 	return sums, err
+}
+
+func boundToVersion(v *Version) boundTo {
+	return boundTo{size: v.SizeBytes, mtime: unix.NsecToTimespec(v.CreatedAt.UnixNano())}
+}
+
+// listedDigest returns the digest of the artifact of v from dir, and remembers it if it is
+// known.
+func (n *nfs) listedDigest(dir *os.File, siteID string, v *Version) Digest {
+	at := boundToVersion(v)
+	if isCoarse(at.mtime) {
+		info, err := n.StatArtifact(siteID, v.BuildID)
+		if err == nil && info.Size == v.SizeBytes && info.ModTime.Equal(v.CreatedAt) {
+			return info.SHA256
+		}
+		return Digest{}
+	}
+	b, sum, err := readDigestAt(dir, v.BuildID)
+	n.logUnread(siteID, v.BuildID, err)
+	if err != nil || b != at {
+		return Digest{}
+	}
+	n.digests.found.Add(listedID(siteID, v.BuildID, at), foundDigest{sum: sum})
+	return sum
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -358,6 +359,52 @@ func TestDigestThatCannotBeKeptIsComputedOnce(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A list reads each digest once, until the build changes or gets another digest.
+func TestListedDigestsAreRemembered(t *testing.T) {
+	base := t.TempDir()
+	startDigests(t, openTestNFS(t, base)).putHashed(t, 201, "old")
+	d := startDigests(t, openTestNFS(t, base))
+	listed := func(what, body string) {
+		t.Helper()
+		var list struct {
+			Versions []struct {
+				SHA256 string `json:"sha256"`
+			} `json:"versions"`
+		}
+		r := d.get(t, 200, "/sites/s/versions?digest=true")
+		want := ""
+		if body != "" {
+			want = digestOfBytes([]byte(body)).String()
+		}
+		if err := json.Unmarshal(r.body, &list); err != nil || len(list.Versions) != 1 || list.Versions[0].SHA256 != want {
+			t.Errorf("%s: %v, %s, want %q", what, err, r.body, want)
+		}
+	}
+	remove := func() {
+		t.Helper()
+		if err := os.Remove(d.digest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	listed("at first", "old")
+	remove()
+	listed("remembered", "old")
+	d.put(t, 201, digestedBuild, "OLD") // of the same size
+	listed("replaced without a digest", "")
+	d.putHashed(t, 201, "new")
+	listed("replaced", "new")
+	remove()
+	listed("replaced, remembered", "new")
+	info, err := d.n.StatArtifact("s", "b")
+	if err == nil {
+		err = d.n.KeepDigest("s", "b", info, digestOfBytes([]byte("kept")))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed("kept anew", "kept")
 }
 
 // On a file system with coarse times, the inode number counts too.
