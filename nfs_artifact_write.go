@@ -188,8 +188,13 @@ func (n *nfs) waitOutCoarseTime(dir *os.File, name string) {
 	}
 }
 
-// check checks cond against the current build, without a lock.
+// check checks cond against the current build, without a lock. It does not look up the digest.
 func (n *nfs) check(siteID, buildID string, cond Precondition) error {
-	info, err := n.StatArtifact(siteID, buildID)
-	return checkCondition(cond, info, err)
+	var info ArtifactInfo
+	err := n.find(siteID, artifactsDir, buildID, func(path string) error {
+		f, err := n.describe(path)
+		info = f.info
+		return err
+	})
+	return checkCondition(cond, info, n.notFound(err))
 }

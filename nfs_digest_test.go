@@ -361,6 +361,26 @@ func TestDigestThatCannotBeKeptIsComputedOnce(t *testing.T) {
 	}
 }
 
+// A conditional change does not read the digest of what it changes.
+func TestConditionsReadNoDigest(t *testing.T) {
+	for _, open := range []func(testing.TB, string) *nfs{openTestNFS, openRemote} {
+		base := t.TempDir()
+		startDigests(t, open(t, base)).putHashed(t, 201, "old")
+		n := open(t, base)
+		n.useDigests()
+		ifMatch := Precondition{IfMatch: &ETagList{Any: true}}
+		if _, err := n.StoreArtifactIf("s", "b", strings.NewReader("new"), ifMatch); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.DeleteArtifact("s", "b", ifMatch); err != nil {
+			t.Fatal(err)
+		}
+		if got := n.digests.found.Len(); got != 0 {
+			t.Errorf("remote %v: %d digests were looked up", n.remote, got)
+		}
+	}
+}
+
 // A list reads each digest once, until the build changes or gets another digest.
 func TestListedDigestsAreRemembered(t *testing.T) {
 	base := t.TempDir()
