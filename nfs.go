@@ -189,9 +189,17 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 }
 
 // SyncArtifact implements ArtifactSyncer. Whoever stored the build may not have synced its
-// directories and theirs so far, or may have failed to.
+// directories and theirs so far, or may have failed to. It makes no directory of digests.
 func (n *nfs) SyncArtifact(siteID, _ string) error {
-	for _, kind := range [...]string{artifactsDir, digestsDir} {
+	kinds := []string{artifactsDir}
+	switch dir, err := n.openFreshDigests(siteID); {
+	case err == nil:
+		dir.Close()
+		kinds = append(kinds, digestsDir)
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	for _, kind := range kinds {
 		dir, err := n.disk.ensureDir(n.base, sitesDir, siteID, kind)
 		if err != nil {
 			return err

@@ -744,3 +744,30 @@ func TestDigestOfAnInterruptedReplacement(t *testing.T) {
 	}
 	startDigests(t, openRemote(t, base)).want(t, "interim, a new process", "body", true)
 }
+
+// A repeated upload makes all of the directory of digests durable, which another process may
+// have made, and does not make one.
+func TestRepeatedUploadSyncsTheDigests(t *testing.T) {
+	base := t.TempDir()
+	startDigests(t, openTestNFS(t, base)).putHashed(t, 201, "body")
+	w := watchFsyncs(t, base)
+	d := startDigests(t, w.n)
+	repeat := func(what string, want ...string) {
+		t.Helper()
+		d.putHashed(t, 200, "body", "If-None-Match", "*")
+		if got := w.take(); !slices.Equal(got, want) {
+			t.Errorf("%s:\ngot  %s\nwant %s", what, strings.Join(got, "\n     "), strings.Join(want, "\n     "))
+		}
+	}
+	artifacts, digests := "sites/s/artifacts [b=4]", "sites/s/digests [b.sha256]"
+	site := "sites/s [.lock artifacts digests]"
+	repeat("a new process", ". [sites]", "sites [s]", site, artifacts, site, digests)
+	repeat("again", artifacts, digests)
+	if err := os.RemoveAll(filepath.Dir(d.digest)); err != nil {
+		t.Fatal(err)
+	}
+	repeat("the digest is only remembered", artifacts)
+	if _, err := os.Lstat(filepath.Dir(d.digest)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("there is a directory: %v", err)
+	}
+}
