@@ -21,8 +21,8 @@ type change struct {
 
 // changeIf calls do if the condition of c holds. It holds the lock of the build: an
 // exclusive lock if it has to check before the change, or if the change takes several
-// steps, as that of a build with a digest does; otherwise a shared lock. So no other change falls between check and change. do
-// gets the lock, which is nil if the mount has no locks.
+// steps, as that of a build with a digest does; otherwise a shared lock. So no other change
+// falls between check and change. do gets the lock, which is nil if the mount has no locks.
 func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error {
 	conditional := !c.cond.IsZero()
 	coarse := c.temp != nil && c.temp.coarse

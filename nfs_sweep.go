@@ -22,10 +22,10 @@ const sweepNames = 1024
 // once and then periodically, until ctx ends. Any number of processes may sweep at once.
 //
 // It removes temporary files, interim files if the file also has its name, digests without
-// an artifact, the directories of doctor, and on NFS the .nfs files of clients that died. If it removes the file of a
-// running upload, the upload fails when it commits. If another host still reads a removed
-// .nfs file, that download is cut off. If an interim file is all that is left of a build,
-// it gets the name of the build (nfs_replace.go).
+// an artifact, the directories of doctor, and on NFS the .nfs files of clients that died. If
+// it removes the file of a running upload, the upload fails when it commits. If another host
+// still reads a removed .nfs file, that download is cut off. If an interim file is all that
+// is left of a build, it gets the name of the build (nfs_replace.go).
 func (n *nfs) sweepTemps(ctx context.Context, maxAge time.Duration) {
 	every := time.NewTicker(max(time.Second, min(maxAge/4, time.Hour)))
 	defer every.Stop()
