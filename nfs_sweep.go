@@ -15,8 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sweepNames is the number of directory entries that a sweep reads at once.
-const sweepNames = 1024
+const (
+	sweepNames   = 1024           // directory entries that a sweep reads at once
+	sweepDigests = 4 * sweepNames // digests that it compares with the artifacts at once
+)
 
 // sweepTemps removes files left by crashes once they are older than maxAge. It runs at
 // once and then periodically, until ctx ends. Any number of processes may sweep at once.
@@ -93,7 +95,7 @@ func (n *nfs) sweepOnce(ctx context.Context, maxAge time.Duration) (int, error) 
 				return n.sweepDir(dir, func(file string) (bool, error) { return n.sweepFile(dir, site, name, file, before) })
 			})
 		}
-		sweep(n.sitePath(site, digestsDir), func(dir *os.File) (int, error) { return n.sweepDigests(dir, site, before) })
+		sweep(n.sitePath(site, digestsDir), func(dir *os.File) (int, error) { return n.sweepDigestDir(dir, site, before) })
 		return nil
 	})
 	return removed, errors.Join(append(errs, err)...)
@@ -222,48 +224,61 @@ func (n *nfs) sweepInterim(dir *os.File, siteID, kind, buildID, interim string, 
 	return removed, n.disk.syncDir(dir)
 }
 
-// sweepDigests removes the digests in dir that have no artifact, if they got there before
+// sweepDigestDir removes the digests in dir that have no artifact, if they got there before
 // that time: a copy of the store may bring the digests first.
-func (n *nfs) sweepDigests(dir *os.File, siteID string, before time.Time) (removed int, err error) {
-	orphans := map[string]bool{}
+func (n *nfs) sweepDigestDir(dir *os.File, siteID string, before time.Time) (removed int, err error) {
 	if _, err := dir.Seek(0, io.SeekStart); err != nil {
 		return 0, diskError("seek in directory", dir.Name(), errors.Unwrap(err))
 	}
-	// The digests first: an upload places its artifact before its digest.
-	err = eachName(dir, func(name string) error {
+	for {
+		names, err := dir.Readdirnames(sweepDigests)
+		if err == io.EOF {
+			return removed, nil
+		}
+		if err != nil {
+			return removed, diskError("read directory", dir.Name(), err)
+		}
+		// After the digests: an upload places its artifact before its digest.
+		orphans, err := n.withoutArtifacts(siteID, names)
+		if err != nil {
+			return removed, err
+		}
+		for buildID := range orphans {
+			gone, err := n.sweepDigest(dir, siteID, buildID, before)
+			if ignoreNotExist(err) != nil {
+				return removed, err
+			}
+			if gone {
+				removed++
+				n.disk.metrics.tempsSwept.Inc()
+			}
+		}
+	}
+}
+
+// withoutArtifacts returns the builds that have a digest in names, but no artifact.
+func (n *nfs) withoutArtifacts(siteID string, names []string) (map[string]bool, error) {
+	orphans := make(map[string]bool, len(names))
+	for _, name := range names {
 		if buildID, ok := buildOfFile(name, digestSuffix); ok {
 			orphans[buildID] = true
 		}
-		return nil
-	})
-	if err != nil || len(orphans) == 0 {
-		return 0, err
+	}
+	if len(orphans) == 0 {
+		return nil, nil
 	}
 	artifacts, err := n.openBuilds(siteID, artifactsDir)
-	if err == nil {
-		err = eachName(artifacts, func(name string) error {
-			if of, ok := isInterimName(name); ok {
-				name = of
-			}
-			delete(orphans, strings.TrimSuffix(name, artifactSuffix))
-			return nil
-		})
-		artifacts.Close()
+	if err != nil {
+		return orphans, ignoreNotExist(err)
 	}
-	if ignoreNotExist(err) != nil {
-		return 0, err
-	}
-	for buildID := range orphans {
-		gone, err := n.sweepDigest(dir, siteID, buildID, before)
-		if ignoreNotExist(err) != nil {
-			return removed, err
+	defer artifacts.Close()
+	return orphans, eachName(artifacts, func(name string) error {
+		if of, ok := isInterimName(name); ok {
+			name = of
 		}
-		if gone {
-			removed++
-			n.disk.metrics.tempsSwept.Inc()
-		}
-	}
-	return removed, nil
+		delete(orphans, strings.TrimSuffix(name, artifactSuffix))
+		return nil
+	})
 }
 
 // sweepDigest removes the digest of a build if it got its name before that time and there

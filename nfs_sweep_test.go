@@ -143,6 +143,41 @@ func TestSweepOfDigests(t *testing.T) {
 	wantBytes(t, n, "s", "interim", []byte("interim"))
 }
 
+// More digests than the sweep looks at at once are swept too, and only those without a build.
+func TestSweepOfManyDigests(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	for _, dir := range []string{artifactsDir, digestsDir} {
+		if err := os.MkdirAll(n.sitePath("s", dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	touch := func(dir, id string) {
+		if err := os.WriteFile(n.filePath("s", dir, id), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	orphans := map[string]bool{}
+	for i := range sweepDigests + sweepDigests/8 {
+		id := fmt.Sprint("b", i)
+		touch(digestsDir, id)
+		if i%16 == 0 {
+			orphans[id] = true
+		} else {
+			touch(artifactsDir, id)
+		}
+	}
+	waitForStoreClock(t, n)
+	if removed, err := n.sweepOnce(context.Background(), 0); err != nil || removed != len(orphans) {
+		t.Errorf("removed %d of %d, %v", removed, len(orphans), err)
+	}
+	for i := range sweepDigests + sweepDigests/8 {
+		id := fmt.Sprint("b", i)
+		if _, err := os.Lstat(n.filePath("s", digestsDir, id)); (err != nil) != orphans[id] {
+			t.Fatalf("%s, an orphan: %v: %v", id, orphans[id], err)
+		}
+	}
+}
+
 // waitForStoreClock waits until the clock of the store has passed the time of all files.
 func waitForStoreClock(t *testing.T, n *nfs) {
 	t.Helper()
