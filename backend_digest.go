@@ -5,7 +5,9 @@ import (
 	"crypto/sha512"
 	"encoding/hex"
 	"fmt"
+	"hash/crc32"
 	"io"
+	"strings"
 	"time"
 )
 
@@ -31,6 +33,35 @@ func parseDigest(s string) (d Digest, ok bool) {
 	}
 	_, err := hex.Decode(d[:], []byte(s))
 	return d, err == nil
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// formatDigest returns the file or object of the digest of a build, for sha256sum(1) in the
+// directory of the digests:
+//
+//	# {binding}crc32c 0a1b2c3d
+//	{SHA-256 in hexadecimal}  ../artifacts/{build}.tar.gz
+//
+// The binding is that of the store: it says which artifact the digest was computed from. It
+// ends with ", ". The checksum covers everything else.
+func formatDigest(buildID, binding string, sum Digest) []byte {
+	first := "# " + binding
+	line := fmt.Sprintf("\n%s  ../%s/%s\n", sum, artifactsDir, fileName(artifactsDir, buildID))
+	return fmt.Appendf(nil, "%scrc32c %08x%s", first, crc32.Checksum([]byte(first+line), castagnoli), line)
+}
+
+// parseDigestFile is the reverse of formatDigest. It accepts only what that returns.
+func parseDigestFile(buildID string, data []byte) (binding string, sum Digest, ok bool) {
+	first, line, _ := strings.Cut(string(data), "\n")
+	first = strings.TrimPrefix(first, "# ")
+	if i := strings.LastIndex(first, "crc32c "); i >= 0 {
+		binding = first[:i]
+	}
+	if n := hex.EncodedLen(len(sum)); len(line) > n {
+		sum, _ = parseDigest(line[:n])
+	}
+	return binding, sum, sum.known() && string(data) == string(formatDigest(buildID, binding, sum))
 }
 
 // announcedDigests are the digests that a client sent before its body (RFC 9530). nil: none

@@ -149,7 +149,10 @@ func readDigestAt(dir *os.File, buildID string) (b boundTo, sum Digest, err erro
 	if err != nil {
 		return b, sum, err
 	}
-	b, sum, ok := parseDigestFile(buildID, data)
+	binding, sum, ok := parseDigestFile(buildID, data)
+	if ok {
+		b, ok = parseBinding(binding)
+	}
 	if !ok {
 		return b, Digest{}, &damagedDigest{dir.Name() + "/" + name}
 	}
@@ -235,7 +238,7 @@ func (d *newDigest) write(st *unix.Stat_t) (err error) {
 	if d.temp, err = d.n.disk.createTemp(d.dir); err != nil {
 		return err
 	}
-	if _, err := d.temp.Write(formatDigest(d.buildID, boundToFile(st), d.sum)); err != nil {
+	if _, err := d.temp.Write(formatDigest(d.buildID, boundToFile(st).String(), d.sum)); err != nil {
 		return err
 	}
 	return d.temp.finish()
