@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -14,13 +15,20 @@ func replaceFile(path string, data []byte) error {
 		return err
 	}
 	defer dir.Close()
-	t, err := newDisk(slog.New(slog.DiscardHandler)).createTemp(dir)
+	return newDisk(slog.New(slog.DiscardHandler)).replaceIn(dir, filepath.Base(path), data, 0o644)
+}
+
+// replaceIn durably replaces the file name in dir. mode is its mode; 0: that of a new file.
+func (d *disk) replaceIn(dir *os.File, name string, data []byte, mode fs.FileMode) error {
+	t, err := d.createTemp(dir)
 	if err != nil {
 		return err
 	}
 	defer t.discard()
-	if err := t.f.Chmod(0o644); err != nil {
-		return err
+	if mode != 0 {
+		if err := t.f.Chmod(mode); err != nil {
+			return diskError("set the mode of", t.path, err)
+		}
 	}
 	if _, err := t.Write(data); err != nil {
 		return err
@@ -28,7 +36,7 @@ func replaceFile(path string, data []byte) error {
 	if _, err := t.seal(); err != nil {
 		return err
 	}
-	if err := t.replace(filepath.Base(path)); err != nil {
+	if err := t.replace(name); err != nil {
 		return err
 	}
 	return t.syncDir()

@@ -22,21 +22,7 @@ func (n *nfs) WriteStatus(name string, data []byte) error {
 		return err
 	}
 	defer dir.Close()
-	temp, err := n.disk.createTemp(dir)
-	if err != nil {
-		return err
-	}
-	defer temp.discard()
-	if _, err := temp.Write(data); err != nil {
-		return err
-	}
-	if _, err := temp.seal(); err != nil {
-		return err
-	}
-	if err := temp.replace(name + statusSuffix); err != nil {
-		return err
-	}
-	return temp.syncDir()
+	return n.disk.replaceIn(dir, name+statusSuffix, data, 0)
 }
 
 // ReadStatus implements StatusKeeper.
