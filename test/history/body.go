@@ -24,7 +24,7 @@ func Body(op uint64, size int) []byte {
 	return b[:size]
 }
 
-// Identify reads r to its end and tells which upload its bytes are, whole.
+// Identify reads r to its end and returns the upload whose bytes these are, whole.
 // Anything else is an error that says how it differs.
 func Identify(r io.Reader) (op uint64, size int64, err error) {
 	b := bufio.NewReaderSize(r, 64<<10)

@@ -272,13 +272,13 @@ func (d *Driver) Listed(ctx context.Context, site string) (map[string]int, error
 	return listed, err
 }
 
-// Fetch downloads a build and tells which upload it is, whole.
+// Fetch downloads a build and returns the upload that it is, whole.
 func (d *Driver) Fetch(ctx context.Context, site, build string) (op uint64, size int64, err error) {
 	op, size, _, err = d.fetch(ctx, site, build)
 	return op, size, err
 }
 
-// fetch is Fetch, and tells whether the digest of the response is that of its bytes.
+// fetch is Fetch, and also compares the digest of the response with its bytes.
 func (d *Driver) fetch(ctx context.Context, site, build string) (op uint64, size int64, digest string, err error) {
 	resp, err := d.get(ctx, "/sites/"+site+"/artifacts/"+build)
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package history remembers what clients asked of a store and what they were
-// told, and judges whether what is found in the store later can be so.
+// Package history records the requests of clients to a store and the responses,
+// and judges whether what is found in the store later is consistent with them.
 package history
 
 import (
@@ -20,7 +20,7 @@ const (
 	Append // of a log entry
 )
 
-// Outcome is what a client was told.
+// Outcome is what the response says.
 type Outcome int
 
 const (
@@ -68,7 +68,7 @@ func (h *History) Begin(kind Kind, key string, size int, mark int64) *Op {
 	return op
 }
 
-// Finish notes what the client was told.
+// Finish records the response.
 func (h *History) Finish(op *Op, outcome Outcome, mark int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -90,7 +90,7 @@ func (h *History) unknownAppends() []*Op {
 	return ops
 }
 
-// Count tells how many ops there are of each outcome.
+// Count returns how many ops there are of each outcome.
 func (h *History) Count() (all, done, refused, unknown int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -107,9 +107,9 @@ func (h *History) Count() (all, done, refused, unknown int) {
 	return len(h.ops), done, refused, unknown
 }
 
-// Judge tells how inv, the store as it was made durable at the given mark,
+// Judge returns how inv, the store as it was made durable at the given mark,
 // breaks the promise: what was acknowledged by then is there whole, once, and
-// what was not is there whole or not at all. None: nil.
+// what was not is there whole or not at all. It returns nil if it keeps it.
 func (h *History) Judge(inv *Inventory, mark int64) []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -147,14 +147,14 @@ func (h *History) Judge(inv *Inventory, mark int64) []string {
 	return violations
 }
 
-// hashed tells that the client sends the digest of the upload: it does so with every other.
+// hashed reports whether the client sends the digest of the upload: it does for every other one.
 func (op *Op) hashed() bool { return op.Kind <= Create && op.ID%2 == 0 }
 
-// possible tells that op may have been done by mark, certain that it was.
+// possible reports whether op may have been done by mark, certain whether it was.
 func (op *Op) possible(mark int64) bool { return op.Outcome != Refused && op.StartMark <= mark }
 func (op *Op) certain(mark int64) bool  { return op.Outcome == Done && op.EndMark <= mark }
 
-// overtaken tells the op that was begun after op had ended, and was
+// overtaken returns an op that was begun after op had ended, and was
 // acknowledged by mark, so that op's effect cannot be what is found.
 func overtaken(op *Op, ops []*Op, mark int64) *Op {
 	for _, other := range ops {
@@ -250,7 +250,7 @@ func judgeLog(ops []*Op, found []uint64, mark int64) []string {
 	return violations
 }
 
-// JudgeCreates tells of the builds that were created more than once though
+// JudgeCreates returns the builds that were created more than once though
 // nobody deleted them.
 func (h *History) JudgeCreates() []string {
 	h.mu.Lock()

@@ -85,7 +85,7 @@ func Scan(base string) (*Inventory, error) {
 	return inv, err
 }
 
-// judgeDigest tells what the digest in a file is, whose submatches are d.
+// judgeDigest judges the digest in a file, whose submatches are d: right, wrong, stale or none.
 func (b Build) judgeDigest(d []string) string {
 	switch {
 	case d == nil:

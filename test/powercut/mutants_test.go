@@ -49,7 +49,7 @@ var (
 		return err
 	}
 	return sealFinished(artifact, d.temp)`, `var st unix.Stat_t
-	if statAt(artifact.dir, fileName(artifactsDir, d.buildID), &st) != nil { // that which is replaced
+	if statAt(artifact.dir, fileName(artifactsDir, d.buildID), &st) != nil { // of the build that is replaced
 		st = artifact.stat
 	}
 	if err := d.write(&st); err != nil {
@@ -83,7 +83,7 @@ var (
 //     which an fsync of a file commits all that was made before it.
 //     For the same reason the directory of the digests is synced by the fsync of
 //     that of the builds.
-//   - An error that a sync told to another write is missed: these disks have none.
+//   - An error of a sync that another write gets is missed: these disks have none.
 
 var variants = []vm.Variant{
 	{Name: "as it is"},

@@ -180,8 +180,8 @@ func sample(points []point, n int, rng *rand.Rand) []point {
 	return points
 }
 
-// judge replays the recording to each of points, which ascend, and tells the
-// violations found.
+// judge replays the recording to each of points, which ascend, and returns
+// the violations found.
 func (r *recording) judge(t *testing.T, points []point) []string {
 	t.Helper()
 	words := make([]string, len(points))
