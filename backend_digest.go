@@ -136,6 +136,13 @@ type KeptDigest struct {
 	Superseded bool
 }
 
+// isOf reports whether k is bound to the artifact that i describes. What is bound to the size
+// only is not.
+func (k KeptDigest) isOf(i ArtifactInfo) bool {
+	return (k.ETag != "" || !k.ModTime.IsZero()) && k.Size == i.Size &&
+		(k.ETag == "" || k.ETag == i.ETag) && (k.ModTime.IsZero() || k.ModTime.Equal(i.ModTime))
+}
+
 // SiteLister is a store that can list its sites.
 type SiteLister interface {
 	// ListSites returns the ids of up to limit sites that have a build or a log, in the

@@ -38,8 +38,8 @@ func (s *objectStore) KeepDigest(siteID, buildID string, of ArtifactInfo, sum Di
 	return s.digests.keep(ctx, siteID, buildID, info, sum)
 }
 
-// KeptDigest implements DigestKeeper. A digest in the metadata is bound to the size only: its
-// ETag is empty.
+// KeptDigest implements DigestKeeper. A digest in the metadata of an object that has another
+// size is bound to that size only: its ETag is empty.
 func (s *objectStore) KeptDigest(siteID, buildID string) (KeptDigest, error) {
 	if s.digests == nil {
 		return KeptDigest{}, errNoDigests
@@ -52,7 +52,7 @@ func (s *objectStore) KeptDigest(siteID, buildID string) (KeptDigest, error) {
 	}
 	sum, size, inMetadata := parseDigestValue(info.digest)
 	if inMetadata && size == info.size {
-		return KeptDigest{SHA256: sum, Size: size}, nil
+		return KeptDigest{SHA256: sum, Size: size, ETag: info.etag}, nil
 	}
 	found, err := s.digests.read(ctx, siteID, buildID)
 	switch {

@@ -160,7 +160,8 @@ func (v *verifier) kept(site, build string, info ArtifactInfo) (kept KeptDigest,
 // judge sets the result of an artifact that has the digest sum. It fails with errReplaced if
 // the artifact is no longer the build, or got another digest meanwhile.
 func (v *verifier) judge(ctx context.Context, r *checkedBuild, site, build string, info ArtifactInfo, kept KeptDigest, sum Digest) error {
-	bound := info.SHA256.known()
+	// A lookup that failed, or an older one that is remembered, may hide the digest in info.
+	bound := info.SHA256.known() || kept.isOf(info)
 	switch {
 	case bound && sum == kept.SHA256:
 		r.Result = resultOK
@@ -202,7 +203,8 @@ func (v *verifier) unchanged(site, build string, info ArtifactInfo) error {
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return errReplaced
-	case err == nil && (now.ETag != info.ETag || now.SHA256 != info.SHA256):
+	case err == nil && now.ETag != info.ETag,
+		err == nil && now.SHA256 != info.SHA256 && now.SHA256.known() && info.SHA256.known():
 		return errReplaced
 	}
 	return err

@@ -214,6 +214,78 @@ func TestVerifyDuringAnUpload(t *testing.T) {
 	}
 }
 
+// forgetfulStore describes a build with its digest only when it is opened.
+type forgetfulStore struct{ *faultyStore }
+
+func (s forgetfulStore) StatArtifact(site, build string) (ArtifactInfo, error) {
+	info, err := s.faultyStore.StatArtifact(site, build)
+	info.SHA256 = Digest{}
+	return info, err
+}
+
+// TestVerifyFindsADigestThatTheLookupDoesNotReturn: if the kept digest is bound to the artifact,
+// the build is ok or corrupt, although its description has no digest.
+func TestVerifyFindsADigestThatTheLookupDoesNotReturn(t *testing.T) {
+	data := largeOf(1)
+	for name, open := range map[string]func(t *testing.T) (s verifiable, flipBits func()){
+		"a directory that remembers that there was none": func(t *testing.T) (verifiable, func()) {
+			s := openFaulty(t, t.TempDir())
+			storeHashed(t, s, "s", "a", data)
+			noError(t, s.DeleteArtifact("s", "a", Precondition{})) // so that there is a directory of digests
+			noError(t, s.StoreArtifact("s", "b", bytes.NewReader(data)))
+			info, err := s.StatArtifact("s", "b")
+			noError(t, err)
+			s.digests.now = func() time.Time { return time.Unix(1_700_000_000, 0) } // so it still remembers
+			_, err = s.StatArtifact("s", "b")
+			noError(t, err)
+			noError(t, openFaulty(t, s.base).KeepDigest("s", "b", info, sha256.Sum256(data)))
+			return s, func() { flip(t, s.filePath("s", artifactsDir, "b"), smallSize, true) }
+		},
+		"a directory that no longer finds it": func(t *testing.T) (verifiable, func()) {
+			s := openFaulty(t, t.TempDir())
+			storeHashed(t, s, "s", "b", data)
+			return forgetfulStore{s}, func() { flip(t, s.filePath("s", artifactsDir, "b"), smallSize, true) }
+		},
+		"an object store whose lookups pause": func(t *testing.T) (verifiable, func()) {
+			m := newMemBucket()
+			m.early, m.bare = true, true
+			mustHash(t, openDigests(patchingBucket{m}), "b", data)
+			stats := 0
+			m.fault = func(op, _ string) (bool, error) {
+				if op == "stat" {
+					stats++
+				}
+				if op == "stat" && stats == 3 { // of the artifact, then of the status; then the lookup of the download
+					return false, ErrUnavailable
+				}
+				return false, nil
+			}
+			return openDigests(patchingBucket{m}), func() {
+				o := m.objects[artifactCall]
+				o.data = largeOf(2)
+				m.objects[artifactCall] = o
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, damaged := range []bool{false, true} {
+				s, flipBits := open(t)
+				want := verifyCounts{OK: 1}
+				if damaged {
+					flipBits()
+					want = verifyCounts{Corrupt: 1}
+				}
+				v, out, err := verifyFaulty(t.Context(), s, verifyOptions{})
+				got := v.state.Counts
+				got.Sites, got.Bytes = 0, 0
+				if err != nil || got != want {
+					t.Errorf("damaged %t: %v, %+v, want %+v; %s", damaged, err, got, want, out)
+				}
+			}
+		})
+	}
+}
+
 // TestVerifyWhatCannotBeRead: if the store works otherwise, the build is corrupt. If the store
 // fails, the build is skipped.
 func TestVerifyWhatCannotBeRead(t *testing.T) {
