@@ -31,7 +31,8 @@ a summary. Results of builds:
            restore, the build is ok, and the digest is bound to it again
   unknown  no digest is kept; the build is not read
   filled   no digest was kept; --fill read the build and keeps its digest now
-  skipped  the store did not return it, or it was replaced again and again
+  skipped  the store did not return it, it was replaced again and again, or its digest could
+           not be kept because it was locked or the store was busy
 
 Damaged logs and foreign files are reported too. Lines about the progress go to standard
 error.

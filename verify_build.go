@@ -18,7 +18,7 @@ const (
 	resultChanged = "changed" // the digest is that of another artifact with other bytes
 	resultUnknown = "unknown" // no digest is kept
 	resultFilled  = "filled"  // no digest was kept; now the one of the bytes is
-	resultSkipped = "skipped" // the store did not return it, or it was replaced again and again
+	resultSkipped = "skipped" // the store did not return it or could not keep its digest, or it was replaced again and again
 )
 
 // The results that are not of builds.
@@ -60,7 +60,7 @@ func (v *verifier) check(ctx context.Context, site string, b *Version) (r checke
 			return r
 		case errors.Is(err, ErrNotFound): // deleted, or there is only a log
 			return checkedBuild{read: r.read}
-		case attempt == len(v.pauses):
+		case attempt == len(v.pauses), errors.As(err, new(notKeptError)):
 			return v.giveUp(r.read, attempt+1, err)
 		case !errors.Is(err, errReplaced):
 			if !pause(ctx, v.pauses[attempt]) {
@@ -171,30 +171,43 @@ func (v *verifier) judge(ctx context.Context, r *checkedBuild, site, build strin
 		return v.unchanged(site, build, info)
 	case !kept.SHA256.known():
 		r.Result = resultFilled
-		return v.keep(site, build, info, sum)
+		return v.keep(ctx, site, build, info, sum)
 	case sum == kept.SHA256: // the same bytes with another time, as after a restore
 		r.Result = resultOK
 		if v.readOnly {
 			return nil
 		}
 		r.rebound = true
-		return v.keep(site, build, info, sum)
+		return v.keep(ctx, site, build, info, sum)
 	}
 	r.Result, r.Expected, r.Got = resultChanged, kept.SHA256.String(), sum.String()
 	return v.confirmChange(ctx, site, build, info, kept)
 }
 
-// keep keeps a digest. If the store cannot do it, the run ends: it would fail again for each
-// build.
-func (v *verifier) keep(site, build string, info ArtifactInfo, sum Digest) error {
-	err := v.store.KeepDigest(site, build, info, sum)
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, ErrPrecondition), errors.Is(err, ErrNotFound):
-		return errReplaced
+// notKeptError is an error of the store when a digest was to be kept of a build that was read.
+type notKeptError struct{ error }
+
+func (e notKeptError) Error() string { return "cannot keep the digest: " + e.error.Error() }
+func (e notKeptError) Unwrap() error { return e.error }
+
+// keep keeps a digest. If the build is locked or the store is busy, keep tries again, and then
+// fails with a notKeptError. If the store cannot do it, the run ends: it would fail again for
+// each build.
+func (v *verifier) keep(ctx context.Context, site, build string, info ArtifactInfo, sum Digest) (err error) {
+	for attempt := 0; ; attempt++ {
+		err = v.store.KeepDigest(site, build, info, sum)
+		passing := errors.Is(err, ErrUnavailable) || errors.Is(err, ErrBusy)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, ErrPrecondition), errors.Is(err, ErrNotFound):
+			return errReplaced
+		case !passing:
+			return fmt.Errorf("%w: cannot keep the digest of build %s of site %s: %w", errVerifyStops, build, site, err)
+		case attempt == len(v.pauses), !pause(ctx, v.pauses[attempt]):
+			return notKeptError{err}
+		}
 	}
-	return fmt.Errorf("%w: cannot keep the digest of build %s of site %s: %w", errVerifyStops, build, site, err)
 }
 
 // unchanged fails with errReplaced unless info still describes the build.

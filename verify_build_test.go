@@ -473,6 +473,67 @@ type fullStore struct{ *faultyStore }
 
 func (fullStore) KeepDigest(string, string, ArtifactInfo, Digest) error { return ErrNoSpace }
 
+// TestVerifyThatCannotKeepADigestNow: a build that is locked, or a store that is busy, is skipped
+// after a few attempts, without another read. The run ends only after several of them in a row.
+func TestVerifyThatCannotKeepADigestNow(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		fails  error
+		times  int    // how often it fails
+		builds string // for which builds; there are 0 to 9, and 9 is read first
+		want   verifyCounts
+		stops  bool
+	}{
+		{"locked, twice", ErrLocked, 2, "5", verifyCounts{Filled: 9, OK: 1, Rebound: 1}, false},
+		{"locked", ErrLocked, 99, "5", verifyCounts{Filled: 8, OK: 1, Rebound: 1, Skipped: 1}, false},
+		{"busy", ErrBusy, 99, "53", verifyCounts{Filled: 7, OK: 1, Rebound: 1, Skipped: 2}, false},
+		{"the digest of the same bytes with another time", ErrUnavailable, 99, "0", verifyCounts{Filled: 9, Skipped: 1}, false},
+		{"four in a row", ErrUnavailable, 99, "8765", verifyCounts{Filled: 5, OK: 1, Rebound: 1, Skipped: 4}, false},
+		{"five in a row", ErrUnavailable, 99, "87654", verifyCounts{Filled: 1, Skipped: 5}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := openFaulty(t, t.TempDir())
+			storeHashed(t, s, "a", "0", []byte("x"))
+			setTime(t, s.filePath("a", artifactsDir, "0"), time.Unix(1_700_000_000, 0))
+			for build := 1; build <= 9; build++ {
+				noError(t, s.StoreArtifact("a", fmt.Sprint(build), strings.NewReader("x")))
+			}
+			busy := &busyStore{faultyStore: s, fails: c.fails, times: c.times, builds: c.builds}
+			v, out, err := verifyFaulty(t.Context(), busy, verifyOptions{Fill: true})
+			got := v.state.Counts
+			got.Sites, got.Bytes = 0, 0
+			if got != c.want || errors.Is(err, errVerifyStops) != c.stops || (err != nil) != c.stops {
+				t.Errorf("%v, %+v, want %+v; %s", err, got, c.want, out)
+			}
+			if c.want.Skipped > 0 && !strings.Contains(out.String(), "skipped a/"+c.builds[:1]+": cannot keep the digest: ") {
+				t.Errorf("the output is %s", out)
+			}
+			if !c.stops && len(s.fetched) != 10 {
+				t.Errorf("read %v", s.fetched)
+			}
+		})
+	}
+}
+
+// busyStore fails to keep the digests of some builds a number of times.
+type busyStore struct {
+	*faultyStore
+	fails  error
+	times  int
+	builds string
+	mu     sync.Mutex
+}
+
+func (s *busyStore) KeepDigest(site, build string, of ArtifactInfo, sum Digest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if strings.Contains(s.builds, build) && s.times > 0 {
+		s.times--
+		return s.fails
+	}
+	return s.faultyStore.KeepDigest(site, build, of, sum)
+}
+
 // TestVerifyOnAnObjectStore: what a tool did is a change, and what the service did is not. What is
 // unknown is not fetched.
 func TestVerifyOnAnObjectStore(t *testing.T) {
