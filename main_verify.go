@@ -60,9 +60,6 @@ Examples:
   pagewright-storage verify --site 'shop-*' --since 2d --json`
 )
 
-// verifyStopWait is how long a verify that is stopped may take to keep its state.
-const verifyStopWait = 10 * time.Second
-
 // verifyArgs are the arguments of "verify".
 type verifyArgs struct {
 	options               verifyOptions
@@ -154,26 +151,33 @@ func verify(ctx context.Context, args, environ []string, stdout, stderr io.Write
 	if err != nil {
 		return err
 	}
+	return a.run(ctx, v)
+}
+
+// run runs v, and reports its result.
+func (a verifyArgs) run(ctx context.Context, v *verifier) error {
 	resumed, err := v.begin(a.resume, time.Now())
 	if err != nil {
 		return err
 	}
 	if a.resume {
-		report.resuming(resumed)
+		v.report.resuming(resumed)
 	}
 	err = runVerifier(ctx, v)
-	if errors.Is(err, errVerifyHangs) {
-		return commandError{exitIncomplete, "verify: " + err.Error()}
+	state := v.ended(err)
+	var textfileErr error
+	if a.textfile != "" { // first: the output may fail
+		textfileErr = writeTextfile(a.textfile, &state)
 	}
-	if err := report.summary(v.state, resumed); err != nil {
-		return err
-	}
-	if a.textfile != "" {
-		if err := writeTextfile(a.textfile, &v.state); err != nil {
-			return fmt.Errorf("--textfile: %w", err)
+	if !errors.Is(err, errVerifyHangs) { // then the output may hang too
+		if err := v.report.summary(state, resumed); err != nil {
+			return err
 		}
 	}
-	return verifyResult(&v.state, err)
+	if textfileErr != nil {
+		return fmt.Errorf("--textfile: %w", textfileErr)
+	}
+	return verifyResult(&state, err)
 }
 
 // openVerifier opens the store, with digests whatever PAGEWRIGHT_DIGEST is.
@@ -201,7 +205,7 @@ func openVerifier(ctx context.Context, cfg *Config, a verifyArgs, report *verify
 	return v, nil
 }
 
-// errVerifyHangs: the store did not respond for verifyStopWait after a signal.
+// errVerifyHangs: the store did not respond for a while after a signal.
 var errVerifyHangs = errors.New("stopped while the store does not respond; --resume continues from at most 10 s before")
 
 // runVerifier runs v and shows its progress. It does not wait for a store that hangs.
@@ -219,7 +223,7 @@ func runVerifier(ctx context.Context, v *verifier) error {
 	case <-ctx.Done():
 		select {
 		case err = <-done:
-		case <-time.After(verifyStopWait):
+		case <-time.After(v.stopWait):
 			err = errVerifyHangs
 		}
 	}
@@ -228,15 +232,20 @@ func runVerifier(ctx context.Context, v *verifier) error {
 	return err
 }
 
-// verifyResult returns the error of a run that has ended. The summary says the rest.
+// verifyResult returns the error of a run that has ended. The summary, if there is one, says
+// the rest.
 func verifyResult(s *verifyState, err error) error {
+	text := ""
+	if errors.Is(err, errVerifyHangs) { // there is no summary
+		text = "verify: " + err.Error()
+	}
 	switch {
 	case errors.Is(err, errVerifyOutput):
 		return err
 	case s.Counts.bad():
-		return commandError{status: exitCorrupt}
+		return commandError{exitCorrupt, text}
 	case err != nil, s.Counts.Skipped > 0:
-		return commandError{status: exitIncomplete}
+		return commandError{exitIncomplete, text}
 	case len(s.Options.Sites) > 0 && s.Counts.Sites == 0:
 		return commandError{exitAbsent, "verify: no site matches --site " + strings.Join(s.Options.Sites, " --site ")}
 	}

@@ -578,6 +578,74 @@ func TestVerifyTextfile(t *testing.T) {
 	}
 }
 
+// TestVerifyTextfileWithoutOutput: the file is written even if the output cannot be.
+func TestVerifyTextfileWithoutOutput(t *testing.T) {
+	base := uploadAll(t, []byte("some bytes"), "a/1", "b/1")
+	file := filepath.Join(t.TempDir(), "verify.prom")
+	args, environ := []string{"verify", "--textfile", file}, []string{"PAGEWRIGHT_NFS_BASE_PATH=" + base}
+	for _, want := range []string{"ok", "corrupt"} {
+		err := run(t.Context(), args, environ, fullWriter{}, io.Discard)
+		if err == nil || exitStatus(err) != exitFailure || !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("%s: %v", want, err)
+		}
+		text := string(readWhole(t, file))
+		if !strings.Contains(text, `{result="`+want+`"} `) || strings.Contains(text, `{result="`+want+`"} 0`) {
+			t.Errorf("%s: the file is\n%s", want, text)
+		}
+		flip(t, buildPath(base, "a", artifactsDir, "1"), 0, true)
+	}
+}
+
+// TestVerifyStoppedWhileTheStoreHangs: the exit status and the textfile still say what was found.
+func TestVerifyStoppedWhileTheStoreHangs(t *testing.T) {
+	for _, c := range []struct {
+		damaged bool
+		status  int
+		metric  string
+	}{{false, exitIncomplete, `{result="ok"} 1`}, {true, exitCorrupt, `{result="corrupt"} 1`}} {
+		base := uploadAll(t, []byte("some bytes"), "a/1", "a/2")
+		if c.damaged {
+			flip(t, buildPath(base, "a", artifactsDir, "2"), 0, true)
+		}
+		s := openFaulty(t, base)
+		hangs, resume := make(chan struct{}), make(chan struct{})
+		s.onFetch = func(build string) error {
+			if build == "1" {
+				close(hangs)
+				<-resume
+			}
+			return nil
+		}
+		var out, log lockedBuffer
+		a := verifyArgs{textfile: filepath.Join(t.TempDir(), "verify.prom")}
+		v := newVerifier(s, a.options, 0, &verifyReport{stdout: &out, stderr: &log})
+		v.stopWait = time.Millisecond
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- a.run(ctx, v) }()
+		<-hangs
+		eventually(t, "the first build", func() bool {
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			return v.state.Passed.Builds == 1
+		})
+		stop()
+		err := <-ended
+		if err == nil || exitStatus(err) != c.status || !strings.Contains(err.Error(), "the store does not respond") {
+			t.Errorf("damaged %t: %v", c.damaged, err)
+		}
+		text, err := os.ReadFile(a.textfile)
+		if err != nil || !strings.Contains(string(text), c.metric) || metricOf(text, metricLastRun) == 0 || metricOf(text, metricLastComplete) != 0 {
+			t.Errorf("damaged %t: %v; the textfile is\n%s", c.damaged, err, text)
+		}
+		close(resume)
+		eventually(t, "the end of the run", func() bool {
+			data, _ := s.ReadStatus(verifyStatus)
+			return bytes.Contains(data, []byte(`"finished"`))
+		})
+	}
+}
+
 // verifyMetrics returns the names of the metrics of a textfile.
 func verifyMetrics() map[string]bool {
 	names := map[string]bool{}

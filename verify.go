@@ -17,6 +17,7 @@ const (
 	verifyPage      = 1000             // sites or builds of one page
 	verifySaveEvery = 10 * time.Second // how often the state is kept in the store
 	verifyBuffer    = 256 << 10        // bytes of one read, and of the burst of a rate
+	verifyStopWait  = 10 * time.Second // how long a run that is stopped may take to keep its state
 	verifyMaxFailed = 5                // builds in a row that the store fails to return before verify stops
 )
 
@@ -57,6 +58,7 @@ type verifier struct {
 	limiter  *rate.Limiter          // of the bytes that are read; nil: no limit
 	readOnly bool                   // write nothing to the store
 	pauses   []time.Duration
+	stopWait time.Duration
 	perPage  int           // sites or builds of a page
 	large    chan struct{} // has a value while a large build is read, if there is a limiter
 	report   *verifyReport
@@ -73,7 +75,7 @@ type verifier struct {
 
 // newVerifier returns a verifier that reads at most bytesPerSecond; 0 is no limit.
 func newVerifier(store verifiable, options verifyOptions, bytesPerSecond int64, report *verifyReport) *verifier {
-	v := &verifier{store: store, options: options, pauses: verifyPauses, perPage: verifyPage,
+	v := &verifier{store: store, options: options, pauses: verifyPauses, stopWait: verifyStopWait, perPage: verifyPage,
 		large: make(chan struct{}, 1), report: report}
 	if bytesPerSecond > 0 {
 		v.limiter = rate.NewLimiter(rate.Limit(bytesPerSecond), verifyBuffer)

@@ -113,6 +113,17 @@ func (p verifyPosition) valid() bool {
 	return p.Site != "" && p.After == "" && checkID(p.Site) == nil || p.Site == "" && p.After != "" && checkID(p.After) == nil
 }
 
+// ended returns the state of a run that has ended with err, or that hangs and is given up.
+func (v *verifier) ended(err error) verifyState {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.state
+	if s.Finished.IsZero() {
+		s.Finished, s.Error = time.Now().UTC(), oneLine(err)
+	}
+	return s
+}
+
 // saveRegularly keeps the state in the store until ctx ends.
 func (v *verifier) saveRegularly(ctx context.Context) {
 	tick := time.NewTicker(verifySaveEvery)
