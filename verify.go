@@ -14,6 +14,7 @@ import (
 
 const (
 	verifyReaders   = 4                // builds that are read at once
+	verifyPending   = 100              // builds whose results are awaited, also of those that are not read now
 	verifyPage      = 1000             // sites or builds of one page
 	verifySaveEvery = 10 * time.Second // how often the state is kept in the store
 	verifyBuffer    = 256 << 10        // bytes of one read, and of the burst of a rate
@@ -59,7 +60,9 @@ type verifier struct {
 	readOnly bool                   // write nothing to the store
 	pauses   []time.Duration
 	stopWait time.Duration
+	wait     func(ctx context.Context, d time.Duration) (goesOn bool)
 	perPage  int           // sites or builds of a page
+	readers  chan struct{} // has a value for each build that is being read
 	large    chan struct{} // has a value while a large build is read, if there is a limiter
 	report   *verifyReport
 	reading  atomic.Int64 // bytes that were read, also of builds without a result yet
@@ -76,7 +79,7 @@ type verifier struct {
 // newVerifier returns a verifier that reads at most bytesPerSecond; 0 is no limit.
 func newVerifier(store verifiable, options verifyOptions, bytesPerSecond int64, report *verifyReport) *verifier {
 	v := &verifier{store: store, options: options, pauses: verifyPauses, stopWait: verifyStopWait, perPage: verifyPage,
-		large: make(chan struct{}, 1), report: report}
+		wait: pause, readers: make(chan struct{}, verifyReaders), large: make(chan struct{}, 1), report: report}
 	if bytesPerSecond > 0 {
 		v.limiter = rate.NewLimiter(rate.Limit(bytesPerSecond), verifyBuffer)
 	}
@@ -213,17 +216,25 @@ func (v *verifier) page(ctx context.Context, site string, versions []*Version) e
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	queue := make(chan chan checkedBuild, verifyReaders-1)
+	queue := make(chan chan checkedBuild, verifyPending)
 	wg.Go(func() {
 		defer close(queue)
 		for _, b := range versions {
+			select {
+			case v.readers <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
 			result := make(chan checkedBuild, 1)
+			wg.Go(func() {
+				defer func() { <-v.readers }()
+				result <- v.check(ctx, site, b)
+			})
 			select {
 			case queue <- result:
 			case <-ctx.Done():
 				return
 			}
-			wg.Go(func() { result <- v.check(ctx, site, b) })
 		}
 	})
 	for _, b := range versions {

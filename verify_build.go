@@ -63,7 +63,7 @@ func (v *verifier) check(ctx context.Context, site string, b *Version) (r checke
 		case attempt == len(v.pauses), errors.As(err, new(notKeptError)):
 			return v.giveUp(r.read, attempt+1, err)
 		case !errors.Is(err, errReplaced):
-			if !pause(ctx, v.pauses[attempt]) {
+			if !v.wait(ctx, v.pauses[attempt]) {
 				return checkedBuild{stopped: ctx.Err()}
 			}
 		}
@@ -204,7 +204,7 @@ func (v *verifier) keep(ctx context.Context, site, build string, info ArtifactIn
 			return errReplaced
 		case !passing:
 			return fmt.Errorf("%w: cannot keep the digest of build %s of site %s: %w", errVerifyStops, build, site, err)
-		case attempt == len(v.pauses), !pause(ctx, v.pauses[attempt]):
+		case attempt == len(v.pauses), !v.wait(ctx, v.pauses[attempt]):
 			return notKeptError{err}
 		}
 	}
@@ -230,8 +230,13 @@ const young = 10 * time.Minute
 // confirmChange fails with errReplaced if an upload explains why the digest is not the one of
 // the artifact: an upload stores first the artifact, then the digest.
 func (v *verifier) confirmChange(ctx context.Context, site, build string, info ArtifactInfo, kept KeptDigest) error {
-	if time.Since(info.ModTime) < young && len(v.pauses) > 0 && !pause(ctx, v.pauses[0]) {
-		return ctx.Err()
+	if time.Since(info.ModTime) < young && len(v.pauses) > 0 {
+		<-v.readers // others read meanwhile: after a restore, many builds may wait
+		goesOn := v.wait(ctx, v.pauses[0])
+		v.readers <- struct{}{}
+		if !goesOn {
+			return ctx.Err()
+		}
 	}
 	now, err := v.store.KeptDigest(site, build)
 	switch {

@@ -214,6 +214,38 @@ func TestVerifyDuringAnUpload(t *testing.T) {
 	}
 }
 
+// TestVerifyConfirmsChangesTogether: the waits before changes are confirmed do not add up.
+func TestVerifyConfirmsChangesTogether(t *testing.T) {
+	s := openFaulty(t, t.TempDir())
+	const builds = 30
+	for build := range builds {
+		id := fmt.Sprint(build)
+		storeHashed(t, s, "a", id, []byte("some bytes"))
+		flip(t, s.filePath("a", artifactsDir, id), 0, false)
+	}
+	v := newVerifier(s, verifyOptions{}, 0, &verifyReport{stdout: io.Discard, stderr: io.Discard})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var waiting sync.WaitGroup
+	waiting.Add(builds)
+	all := make(chan struct{})
+	go func() { waiting.Wait(); close(all) }()
+	v.wait = func(ctx context.Context, _ time.Duration) bool { // until all builds wait
+		waiting.Done()
+		select {
+		case <-all:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	_, err := v.begin(false, time.Now())
+	noError(t, err)
+	if err := v.run(ctx); err != nil || v.state.Counts.Changed != builds {
+		t.Errorf("%v, %+v", err, v.state.Counts)
+	}
+}
+
 // forgetfulStore describes a build with its digest only when it is opened.
 type forgetfulStore struct{ *faultyStore }
 

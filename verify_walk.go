@@ -90,7 +90,7 @@ func (v *verifier) eachPage(ctx context.Context, site, cursor string, do func(ve
 // retry calls f again if it fails, except with ErrBadCursor.
 func (v *verifier) retry(ctx context.Context, f func() error) error {
 	for _, wait := range v.pauses {
-		if err := f(); err == nil || errors.Is(err, ErrBadCursor) || !pause(ctx, wait) {
+		if err := f(); err == nil || errors.Is(err, ErrBadCursor) || !v.wait(ctx, wait) {
 			return err
 		}
 	}
