@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -107,6 +108,10 @@ func (e *digestError) Error() string {
 
 func (e *digestError) Unwrap() error     { return errDigest }
 func (e *digestError) forClient() string { return e.Error() }
+
+// errChecksum is wrapped by the error of reading an artifact whose bytes do not have the
+// checksum that the store itself keeps of them.
+var errChecksum = errors.New("the bytes do not have the store's own checksum")
 
 // DigestKeeper is a store that keeps digests of its artifacts. ArtifactInfo.SHA256 is set
 // wherever such a store describes an artifact whose digest it keeps. A kept digest is bound

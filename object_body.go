@@ -90,6 +90,9 @@ func (o *objectReader) Read(p []byte) (int, error) {
 	if err == nil || err == io.EOF && o.left == 0 {
 		return n, err
 	}
+	if errors.Is(err, errChecksum) {
+		return n, fmt.Errorf("cannot read %q: %w", o.info.key, err)
+	}
 	return n, fmt.Errorf("%w: cannot read %q: %d bytes are missing: %v", ErrUnavailable, o.info.key, o.left, err)
 }
 

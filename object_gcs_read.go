@@ -25,6 +25,10 @@ type gcsReadKey struct{}
 
 var errGCSBrokenOff = errors.New("the store interrupted too many responses")
 
+// gcsBadCRC begins the error of the SDK, which has no type, after a whole object was read whose
+// CRC32C is not the one that the store sent (httpReader.Read of the SDK).
+const gcsBadCRC = "storage: bad CRC on read"
+
 // withContext returns a context from which gcsTransport knows which requests are those of r.
 func (r *gcsRead) withContext(ctx context.Context) context.Context {
 	return context.WithValue(ctx, gcsReadKey{}, r)
@@ -32,6 +36,9 @@ func (r *gcsRead) withContext(ctx context.Context) context.Context {
 
 func (r *gcsRead) Read(p []byte) (int, error) {
 	n, err := r.ReadCloser.Read(p)
+	if err != nil && strings.HasPrefix(err.Error(), gcsBadCRC) {
+		err = fmt.Errorf("%w: %w", errChecksum, err)
+	}
 	if r.moved += int64(n); r.moved >= gcsChunkStep {
 		r.moved = 0
 		r.requests.Store(0)

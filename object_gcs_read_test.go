@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -63,5 +64,33 @@ func TestGCSReadBrokenOff(t *testing.T) {
 				t.Errorf("%d bytes of %d after %d requests, %v", len(got), size, requests.Load(), err)
 			}
 		})
+	}
+}
+
+// What does not have the CRC32C of the store is damaged there, and not read again.
+func TestGCSReadOfDamagedBytes(t *testing.T) {
+	data := body(1<<20, 1)
+	var requests atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
+		w.Header().Set("X-Goog-Generation", "1")
+		w.Header().Set("X-Goog-Hash", "crc32c=AAAAAA==")
+		w.Header().Set("Content-Type", artifactType)
+		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+		_, _ = w.Write(data)
+	}))
+	defer server.Close()
+	t.Setenv(gcsEmulator, server.URL)
+	b, err := newGCSBucket(context.Background(), gcsConfig{Bucket: "builds", ChunkSize: 8 << 20}, 256<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := newObjectStore(b, "", quiet()).FetchArtifact("s", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := io.Copy(io.Discard, r); !errors.Is(err, errChecksum) || errors.Is(err, ErrUnavailable) || requests.Load() != 1 {
+		t.Errorf("%v after %d requests", err, requests.Load())
 	}
 }

@@ -58,6 +58,9 @@ func (v *verifier) check(ctx context.Context, site string, b *Version) (r checke
 		case err == nil, errors.Is(err, errVerifyStops):
 			r.stopped = err
 			return r
+		case errors.Is(err, errChecksum):
+			r.Result, r.Detail = resultCorrupt, "cannot be read: "+oneLine(err)
+			return r
 		case errors.Is(err, ErrNotFound): // deleted, or there is only a log
 			return checkedBuild{read: r.read}
 		case attempt == len(v.pauses), errors.As(err, new(notKeptError)):

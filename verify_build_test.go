@@ -340,6 +340,7 @@ func TestVerifyWhatCannotBeRead(t *testing.T) {
 		{"unavailable when it is opened, twice", unavailable, nil, 2, nil, verifyCounts{OK: 3}},
 		{"unavailable at a byte", nil, unavailable, 9, unavailable, verifyCounts{OK: 2, Skipped: 1}},
 		{"denied", ErrDenied, nil, 9, nil, verifyCounts{OK: 2, Skipped: 1}},
+		{"a wrong checksum of the store", nil, fmt.Errorf("at the end: %w", errChecksum), 1, nil, verifyCounts{OK: 2, Corrupt: 1}}, // at once
 		{"busy", nil, ErrBusy, 9, nil, verifyCounts{OK: 2, Skipped: 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
