@@ -26,9 +26,10 @@ a summary. Results of builds:
 
   ok       the bytes have the digest
   corrupt  they do not, or they cannot be read
-  changed  the digest is that of another file or object, and the bytes differ: something
-           else than the service replaced the build. If only the time differs, as after a
-           restore, the build is ok, and the digest is bound to it again
+  changed  the digest is that of another file or object, and the bytes differ. A tool or a
+           person replaced the build, or a version of the service without digests, or an
+           upload that was not acknowledged because of a crash. If only the time differs,
+           as after a restore, the build is ok, and the digest is bound to it again
   unknown  no digest is kept; the build is not read
   filled   no digest was kept; --fill read the build and keeps its digest now
   skipped  the store did not return it, it was replaced again and again, or its digest could
