@@ -146,10 +146,10 @@ func (d *objectDigests) describe(siteID, buildID string, o objectInfo) objectInf
 	if o.sum = o.sumInMetadata(); o.sum.known() {
 		return o
 	}
-	if o.digest != digestElsewhere && !d.anyElsewhere() {
+	found, ok := d.cached(o)
+	if !ok && o.digest != digestElsewhere && !d.anyElsewhere() {
 		return o
 	}
-	found, ok := d.cached(o)
 	if !ok {
 		// Waiting downloads of the same artifact share a look.
 		found, _ = d.looks.submit(o.key, o, func(waiting []objectInfo) objectDigest {
@@ -216,7 +216,12 @@ func (d *objectDigests) look(ctx context.Context, siteID, buildID string, o obje
 	return d.remember(o, sum, ttl), nil
 }
 
+// remember remembers the digest of o: sum, or if that is zero what is remembered already, which
+// the store may have failed to keep. ttl is for an unknown digest.
 func (d *objectDigests) remember(o objectInfo, sum Digest, ttl time.Duration) objectDigest {
+	if found, ok := d.cache.Peek(o.key); ok && !sum.known() && found.isOf(o) {
+		sum = found.sum
+	}
 	f := objectDigest{o.etag, o.uploadID, o.size, o.modTime, sum, time.Now().Add(ttl)}
 	d.cache.Add(o.key, f)
 	return f
@@ -258,8 +263,13 @@ func (d *objectDigests) keepUploaded(siteID, buildID string, o objectInfo) {
 	}
 }
 
-// keep keeps sum as the digest of the artifact o, outside of the put that stored it.
+// keep keeps sum as the digest of the artifact o, outside of the put that stored it. If the
+// store cannot keep it, this process still remembers it, so that it is not computed again.
 func (d *objectDigests) keep(ctx context.Context, siteID, buildID string, o objectInfo, sum Digest) error {
+	if o.sumInMetadata().known() {
+		return fmt.Errorf("the metadata of %q has another digest", o.key)
+	}
+	d.remember(o, sum, 0)
 	if err := d.mark(ctx); err != nil {
 		return err
 	}
@@ -268,15 +278,11 @@ func (d *objectDigests) keep(ctx context.Context, siteID, buildID string, o obje
 		err = b.patchDigest(ctx, o, digestValue(sum, o.size))
 	}
 	if errors.Is(err, ErrUnsupported) || errors.Is(err, ErrDenied) {
-		if o.sumInMetadata().known() {
-			return fmt.Errorf("the metadata of %q has another digest, which cannot be changed", o.key)
-		}
 		err = d.write(ctx, siteID, buildID, o, sum)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot keep the digest of %q: %w", o.key, err)
 	}
-	d.remember(o, sum, 0)
 	return nil
 }
 

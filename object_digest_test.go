@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -444,14 +445,17 @@ func TestObjectDigestAfterLostReply(t *testing.T) {
 }
 
 // An upload succeeds even if its digest cannot be kept, and a read even if the digest cannot
-// be looked up. The log says so, and the store is not asked again for a while.
+// be looked up. The log says so, and the store is not asked again for a while. The process that
+// computed the digest knows it.
 func TestObjectDigestFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemBucket()
 		m.early = true
 		var log bytes.Buffer
 		s := assumeCapable(newObjectStore(m, "", slog.New(slog.NewTextHandler(&log, nil))))
+		other := assumeCapable(newObjectStore(m, "", slog.New(slog.NewTextHandler(&log, nil))))
 		s.useDigests()
+		other.useDigests()
 		denied := 0
 		m.fault = func(op, key string) (bool, error) {
 			if key == digestCall {
@@ -462,24 +466,23 @@ func TestObjectDigestFails(t *testing.T) {
 		}
 		data := body(100, 1)
 		mustHash(t, s, "b", data)
-		for _, b := range []*objectStore{s, openDigests(m)} {
-			denied = 0
-			for range 5 {
-				mustRead(t, b, Digest{})
-			}
-			if denied != 1 {
-				t.Errorf("the store was asked %d times", denied)
-			}
+		denied = 0
+		for range 5 {
+			mustRead(t, s, digestOfBytes(data))
+			mustRead(t, other, Digest{})
+		}
+		if denied != 1 {
+			t.Errorf("the store was asked %d times", denied)
 		}
 		time.Sleep(digestPause)
-		mustRead(t, s, Digest{})
+		mustRead(t, other, Digest{})
 		if denied != 2 {
 			t.Errorf("the store was asked %d times after a while", denied)
 		}
 		m.fault = nil
 		time.Sleep(digestPause)
 		mustHash(t, s, "b", data)
-		mustRead(t, s, digestOfBytes(data))
+		mustRead(t, other, digestOfBytes(data))
 		time.Sleep(2 * floodWindow) // the timers of the log end
 		synctest.Wait()
 		for _, text := range []string{"the build was stored, but its digest could not be kept", "cannot look up the digest of a build"} {
@@ -488,6 +491,92 @@ func TestObjectDigestFails(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A store may not be able to keep the digest of a build that is created again. It is still
+// computed only once.
+func TestObjectDigestIsComputedOnce(t *testing.T) {
+	data := body(100, 1)
+	for _, c := range []struct {
+		denied string // the object that cannot be written
+		marked bool   // the store has digests of other builds
+	}{{statusCall, false}, {digestCall, false}, {digestCall, true}} {
+		m := newMemBucket()
+		store := openDigests(m)
+		if c.marked {
+			if err := store.digests.mark(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s, _ := startBackend(t, store)
+		s.put(t, 201, "/sites/s/artifacts/b", data)
+		var reads, denied int
+		m.fault = func(op, key string) (bool, error) {
+			switch {
+			case op == "get" && key == artifactCall:
+				reads++
+			case op == "put" && key == c.denied:
+				denied++
+				return false, fmt.Errorf("%w: as the test wants it", ErrDenied)
+			}
+			return false, nil
+		}
+		sums := func() []Digest {
+			versions, err := store.ListVersions("s")
+			if err != nil {
+				t.Fatal(err)
+			}
+			sums, err := store.ListDigests("s", versions)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return sums
+		}
+		for range 3 {
+			s.put(t, 200, "/sites/s/artifacts/b", data, "If-None-Match", "*", "Repr-Digest", sha256Field(data))
+			if got := sums(); got[0] != digestOfBytes(data) {
+				t.Errorf("%s is denied, marked=%t: the list has the digests %q", c.denied, c.marked, got)
+			}
+		}
+		if reads != 1 || denied == 0 {
+			t.Errorf("%s is denied, marked=%t: the build was read %d times, and %d writes were denied", c.denied, c.marked, reads, denied)
+		}
+	}
+}
+
+// Most stores do not report the time of an object that they store, but a list has it. So the
+// list describes the build again, which must not lose a digest that could not be kept.
+func TestObjectDigestAfterAPutWithoutATime(t *testing.T) {
+	m := newMemBucket()
+	m.early = true
+	s := openDigests(untimedBucket{m})
+	m.fault = func(op, key string) (bool, error) {
+		if op == "put" && key == digestCall {
+			return false, fmt.Errorf("%w: as the test wants it", ErrDenied)
+		}
+		return false, nil
+	}
+	data := body(100, 1)
+	mustHash(t, s, "b", data)
+	versions, err := s.ListVersions("s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if sums, err := s.ListDigests("s", versions); err != nil || sums[0] != digestOfBytes(data) {
+			t.Errorf("the list has the digests %q, %v", sums, err)
+		}
+	}
+	mustRead(t, s, digestOfBytes(data))
+}
+
+// untimedBucket is a memBucket whose put does not report the time.
+type untimedBucket struct{ *memBucket }
+
+func (b untimedBucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
+	info, err := b.memBucket.put(ctx, key, body, size, opts)
+	info.modTime = time.Time{}
+	return info, err
 }
 
 // A store that denies a change of the metadata gets an object.
