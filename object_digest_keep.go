@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -68,14 +69,15 @@ func (s *objectStore) KeptDigest(siteID, buildID string) (KeptDigest, error) {
 
 // ListDigests implements DigestKeeper. A list of the store has no metadata, so each artifact
 // that is not in the cache takes a stat. Of an artifact that was replaced since versions were
-// listed, the digest is not known.
+// listed, or that the store does not return, the digest is not known. So it never fails.
 func (s *objectStore) ListDigests(siteID string, versions []*Version) ([]Digest, error) {
 	sums := make([]Digest, len(versions))
 	if s.digests == nil {
 		return sums, nil
 	}
-	g, ctx := errgroup.WithContext(context.Background())
+	var g errgroup.Group
 	g.SetLimit(digestReaders)
+	var failed atomic.Int32 // looks since the last one that did not fail
 	for i, v := range versions {
 		if v.etag == "" { // it has no artifact
 			continue
@@ -85,15 +87,23 @@ func (s *objectStore) ListDigests(siteID string, versions []*Version) ([]Digest,
 			sums[i] = found.sum
 			continue
 		}
-		g.Go(func() (err error) {
-			sums[i], err = s.digests.listed(ctx, siteID, v)
-			return err
+		g.Go(func() error {
+			if failed.Load() >= digestReaders { // the store is down, and each look may take storeTimeout
+				return nil
+			}
+			sum, err := s.digests.listed(siteID, v)
+			switch {
+			case err == nil, errors.Is(err, ErrNotFound): // deleted meanwhile
+				sums[i] = sum
+				failed.Store(0)
+			default:
+				failed.Add(1)
+				s.digests.warn("cannot look up the digest of a build", s.artifactKey(siteID, v.BuildID), err)
+			}
+			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return nil, fmt.Errorf("cannot look up digests: %w", err)
-	}
-	return sums, nil
+	return sums, g.Wait()
 }
 
 // isListed reports whether f is about the artifact of v. A list has no upload id, and on some
@@ -103,33 +113,24 @@ func (f objectDigest) isListed(v *Version) bool {
 }
 
 // listed looks up the digest of the artifact of v.
-func (d *objectDigests) listed(ctx context.Context, siteID string, v *Version) (Digest, error) {
-	select {
-	case d.readers <- struct{}{}:
-		defer func() { <-d.readers }()
-	case <-ctx.Done():
-		return Digest{}, ctx.Err()
-	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+func (d *objectDigests) listed(siteID string, v *Version) (Digest, error) {
+	d.readers <- struct{}{}
+	defer func() { <-d.readers }()
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
 	info, err := d.s.stat(ctx, d.s.artifactKey(siteID, v.BuildID))
-	if err == nil && info.etag == v.etag {
-		var found objectDigest
-		if info.sumInMetadata().known() || info.digest != digestElsewhere && !d.anyElsewhere() {
-			found = d.remember(info, info.sumInMetadata(), unknownDigestTTL)
-		} else {
-			found, err = d.look(ctx, siteID, v.BuildID, info)
-		}
-		if err == nil {
-			return found.sum, nil
-		}
+	if err != nil || info.etag != v.etag {
+		return Digest{}, err
 	}
+	sum := info.sumInMetadata()
+	found, ok := d.cached(info)
 	switch {
-	case errors.Is(err, ErrNotFound):
-		err = nil
-	case errors.Is(err, ErrDenied):
-		d.warn("cannot look up the digest of a build", info.key, err)
-		err = nil
+	case sum.known():
+	case ok && found.sum.known():
+		sum = found.sum
+	case info.digest == digestElsewhere || d.anyElsewhere():
+		found, err = d.look(ctx, siteID, v.BuildID, info)
+		return found.sum, err
 	}
-	return Digest{}, err
+	return d.remember(info, sum, unknownDigestTTL).sum, nil
 }

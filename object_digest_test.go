@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -262,22 +261,79 @@ func TestListDigestsIsBounded(t *testing.T) {
 	}
 }
 
-// A list fails if the store is down: digests would be left out of it.
+// A digest that the store does not return is left out of a list, as out of a read. The log
+// names its build, unless that was deleted. A store that is down is not asked for each build.
 func TestListDigestsFails(t *testing.T) {
-	m := newMemBucket()
-	s := openDigests(m)
-	mustHash(t, s, "b", []byte("x"))
-	versions, err := s.ListVersions("s")
-	if err != nil {
-		t.Fatal(err)
-	}
+	const builds = 5 * digestReaders
 	for _, c := range []struct {
-		fault, want error
-	}{{ErrUnavailable, ErrUnavailable}, {ErrDenied, nil}, {ErrNotFound, nil}} {
-		m.fault = func(op, _ string) (bool, error) { return false, c.fault }
-		if sums, err := s.ListDigests("s", versions); !errors.Is(err, c.want) || err == nil && sums[0].known() {
-			t.Errorf("%v: %q, %v", c.fault, sums, err)
-		}
+		name    string
+		fails   func(op, key string, stats int) error
+		most    int // stats
+		unknown int
+		logged  string
+	}{
+		{"one is throttled", func(op, key string, _ int) error {
+			if strings.HasSuffix(key, "/b7.tar.gz") {
+				return ErrUnavailable
+			}
+			return nil
+		}, builds, 1, "key=sites/s/artifacts/b7.tar.gz"},
+		{"every fourth one is throttled", func(op, key string, stats int) error {
+			if op == "stat" && key != statusCall && stats%4 == 0 {
+				return ErrUnavailable
+			}
+			return nil
+		}, builds, builds / 4, "key=sites/s/artifacts/b"},
+		{"down", func(string, string, int) error { return ErrUnavailable }, 2 * digestReaders, builds, "key=sites/s/artifacts/b"},
+		{"denied", func(string, string, int) error { return ErrDenied }, 2 * digestReaders, builds, "key=sites/s/artifacts/b"},
+		{"all were deleted", func(string, string, int) error { return ErrNotFound }, builds, builds, ""},
+		{"some digests are denied", func(_, key string, _ int) error {
+			if key == "sites/s/digests/b3.sha256" || key == "sites/s/digests/b5.sha256" {
+				return ErrDenied
+			}
+			return nil
+		}, builds, 2, "key=sites/s/artifacts/b"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newMemBucket()
+			m.early = true
+			writer := openDigests(m)
+			for i := range builds {
+				mustHash(t, writer, fmt.Sprint("b", i), []byte("x"))
+			}
+			versions, err := writer.ListVersions("s")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var log bytes.Buffer
+			s := assumeCapable(newObjectStore(m, "", slog.New(slog.NewTextHandler(&log, nil))))
+			s.useDigests()
+			stats := 0
+			m.fault = func(op, key string) (bool, error) {
+				if op == "stat" && key != statusCall {
+					stats++
+				}
+				return false, c.fails(op, key, stats)
+			}
+			sums, err := s.ListDigests("s", versions)
+			if err != nil {
+				t.Fatal(err)
+			}
+			unknown := 0
+			for _, sum := range sums {
+				if !sum.known() {
+					unknown++
+				} else if sum != digestOfBytes([]byte("x")) {
+					t.Errorf("a digest is %q", sum)
+				}
+			}
+			if unknown != c.unknown || stats > c.most {
+				t.Errorf("%d of %d digests are unknown, want %d; %d stats, want at most %d", unknown, builds, c.unknown, stats, c.most)
+			}
+			if got := log.String(); !strings.Contains(got, c.logged) || (got == "") != (c.logged == "") {
+				t.Errorf("the log is %q, want %q", got, c.logged)
+			}
+		})
 	}
 }
 
@@ -550,11 +606,15 @@ func TestObjectDigestAfterAPutWithoutATime(t *testing.T) {
 	m := newMemBucket()
 	m.early = true
 	s := openDigests(untimedBucket{m})
+	looks := 0
 	m.fault = func(op, key string) (bool, error) {
-		if op == "put" && key == digestCall {
-			return false, fmt.Errorf("%w: as the test wants it", ErrDenied)
+		switch {
+		case key != digestCall:
+			return false, nil
+		case op == "get":
+			looks++
 		}
-		return false, nil
+		return false, fmt.Errorf("%w: as the test wants it", ErrDenied)
 	}
 	data := body(100, 1)
 	mustHash(t, s, "b", data)
@@ -568,6 +628,9 @@ func TestObjectDigestAfterAPutWithoutATime(t *testing.T) {
 		}
 	}
 	mustRead(t, s, digestOfBytes(data))
+	if looks > 0 {
+		t.Errorf("the digest was looked for %d times", looks)
+	}
 }
 
 // untimedBucket is a memBucket whose put does not report the time.
