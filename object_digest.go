@@ -147,7 +147,7 @@ func (d *objectDigests) describe(siteID, buildID string, o objectInfo) objectInf
 		return o
 	}
 	found, ok := d.cached(o)
-	if !ok && o.digest != digestElsewhere && !d.anyElsewhere() {
+	if !ok && o.digest != digestElsewhere && !d.anyElsewhere(noDigestsTTL) {
 		return o
 	}
 	if !ok {
@@ -286,13 +286,16 @@ func (d *objectDigests) keep(ctx context.Context, siteID, buildID string, o obje
 	return nil
 }
 
-// removed is called after the removal of an artifact whose metadata had the value digest. It
-// removes the object of its digest, if there can be one. One that stays does no harm.
+// removed is called after the removal of an artifact whose metadata had the value digest, or
+// empty if that is not known. It removes the object of its digest, if there can be one.
 func (d *objectDigests) removed(siteID, buildID, digest string) {
-	if d == nil || digest != digestElsewhere && !d.anyElsewhere() {
+	if d == nil {
 		return
 	}
 	d.cache.Remove(d.s.artifactKey(siteID, buildID))
+	if digest != digestElsewhere && !d.anyElsewhere(0) { // another process may just have kept the first one
+		return
+	}
 	key := d.s.digestKey(siteID, buildID)
 	if err := d.s.remove(key, ""); err != nil && !errors.Is(err, ErrNotFound) {
 		d.warn("cannot remove the digest of a build that was deleted", key, err)
@@ -300,12 +303,12 @@ func (d *objectDigests) removed(siteID, buildID, digest string) {
 }
 
 // anyElsewhere reports whether the store may have digests that a GET of the artifact does not
-// return. It asks the store once in noDigestsTTL until it has.
-func (d *objectDigests) anyElsewhere() bool {
+// return. Until it has, the result is at most age old.
+func (d *objectDigests) anyElsewhere(age time.Duration) bool {
 	if d.marked.Load() {
 		return true
 	}
-	there, err := d.status.get(noDigestsTTL)
+	there, err := d.status.get(age)
 	return there && err == nil
 }
 

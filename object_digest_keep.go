@@ -128,7 +128,7 @@ func (d *objectDigests) listed(siteID string, v *Version) (Digest, error) {
 	case sum.known():
 	case ok && found.sum.known():
 		sum = found.sum
-	case info.digest == digestElsewhere || d.anyElsewhere():
+	case info.digest == digestElsewhere || d.anyElsewhere(noDigestsTTL):
 		found, err = d.look(ctx, siteID, v.BuildID, info)
 		return found.sum, err
 	}

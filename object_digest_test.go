@@ -135,7 +135,7 @@ func TestObjectDigestCalls(t *testing.T) {
 			}
 			calls.want(t, "an upload and reads", "put "+artifactCall, "get "+artifactCall, "stat "+statusCall, "get "+artifactCall, "get "+artifactCall)
 			delete(t, s)
-			calls.want(t, "a delete", "remove "+artifactCall)
+			calls.want(t, "a delete", "remove "+artifactCall, "stat "+statusCall)
 			time.Sleep(noDigestsTTL)
 			mustStore(t, s, "s", "b", data)
 			mustRead(t, s, Digest{})
@@ -230,6 +230,49 @@ func TestObjectDigestIsSeenLater(t *testing.T) {
 		time.Sleep(unknownDigestTTL)
 		mustRead(t, one, digestOfBytes(data))
 	})
+}
+
+// A DELETE removes a digest that another process kept, even if it is the first one, and this
+// process has just found none.
+func TestObjectDigestIsRemoved(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		cond   Precondition
+		filled bool // the digest was not known when the build was stored
+	}{
+		{"unconditional", Precondition{}, false},
+		{"unconditional, filled", Precondition{}, true},
+		{"conditional", Precondition{IfMatch: &ETagList{Any: true}}, false},
+		{"conditional, filled", Precondition{IfMatch: &ETagList{Any: true}}, true},
+	} {
+		m := newMemBucket()
+		m.early = true
+		one, two := openDigests(m), openDigests(m)
+		mustStore(t, one, "s", "b", []byte("old"))
+		mustRead(t, one, Digest{})
+		data := body(100, 1)
+		if c.filled {
+			mustStore(t, two, "s", "b", data)
+			info, err := two.StatArtifact("s", "b")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := two.KeepDigest("s", "b", info, digestOfBytes(data)); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			mustHash(t, two, "b", data)
+		}
+		if _, ok := m.objects[digestCall]; !ok {
+			t.Fatalf("%s: no digest was kept", c.name)
+		}
+		if err := one.DeleteArtifact("s", "b", c.cond); err != nil {
+			t.Error(err)
+		}
+		if _, ok := m.objects[digestCall]; ok {
+			t.Errorf("%s: the digest is still there", c.name)
+		}
+	}
 }
 
 // At most this many artifacts are described at once, however many lists there are.
