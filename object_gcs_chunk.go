@@ -15,17 +15,18 @@ import (
 func (b *gcsBucket) acquireChunk(body io.Reader, size int64, opts putOptions) (chunk int64, g *grant, err error) {
 	free := b.memory.limit - b.memory.inUse()
 	chunk = min(b.chunkSize(size), max(gcsChunkStep, free/partsInMemory/gcsChunkStep*gcsChunkStep))
-	request := budgetRequest{client: opts.client, n: chunk, revoke: opts.revoke}
+	first := int64(0) // bytes of a body that readSmall keeps beside the chunk
 	if readsFirst(size, opts) {
-		request.n += gcsChunkStep
+		first = gcsChunkStep
 	}
+	request := budgetRequest{client: opts.client, n: chunk + first, revoke: opts.revoke}
 	if g = b.memory.tryAcquire(request); g != nil {
 		return chunk, g, nil
 	}
 	if _, inMemory := body.(*bytes.Reader); inMemory {
 		return gcsChunkStep, nil, nil
 	}
-	request.n = gcsChunkStep
+	request.n = gcsChunkStep + first
 	g, err = b.memory.acquire(request)
 	return gcsChunkStep, g, err
 }

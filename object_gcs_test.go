@@ -107,6 +107,43 @@ func TestGCSChunksShareMemory(t *testing.T) {
 	}
 }
 
+// A small body that is read first takes memory beside its chunk, also if it has to wait.
+func TestGCSSmallBodiesTakeMemory(t *testing.T) {
+	t.Setenv(gcsEmulator, "127.0.0.1:1")
+	b, err := newGCSBucket(t.Context(), gcsConfig{Bucket: "builds", ChunkSize: 8 << 20}, 64<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts := putOptions{hashed: hashedBody(nil).(Hashed)}
+	for _, busy := range []bool{false, true} {
+		var all *grant
+		if busy {
+			all = b.memory.tryAcquire(budgetRequest{n: b.memory.limit})
+		}
+		done := make(chan *grant)
+		go func() {
+			_, g, err := b.acquireChunk(hashedBody(nil), 1000, opts)
+			if err != nil {
+				t.Error(err)
+			}
+			done <- g
+		}()
+		if busy {
+			eventually(t, "the upload waits", func() bool {
+				b.memory.mu.Lock()
+				defer b.memory.mu.Unlock()
+				return len(b.memory.queue) == 1
+			})
+			all.release()
+		}
+		if g := <-done; g.n != 2*gcsChunkStep {
+			t.Errorf("busy=%t: %d bytes are acquired, want %d", busy, g.n, 2*gcsChunkStep)
+		} else {
+			g.release()
+		}
+	}
+}
+
 // The SDK sends the CRC32C of the whole body with its last bytes, and Google compares it with what
 // arrived (Writer.DisableAutoChecksum).
 func TestGCSSendsAChecksum(t *testing.T) {
