@@ -165,25 +165,14 @@ func (b *gcsBucket) reportsAbsence() {}
 
 // list implements bucket.
 func (b *gcsBucket) list(ctx context.Context, prefix string, page func([]objectInfo) error) error {
-	query := &storage.Query{Prefix: prefix}
-	if err := query.SetAttrSelection([]string{"Name", "Size", "Created", "Generation"}); err != nil {
-		return err
-	}
-	pages := iterator.NewPager(b.bucket.Objects(ctx, query), gcsPage, "")
-	for {
-		var attrs []*storage.ObjectAttrs
-		next, err := pages.NextPage(&attrs)
-		if err != nil {
-			return needs("storage.objects.list", listError(gcsError(err)))
-		}
+	fields := []string{"Name", "Size", "Created", "Generation"}
+	return b.pages(ctx, &storage.Query{Prefix: prefix}, fields, func(attrs []*storage.ObjectAttrs) error {
 		objects := make([]objectInfo, len(attrs))
 		for i, a := range attrs {
 			objects[i] = gcsInfo(a)
 		}
-		if err := page(objects); err != nil || next == "" {
-			return err
-		}
-	}
+		return page(objects)
+	})
 }
 
 // folders implements bucket.
@@ -192,7 +181,21 @@ func (b *gcsBucket) folders(ctx context.Context, prefix, start string, page func
 	if start != "" {
 		query.StartOffset = prefix + start
 	}
-	if err := query.SetAttrSelection([]string{"Name"}); err != nil {
+	return b.pages(ctx, query, []string{"Name"}, func(attrs []*storage.ObjectAttrs) error {
+		var names []string
+		for _, a := range attrs {
+			if a.Prefix != "" {
+				names = append(names, folderName(prefix, a.Prefix))
+			}
+		}
+		return page(names)
+	})
+}
+
+// pages calls page with batches of these fields of what query selects. It stops if page fails,
+// and returns that error unchanged.
+func (b *gcsBucket) pages(ctx context.Context, query *storage.Query, fields []string, page func([]*storage.ObjectAttrs) error) error {
+	if err := query.SetAttrSelection(fields); err != nil {
 		return err
 	}
 	pages := iterator.NewPager(b.bucket.Objects(ctx, query), gcsPage, "")
@@ -202,13 +205,7 @@ func (b *gcsBucket) folders(ctx context.Context, prefix, start string, page func
 		if err != nil {
 			return needs("storage.objects.list", listError(gcsError(err)))
 		}
-		var names []string
-		for _, a := range attrs {
-			if a.Prefix != "" {
-				names = append(names, folderName(prefix, a.Prefix))
-			}
-		}
-		if err := page(names); err != nil || next == "" {
+		if err := page(attrs); err != nil || next == "" {
 			return err
 		}
 	}
