@@ -158,9 +158,6 @@ func (d *objectDigests) describe(siteID, buildID string, o objectInfo) objectInf
 	}
 	if found.isOf(o) {
 		o.sum = found.sum
-		if o.bare && !found.modTime.IsZero() {
-			o.modTime = found.modTime // as stat returns it; a patch may change that of get
-		}
 	}
 	return o
 }

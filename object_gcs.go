@@ -19,6 +19,7 @@ import (
 	"cloud.google.com/go/auth"
 	"cloud.google.com/go/storage"
 	"github.com/googleapis/gax-go/v2"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"google.golang.org/api/googleapi"
 	"google.golang.org/api/iterator"
 	"google.golang.org/api/option"
@@ -30,6 +31,8 @@ const (
 	gcsDelay    = 200 * time.Millisecond
 	gcsMaxDelay = 5 * time.Second
 	gcsPage     = 1000
+	// gcsChangedKept bounds gcsBucket.changed: at most about 5 MB.
+	gcsChangedKept = 10_000
 	// gcsNeedsRead names the permission that a read needs. Without the permission to list,
 	// the store answers 403 if the object does not exist.
 	gcsNeedsRead = "storage.objects.get, or storage.objects.list if the object does not exist"
@@ -44,6 +47,8 @@ type gcsBucket struct {
 	bucket *storage.BucketHandle
 	conf   gcsConfig
 	memory *budget // for the chunk of each upload that the SDK keeps in memory
+	// changed has objects whose metadata was changed, by key: a GET does not return it.
+	changed *lru.Cache[string, gcsChanged]
 
 	// emulated: the store is an emulator. fake-gcs-server 1.56 gives an object a new
 	// generation when its metadata changes, and ignores conditions on that.
@@ -88,7 +93,10 @@ func newGCSBucket(ctx context.Context, conf gcsConfig, memory byteSize) (*gcsBuc
 	// repeated only if it was not acknowledged, and with the same bytes.
 	client.SetRetry(storage.WithPolicy(storage.RetryAlways), storage.WithMaxAttempts(gcsTries),
 		storage.WithBackoff(gax.Backoff{Initial: gcsDelay, Max: gcsMaxDelay, Multiplier: 2}))
-	return &gcsBucket{client: client, bucket: client.Bucket(conf.Bucket), conf: conf, memory: newBudget(int64(memory), partWait), emulated: os.Getenv(gcsEmulator) != ""}, nil
+	return &gcsBucket{
+		client: client, bucket: client.Bucket(conf.Bucket), conf: conf, memory: newBudget(int64(memory), partWait),
+		changed: newLRU[string, gcsChanged](gcsChangedKept), emulated: os.Getenv(gcsEmulator) != "",
+	}, nil
 }
 
 func (b *gcsBucket) uploadMemory() *budget { return b.memory }

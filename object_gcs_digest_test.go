@@ -27,6 +27,7 @@ type gcsObjects struct {
 	made     int64
 	requests []string
 	onPatch  func() // called before the next change of metadata
+	onStat   func() // called before the next stat
 }
 
 type gcsObject struct {
@@ -42,12 +43,17 @@ func startGCS(t *testing.T) (*gcsObjects, *objectStore) {
 	server := httptest.NewServer(g)
 	t.Cleanup(server.Close)
 	t.Setenv(gcsEmulator, server.URL)
+	return g, openDigests(openGCSBucket(t))
+}
+
+// openGCSBucket opens the bucket of startGCS, as another process does.
+func openGCSBucket(t *testing.T) *gcsBucket {
 	b, err := newGCSBucket(t.Context(), gcsConfig{Bucket: "builds", ChunkSize: 8 << 20}, 64<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.emulated = false
-	return g, openDigests(b)
+	return b
 }
 
 func (g *gcsObjects) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -68,6 +74,10 @@ func (g *gcsObjects) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == "PATCH" && g.onPatch != nil {
 		g.onPatch()
 		g.onPatch = nil
+	}
+	if what == "GET" && g.onStat != nil {
+		g.onStat()
+		g.onStat = nil
 	}
 	o := g.objects[name]
 	var generation, metageneration int64
@@ -94,7 +104,8 @@ func (g *gcsObjects) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		o.metageneration++
 	case q.Get("alt") == "media":
 		w.Header().Set("X-Goog-Generation", fmt.Sprint(o.generation))
-		w.Header().Set("Last-Modified", o.times(time.Hour*time.Duration(o.metageneration)).Format(http.TimeFormat))
+		w.Header().Set("X-Goog-Metageneration", fmt.Sprint(o.metageneration))
+		w.Header().Set("Last-Modified", o.updated().Format(http.TimeFormat))
 		w.Header().Set("Content-Length", fmt.Sprint(len(o.data)))
 		_, _ = w.Write(o.data)
 		return
@@ -102,12 +113,16 @@ func (g *gcsObjects) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(map[string]any{
 		"name": name, "bucket": "builds", "size": fmt.Sprint(len(o.data)), "metadata": o.metadata,
 		"generation": fmt.Sprint(o.generation), "metageneration": fmt.Sprint(o.metageneration),
-		"timeCreated": o.times(0), "updated": o.times(time.Hour * time.Duration(o.metageneration)),
+		"timeCreated": o.created(), "updated": o.updated(),
 	})
 }
 
-func (o *gcsObject) times(later time.Duration) time.Time {
-	return time.Date(2026, 1, 1, 0, 0, int(o.generation), 0, time.UTC).Add(later)
+func (o *gcsObject) created() time.Time {
+	return time.Date(2026, 1, 1, 0, 0, int(o.generation), 0, time.UTC)
+}
+
+func (o *gcsObject) updated() time.Time {
+	return o.created().Add(time.Hour * time.Duration(o.metageneration-1))
 }
 
 // upload reads a request with uploadType=multipart.
@@ -177,8 +192,12 @@ func TestGCSPatchesDigests(t *testing.T) {
 				t.Errorf("the metadata is %v", o.metadata)
 			}
 			g.want(t, "a stat", "GET "+artifact)
+			read := []string{"GET media " + artifact, "GET " + marker, "GET " + artifact}
+			if c.patched {
+				read = []string{"GET media " + artifact, "GET " + artifact}
+			}
 			for range 2 { // get has no metadata, and another time
-				r, err := openDigests(s.bucket).FetchArtifactRange("s", "b", "", 0, -1)
+				r, err := openDigests(openGCSBucket(t)).FetchArtifactRange("s", "b", "", 0, -1)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -186,9 +205,64 @@ func TestGCSPatchesDigests(t *testing.T) {
 				if r.Info() != info {
 					t.Errorf("it is read as %+v, and was stored as %+v", r.Info(), info)
 				}
-				g.want(t, "a read by a new process", "GET media "+artifact, "GET "+marker, "GET "+artifact)
+				g.want(t, "a read by a new process", read...)
 			}
 		})
+	}
+}
+
+// After a change of the metadata, a GET still has the time at which the build was stored, as a
+// HEAD has, even if digests are off. It takes another request once for each change.
+func TestGCSTimeOfPatchedBuild(t *testing.T) {
+	const artifact = "b.tar.gz"
+	for _, off := range []bool{false, true} {
+		g, writer := startGCS(t)
+		s := newObjectStore(openGCSBucket(t), "", quiet())
+		if !off {
+			s.useDigests()
+			s.digests.lookFailed("no digest is looked for", ErrUnavailable)
+		}
+		read := func(what string, want ...string) {
+			t.Helper()
+			head, err := s.StatArtifact("s", "b")
+			if err != nil {
+				t.Fatal(err)
+			}
+			g.want(t, what+", HEAD", "GET "+artifact)
+			r, err := s.FetchArtifactRange("s", "b", "", 0, -1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Close()
+			if got := r.Info(); got != head || !got.ModTime.Equal(g.objects[artifactCall].created()) {
+				t.Errorf("off=%t, %s: GET has %+v, HEAD has %+v", off, what, got, head)
+			}
+			g.want(t, what+", GET", want...)
+		}
+		for i := range int64(2) { // a build, and the one that replaces it
+			mustHash(t, writer, "b", body(gcsChunkStep+1, 1)) // its digest comes by a patch
+			g.requests = nil
+			g.objects[artifactCall].metageneration += i // as often as the one before
+			read("patched", "GET media "+artifact, "GET "+artifact)
+			read("again", "GET media "+artifact)
+			g.objects[artifactCall].metageneration++ // by a tool
+			read("patched again", "GET media "+artifact, "GET "+artifact)
+			read("again", "GET media "+artifact)
+		}
+		old := *g.objects[artifactCall]
+		old.metageneration++
+		g.objects[artifactCall] = &old
+		g.onStat = func() {
+			g.objects[artifactCall] = &gcsObject{generation: old.generation + 1, metageneration: old.metageneration, metadata: map[string]string{}}
+		}
+		r, err := s.FetchArtifactRange("s", "b", "", 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+		if got := r.Info(); got.ETag != gcsETag(old.generation) || got.Size != int64(len(old.data)) {
+			t.Errorf("off=%t: a build that was replaced meanwhile is %+v", off, got)
+		}
 	}
 }
 

@@ -87,7 +87,35 @@ func (b *gcsBucket) get(ctx context.Context, key, etag string, offset, length in
 		return nil, objectInfo{}, fmt.Errorf("%w: the ETag of %q has changed", ErrPrecondition, key)
 	}
 	read.ReadCloser = r
+	if info.bare && r.Attrs.Metageneration > 1 {
+		info = b.changedInfo(ctx, info, r.Attrs.Metageneration)
+	}
 	return read, info, nil
+}
+
+// gcsChanged is an object whose metadata was changed after it was stored.
+type gcsChanged struct {
+	objectInfo
+	metageneration int64 // the number of its metadata
+}
+
+// changedInfo returns what stat returns of the object that info describes, whose metadata was
+// changed. Last-Modified may be the time of that change, as the member updated is
+// (https://cloud.google.com/storage/docs/json_api/v1/objects). It asks the store once for each
+// change. If the store fails, or the object was replaced, it returns info.
+func (b *gcsBucket) changedInfo(ctx context.Context, info objectInfo, metageneration int64) objectInfo {
+	if c, ok := b.changed.Get(info.key); ok && c.etag == info.etag && c.metageneration == metageneration {
+		return c.objectInfo
+	}
+	ctx, cancel := context.WithTimeout(ctx, digestLookWait)
+	defer cancel()
+	attrs, err := b.bucket.Object(info.key).Attrs(ctx)
+	if err != nil || gcsETag(attrs.Generation) != info.etag {
+		return info
+	}
+	c := gcsChanged{gcsStat(attrs), attrs.Metageneration}
+	b.changed.Add(info.key, c)
+	return c.objectInfo
 }
 
 // stat implements bucket.
