@@ -19,8 +19,6 @@ const (
 	// removeTries bounds the attempts of a conditional delete: each begins anew if
 	// the build was replaced between the stat and the delete.
 	removeTries = 5
-	// bucketTTL is how long the result of a check for the bucket is reused.
-	bucketTTL = 5 * time.Second
 )
 
 // objectStore is the Backend over an object store.
@@ -278,30 +276,6 @@ func (s *objectStore) statIfExists(key string) (*objectInfo, error) {
 func (s *objectStore) stat(ctx context.Context, key string) (objectInfo, error) {
 	info, err := s.bucket.stat(ctx, key)
 	return info, s.checkBucket(err)
-}
-
-// checkBucket returns err. But if err is errAmbiguousNotFound, and the bucket is missing
-// or does not answer, it returns an ErrUnavailable instead. It asks the store at most
-// once in bucketTTL.
-func (s *objectStore) checkBucket(err error) error {
-	if !errors.Is(err, errAmbiguousNotFound) {
-		return err
-	}
-	if _, gone := s.bucketProbe.get(bucketTTL); gone != nil {
-		return fmt.Errorf("%w; the request failed with: %v", gone, err)
-	}
-	return err
-}
-
-// probeBucket fails with ErrUnavailable if the bucket is missing or does not answer. It
-// lists, because every store then says whether the bucket is missing, and the service
-// needs the permission to list anyway.
-func (s *objectStore) probeBucket() (struct{}, error) {
-	err := s.listChecks()
-	if !errors.Is(err, ErrUnavailable) {
-		err = nil // a bucket that denies the list exists
-	}
-	return struct{}{}, err
 }
 
 func (s *objectStore) artifactKey(siteID, buildID string) string {

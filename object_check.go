@@ -282,43 +282,6 @@ func (c *storeCheck) clean() {
 	}
 }
 
-// errStopList ends a list after its first page.
-var errStopList = errors.New("the list was stopped")
-
-// probeInterval is how often the store is probed if nobody asks: at most 90,000 lists a month.
-func (s *objectStore) probeInterval() time.Duration { return 30 * time.Second }
-
-// Probe implements Prober. Every call lists. Until the check of capabilities has succeeded
-// once, a call also runs that check, which writes, unless the service is read-only. Later
-// calls do not write: that costs money, and the check has found out whether the store
-// refuses writes.
-func (s *objectStore) Probe() (Readiness, error) {
-	var found Readiness
-	if s.readOnly {
-		return found, s.listChecks()
-	}
-	switch err := s.requireCapability(conditionalPut); {
-	case err == nil, errors.Is(err, ErrUnsupported):
-		s.learnChecksums()
-	case errors.Is(err, ErrDenied), errors.Is(err, ErrNoSpace), errors.Is(err, ErrReadOnly):
-		found.WriteError = err
-	default:
-		return found, err
-	}
-	return found, s.listChecks()
-}
-
-// listChecks lists one page of the keys of checks, to see whether the store answers.
-func (s *objectStore) listChecks() error {
-	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
-	defer cancel()
-	err := s.bucket.list(ctx, s.prefix+checksDir, func([]objectInfo) error { return errStopList })
-	if err != nil && !errors.Is(err, errStopList) {
-		return fmt.Errorf("cannot list %q: %w", s.prefix+checksDir, err)
-	}
-	return nil
-}
-
 // runChecks implements checker. It adds what the service refuses for lack of a capability.
 func (s *objectStore) runChecks(report func(checkResult)) {
 	if s.readOnly {

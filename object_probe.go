@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// bucketTTL is how long the result of a check for the bucket is reused.
+const bucketTTL = 5 * time.Second
+
+// probeInterval is how often the store is probed if nobody asks: at most 90,000 lists a month.
+func (s *objectStore) probeInterval() time.Duration { return 30 * time.Second }
+
+// Probe implements Prober. Every call lists. Until the check of capabilities has succeeded
+// once, a call also runs that check, which writes, unless the service is read-only. Later
+// calls do not write: that costs money, and the check has found out whether the store
+// refuses writes.
+func (s *objectStore) Probe() (Readiness, error) {
+	var found Readiness
+	if s.readOnly {
+		return found, s.listChecks()
+	}
+	switch err := s.requireCapability(conditionalPut); {
+	case err == nil, errors.Is(err, ErrUnsupported):
+		s.learnChecksums()
+	case errors.Is(err, ErrDenied), errors.Is(err, ErrNoSpace), errors.Is(err, ErrReadOnly):
+		found.WriteError = err
+	default:
+		return found, err
+	}
+	return found, s.listChecks()
+}
+
+// listChecks lists one page of the keys of checks, to see whether the store answers.
+func (s *objectStore) listChecks() error {
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
+	err := s.bucket.list(ctx, s.prefix+checksDir, func([]objectInfo) error { return errStopList })
+	if err != nil && !errors.Is(err, errStopList) {
+		return fmt.Errorf("cannot list %q: %w", s.prefix+checksDir, err)
+	}
+	return nil
+}
+
+// errStopList ends a list after its first page.
+var errStopList = errors.New("the list was stopped")
+
+// checkBucket returns err. But if err is errAmbiguousNotFound, and the bucket is missing
+// or does not answer, it returns an ErrUnavailable instead. It asks the store at most
+// once in bucketTTL.
+func (s *objectStore) checkBucket(err error) error {
+	if !errors.Is(err, errAmbiguousNotFound) {
+		return err
+	}
+	if _, gone := s.bucketProbe.get(bucketTTL); gone != nil {
+		return fmt.Errorf("%w; the request failed with: %v", gone, err)
+	}
+	return err
+}
+
+// probeBucket fails with ErrUnavailable if the bucket is missing or does not answer. It
+// lists, because every store then says whether the bucket is missing, and the service
+// needs the permission to list anyway.
+func (s *objectStore) probeBucket() (struct{}, error) {
+	err := s.listChecks()
+	if !errors.Is(err, ErrUnavailable) {
+		err = nil // a bucket that denies the list exists
+	}
+	return struct{}{}, err
+}
