@@ -109,7 +109,7 @@ var _ checksummer = (*s3Bucket)(nil)
 // overTLS reports whether the requests to the store are encrypted. Over TLS, the SDK does not
 // hash the bodies of PutObject and UploadPart for the signature
 // (v4.UseDynamicPayloadSigningMiddleware), so only the checksum covers them. The endpoint may
-// come from any of the SDK's settings, so a signed URL tells its scheme.
+// come from any of the SDK's settings, so a signed URL shows its scheme.
 func (b *s3Bucket) overTLS(ctx context.Context, key string) (bool, error) {
 	url, err := b.presign(ctx, key, time.Minute, "check")
 	return strings.HasPrefix(url, "https:"), err
