@@ -178,9 +178,8 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 	if err := n.checkMounted(); err != nil { // the directory may be below a mount that disappeared
 		return err
 	}
-	n.waitOutCoarseTime(dir, fileName(artifactsDir, buildID))
 	c := change{dir: dir, siteID: siteID, buildID: buildID, cond: cond}
-	if err := n.changeIf(c, n.deleteBuild); err != nil {
+	if err := n.deleteWhenOld(c); err != nil {
 		return err
 	}
 	// Also if the build was missing: another process may have removed it without an fsync

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"slices"
@@ -143,6 +144,9 @@ func (n *nfs) replaceFile(c change, lock *buildLock) error {
 
 // deleteBuild removes the artifact, then its digest.
 func (n *nfs) deleteBuild(c change, _ *buildLock) error {
+	if n.youngFor(c.dir, fileName(artifactsDir, c.buildID)) > 0 { // it was replaced meanwhile
+		return errTooYoung
+	}
 	if err := n.deleteFile(c); err != nil {
 		return err
 	}
@@ -175,16 +179,37 @@ func (n *nfs) deleteFile(c change) error {
 	return err
 }
 
-// waitOutCoarseTime makes sure that a later build cannot get the ETag of one that is about to be
-// deleted. With coarse timestamps, the next build of that name could get the same inode and
-// the same time. So it waits until the build is older than one timestamp step.
-func (n *nfs) waitOutCoarseTime(dir *os.File, name string) {
+// errTooYoung: a build on a store with coarse timestamps cannot be deleted yet.
+var errTooYoung = fmt.Errorf("%w: the build's timestamp is ahead of the clock of the store", ErrUnavailable)
+
+// maxCoarseWait is how long a DELETE waits until the build is old enough.
+const maxCoarseWait = 2 * coarseClockDiff
+
+// youngFor returns how long name must not be deleted yet, because a later build of that name
+// could get its ETag, and the digest that is bound to it. With coarse timestamps it could get
+// the same inode and the same time, until the clock has passed that time by one step.
+// Replacements in quick succession put the time ahead of the clock (tempFile.stampAfter).
+func (n *nfs) youngFor(dir *os.File, name string) time.Duration {
 	var st unix.Stat_t
 	if statAt(dir, name, &st) != nil || !isCoarse(st.Mtim) {
-		return
+		return 0
 	}
-	if left := coarseClockDiff - n.disk.now().Sub(time.Unix(st.Mtim.Unix())); left > 0 {
-		time.Sleep(min(left, coarseClockDiff))
+	return coarseClockDiff - n.disk.now().Sub(time.Unix(st.Mtim.Unix()))
+}
+
+// deleteWhenOld deletes the build of c once it is old enough, waiting for that without the
+// lock. It fails with errTooYoung after maxCoarseWait.
+func (n *nfs) deleteWhenOld(c change) error {
+	for end := time.Now().Add(maxCoarseWait); ; {
+		if left := n.youngFor(c.dir, fileName(artifactsDir, c.buildID)); left > 0 {
+			if time.Now().Add(left).After(end) {
+				return errTooYoung
+			}
+			time.Sleep(left)
+		}
+		if err := n.changeIf(c, n.deleteBuild); !errors.Is(err, errTooYoung) {
+			return err
+		}
 	}
 }
 
