@@ -119,7 +119,9 @@ var errChecksum = errors.New("the bytes do not have the store's own checksum")
 type DigestKeeper interface {
 	// KeepDigest durably keeps sum as the digest of the artifact that of describes. It fails
 	// with ErrPrecondition if that is no longer the artifact of the build, and with
-	// ErrNotFound if there is none.
+	// ErrNotFound if there is none. It does not replace the digest of other bytes that is kept
+	// under the build's id (errOtherDigest), or a damaged one (ErrDamaged), unless the store
+	// knows that the service itself replaced the artifact since.
 	KeepDigest(siteID, buildID string, of ArtifactInfo, sum Digest) error
 	// KeptDigest returns what is kept under the build's id, even if it is bound to an
 	// artifact that was replaced. It fails with ErrNotFound if nothing is kept, and with
@@ -129,6 +131,10 @@ type DigestKeeper interface {
 	// it is not known, or the version has no artifact.
 	ListDigests(siteID string, versions []*Version) ([]Digest, error)
 }
+
+// errOtherDigest: the store keeps the digest of other bytes, so the artifact was changed by
+// something else than the service.
+var errOtherDigest = fmt.Errorf("%w: the store keeps the digest of other bytes", ErrPrecondition)
 
 // KeptDigest is a digest and what it is bound to. A store sets only what it compares.
 type KeptDigest struct {

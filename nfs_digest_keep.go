@@ -26,6 +26,9 @@ func (n *nfs) KeepDigest(siteID, buildID string, of ArtifactInfo, sum Digest) er
 		return n.notFound(err)
 	}
 	defer artifacts.Close()
+	if err := n.contradicts(siteID, buildID, sum); errors.Is(err, errOtherDigest) {
+		return err
+	}
 	// First, also without the lock: if the digest cannot be kept, it need not be computed again.
 	_, _ = n.rememberDigest(siteID, buildID, of, sum)
 	lock, err := n.lockBuild(siteID, artifactsDir, buildID, true)
@@ -38,11 +41,25 @@ func (n *nfs) KeepDigest(siteID, buildID string, of ArtifactInfo, sum Digest) er
 	case !errors.Is(err, ErrUnsupported):
 		return err
 	}
+	if err := n.contradicts(siteID, buildID, sum); err != nil {
+		return err
+	}
 	st, err := n.rememberDigest(siteID, buildID, of, sum)
 	if err != nil {
 		return err
 	}
 	return n.writeDigest(siteID, buildID, &st, sum, lock)
+}
+
+// contradicts returns an error if the store keeps a digest of other bytes than sum under the id of
+// the build, or a damaged one. It may show that the artifact was changed by something else than
+// the service: it must not be replaced by the digest of the bytes that are there now.
+func (n *nfs) contradicts(siteID, buildID string, sum Digest) error {
+	_, kept, err := n.readDigest(siteID, buildID)
+	if err == nil && kept != sum {
+		return errOtherDigest
+	}
+	return ignoreNotExist(err)
 }
 
 // rememberDigest remembers sum as the digest of the artifact of the build, and returns its
