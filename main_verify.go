@@ -88,8 +88,12 @@ func parseVerifyArgs(args []string) (a verifyArgs, err error) {
 	flags.BoolVar(&a.verbose, "v", false, "")
 	flags.StringVar(&a.textfile, "textfile", "", "")
 	others, err := parseFlags(flags, args)
-	if err == nil && len(others) > 0 {
+	switch {
+	case err != nil:
+	case len(others) > 0:
 		err = usageError("%s: unexpected argument %q", verifyCommand, others[0])
+	case a.textfile != "" && a.options.partial():
+		err = usageError("%s: --textfile describes the whole store: it cannot be used with --site or --since", verifyCommand)
 	}
 	slices.Sort(a.options.Sites)
 	a.options.Sites = slices.Compact(a.options.Sites)
@@ -127,8 +131,10 @@ func parseRate(text string, rate *byteSize) error {
 		*rate = 0
 		return nil
 	}
-	if rate.UnmarshalText([]byte(strings.TrimSuffix(text, "/s"))) != nil {
-		return errors.New("must be a number of bytes per second, such as 50MiB/s, or none")
+	number := strings.TrimSuffix(text, "/s")
+	_, bare := strconv.ParseFloat(number, 64)
+	if rate.UnmarshalText([]byte(number)) != nil || bare == nil && *rate > 0 {
+		return errors.New("must be a number of bytes per second with a unit, such as 50MiB/s, or none")
 	}
 	return nil
 }
@@ -152,7 +158,31 @@ func verify(ctx context.Context, args, environ []string, stdout, stderr io.Write
 	if err != nil {
 		return err
 	}
+	if err := checkVerifiable(v); err != nil {
+		return err
+	}
 	return a.run(ctx, v)
+}
+
+// checkVerifiable returns an error if the store is most likely not the one that is meant, or if
+// files that verify creates in it would be in the way of the service.
+func checkVerifiable(v *verifier) error {
+	if s, ok := v.store.(ownedStore); ok && !v.readOnly {
+		if err := s.checkOwner(); err != nil {
+			return commandError{exitDenied, "verify: " + err.Error()}
+		}
+	}
+	sites, err := v.store.ListSites("", 1)
+	if err == nil && len(sites) == 0 {
+		return commandError{exitAbsent, "verify: the store has no sites; do the variables name the store of the service?"}
+	}
+	return nil // verify itself reports an error of the store
+}
+
+// ownedStore is a store whose files belong to the user of the service.
+type ownedStore interface {
+	// checkOwner fails if the service could not replace files that this process creates.
+	checkOwner() error
 }
 
 // run runs v, and reports its result.

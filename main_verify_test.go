@@ -319,6 +319,10 @@ func TestVerifyArguments(t *testing.T) {
 		{"--since 9999999999d", exitUsage, "24h, 30d or 2w"},
 		{"--rate fast", exitUsage, "50MiB/s"},
 		{"--rate -1", exitUsage, "50MiB/s"},
+		{"--rate 50", exitUsage, "with a unit"},
+		{"--rate 50/s", exitUsage, "with a unit"},
+		{"--textfile x.prom --site a", exitUsage, "--site or --since"},
+		{"--textfile x.prom --since 2d", exitUsage, "--site or --since"},
 		{"--rate 50MiB/s --rate none", 0, ""},
 		{"--rate 1MB --since 1.5h", 0, ""},
 		{"--rate 0", 0, ""},
@@ -339,9 +343,6 @@ func TestVerifyArguments(t *testing.T) {
 		if o := verifyWith(t, t.Context(), c.vars); o.status != c.status {
 			t.Errorf("%s: exit status %d, want %d", name, o.status, c.status)
 		}
-	}
-	if o := verifyStore(t, dir); o.status != 0 || !o.summary.Complete {
-		t.Errorf("an empty store: %d, %+v", o.status, o.summary)
 	}
 }
 
@@ -441,7 +442,7 @@ func TestVerifyResumes(t *testing.T) {
 		{"a site that is gone", func(s *verifyState) { s.Position = verifyPosition{Site: "az", Cursor: "x"} }, []string{"--resume"}, true, []string{"b", "b", "b", "c"}},
 		{"a cursor that is not one", func(s *verifyState) { s.Position.Cursor = "x" }, []string{"--resume"}, true, []string{"b", "b", "b", "c"}},
 		{"without --resume", func(*verifyState) {}, nil, false, []string{"a", "a", "b", "b", "b", "c"}},
-		{"other options", func(*verifyState) {}, []string{"--resume", "--since", "1d"}, false, []string{"a", "a", "b", "b", "b", "c"}},
+		{"other options", func(*verifyState) {}, []string{"--resume", "--fill"}, false, []string{"a", "a", "b", "b", "b", "c"}},
 		{"a run that came to the end", func(s *verifyState) { s.Complete = true }, []string{"--resume"}, false, []string{"a", "a", "b", "b", "b", "c"}},
 		{"no place", func(s *verifyState) { s.Position = verifyPosition{} }, []string{"--resume"}, false, []string{"a", "a", "b", "b", "b", "c"}},
 		{"a place outside", func(s *verifyState) { s.Position = verifyPosition{Site: "../a"} }, []string{"--resume"}, false, []string{"a", "a", "b", "b", "b", "c"}},
@@ -467,6 +468,49 @@ func TestVerifyResumes(t *testing.T) {
 	noError(t, os.WriteFile(filepath.Join(base, "status", "verify.json"), []byte(`{"position":`), 0o644))
 	if o := verifyStore(t, base, "--resume"); o.summary.Resumed || o.summary.Builds != 6 {
 		t.Errorf("a damaged state: %+v", o.summary)
+	}
+}
+
+// TestVerifyOfAnotherStore: a base without sites is not taken for a store in which all is well.
+func TestVerifyOfAnotherStore(t *testing.T) {
+	base, file := t.TempDir(), filepath.Join(t.TempDir(), "verify.prom")
+	if o := verifyStore(t, base, "--textfile", file); o.status != exitAbsent || !strings.Contains(o.stderr, "no sites") {
+		t.Errorf("exit status %d, %s", o.status, o.stderr)
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Error("it wrote a textfile")
+	}
+	wantFiles(t, base)
+}
+
+// TestVerifyAsRoot: files of root would be in the way of the service.
+func TestVerifyAsRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root could create files that the service cannot replace")
+	}
+	base := uploadAll(t, []byte("some bytes"), "a/1")
+	noError(t, os.Chown(base+"/sites", 65534, 65534))
+	if o := verifyStore(t, base, "--fill"); o.status != exitDenied || !strings.Contains(o.stderr, "user 65534") {
+		t.Errorf("exit status %d, %s", o.status, o.stderr)
+	}
+	if _, err := os.Stat(base + "/status"); err == nil {
+		t.Error("it wrote a state")
+	}
+	if o := verifyWith(t, t.Context(), []string{"NFS_BASE_PATH=" + base, "READ_ONLY=true"}); o.status != 0 {
+		t.Errorf("read-only: exit status %d, %s", o.status, o.stderr)
+	}
+}
+
+// TestVerifyOfAPart does not replace the result of the whole store.
+func TestVerifyOfAPart(t *testing.T) {
+	base := uploadAll(t, []byte("some bytes"), "a/1", "b/1")
+	verifyStore(t, base)
+	whole := readState(t, base)
+	for _, args := range []string{"--site a", "--site none", "--since 1h"} {
+		verifyStore(t, base, strings.Fields(args)...)
+		if got := readState(t, base); !got.Started.Equal(whole.Started) || got.Counts != whole.Counts {
+			t.Errorf("%s: the state is now %+v", args, got)
+		}
 	}
 }
 

@@ -2,6 +2,9 @@ package main
 
 import (
 	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 const maxStatus = 16 << 20 // bytes
@@ -37,4 +40,25 @@ func (n *nfs) ReadStatus(name string) ([]byte, error) {
 		err = notAFile(dir.Name() + "/" + name + statusSuffix)
 	}
 	return data, n.notFound(err)
+}
+
+// checkOwner fails if this process runs as root, and the store belongs to another user: that user
+// could not replace files, or create any in directories, that this process creates.
+func (n *nfs) checkOwner() error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	root, err := n.openRoot()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
+		return diskError("stat", root.Name(), err)
+	}
+	if st.Uid != 0 {
+		return fmt.Errorf("%q belongs to user %d: run this as that user, which is the one of the service", root.Name(), st.Uid)
+	}
+	return nil
 }

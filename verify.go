@@ -46,6 +46,18 @@ func (a *verifyAge) UnmarshalText(text []byte) error {
 	return err
 }
 
+// partial reports whether the run leaves out builds.
+func (o verifyOptions) partial() bool { return len(o.Sites) > 0 || o.Since != 0 }
+
+// status returns the name under which the store keeps the state of the run. A run of a part does
+// not replace the result of the latest whole one.
+func (o verifyOptions) status() string {
+	if o.partial() {
+		return verifyStatusOfPart
+	}
+	return verifyStatus
+}
+
 func (o verifyOptions) equal(other verifyOptions) bool {
 	return slices.Equal(o.Sites, other.Sites) && o.Since == other.Since && o.Fill == other.Fill
 }

@@ -8,9 +8,10 @@ import (
 )
 
 const (
-	verifyStatus      = "verify" // the name of the state in the store
-	verifyMaxFindings = 100      // findings that the state has
-	verifyMaxState    = 1 << 20  // bytes of a state that is read
+	verifyStatus       = "verify" // the name of the state in the store
+	verifyStatusOfPart = "verify-part"
+	verifyMaxFindings  = 100     // findings that the state has
+	verifyMaxState     = 1 << 20 // bytes of a state that is read
 )
 
 // verifyState is what the store keeps of the latest run, in JSON, while it runs and when it has
@@ -92,7 +93,7 @@ func (v *verifier) begin(resume bool, now time.Time) (resumed bool, err error) {
 	if !ok || !resume {
 		return false, nil
 	}
-	data, err := keeper.ReadStatus(verifyStatus)
+	data, err := keeper.ReadStatus(v.options.status())
 	if errors.Is(err, ErrNotFound) {
 		return false, nil
 	}
@@ -148,7 +149,7 @@ func (v *verifier) save() {
 	data, err := json.MarshalIndent(v.safe, "", " ")
 	v.mu.Unlock()
 	if err == nil {
-		err = keeper.WriteStatus(verifyStatus, append(data, '\n'))
+		err = keeper.WriteStatus(v.options.status(), append(data, '\n'))
 	}
 	v.report.saved(err)
 }
