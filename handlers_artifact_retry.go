@@ -41,18 +41,25 @@ func (up upload) sum() (d Digest) {
 	return d
 }
 
-// checkRepeated is repeatedUpload before the body. A client that announced only a SHA-512
-// must send the body: digests of builds are SHA-256.
+// needsBody reports whether the upload cannot be compared with a build before its body: a
+// client that announced only a SHA-512 must send it, because digests of builds are SHA-256.
+// The size does not count: this would show it to a client that may only create.
+func (up upload) needsBody() bool { return !up.sum().known() }
+
+// checkRepeated is repeatedUpload before the body, if it can be.
 func (a *api) checkRepeated(up upload, stored ArtifactInfo, refusal error) (response, error) {
-	if !up.sum().known() && up.fits(stored) {
+	if up.needsBody() {
 		return response{}, nil
 	}
 	return a.repeatedUpload(up, stored, up.sum(), refusal)
 }
 
 // refusedUpload responds to a repeatable upload that the store refused with refusal, because
-// the build exists. It calls release before it waits for a digest to be computed.
-func (a *api) refusedUpload(up upload, body *requestBody, refusal error, release func()) (response, error) {
+// the build exists. It releases place, that of the upload, before it waits for a digest to be
+// computed.
+func (a *api) refusedUpload(up upload, body *requestBody, refusal error, place *grant) (response, error) {
+	body.space.release() // bytes that are dropped take none
+	body.space = nil
 	stored, err := a.statUpload(up)
 	if errors.Is(err, ErrNotFound) { // deleted in the meantime
 		return response{}, a.uploadError(up, refusal)
@@ -60,17 +67,14 @@ func (a *api) refusedUpload(up upload, body *requestBody, refusal error, release
 	if err != nil {
 		return response{}, a.uploadError(up, err)
 	}
-	if body.ended {
-		up.size = body.read
-	}
 	sum := up.sum()
-	if !sum.known() && up.fits(stored) {
+	if body.ended || up.needsBody() {
 		if _, err := io.Copy(io.Discard, body); err != nil {
 			return response{}, a.uploadError(up, err)
 		}
-		sum = body.Sum()
+		up.size, sum = body.read, body.Sum()
 	}
-	release()
+	place.release()
 	return a.repeatedUpload(up, stored, sum, refusal)
 }
 

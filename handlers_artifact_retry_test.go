@@ -85,13 +85,7 @@ func TestRepeatedCreate(t *testing.T) {
 				}
 				s, svc := startBackend(t, b, vars...)
 				if c.by == createOnly {
-					token := newToken()
-					access, err := openAccess(writeAccess(t, testRule{name: "a", token: token, allow: "create", sites: "a"}), false, quiet())
-					if err != nil {
-						t.Fatal(err)
-					}
-					svc.api.useAccess(access)
-					h.Set("Authorization", "Bearer "+token)
+					h.Set("Authorization", useCreateOnly(t, svc))
 				}
 				for _, expect := range []string{"", "100-continue"} {
 					for _, body := range []any{data, unsized(data)} {
@@ -133,13 +127,71 @@ func TestRepeatedCreateOfAnotherSize(t *testing.T) {
 		b, kept := open()
 		s, _ := startBackend(t, b)
 		s.put(t, 201, "/sites/a/artifacts/b", "some bytes")
-		for _, field := range []string{sha256Field([]byte("some bytes")), sha512Field([]byte("some bytes"))} {
+		for _, c := range []struct {
+			field  string
+			status int
+		}{
+			{sha256Field([]byte("some bytes")), 412},
+			{sha512Field([]byte("some more bytes")), 412},
+			{sha512Field([]byte("some bytes")), 400}, // the body is read, and differs
+		} {
 			for _, expect := range [][]string{nil, {"Expect", "100-continue"}} {
-				s.put(t, 412, "/sites/a/artifacts/b", "some more bytes", append(expect, "If-None-Match", "*", "Repr-Digest", field)...)
+				s.put(t, c.status, "/sites/a/artifacts/b", "some more bytes", append(expect, "If-None-Match", "*", "Repr-Digest", c.field)...)
 			}
 		}
 		if kept.calls() != 0 {
 			t.Errorf("%s: the digest was computed", name)
+		}
+	}
+}
+
+// useCreateOnly makes svc require a credential that may only create, and returns the
+// Authorization of such a client.
+func useCreateOnly(t *testing.T, svc *service) string {
+	t.Helper()
+	token := newToken()
+	access, err := openAccess(writeAccess(t, testRule{name: "a", token: token, allow: "create", sites: "a"}), false, quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc.api.useAccess(access)
+	return "Bearer " + token
+}
+
+// A client that may only create, and announces only a SHA-512, must not learn the size of the
+// build from whether its body is needed.
+func TestRepeatedCreateDoesNotShowTheSize(t *testing.T) {
+	data := []byte("some bytes")
+	for name, open := range digestStores(t) {
+		for _, known := range []bool{true, false} {
+			b, kept := open()
+			info, err := b.(ConditionalStorer).StoreArtifactIf("a", "b", bytes.NewReader(data), Precondition{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if known {
+				kept.sums[info.ETag] = sha256.Sum256(data)
+			}
+			s, svc := startBackend(t, b)
+			authorization := useCreateOnly(t, svc)
+			for _, size := range []int{1, 9, 10, 11, 1 << 20} {
+				head := fmt.Sprintf("PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nAuthorization: %s\r\nRepr-Digest: %s\r\nContent-Length: %d\r\n",
+					authorization, sha512Field(data), size)
+				if r := answerTo(t, s.addr, head+"Expect: 100-continue\r\n\r\n"); r.status != 100 {
+					t.Errorf("%s, known %t, %d bytes, expecting: %d, want 100", name, known, size, r.status)
+				}
+				if got := exchangeRaw(t, s.addr, head+"\r\n"); got != "400" { // as the body is cut
+					t.Errorf("%s, known %t, %d bytes, none sent: %s, want 400", name, known, size, got)
+				}
+			}
+			for _, other := range []string{"shorter", "same size.", "another size"} {
+				h := header("Authorization", authorization, "Repr-Digest", sha512Field([]byte(other)))
+				for _, body := range []any{other, unsized([]byte(other))} {
+					if got := statusOr(s.try(request{"PUT", "/sites/a/artifacts/b", body, h})); got != 403 {
+						t.Errorf("%s, known %t, %q: %v, want 403", name, known, other, got)
+					}
+				}
+			}
 		}
 	}
 }

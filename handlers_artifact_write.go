@@ -139,7 +139,7 @@ func (a *api) putArtifact(ctx *fasthttp.RequestCtx, up upload) (response, error)
 	case err == nil:
 		return up.stored(fasthttp.StatusCreated, ArtifactInfo{Size: body.read, ETag: info.ETag, SHA256: body.Sum()}), nil
 	case up.refusedAsExisting(err):
-		return a.refusedUpload(up, body, err, func() { space.release(); place.release() })
+		return a.refusedUpload(up, body, err, place)
 	}
 	return response{}, a.uploadError(up, err)
 }
