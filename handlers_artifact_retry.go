@@ -41,14 +41,18 @@ func (up upload) sum() (d Digest) {
 	return d
 }
 
-// needsBody reports whether the upload cannot be compared with a build before its body: a
+// needsBody reports whether the upload cannot be compared with stored before its body. A
 // client that announced only a SHA-512 must send it, because digests of builds are SHA-256.
-// The size does not count: this would show it to a client that may only create.
-func (up upload) needsBody() bool { return !up.sum().known() }
+// The size does not count then: this would show it to a client that may only create. A digest
+// that is not known is computed only if the size fits, which a chunked upload has at its end:
+// otherwise a header alone would make the service read a build of any size.
+func (up upload) needsBody(stored ArtifactInfo) bool {
+	return !up.sum().known() || up.size < 0 && !stored.SHA256.known()
+}
 
 // checkRepeated is repeatedUpload before the body, if it can be.
 func (a *api) checkRepeated(up upload, stored ArtifactInfo, refusal error) (response, error) {
-	if up.needsBody() {
+	if up.needsBody(stored) {
 		return response{}, nil
 	}
 	return a.repeatedUpload(up, stored, up.sum(), refusal)
@@ -68,7 +72,7 @@ func (a *api) refusedUpload(up upload, body *requestBody, refusal error, place *
 		return response{}, a.uploadError(up, err)
 	}
 	sum := up.sum()
-	if body.ended || up.needsBody() {
+	if body.ended || up.needsBody(stored) {
 		if _, err := io.Copy(io.Discard, body); err != nil {
 			return response{}, a.uploadError(up, err)
 		}

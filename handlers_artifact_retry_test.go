@@ -196,6 +196,52 @@ func TestRepeatedCreateDoesNotShowTheSize(t *testing.T) {
 	}
 }
 
+// The size of a chunked upload is known at its end: until then no digest is computed. If the
+// digest of the build is known, it is compared before the body.
+func TestRepeatedCreateInChunks(t *testing.T) {
+	data := []byte("some bytes")
+	for name, open := range digestStores(t) {
+		for _, c := range []struct {
+			known  bool
+			field  string
+			expect int    // the response to the header
+			chunks string // the body
+			want   string // the response to the body
+			kept   int    // digests that were computed
+		}{
+			{true, sha256Field(data), 200, "", "200", 0},
+			{true, sha256Field([]byte("x")), 412, "", "412", 0},
+			{false, sha256Field(data), 100, "", "400", 0}, // the body is cut
+			{false, sha256Field(data), 100, "a\r\nsome byt", "400", 0},
+			{false, sha256Field(data), 100, "1\r\nx\r\n0\r\n\r\n", "400", 0},
+			{false, sha256Field([]byte("x")), 100, "1\r\nx\r\n0\r\n\r\n", "412", 0},
+			{false, sha256Field([]byte("same size.")), 100, "a\r\nsame size.\r\n0\r\n\r\n", "412", 1},
+			{false, sha256Field(data), 100, "a\r\nsome bytes\r\n0\r\n\r\n", "200", 1},
+		} {
+			b, kept := open()
+			info, err := b.(ConditionalStorer).StoreArtifactIf("a", "b", bytes.NewReader(data), Precondition{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.known {
+				kept.sums[info.ETag] = sha256.Sum256(data)
+			}
+			s, svc := startBackend(t, b)
+			head := "PUT /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nIf-None-Match: *\r\nTransfer-Encoding: chunked\r\nRepr-Digest: " + c.field + "\r\n"
+			if r := answerTo(t, s.addr, head+"Expect: 100-continue\r\n\r\n"); r.status != c.expect {
+				t.Errorf("%s, %+q: the header alone gets %d", name, fmt.Sprint(c), r.status)
+			}
+			if got := exchangeRaw(t, s.addr, head+"\r\n"+c.chunks); got != c.want {
+				t.Errorf("%s, %+q: the body gets %s", name, fmt.Sprint(c), got)
+			}
+			nothingIsHeld(t, svc)
+			if kept.calls() != c.kept {
+				t.Errorf("%s, %+q: %d digests were computed", name, fmt.Sprint(c), kept.calls())
+			}
+		}
+	}
+}
+
 // The response to a repeated create comes without the body, and the connection is used again
 // if the rest of the body is small.
 func TestRepeatedCreateNeedsNoBody(t *testing.T) {
