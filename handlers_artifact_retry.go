@@ -116,7 +116,7 @@ func (a *api) storedDigest(up upload, stored ArtifactInfo) (Digest, error) {
 	defer patience.Stop()
 	client := up.conn.client()
 	computed := a.computing.DoChan(up.siteID+"/"+up.buildID+" "+stored.ETag, func() (any, error) {
-		return a.computeDigest(client, up.siteID, up.buildID, stored.ETag)
+		return a.computeDigest(client, up.siteID, up.buildID, stored)
 	})
 	select {
 	case r := <-computed:
@@ -128,23 +128,23 @@ func (a *api) storedDigest(up upload, stored ArtifactInfo) (Digest, error) {
 	}
 }
 
-// computeDigest computes the digest of the build that has the ETag from its stored bytes, and
+// computeDigest computes the digest of the build that stored describes from its bytes, and
 // keeps it. It ends at the shutdown, but not if the clients that wait for it leave: they will
 // ask again.
-func (a *api) computeDigest(client, siteID, buildID, etag string) (sum Digest, err error) {
+func (a *api) computeDigest(client, siteID, buildID string, stored ArtifactInfo) (sum Digest, err error) {
 	defer func() {
 		// No handler recovers panics of this goroutine: one would end the process.
 		if cause := recover(); cause != nil {
 			err = fmt.Errorf("computing a digest panicked: %v\n%s", cause, debug.Stack())
 		}
 	}()
-	place, err := a.acquireDigest(client, siteID)
+	place, err := a.acquireDigest(client, siteID, stored.Size)
 	if err != nil {
 		return Digest{}, err
 	}
 	defer place.release()
 	start := time.Now()
-	body, err := openStored(a.backend, siteID, buildID, etag)
+	body, err := openStored(a.backend, siteID, buildID, stored.ETag)
 	if err != nil {
 		return Digest{}, err
 	}

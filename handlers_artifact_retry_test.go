@@ -403,6 +403,49 @@ func TestDigestsAreComputedOnce(t *testing.T) {
 	nothingIsHeld(t, svc)
 }
 
+// Large builds whose digests are computed leave places to small ones.
+func TestDigestsOfLargeBuilds(t *testing.T) {
+	b, began, wait := slowStore(t)
+	slow := b.reads
+	b.reads = func(r ArtifactReader) ArtifactReader {
+		if r.Info().Size <= longDigest {
+			return r
+		}
+		return slow(r)
+	}
+	small, large := []byte("some bytes"), make([]byte, longDigest+1)
+	for _, site := range []string{"s1", "s2", "s3"} {
+		mustStore(t, b, site, "large", large)
+	}
+	s, svc := startBackend(t, b)
+	var wg sync.WaitGroup
+	create := func(site string) {
+		wg.Go(func() {
+			h := header("If-None-Match", "*", "Repr-Digest", sha256Field(large), "Expect", "100-continue")
+			if got := statusOr(s.try(request{"PUT", "/sites/" + site + "/artifacts/large", large, h})); got != 200 {
+				t.Errorf("%s: %v", site, got)
+			}
+		})
+	}
+	create("s1")
+	create("s2")
+	<-began
+	<-began
+	create("s3")
+	places := svc.api.digests
+	eventually(t, "the third large one waits", func() bool {
+		places.mu.Lock()
+		defer places.mu.Unlock()
+		return places.used == maxLongDigests && len(places.queue) == 1
+	})
+	for _, path := range []string{"/sites/s1/artifacts/b1", "/sites/s2/artifacts/b2"} {
+		s.put(t, 200, path, small, "If-None-Match", "*", "Repr-Digest", sha256Field(small))
+	}
+	close(wait)
+	wg.Wait()
+	nothingIsHeld(t, svc)
+}
+
 // A request waits for a bounded time. The computation goes on, and the next request has it.
 func TestDigestThatTakesTooLong(t *testing.T) {
 	b, began, wait := slowStore(t)

@@ -13,7 +13,9 @@ const (
 	maxSiteWrites  = 128              // of one site: they may wait for its lock
 	maxBuildWrites = 64               // of one build
 	maxScrapes     = 16               // scrapes of the metrics that are made and sent
-	maxDigests     = 2                // stored builds whose digest is computed at once
+	maxDigests     = 4                // stored builds whose digest is computed at once
+	maxLongDigests = 2                // of them those of more than longDigest bytes
+	longDigest     = 16 << 20         // bytes that are read in about a second, also from an object store
 	digestWait     = 30 * time.Second // how long a request waits for such a digest
 	placeWait      = 5 * time.Second  // how long a request waits for its place, or for memory
 	streamMemory   = 256 << 20        // bytes for the downloads that pass through the service
@@ -109,8 +111,13 @@ func (l *limits) acquireWrite(c *conn, siteID, buildID string) (*grant, error) {
 	}})
 }
 
-// acquireDigest acquires a place to compute the digest of a stored build, for client. One
-// build of a site gets a place at once.
-func (l *limits) acquireDigest(client, siteID string) (*grant, error) {
-	return l.digests.acquire(budgetRequest{client: client, n: 1, caps: []keyCap{{"site " + siteID, 1}}})
+// acquireDigest acquires a place to compute the digest of a stored build of size bytes, for
+// client. One build of a site gets a place at once. Builds that take long leave places, also in
+// their site, to those that do not.
+func (l *limits) acquireDigest(client, siteID string, size int64) (*grant, error) {
+	caps := []keyCap{{"site " + siteID, 1}}
+	if size > longDigest {
+		caps = []keyCap{{"long", maxLongDigests}, {"long of site " + siteID, 1}}
+	}
+	return l.digests.acquire(budgetRequest{client: client, n: 1, caps: caps})
 }
