@@ -58,6 +58,18 @@ func (a *api) checkRepeated(up upload, stored ArtifactInfo, refusal error) (resp
 	return a.repeatedUpload(up, stored, up.sum(), refusal)
 }
 
+// notAdmitted responds to an upload for which admitUpload failed with err. One that was stored
+// before needs no space. Its digest is compared only if that of the build is known.
+func (a *api) notAdmitted(up upload, err error) (response, error) {
+	forSize := errors.Is(err, errTooLarge) || errors.Is(err, ErrNoSpace)
+	if forSize && up.repeatable && up.sum().known() {
+		if stored, statErr := a.statUpload(up); statErr == nil && stored.SHA256.known() {
+			return a.repeatedUpload(up, stored, up.sum(), err)
+		}
+	}
+	return response{}, a.uploadError(up, err)
+}
+
 // refusedUpload responds to a repeatable upload that the store refused with refusal, because
 // the build exists. It releases place, that of the upload, before it waits for a digest to be
 // computed.

@@ -242,6 +242,59 @@ func TestRepeatedCreateInChunks(t *testing.T) {
 	}
 }
 
+// An upload that was stored before is a success although it would be refused for its size now,
+// if the digest of the build is known.
+func TestRepeatedCreateOfABuildThatIsTooLargeNow(t *testing.T) {
+	data, other := randomBytes(2000), randomBytes(2000)
+	same := sha256Field(data)
+	for _, c := range []struct {
+		name    string
+		vars    []string
+		refusal int
+	}{
+		{"no space", []string{"MIN_FREE_SPACE=9000"}, 507},
+		{"a lower maximum", []string{"MIN_FREE_SPACE=0", "MAX_ARTIFACT_SIZE=1000"}, 413},
+	} {
+		store := &sizedStore{nfs: openTestNFS(t, t.TempDir()), total: 10_000}
+		store.useDigests()
+		before, _ := startBackend(t, store.nfs)
+		before.put(t, 201, "/sites/a/artifacts/known", data, "Repr-Digest", same)
+		before.put(t, 201, "/sites/a/artifacts/unknown", data)
+		s, svc := startBackend(t, store, c.vars...)
+		for _, expect := range []string{"", "100-continue"} {
+			for _, r := range []struct {
+				status int
+				build  string
+				data   []byte
+				header []string
+			}{
+				{200, "known", data, []string{"If-None-Match", "*", "Repr-Digest", same}},
+				{200, "known", data, []string{"If-None-Match", "*", "Content-Digest", same + ", " + sha512Field(data)}},
+				{c.refusal, "known", other, []string{"If-None-Match", "*", "Repr-Digest", sha256Field(other)}},
+				{c.refusal, "known", other[:1999], []string{"If-None-Match", "*", "Repr-Digest", same}},
+				{c.refusal, "known", data, []string{"If-None-Match", "*", "Repr-Digest", sha512Field(data)}},
+				{c.refusal, "known", data, []string{"If-None-Match", "*"}},
+				{c.refusal, "known", data, []string{"If-Match", "*", "Repr-Digest", same}},
+				{c.refusal, "known", data, []string{"Repr-Digest", same}}, // it would replace the build
+				{c.refusal, "unknown", data, []string{"If-None-Match", "*", "Repr-Digest", same}},
+				{c.refusal, "new", data, []string{"If-None-Match", "*", "Repr-Digest", same}},
+			} {
+				h := header(r.header...)
+				if expect != "" {
+					h.Set("Expect", expect)
+				}
+				if got := statusOr(s.try(request{"PUT", "/sites/a/artifacts/" + r.build, r.data, h})); got != r.status {
+					t.Errorf("%s, %s, %d bytes, %v: %v, want %d", c.name, r.build, len(r.data), h, got, r.status)
+				}
+			}
+		}
+		nothingIsHeld(t, svc)
+		if strings.Contains(s.log.String(), `"msg":"digest computed"`) {
+			t.Errorf("%s: a digest was computed", c.name)
+		}
+	}
+}
+
 // The response to a repeated create comes without the body, and the connection is used again
 // if the rest of the body is small.
 func TestRepeatedCreateNeedsNoBody(t *testing.T) {

@@ -58,8 +58,6 @@ func (a *api) parseUpload(ctx *fasthttp.RequestCtx) (up upload, err error) {
 		return up, badRequest("Content-Range is not supported: upload the whole build")
 	case up.size == 0 || up.size < -1: // none at all is -2
 		return up, badRequest("cannot store the artifact: %v", errEmptyBody)
-	case a.cfg.MaxArtifactSize > 0 && up.size > int64(a.cfg.MaxArtifactSize):
-		return up, a.uploadError(up, errTooLarge)
 	}
 	return up, nil
 }
@@ -78,15 +76,11 @@ func onlyCreates(clients Precondition) Precondition {
 // fails already, before the client sends it. What counts is decided when it is stored. It
 // responds if the build was stored by an earlier upload.
 func (a *api) checkUpload(up upload) (response, error) {
-	place, err := a.acquireUpload(up.conn)
+	place, space, err := a.admitUpload(up)
 	if err != nil {
-		return response{}, err
+		return a.notAdmitted(up, err)
 	}
-	place.release() // as the space, it is acquired again when the body comes
-	space, err := a.freeSpace.admit(up.size)
-	if err != nil {
-		return response{}, a.uploadError(up, err)
-	}
+	place.release() // both are acquired again when the body comes
 	space.release()
 	if up.cond.IsZero() {
 		return response{}, nil
@@ -99,6 +93,23 @@ func (a *api) checkUpload(up upload) (response, error) {
 		return a.checkRepeated(up, info, err)
 	}
 	return response{}, a.uploadError(up, err)
+}
+
+// admitUpload acquires the place and the space of an upload. The caller releases them.
+func (a *api) admitUpload(up upload) (*grant, *reservation, error) {
+	if a.cfg.MaxArtifactSize > 0 && up.size > int64(a.cfg.MaxArtifactSize) {
+		return nil, nil, errTooLarge
+	}
+	place, err := a.acquireUpload(up.conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	space, err := a.freeSpace.admit(up.size)
+	if err != nil {
+		place.release()
+		return nil, nil, err
+	}
+	return place, space, nil
 }
 
 // statUpload describes the build that the upload would create or replace.
@@ -116,15 +127,11 @@ func (a *api) statUpload(up upload) (ArtifactInfo, error) {
 
 // putArtifact stores the body as a build.
 func (a *api) putArtifact(ctx *fasthttp.RequestCtx, up upload) (response, error) {
-	place, err := a.acquireUpload(up.conn)
+	place, space, err := a.admitUpload(up)
 	if err != nil {
-		return response{}, err
+		return a.notAdmitted(up, err)
 	}
 	defer place.release()
-	space, err := a.freeSpace.admit(up.size)
-	if err != nil {
-		return response{}, a.uploadError(up, err)
-	}
 	defer space.release()
 	body := openBody(up.conn, ctx.RequestBodyStream(), up.size, int64(a.cfg.MaxArtifactSize), true, space)
 	defer body.close()
