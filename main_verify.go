@@ -35,6 +35,10 @@ a summary. Results of builds:
   skipped  the store did not return it, it was replaced again and again, or its digest could
            not be kept because it was locked or the store was busy
 
+  damaged_digest
+           something is kept as its digest, but cannot be read. The build is not read, and
+           --fill keeps no other digest
+
 Damaged logs and foreign files are reported too. Lines about the progress go to standard
 error.
 
@@ -52,8 +56,8 @@ error.
 SIGTERM and SIGINT stop it. The store keeps the state of the latest run, unless
 PAGEWRIGHT_READ_ONLY is true. PAGEWRIGHT_DIGEST does not matter.
 
-Exits with 0 if all is ok or unknown, with 4 if something is corrupt or changed or a log is
-damaged, otherwise with 7 if it was stopped or skipped something, with 3 if there is no such
+Exits with 0 if all is ok or unknown, with 4 if something is corrupt or changed or a digest or a
+log is damaged, otherwise with 7 if it was stopped or skipped something, with 3 if there is no such
 site, and with 1 if it could not begin.
 
 Examples:

@@ -158,7 +158,7 @@ func TestVerifyNamesWhatIsWrong(t *testing.T) {
 		{"size", func(t *testing.T, a, _ string) { noError(t, os.Truncate(a, last)) }, "changed shop/b", exitCorrupt, verifyCounts{OK: 2, Changed: 1}},
 		{"time, as after a restore", func(t *testing.T, a, _ string) { setTime(t, a, time.Now().Add(-time.Hour)) }, "", 0, verifyCounts{OK: 3, Rebound: 1}},
 		{"no digest", func(t *testing.T, _, d string) { noError(t, os.Remove(d)) }, "unknown shop/b", 0, verifyCounts{OK: 2, Unknown: 1}},
-		{"a digest that cannot be read", func(t *testing.T, _, d string) { noError(t, os.WriteFile(d, []byte("x"), 0o644)) }, "unknown shop/b", 0, verifyCounts{OK: 2, Unknown: 1}},
+		{"a digest that cannot be read", func(t *testing.T, _, d string) { noError(t, os.WriteFile(d, []byte("x"), 0o644)) }, "damaged_digest shop/b", exitCorrupt, verifyCounts{OK: 2, DamagedDigests: 1}},
 		{"no artifact", func(t *testing.T, a, _ string) { noError(t, os.Remove(a)) }, "", 0, verifyCounts{OK: 2}},
 		{"a directory as the artifact", func(t *testing.T, a, _ string) { noError(t, os.Remove(a)); noError(t, os.Mkdir(a, 0o755)) }, "foreign shop", 0, verifyCounts{OK: 2, Foreign: 1}},
 		{"a foreign file", func(t *testing.T, a, _ string) { noError(t, os.WriteFile(a+".bak", nil, 0o644)) }, "foreign shop", 0, verifyCounts{OK: 3, Foreign: 1}},
@@ -200,13 +200,17 @@ func noError(t *testing.T, err error) {
 }
 
 // TestVerifyFills: --fill keeps what is missing, so that the next run is ok and the service
-// sends the digest. It does not touch what is corrupt.
+// sends the digest. It does not touch what is corrupt, nor a digest that cannot be read.
 func TestVerifyFills(t *testing.T) {
-	base := uploadAll(t, []byte("some bytes"), "a/1", "a/2", "b/1")
+	base := uploadAll(t, []byte("some bytes"), "a/1", "a/2", "b/1", "c/1")
 	noError(t, os.Remove(buildPath(base, "a", digestsDir, "1")))
-	noError(t, os.WriteFile(buildPath(base, "b", digestsDir, "1"), []byte("x"), 0o644))
+	noError(t, os.Remove(buildPath(base, "b", digestsDir, "1")))
 	flip(t, buildPath(base, "a", artifactsDir, "2"), 3, true)
-	for _, want := range []verifyCounts{{Corrupt: 1, Filled: 2}, {Corrupt: 1, OK: 2}} {
+	damaged := buildPath(base, "c", digestsDir, "1")
+	flip(t, damaged, 70, true)
+	flip(t, buildPath(base, "c", artifactsDir, "1"), 3, true)
+	before := readWhole(t, damaged)
+	for _, want := range []verifyCounts{{Corrupt: 1, Filled: 2, DamagedDigests: 1}, {Corrupt: 1, OK: 2, DamagedDigests: 1}} {
 		o := verifyStore(t, base, "--fill")
 		counts := o.summary.verifyCounts
 		counts.Sites, counts.Bytes = 0, 0
@@ -214,14 +218,45 @@ func TestVerifyFills(t *testing.T) {
 			t.Errorf("exit status %d, %+v, want %+v", o.status, counts, want)
 		}
 	}
+	if !bytes.Equal(readWhole(t, damaged), before) {
+		t.Error("--fill has replaced a damaged digest")
+	}
 	s := startServer(t, "NFS_BASE_PATH="+base)
 	sum := sha256.Sum256([]byte("some bytes"))
 	field := "sha-256=:" + base64.StdEncoding.EncodeToString(sum[:]) + ":"
 	for build, want := range map[string]string{"a/artifacts/1": field, "b/artifacts/1": field,
-		"a/artifacts/2": field} { // of a corrupt build: what was uploaded, so that clients notice
+		"a/artifacts/2": field, // of a corrupt build: what was uploaded, so that clients notice
+		"c/artifacts/1": ""} {  // not known
 		if got := s.do(t, 200, request{"GET", "/sites/" + build, nil, nil}).header.Get("Repr-Digest"); got != want {
 			t.Errorf("%s: Repr-Digest %q, want %q", build, got, want)
 		}
+	}
+}
+
+// TestVerifyReportsADamagedDigest: also for people, in the state and in the textfile, and without -v.
+func TestVerifyReportsADamagedDigest(t *testing.T) {
+	base := uploadAll(t, []byte("some bytes"), "a/1", "a/2")
+	flip(t, buildPath(base, "a", digestsDir, "1"), 70, true)
+	file := filepath.Join(t.TempDir(), "verify.prom")
+	var out bytes.Buffer
+	err := run(t.Context(), []string{"verify", "--textfile", file}, []string{"PAGEWRIGHT_NFS_BASE_PATH=" + base}, &out, io.Discard)
+	if err == nil || exitStatus(err) != exitCorrupt {
+		t.Errorf("the error is %v", err)
+	}
+	for _, want := range []string{"damaged_digest a/1: the digest in ", " 1 ok, 0 corrupt, 0 changed, 0 unknown, 0 skipped\n", "\n1 damaged digest\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in the output\n%s", want, &out)
+		}
+	}
+	if text := string(readWhole(t, file)); !strings.Contains(text, `pagewright_verify_builds{result="damaged_digest"} 1`+"\n") {
+		t.Errorf("the textfile is\n%s", text)
+	}
+	if s := readState(t, base); s.Counts.DamagedDigests != 1 || len(s.Findings) != 1 || s.Findings[0].Result != resultDamagedDigest {
+		t.Errorf("the state is %+v", s)
+	}
+	noError(t, os.Remove(buildPath(base, "a", digestsDir, "1"))) // as the documentation says
+	if o := verifyStore(t, base, "--fill"); o.status != 0 || o.summary.OK != 1 || o.summary.Filled != 1 {
+		t.Errorf("without the file: exit status %d, %+v", o.status, o.summary)
 	}
 }
 
@@ -357,6 +392,7 @@ func TestVerifyResult(t *testing.T) {
 		{verifyCounts{OK: 1, Unknown: 2, Filled: 1, Foreign: 3}, nil, 0},
 		{verifyCounts{Corrupt: 1}, nil, exitCorrupt},
 		{verifyCounts{Changed: 1}, nil, exitCorrupt},
+		{verifyCounts{DamagedDigests: 1}, nil, exitCorrupt},
 		{verifyCounts{DamagedLogs: 1}, nil, exitCorrupt},
 		{verifyCounts{Skipped: 1}, nil, exitIncomplete},
 		{verifyCounts{OK: 1}, failed, exitIncomplete},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -19,6 +20,8 @@ const (
 	resultUnknown = "unknown" // no digest is kept
 	resultFilled  = "filled"  // no digest was kept; now the one of the bytes is
 	resultSkipped = "skipped" // the store did not return it or could not keep its digest, or it was replaced again and again
+
+	resultDamagedDigest = "damaged_digest" // something is kept as its digest, but cannot be read
 )
 
 // The results that are not of builds.
@@ -105,8 +108,8 @@ func (v *verifier) checkOnce(ctx context.Context, site, build string) (r checked
 		if err != nil {
 			return r, err
 		}
-		if kept, detail, err := v.kept(site, build, info); err != nil || !kept.SHA256.known() {
-			return checkedBuild{verifyFinding: verifyFinding{Result: resultUnknown, Detail: detail}}, err
+		if _, unread, err := v.kept(site, build, info); err != nil || unread.Result != "" {
+			return checkedBuild{verifyFinding: unread}, err
 		}
 	}
 	reader, err := v.store.FetchArtifact(site, build)
@@ -119,12 +122,9 @@ func (v *verifier) checkOnce(ctx context.Context, site, build string) (r checked
 		return r, fmt.Errorf("%w: the store does not describe its builds", ErrUnsupported)
 	}
 	info := artifact.Info()
-	kept, detail, err := v.kept(site, build, info)
-	if err != nil {
-		return r, err
-	}
-	if !kept.SHA256.known() && !v.options.Fill {
-		return checkedBuild{verifyFinding: verifyFinding{Result: resultUnknown, Detail: detail}}, nil
+	kept, unread, err := v.kept(site, build, info)
+	if err != nil || unread.Result != "" {
+		return checkedBuild{verifyFinding: unread}, err
 	}
 	sum, n, err := v.read(ctx, reader, info.Size)
 	r.read = n
@@ -143,21 +143,27 @@ func (v *verifier) checkOnce(ctx context.Context, site, build string) (r checked
 }
 
 // kept returns the digest that the store keeps of the build: the one of this artifact, or else
-// the one that is bound to another. detail says why there is none.
-func (v *verifier) kept(site, build string, info ArtifactInfo) (kept KeptDigest, detail string, err error) {
+// the one that is bound to another. If the build need not be read, unread is its result. A digest
+// that cannot be read is not replaced, also not by --fill: the build may be damaged too, and then
+// its digest would be that of the damaged bytes.
+func (v *verifier) kept(site, build string, info ArtifactInfo) (kept KeptDigest, unread verifyFinding, err error) {
 	if info.SHA256.known() {
-		return KeptDigest{SHA256: info.SHA256}, "", nil
+		return KeptDigest{SHA256: info.SHA256}, unread, nil
 	}
 	kept, err = v.store.KeptDigest(site, build)
 	switch {
-	case errors.Is(err, ErrNotFound):
-		return KeptDigest{}, "", nil
 	case errors.Is(err, ErrDamaged):
-		return KeptDigest{}, "the kept digest cannot be read: " + oneLine(err), nil
-	case kept.Superseded:
-		return KeptDigest{}, "", err
+		detail := strings.TrimPrefix(oneLine(err), ErrDamaged.Error()+": ") // which says that it is a log
+		return KeptDigest{}, verifyFinding{Result: resultDamagedDigest, Detail: detail}, nil
+	case err != nil && !errors.Is(err, ErrNotFound):
+		return KeptDigest{}, unread, err
+	case err == nil && !kept.Superseded:
+		return kept, unread, nil
 	}
-	return kept, "", err
+	if !v.options.Fill {
+		unread.Result = resultUnknown
+	}
+	return KeptDigest{}, unread, nil
 }
 
 // judge sets the result of an artifact that has the digest sum. It fails with errReplaced if

@@ -586,6 +586,11 @@ func TestVerifyOnAnObjectStore(t *testing.T) {
 			m.objects[artifactCall] = o
 		}, verifyCounts{Corrupt: 1}},
 		{"the digest is gone", func(_ *testing.T, m *memBucket, _ *objectStore) { delete(m.objects, digestCall) }, verifyCounts{Unknown: 1}},
+		{"bits of the digest", func(_ *testing.T, m *memBucket, _ *objectStore) {
+			o := m.objects[digestCall]
+			o.data = bytes.Replace(o.data, []byte("crc32c"), []byte("Crc32c"), 1)
+			m.objects[digestCall] = o
+		}, verifyCounts{DamagedDigests: 1}},
 	} {
 		m := newMemBucket()
 		s := openDigests(m)
@@ -607,7 +612,7 @@ func TestVerifyOnAnObjectStore(t *testing.T) {
 		v, out, err := verifyFaulty(t.Context(), openDigests(m), verifyOptions{})
 		got := v.state.Counts
 		got.Sites, got.Bytes = 0, 0
-		if err != nil || got != c.want || (gets == 0) != (c.want.Unknown == 1) {
+		if err != nil || got != c.want || (gets == 0) != (c.want.Unknown+c.want.DamagedDigests == 1) {
 			t.Errorf("%s: %v, %+v, want %+v, %d times fetched; %s", c.name, err, got, c.want, gets, out)
 		}
 	}

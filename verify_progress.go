@@ -54,7 +54,7 @@ func (v *verifier) sample(now time.Time) progressSample {
 // progress returns a progress line: share, rate and time left at now.
 func (v *verifier) progress(first, recent, now progressSample) string {
 	v.mu.Lock()
-	builds, total, bad := v.state.Passed.Builds, v.total, v.state.Counts.Corrupt+v.state.Counts.Changed
+	builds, total, bad := v.state.Passed.Builds, v.total, v.state.Counts.Corrupt+v.state.Counts.Changed+v.state.Counts.DamagedDigests
 	v.mu.Unlock()
 	rate := float64(now.read-recent.read) / now.at.Sub(recent.at).Seconds()
 	done := fmt.Sprintf("%d builds, %s", builds, formatSize(now.passed))

@@ -23,13 +23,7 @@ type verifyFinding struct {
 
 // notable reports whether a finding is reported without -v.
 func (f verifyFinding) notable() bool {
-	switch f.Result {
-	case resultOK, resultFilled:
-		return false
-	case resultUnknown:
-		return f.Detail != ""
-	}
-	return true
+	return f.Result != resultOK && f.Result != resultFilled && f.Result != resultUnknown
 }
 
 // String returns the line of a finding. Ids have no spaces, and names of foreign files are
@@ -187,6 +181,7 @@ func (s *verifyState) summary() string {
 	}{
 		{c.Filled, "missing digest", " kept now"},
 		{c.Rebound, "digest", " bound to the same bytes with another time"},
+		{c.DamagedDigests, "damaged digest", ""},
 		{c.DamagedLogs, "damaged log", ""},
 		{c.Foreign, "foreign file", ""},
 	} {

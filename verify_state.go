@@ -30,17 +30,18 @@ type verifyState struct {
 
 // verifyCounts counts builds by their result, and what else was found.
 type verifyCounts struct {
-	Sites       int64 `json:"sites"`
-	OK          int64 `json:"ok"`
-	Corrupt     int64 `json:"corrupt"`
-	Changed     int64 `json:"changed"`
-	Unknown     int64 `json:"unknown"`
-	Filled      int64 `json:"filled"`
-	Skipped     int64 `json:"skipped"` // with sites that could not be listed
-	Rebound     int64 `json:"rebound"` // of those that are ok
-	DamagedLogs int64 `json:"damaged_logs"`
-	Foreign     int64 `json:"foreign"` // files or objects that are not of the service
-	Bytes       int64 `json:"bytes"`   // that were read
+	Sites          int64 `json:"sites"`
+	OK             int64 `json:"ok"`
+	Corrupt        int64 `json:"corrupt"`
+	Changed        int64 `json:"changed"`
+	Unknown        int64 `json:"unknown"`
+	Filled         int64 `json:"filled"`
+	Skipped        int64 `json:"skipped"`         // with sites that could not be listed
+	Rebound        int64 `json:"rebound"`         // of those that are ok
+	DamagedDigests int64 `json:"damaged_digests"` // builds whose digest cannot be read
+	DamagedLogs    int64 `json:"damaged_logs"`
+	Foreign        int64 `json:"foreign"` // files or objects that are not of the service
+	Bytes          int64 `json:"bytes"`   // that were read
 }
 
 // of returns the count of a result.
@@ -56,6 +57,8 @@ func (c *verifyCounts) of(result string) *int64 {
 		return &c.Unknown
 	case resultFilled:
 		return &c.Filled
+	case resultDamagedDigest:
+		return &c.DamagedDigests
 	case resultDamagedLog:
 		return &c.DamagedLogs
 	case resultForeign:
@@ -66,11 +69,11 @@ func (c *verifyCounts) of(result string) *int64 {
 
 // builds returns the number of builds that have a result.
 func (c *verifyCounts) builds() int64 {
-	return c.OK + c.Corrupt + c.Changed + c.Unknown + c.Filled + c.Skipped
+	return c.OK + c.Corrupt + c.Changed + c.Unknown + c.Filled + c.DamagedDigests + c.Skipped
 }
 
 // bad reports whether something is wrong with what is stored.
-func (c *verifyCounts) bad() bool { return c.Corrupt+c.Changed+c.DamagedLogs > 0 }
+func (c *verifyCounts) bad() bool { return c.Corrupt+c.Changed+c.DamagedDigests+c.DamagedLogs > 0 }
 
 // verifyPosition is a place in the order in which builds are verified.
 type verifyPosition struct {

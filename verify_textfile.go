@@ -35,7 +35,7 @@ func verifyTextfile(s *verifyState, old []byte) []byte {
 	one("pagewright_verify_duration_seconds", "Time from the start of the run to its end, with pauses if it was resumed.", s.Finished.Sub(s.Started).Seconds())
 	const builds = "pagewright_verify_builds"
 	metric(builds, "Builds of the last run, by result.")
-	for _, result := range []string{resultOK, resultCorrupt, resultChanged, resultUnknown, resultFilled, resultSkipped} {
+	for _, result := range []string{resultOK, resultCorrupt, resultChanged, resultUnknown, resultFilled, resultDamagedDigest, resultSkipped} {
 		fmt.Fprintf(&b, "%s{result=%q} %d\n", builds, result, *s.Counts.of(result))
 	}
 	one("pagewright_verify_damaged_logs", "Damaged logs that the last run found.", float64(s.Counts.DamagedLogs))
