@@ -100,6 +100,9 @@ func (a *api) repeatedUpload(up upload, stored ArtifactInfo, sum Digest, refusal
 	if !sum.known() || !up.fits(stored) {
 		return response{}, a.uploadError(up, refusal)
 	}
+	if !stored.SHA256.known() && a.keepsOther(up, sum) {
+		return response{}, a.uploadError(up, refusal)
+	}
 	if !stored.SHA256.known() {
 		var err error
 		stored.SHA256, err = a.storedDigest(up, stored)
@@ -108,6 +111,9 @@ func (a *api) repeatedUpload(up upload, stored ArtifactInfo, sum Digest, refusal
 		}
 	}
 	if stored.SHA256 != sum { // also if it was replaced or deleted in the meantime
+		if errors.Is(refusal, errMatch) {
+			return response{}, newHTTPError(fasthttp.StatusPreconditionFailed, "cannot store the artifact: the build exists with other bytes")
+		}
 		return response{}, a.uploadError(up, refusal)
 	}
 	if b, ok := a.backend.(ArtifactSyncer); ok {
@@ -117,6 +123,18 @@ func (a *api) repeatedUpload(up upload, stored ArtifactInfo, sum Digest, refusal
 	}
 	up.conn.rec.outcome = outcomeSame
 	return up.stored(fasthttp.StatusOK, stored), nil
+}
+
+// keepsOther reports whether the store keeps another digest than sum under the id of the build,
+// although not of the artifact that is there now. Then something else than the service changed
+// the artifact: its digest is not computed, so that verify still finds the change.
+func (a *api) keepsOther(up upload, sum Digest) bool {
+	keeper, ok := a.backend.(DigestKeeper)
+	if !ok {
+		return false
+	}
+	kept, err := keeper.KeptDigest(up.siteID, up.buildID)
+	return err == nil && !kept.Superseded && kept.SHA256 != sum
 }
 
 // storedDigest returns the digest of a stored build, of which none is kept. Requests for one

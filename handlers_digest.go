@@ -87,6 +87,10 @@ func parseDigests(lines []string) (announced announcedDigests, err error) {
 		return announced, fmt.Errorf("%s%w; the form is sha-256=:BASE64: (RFC 9530)", algorithmAtFault(lines), err)
 	}
 	for _, algorithm := range digestAlgorithms {
+		misspelt := strings.ReplaceAll(algorithm.name, "-", "")
+		if _, there := members.Get(misspelt); there {
+			return announced, fmt.Errorf("there is no algorithm %s: write %s (RFC 9530)", misspelt, algorithm.name)
+		}
 		member, there := members.Get(algorithm.name)
 		if !there {
 			continue
@@ -97,7 +101,7 @@ func parseDigests(lines []string) (announced announcedDigests, err error) {
 		case !ok:
 			return announced, fmt.Errorf("%s is not a byte sequence; the form is %[1]s=:BASE64: (RFC 9530)", algorithm.name)
 		case len(value) != algorithm.size:
-			return announced, fmt.Errorf("%s is the base64 of %d bytes, not of %d", algorithm.name, len(value), algorithm.size)
+			return announced, fmt.Errorf("%s is the base64 of %d bytes, not of %d%s", algorithm.name, len(value), algorithm.size, hintAtHex(len(value), algorithm.size))
 		case algorithm.size == sha256.Size:
 			announced.SHA256 = (*[sha256.Size]byte)(value)
 		default:
@@ -105,6 +109,15 @@ func parseDigests(lines []string) (announced announcedDigests, err error) {
 		}
 	}
 	return announced, nil
+}
+
+// hintAtHex returns what to do if got is the number of bytes that result from the hexadecimal form
+// of a digest of size bytes, taken for base64, or encoded in base64, perhaps with a line break.
+func hintAtHex(got, size int) string {
+	if got == size*2*3/4 || got == size*2 || got == size*2+1 {
+		return "; if it is hexadecimal, encode the bytes of the digest instead"
+	}
+	return ""
 }
 
 // algorithmAtFault returns the name, with a colon, of the first member that cannot be parsed,

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -425,6 +426,27 @@ func TestListedDigestsAreRemembered(t *testing.T) {
 		t.Fatal(err)
 	}
 	listed("kept anew", "kept")
+}
+
+// A build that something else than the service changed keeps the digest of its upload: a repeated
+// upload does not replace it by that of the changed bytes, which would hide the change from verify.
+func TestRepeatedUploadKeepsTheDigestOfAChangedBuild(t *testing.T) {
+	n := openTestNFS(t, t.TempDir())
+	d := startDigests(t, n)
+	d.putHashed(t, 201, "uploaded")
+	noError(t, os.WriteFile(d.artifact, []byte("UPloaded"), 0o644))
+	for _, body := range []string{"uploaded", "UPloaded", "another "} {
+		d.put(t, 412, digestedBuild, body, "Repr-Digest", reprDigestOf(body), "If-None-Match", "*")
+	}
+	if kept, err := d.n.KeptDigest("s", "b"); err != nil || kept.SHA256 != Digest(sha256.Sum256([]byte("uploaded"))) {
+		t.Errorf("the store keeps %s, %v", kept.SHA256, err)
+	}
+	d.want(t, "changed", "UPloaded", false)
+	info, err := n.StatArtifact("s", "b")
+	noError(t, err)
+	if err := n.KeepDigest("s", "b", info, sha256.Sum256([]byte("UPloaded"))); !errors.Is(err, errOtherDigest) {
+		t.Errorf("KeepDigest: %v", err)
+	}
 }
 
 // With coarse times, replacements in quick succession put the time of a build ahead of the clock.
