@@ -135,9 +135,7 @@ func (a *api) putArtifact(ctx *fasthttp.RequestCtx, up upload) (response, error)
 	defer space.release()
 	body := openBody(up.conn, ctx.RequestBodyStream(), up.size, int64(a.cfg.MaxArtifactSize), true, space)
 	defer body.close()
-	if up.digests.any() || a.cfg.Digest == digestAlways {
-		body.hashed(up.digests)
-	}
+	a.digestsOf(ctx, body, up.digests, a.cfg.Digest == digestAlways)
 	start := time.Now()
 	up.cond.Outcome = &up.conn.rec.outcome
 	info, err := storeBody(a.backend, up, body)

@@ -39,12 +39,8 @@ func (a *api) requestDigests(ctx *fasthttp.RequestCtx) (announced announcedDiges
 	if a.cfg.Digest == digestOff {
 		return announced, nil
 	}
-	for name := range ctx.Request.Header.Trailers() {
-		for _, field := range digestFields {
-			if strings.EqualFold(string(name), field) {
-				return announced, badRequest("%s in a trailer is not checked: send it as a header", field)
-			}
-		}
+	if err := checkTrailer(ctx); err != nil {
+		return announced, badRequest("%v", err)
 	}
 	for _, field := range digestFields {
 		var lines []string
@@ -65,6 +61,43 @@ func (a *api) requestDigests(ctx *fasthttp.RequestCtx) (announced announcedDiges
 		}
 	}
 	return announced, nil
+}
+
+// trailerDigest is the errDigest of a request that has a digest field in its trailer.
+type trailerDigest string
+
+func (field trailerDigest) Error() string {
+	return string(field) + " in a trailer is not checked: send it as a header"
+}
+
+func (trailerDigest) Unwrap() error           { return errDigest }
+func (field trailerDigest) forClient() string { return field.Error() }
+
+// checkTrailer refuses a trailer with a digest. Before the body these are the fields that the
+// header announces, after a chunked body also those that came.
+func checkTrailer(ctx *fasthttp.RequestCtx) error {
+	for name := range ctx.Request.Header.Trailers() {
+		for _, field := range digestFields {
+			if strings.EqualFold(string(name), field) {
+				return trailerDigest(field)
+			}
+		}
+	}
+	return nil
+}
+
+// digestsOf makes body compute its digests if they are wanted, and fail if they differ from
+// those that the client announced, or if its trailer has more.
+func (a *api) digestsOf(ctx *fasthttp.RequestCtx, body *requestBody, announced announcedDigests, always bool) {
+	if a.cfg.Digest == digestOff {
+		return
+	}
+	if body.size < 0 { // only chunked bodies have a trailer
+		body.checkTrailer = func() error { return checkTrailer(ctx) }
+	}
+	if announced.any() || always {
+		body.hashed(announced)
+	}
 }
 
 // requireDigest returns the error of an upload without a digest that is checked, if one is

@@ -216,6 +216,51 @@ func digestHeaders(t *testing.T, s *testServer) {
 	}
 }
 
+// A digest in a trailer is not checked, so that the request is refused, also if its header does
+// not announce the trailer. Nothing is stored, and the connection is used again:
+// the body was read.
+func TestDigestInATrailer(t *testing.T) { onBothStores(t, digestInATrailer) }
+
+func digestInATrailer(t *testing.T, s *testServer) {
+	body := `{"build_id":"b","action":"a","status":"s"}`
+	for _, size := range []int{len(body), 200, 3 << 20} { // the larger ones are spliced
+		body := body + strings.Repeat(" ", size-len(body))
+		for _, c := range []struct {
+			header, trailer string
+			status          int
+		}{
+			{"", "", 201},
+			{"", "X-Digest: a\r\n", 201},
+			{"", "Repr-Digest: " + sha256Field([]byte(body)) + "\r\n", 400},
+			{"", "X: a\r\ncontent-digest: \r\n", 400},
+			{"Trailer: X\r\nRepr-Digest: " + sha256Field([]byte(body)) + "\r\n", "CONTENT-DIGEST: md5=:AA==:\r\n", 400},
+			{"Trailer: Repr-Digest\r\n", "", 400},
+		} {
+			site := newSite()
+			for path, request := range map[string]string{"artifacts/b": "PUT", "logs": "POST"} {
+				if request == "POST" && size > maxEntrySize {
+					continue
+				}
+				raw := fmt.Sprintf("%s /sites/%s/%s HTTP/1.1\r\nHost: h\r\n%sTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n%s\r\n",
+					request, site, path, c.header, len(body), body, c.trailer)
+				r := answerTo(t, s.addr, raw)
+				if r.status != c.status || r.status == 400 && !strings.Contains(string(r.body), "-Digest in a trailer is not checked: send it as a header") {
+					t.Errorf("%s of %d bytes, header %q, trailer %q: %d %s, want %d", request, size, c.header, c.trailer, r.status, r.body, c.status)
+				}
+				if c.trailer != "" && size < maxDrained {
+					want := fmt.Sprintf("%d 200", c.status)
+					if got := exchangeRaw(t, s.addr, raw+"GET /health HTTP/1.1\r\nHost: h\r\n\r\n"); got != want {
+						t.Errorf("%s of %d bytes, header %q, trailer %q: %s, want %s", request, size, c.header, c.trailer, got, want)
+					}
+				}
+			}
+			if c.status == 400 {
+				s.get(t, 404, "/sites/"+site+"/artifacts/b")
+			}
+		}
+	}
+}
+
 // TestDamagedBodies: a body of which one byte differs is refused, wherever the byte is and
 // however the body is sent. The build that was there stays, and nothing else.
 func TestDamagedBodies(t *testing.T) { onBothStores(t, damagedBodies) }

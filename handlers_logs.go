@@ -58,7 +58,7 @@ func (a *api) postLog(ctx *fasthttp.RequestCtx, p logAppend) (response, error) {
 		return response{}, err
 	}
 	defer memory.release()
-	body, err := p.read(ctx.RequestBodyStream())
+	body, err := a.readEntry(ctx, p)
 	if errors.Is(err, errTooLarge) {
 		return response{}, entryTooLarge()
 	}
@@ -94,16 +94,15 @@ func entryTooLarge() error {
 	return newHTTPError(fasthttp.StatusRequestEntityTooLarge, "the log entry is larger than the maximum of %d bytes", maxEntrySize)
 }
 
-// read reads the whole body.
-func (p *logAppend) read(stream io.Reader) ([]byte, error) {
+// readEntry reads the whole body.
+func (a *api) readEntry(ctx *fasthttp.RequestCtx, p logAppend) ([]byte, error) {
+	stream := ctx.RequestBodyStream()
 	if stream == nil {
 		return nil, errEmptyBody
 	}
 	body := openBody(p.conn, stream, p.size, maxEntrySize, false, nil)
 	defer body.close()
-	if p.digests.any() {
-		body.hashed(p.digests)
-	}
+	a.digestsOf(ctx, body, p.digests, false)
 	var data bytes.Buffer
 	data.Grow(int(max(p.size, 0)) + bytes.MinRead) // the body as a whole, at once
 	_, err := data.ReadFrom(body)

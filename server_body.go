@@ -25,6 +25,10 @@ type requestBody struct {
 	region []byte
 	buf    *[copySize]byte
 	hash   *bodyHash // nil: the body is not hashed
+
+	// checkTrailer is called at the end of the body, and returns the error with which that
+	// fails. nil: any trailer will do.
+	checkTrailer func() error
 }
 
 // bodyBuffers holds the buffers of bodies that are copied, *[copySize]byte.
@@ -110,9 +114,7 @@ func (b *requestBody) account(n int64, err error) error {
 	case b.spaceTaken(n):
 	case err == io.EOF && (b.size < 0 || b.read == b.size):
 		b.ended = true
-		if b.read == 0 {
-			b.err = errEmptyBody
-		} else if b.err = b.hash.end(); b.err == nil {
+		if b.err = b.atEnd(); b.err == nil {
 			return io.EOF
 		}
 	case err != nil && b.conn.ended != nil:
@@ -123,6 +125,19 @@ func (b *requestBody) account(n int64, err error) error {
 		b.err = fmt.Errorf("%w: %v", errBadChunk, err) // not %w of err: it must not look like an end
 	}
 	return b.err
+}
+
+// atEnd returns what is wrong with the body as a whole.
+func (b *requestBody) atEnd() error {
+	if b.read == 0 {
+		return errEmptyBody
+	}
+	if b.checkTrailer != nil {
+		if err := b.checkTrailer(); err != nil {
+			return err
+		}
+	}
+	return b.hash.end()
 }
 
 // spaceTaken counts n bytes more against the free space, and reports whether that
