@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // runs reports whether the commands of b are run, not only checked.
@@ -142,6 +143,53 @@ const (
 	// operationsPage moves logs of the original of this API.
 	operationsPage = "docs/operations.md"
 )
+
+// TestIntegrationDocsDownloads: the recipes of downloads fail, say why, and keep the file of the
+// client if the download is not the build, also in a script that goes on after an error.
+func TestIntegrationDocsDownloads(t *testing.T) {
+	const uploaded, damaged = "the bytes that were sent", "the bytes that are there"
+	s := startServer(t)
+	for _, build := range []string{"right", "wrong"} {
+		s.do(t, 201, request{"PUT", "/sites/shop/artifacts/" + build, uploaded, header("Repr-Digest", sha256Field([]byte(uploaded)))})
+	}
+	s.do(t, 201, request{"PUT", "/sites/shop/artifacts/unknown", uploaded, nil})
+	file := s.dir + "/sites/shop/artifacts/wrong.tar.gz"
+	info := mustMake(os.Stat(file))
+	writeFile(t, file, damaged)
+	if err := os.Chtimes(file, time.Time{}, info.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	recipes := 0
+	for page, cases := range map[string]map[string]string{ // for each build, what is printed: "" if the download succeeds
+		integrityPage:      {"right": "", "wrong": "wrong or not known", "unknown": "wrong or not known", "absent": "404"},
+		"docs/http-api.md": {"right": "", "absent": "download: 404"},
+	} {
+		for _, b := range docBlocks(t)[page] {
+			if !strings.HasPrefix(b.text, "download()") {
+				continue
+			}
+			recipe, _, _ := strings.Cut(b.text, "\n}\n")
+			for build, want := range cases {
+				dir := t.TempDir()
+				writeFile(t, dir+"/site.tar.gz", "the old file")
+				cmd := exec.Command("sh", "-uc", recipe+"\n}\ndownload \"$@\"", "sh", "http://"+s.addr+"/sites/shop/artifacts/"+build, "site.tar.gz")
+				cmd.Dir = dir
+				out, err := cmd.CombinedOutput()
+				now := string(mustMake(os.ReadFile(dir + "/site.tar.gz")))
+				switch {
+				case want == "" && (err != nil || now != uploaded):
+					t.Errorf("%s:%d: %s: %v, %q: %s", page, b.line, build, err, now, out)
+				case want != "" && (err == nil || now != "the old file" || !strings.Contains(string(out), want)):
+					t.Errorf("%s:%d: %s: %v, %q: %s", page, b.line, build, err, now, out)
+				}
+			}
+			recipes++
+		}
+	}
+	if recipes != 2 {
+		t.Errorf("%d recipes were found, want 2", recipes)
+	}
+}
 
 // checkRotated: the entry whose token the page replaces ends as the one of the new token.
 func checkRotated(t *testing.T, dir string) {
