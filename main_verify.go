@@ -53,7 +53,8 @@ error.
   -v               also list builds that are unknown or filled
   --textfile FILE  write metrics for the textfile collector of Prometheus' node exporter
 
-SIGTERM and SIGINT stop it. The store keeps the state of the latest run, unless
+Run it as the user of the service: otherwise the service could not replace the files that it
+makes. SIGTERM and SIGINT stop it. The store keeps the state of the latest run, unless
 PAGEWRIGHT_READ_ONLY is true. PAGEWRIGHT_DIGEST does not matter.
 
 Exits with 0 if all is ok or unknown, with 4 if something is corrupt or changed or a digest or a
