@@ -44,7 +44,7 @@ error.
 
   --site GLOB      only these sites; * is any run of characters. May be repeated
   --since AGE      only builds that were uploaded since: 24h, 30d, 2w
-  --rate RATE      read at most so many bytes per second: 50MiB/s; 0 or none is no limit (default)
+  --rate RATE      read at most so many bytes per second, with a unit: 50MiB/s; 0 or none is no limit
   --fill           keep the digests that are missing. That takes the bytes as they are: it
                    cannot tell whether they are those that were uploaded
   --resume         continue the latest run if it was stopped and had the same --site, --since
@@ -59,7 +59,7 @@ PAGEWRIGHT_READ_ONLY is true. PAGEWRIGHT_DIGEST does not matter.
 
 Exits with 0 if all is ok or unknown, with 4 if something is corrupt or changed or a digest or a
 log is damaged, otherwise with 7 if it was stopped or skipped something, with 3 if there is no such
-site, and with 1 if it could not begin.
+site, or none at all, and with 1 if it could not begin.
 
 Examples:
   pagewright-storage verify --rate 50MiB/s --resume
