@@ -83,9 +83,11 @@ func serve(t *testing.T) (url, textfile string) {
 		"rules":[{"claims":{"sub":["x"]},"allow":["read"],"sites":["x"]}]}]}`)
 	writeCertificate(t, filepath.Join(dir, "tls.pem"))
 	store := filepath.Join(dir, "store")
-	if err := os.Mkdir(store, 0o755); err != nil {
+	artifacts := filepath.Join(store, "sites", "s", "artifacts") // verify refuses a store without sites
+	if err := os.MkdirAll(artifacts, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	write(t, filepath.Join(artifacts, "b.tar.gz"), "build")
 	verify := exec.Command(bin, "verify", "--textfile", filepath.Join(dir, "verify.prom"))
 	verify.Env = append(os.Environ(), "PAGEWRIGHT_NFS_BASE_PATH="+store)
 	if out, err := verify.CombinedOutput(); err != nil {
