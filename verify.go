@@ -231,6 +231,7 @@ func (v *verifier) page(ctx context.Context, site string, versions []*Version) e
 	queue := make(chan chan checkedBuild, verifyPending)
 	wg.Go(func() {
 		defer close(queue)
+		var order readOrder
 		for _, b := range versions {
 			select {
 			case v.readers <- struct{}{}:
@@ -238,9 +239,13 @@ func (v *verifier) page(ctx context.Context, site string, versions []*Version) e
 				return
 			}
 			result := make(chan checkedBuild, 1)
+			var turn *readTurn
+			if v.oneByOne(b.SizeBytes) {
+				turn = order.add()
+			}
 			wg.Go(func() {
 				defer func() { <-v.readers }()
-				result <- v.check(ctx, site, b)
+				result <- v.check(ctx, site, b, turn)
 			})
 			select {
 			case queue <- result:

@@ -48,11 +48,12 @@ type unreadableError struct{ error }
 func (e unreadableError) Unwrap() error { return e.error }
 
 // check verifies a build. If it is replaced meanwhile, or the store fails, check tries again.
-func (v *verifier) check(ctx context.Context, site string, b *Version) (r checkedBuild) {
+func (v *verifier) check(ctx context.Context, site string, b *Version, turn *readTurn) (r checkedBuild) {
+	defer turn.pass() // also if it is not read
 	var err error
 	read := int64(0) // in all attempts
 	for attempt := 0; ; attempt++ {
-		r, err = v.checkOnce(ctx, site, b.BuildID)
+		r, err = v.checkOnce(ctx, site, b.BuildID, turn)
 		read += r.read
 		r.read = read
 		switch {
@@ -101,7 +102,7 @@ func (v *verifier) giveUp(read int64, attempts int, err error) checkedBuild {
 
 // checkOnce verifies a build. It fails with errReplaced if the result would be that of an
 // artifact that was replaced, and with an error of the store.
-func (v *verifier) checkOnce(ctx context.Context, site, build string) (r checkedBuild, err error) {
+func (v *verifier) checkOnce(ctx context.Context, site, build string, turn *readTurn) (r checkedBuild, err error) {
 	if _, cheap := v.store.(ArtifactRanger); cheap && !v.options.Fill {
 		// Do not open what is not read: an object store charges for it.
 		info, err := v.store.StatArtifact(site, build)
@@ -126,7 +127,7 @@ func (v *verifier) checkOnce(ctx context.Context, site, build string) (r checked
 	if err != nil || unread.Result != "" {
 		return checkedBuild{verifyFinding: unread}, err
 	}
-	sum, n, err := v.read(ctx, reader, info.Size)
+	sum, n, err := v.read(ctx, reader, info.Size, turn)
 	r.read = n
 	if err != nil {
 		if err := v.unchanged(site, build, info); err != nil {
@@ -261,13 +262,20 @@ func sameKept(a, b KeptDigest) bool {
 	return a.SHA256 == b.SHA256 && a.Size == b.Size && a.ETag == b.ETag && a.ModTime.Equal(b.ModTime)
 }
 
+// oneByOne reports whether builds of a size are read one at a time.
+func (v *verifier) oneByOne(size int64) bool { return v.limiter != nil && size > verifyBuffer }
+
 var verifyBuffers = sync.Pool{New: func() any { b := make([]byte, verifyBuffer); return &b }}
 
 // read returns the digest of all bytes of r, and how many there are: probably size. It reads no
-// faster than the limiter allows, and then large builds one at a time: if several shared the
-// rate, a run that is stopped would lose more work.
-func (v *verifier) read(ctx context.Context, r io.Reader, size int64) (sum Digest, n int64, err error) {
-	if v.limiter != nil && size > verifyBuffer {
+// faster than the limiter allows, and then large builds one at a time and in their turn: if
+// several shared the rate, a run that is stopped would lose more work.
+func (v *verifier) read(ctx context.Context, r io.Reader, size int64, turn *readTurn) (sum Digest, n int64, err error) {
+	if err := turn.wait(ctx); err != nil {
+		return sum, 0, err
+	}
+	defer turn.pass() // after large is free: a build that is read again goes before the next turn
+	if v.oneByOne(size) {
 		select {
 		case v.large <- struct{}{}:
 			defer func() { <-v.large }()
