@@ -481,6 +481,9 @@ func TestVerifyResumes(t *testing.T) {
 		{"other options", func(*verifyState) {}, []string{"--resume", "--fill"}, false, []string{"a", "a", "b", "b", "b", "c"}},
 		{"a run that came to the end", func(s *verifyState) { s.Complete = true }, []string{"--resume"}, false, []string{"a", "a", "b", "b", "b", "c"}},
 		{"no place", func(s *verifyState) { s.Position = verifyPosition{} }, []string{"--resume"}, false, []string{"a", "a", "b", "b", "b", "c"}},
+		{"before the first build", func(s *verifyState) {
+			s.Position, s.Passed, s.Counts, s.Findings = verifyPosition{}, verifyPassed{}, verifyCounts{Foreign: 1}, nil
+		}, []string{"--resume"}, true, []string{"a", "a", "b", "b", "b", "c"}},
 		{"a place outside", func(s *verifyState) { s.Position = verifyPosition{Site: "../a"} }, []string{"--resume"}, false, []string{"a", "a", "b", "b", "b", "c"}},
 	} {
 		changed := state
@@ -488,8 +491,14 @@ func TestVerifyResumes(t *testing.T) {
 		writeState(t, base, changed)
 		o := verifyStore(t, base, c.args...)
 		want := int64(len(c.read))
-		if c.resumed {
+		if c.resumed && want < 6 {
 			want += 3
+		}
+		if stopped := strings.Contains(o.stderr, "no stopped run"); stopped == (c.resumed || c.args == nil) {
+			t.Errorf("%s: stderr is %s", c.name, o.stderr)
+		}
+		if c.resumed && !o.summary.Started.Equal(state.Started) || o.summary.Foreign > 0 {
+			t.Errorf("%s: %+v", c.name, o.summary)
 		}
 		if o.summary.Resumed != c.resumed || o.summary.Builds != want || o.summary.Corrupt != 1 || o.status != exitCorrupt || !o.summary.Complete {
 			t.Errorf("%s: exit status %d, %+v, want %d builds; %s", c.name, o.status, o.summary, want, o.stderr)

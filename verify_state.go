@@ -92,27 +92,46 @@ type verifyPassed struct {
 // to the end and had the same options. It reports whether it resumes.
 func (v *verifier) begin(resume bool, now time.Time) (resumed bool, err error) {
 	v.state = verifyState{Started: now.UTC(), Options: v.options, Findings: []verifyFinding{}}
-	keeper, ok := v.store.(StatusKeeper)
-	if !ok || !resume {
+	if !resume {
 		return false, nil
 	}
-	data, err := keeper.ReadStatus(v.options.status())
-	if errors.Is(err, ErrNotFound) {
-		return false, nil
-	}
-	if err != nil {
+	old, err := v.latest()
+	if err != nil && !errors.Is(err, ErrNotFound) {
 		return false, err
 	}
-	var old verifyState
-	if len(data) > verifyMaxState || json.Unmarshal(data, &old) != nil || old.Complete || !old.Options.equal(v.options) || !old.Position.valid() {
+	switch {
+	case err != nil || old.Complete || !old.Options.equal(v.options):
+		return false, nil
+	case old.isNew():
+		v.state.Started = old.Started
+	case old.Position.valid():
+		old.Finished, old.Error = time.Time{}, ""
+		v.state, v.readBefore = old, old.Counts.Bytes
+	default:
 		return false, nil
 	}
-	old.Finished, old.Error = time.Time{}, ""
-	v.state, v.readBefore = old, old.Counts.Bytes
 	return true, nil
 }
 
-// valid reports whether p can be of a run that was stopped.
+// latest returns the state of the latest run, or fails with ErrNotFound.
+func (v *verifier) latest() (s verifyState, err error) {
+	keeper, ok := v.store.(StatusKeeper)
+	if !ok {
+		return s, ErrNotFound
+	}
+	data, err := keeper.ReadStatus(v.options.status())
+	if err == nil && (len(data) > verifyMaxState || json.Unmarshal(data, &s) != nil) {
+		err = ErrNotFound
+	}
+	return s, err
+}
+
+// isNew reports whether the run has not done any build or site.
+func (s *verifyState) isNew() bool {
+	return s.Position == verifyPosition{} && s.Passed == verifyPassed{}
+}
+
+// valid reports whether p can be of a run that was stopped, and was not new.
 func (p verifyPosition) valid() bool {
 	return p.Site != "" && p.After == "" && checkID(p.Site) == nil || p.Site == "" && p.After != "" && checkID(p.After) == nil
 }
