@@ -59,7 +59,8 @@ PAGEWRIGHT_READ_ONLY is true. PAGEWRIGHT_DIGEST does not matter.
 
 Exits with 0 if all is ok or unknown, with 4 if something is corrupt or changed or a digest or a
 log is damaged, otherwise with 7 if it was stopped or skipped something, with 3 if there is no such
-site, or none at all, and with 1 if it could not begin.
+site, or none at all, and with 1 if it could not begin, or could not write its output. If only
+the textfile could not be written, 4 wins over 1.
 
 Examples:
   pagewright-storage verify --rate 50MiB/s --resume
@@ -203,15 +204,17 @@ func (a verifyArgs) run(ctx context.Context, v *verifier) error {
 	state := v.ended(err)
 	var textfileErr error
 	if a.textfile != "" { // first: the output may fail
-		textfileErr = writeTextfile(a.textfile, &state)
+		if textfileErr = writeTextfile(a.textfile, &state); textfileErr != nil {
+			fmt.Fprintf(v.report, "verify: --textfile: %s\n", oneLine(textfileErr))
+		}
 	}
 	if !errors.Is(err, errVerifyHangs) { // then the output may hang too
 		if err := v.report.summary(state, resumed); err != nil {
 			return err
 		}
 	}
-	if textfileErr != nil {
-		return fmt.Errorf("--textfile: %w", textfileErr)
+	if textfileErr != nil && !state.Counts.bad() {
+		return commandError{status: exitFailure}
 	}
 	return verifyResult(&state, err)
 }

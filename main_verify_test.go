@@ -662,8 +662,11 @@ func TestVerifyTextfile(t *testing.T) {
 	if names, _ := filepath.Glob(filepath.Join(filepath.Dir(file), ".*")); len(names) > 0 {
 		t.Errorf("left behind: %v", names)
 	}
-	if o := verifyStore(t, base, "--textfile", filepath.Join(base, "none", "x.prom")); o.status != exitFailure || !strings.Contains(o.stderr, "--textfile") || o.summary.Type == "" {
-		t.Errorf("a directory that is not there: exit status %d, %s", o.status, o.stderr)
+	for _, want := range []int{exitCorrupt, exitFailure} { // damage wins
+		if o := verifyStore(t, base, "--textfile", filepath.Join(base, "none", "x.prom")); o.status != want || !strings.Contains(o.stderr, "--textfile: ") || o.summary.Type == "" {
+			t.Errorf("a directory that is not there: exit status %d, want %d; %s", o.status, want, o.stderr)
+		}
+		flip(t, buildPath(base, "a", artifactsDir, "1"), 0, true) // as it was
 	}
 }
 
