@@ -173,6 +173,7 @@ type ForeignLister interface {
 type StatusKeeper interface {
 	// WriteStatus durably replaces what is kept under name, a word of the service.
 	WriteStatus(name string, data []byte) error
-	// ReadStatus returns what is kept under name, or fails with ErrNotFound.
+	// ReadStatus returns what is kept under name. It fails with ErrNotFound if that is nothing,
+	// and with ErrDamaged if it cannot be what WriteStatus kept.
 	ReadStatus(name string) ([]byte, error)
 }

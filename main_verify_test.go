@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -510,9 +511,29 @@ func TestVerifyResumes(t *testing.T) {
 			t.Errorf("%s: the state is %+v", c.name, kept)
 		}
 	}
-	noError(t, os.WriteFile(filepath.Join(base, "status", "verify.json"), []byte(`{"position":`), 0o644))
-	if o := verifyStore(t, base, "--resume"); o.summary.Resumed || o.summary.Builds != 6 {
-		t.Errorf("a damaged state: %+v", o.summary)
+}
+
+// TestVerifyWithAStateThatCannotBeUsed: --resume begins from the start, with one warning.
+func TestVerifyWithAStateThatCannotBeUsed(t *testing.T) {
+	base := uploadAll(t, []byte("some bytes"), "a/1", "a/2")
+	path := filepath.Join(base, "status", "verify.json")
+	others := maps.Clone(otherThanFiles)
+	others["half of it"] = func(path string) error { return os.WriteFile(path, []byte(`{"position":`), 0o644) }
+	others["too much"] = func(path string) error { return os.WriteFile(path, make([]byte, verifyMaxState+1), 0o644) }
+	for what, replace := range others {
+		noError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		noError(t, os.RemoveAll(path))
+		noError(t, replace(path))
+		o := verifyStore(t, base, "--resume")
+		if o.status != 0 || o.summary.Resumed || o.summary.OK != 2 || strings.Count(o.stderr, "cannot use the state") != 1 {
+			t.Errorf("%s: exit status %d, %+v; %s", what, o.status, o.summary, o.stderr)
+		}
+		if what == "a directory" { // which a file cannot replace
+			continue
+		}
+		if s := readState(t, base); !s.Complete {
+			t.Errorf("%s: the state is %+v", what, s)
+		}
 	}
 }
 

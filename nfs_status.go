@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -36,8 +37,11 @@ func (n *nfs) ReadStatus(name string) ([]byte, error) {
 	}
 	defer dir.Close()
 	data, _, err := readFile(dir, name+statusSuffix, maxStatus)
-	if err == nil && data == nil {
-		err = notAFile(dir.Name() + "/" + name + statusSuffix)
+	switch {
+	case err == nil && data == nil:
+		err = fmt.Errorf("%w: %q is not a file of at most %d bytes", ErrDamaged, dir.Name()+"/"+name+statusSuffix, maxStatus)
+	case errors.Is(err, unix.ELOOP), errors.Is(err, ErrOccupied): // a symbolic link, a socket
+		err = fmt.Errorf("%w: %v", ErrDamaged, err)
 	}
 	return data, n.notFound(err)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -36,4 +37,19 @@ func TestStatusOfADirectory(t *testing.T) {
 	if data, err := n.ReadStatus("verify"); err == nil || len(data) > 0 {
 		t.Errorf("a file of %d bytes is read: %v", len(data), err)
 	}
+	for what, replace := range otherThanFiles {
+		noError(t, os.RemoveAll(path))
+		noError(t, replace(path))
+		if _, err := n.ReadStatus("verify"); !errors.Is(err, ErrDamaged) || errors.Is(err, ErrNotFound) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// otherThanFiles create something else at a path.
+var otherThanFiles = map[string]func(path string) error{
+	"a symbolic link": func(path string) error { return os.Symlink("/dev/null", path) },
+	"a FIFO":          func(path string) error { return unix.Mkfifo(path, 0o644) },
+	"a socket":        func(path string) error { return unix.Mknod(path, unix.S_IFSOCK|0o644, 0) },
+	"a directory":     func(path string) error { return os.Mkdir(path, 0o755) },
 }

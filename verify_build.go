@@ -154,8 +154,7 @@ func (v *verifier) kept(site, build string, info ArtifactInfo) (kept KeptDigest,
 	kept, err = v.store.KeptDigest(site, build)
 	switch {
 	case errors.Is(err, ErrDamaged):
-		detail := strings.TrimPrefix(oneLine(err), ErrDamaged.Error()+": ") // which says that it is a log
-		return KeptDigest{}, verifyFinding{Result: resultDamagedDigest, Detail: detail}, nil
+		return KeptDigest{}, verifyFinding{Result: resultDamagedDigest, Detail: damagedText(err)}, nil
 	case err != nil && !errors.Is(err, ErrNotFound):
 		return KeptDigest{}, unread, err
 	case err == nil && !kept.Superseded:
@@ -165,6 +164,11 @@ func (v *verifier) kept(site, build string, info ArtifactInfo) (kept KeptDigest,
 		unread.Result = resultUnknown
 	}
 	return KeptDigest{}, unread, nil
+}
+
+// damagedText returns the text of an ErrDamaged of something that is not a log.
+func damagedText(err error) string {
+	return strings.ReplaceAll(oneLine(err), ErrDamaged.Error()+": ", "")
 }
 
 // judge sets the result of an artifact that has the digest sum. It fails with errReplaced if

@@ -125,6 +125,11 @@ func (r *verifyReport) saved(err error) {
 	}
 }
 
+// noState warns that the state of the latest run cannot be used.
+func (r *verifyReport) noState(err error) {
+	fmt.Fprintf(r, "verify: cannot use the state of the latest run: %s\n", damagedText(err))
+}
+
 // resuming reports what --resume found.
 func (r *verifyReport) resuming(resumed bool) {
 	text := "there is no stopped run with these options; starting from the beginning"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -96,11 +97,15 @@ func (v *verifier) begin(resume bool, now time.Time) (resumed bool, err error) {
 		return false, nil
 	}
 	old, err := v.latest()
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return false, err
-	}
 	switch {
-	case err != nil || old.Complete || !old.Options.equal(v.options):
+	case errors.Is(err, ErrNotFound):
+		return false, nil
+	case errors.Is(err, ErrDamaged):
+		v.report.noState(err)
+		return false, nil
+	case err != nil:
+		return false, err
+	case old.Complete || !old.Options.equal(v.options):
 		return false, nil
 	case old.isNew():
 		v.state.Started = old.Started
@@ -113,15 +118,21 @@ func (v *verifier) begin(resume bool, now time.Time) (resumed bool, err error) {
 	return true, nil
 }
 
-// latest returns the state of the latest run, or fails with ErrNotFound.
+// latest returns the state of the latest run. It fails with ErrNotFound if there is none, and
+// with ErrDamaged if it cannot be used.
 func (v *verifier) latest() (s verifyState, err error) {
 	keeper, ok := v.store.(StatusKeeper)
 	if !ok {
 		return s, ErrNotFound
 	}
 	data, err := keeper.ReadStatus(v.options.status())
-	if err == nil && (len(data) > verifyMaxState || json.Unmarshal(data, &s) != nil) {
-		err = ErrNotFound
+	if err == nil && len(data) > verifyMaxState {
+		err = fmt.Errorf("%w: it has %d bytes", ErrDamaged, len(data))
+	}
+	if err == nil {
+		if err = json.Unmarshal(data, &s); err != nil {
+			err = fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
 	}
 	return s, err
 }
