@@ -165,7 +165,8 @@ type SiteLister interface {
 // ForeignLister is a store that can list what the service did not write.
 type ForeignLister interface {
 	// ForeignFiles calls report with the name of each file or object of the site that the
-	// service would not write, and what it is. It stops at the first error of report.
+	// service would not write, and what it is. It stops at the first error of report. Without
+	// a site these are those beside the sites, if the store can tell.
 	ForeignFiles(siteID string, report func(name, what string) error) error
 }
 

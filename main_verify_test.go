@@ -620,6 +620,10 @@ func TestVerifyText(t *testing.T) {
 	flip(t, buildPath(base, "a", artifactsDir, "1"), 0, true)
 	noError(t, os.Remove(buildPath(base, "a", digestsDir, "2")))
 	noError(t, os.WriteFile(buildPath(base, "b", artifactsDir, "1")+"\n", nil, 0o644))
+	noError(t, os.WriteFile(filepath.Join(base, sitesDir, "notes"), nil, 0o644))
+	if o := verifyStore(t, base, "--site", "*"); o.summary.Foreign != 1 {
+		t.Errorf("with --site: %+v", o.summary)
+	}
 	var out bytes.Buffer
 	environ := []string{"PAGEWRIGHT_NFS_BASE_PATH=" + base}
 	err := run(t.Context(), []string{"verify", "-v"}, environ, &out, io.Discard)
@@ -633,12 +637,12 @@ func TestVerifyText(t *testing.T) {
 		}
 	}
 	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
-	for i, want := range []string{"unknown a/2", "corrupt a/1: the SHA-256 is ", `foreign b: "sites/b/artifacts/1.tar.gz\n" (file)`, "3 builds in 2 sites, 20 B read in ", "1 foreign file"} {
+	for i, want := range []string{`foreign: "sites/notes" (file)`, "unknown a/2", "corrupt a/1: the SHA-256 is ", `foreign b: "sites/b/artifacts/1.tar.gz\n" (file)`, "3 builds in 2 sites, 20 B read in ", "2 foreign files"} {
 		if i >= len(lines) || !strings.HasPrefix(lines[i], want) {
 			t.Fatalf("line %d is not %q:\n%s", i, want, out.String())
 		}
 	}
-	if len(lines) != 5 || !strings.HasSuffix(lines[1], "kept is "+kept) || !strings.HasSuffix(lines[3], ": 1 ok, 1 corrupt, 0 changed, 1 unknown, 0 skipped") {
+	if len(lines) != 6 || !strings.HasSuffix(lines[2], "kept is "+kept) || !strings.HasSuffix(lines[4], ": 1 ok, 1 corrupt, 0 changed, 1 unknown, 0 skipped") {
 		t.Errorf("the output is\n%s", out.String())
 	}
 	if err := run(t.Context(), []string{"verify", "--site", "a"}, environ, fullWriter{}, io.Discard); err == nil || exitStatus(err) != exitFailure || !errors.Is(err, syscall.ENOSPC) {

@@ -123,6 +123,9 @@ func (n *nfs) ForeignFiles(siteID string, report func(name, what string) error) 
 	if err := n.checkMounted(); err != nil {
 		return err
 	}
+	if siteID == "" {
+		return n.foreignBeside(report)
+	}
 	for _, kind := range []string{"", artifactsDir, logsDir, digestsDir} {
 		if err := n.foreignIn(siteID, kind, report); err != nil {
 			return err
@@ -141,16 +144,32 @@ func (n *nfs) foreignIn(siteID, kind string, report func(name, what string) erro
 	if err != nil {
 		return err
 	}
+	return foreignFiles(dir, path.Join(sitesDir, siteID, kind), report, func(name string, mode uint32) bool { return isOwnFile(kind, name, mode) })
+}
+
+// foreignBeside is ForeignFiles of the directory of the sites.
+func (n *nfs) foreignBeside(report func(name, what string) error) error {
+	dir, err := n.disk.openDir(n.base + "/" + sitesDir)
+	if err != nil {
+		return ignoreNotExist(err)
+	}
+	return foreignFiles(dir, sitesDir, report, func(name string, mode uint32) bool {
+		return mode&unix.S_IFMT == unix.S_IFDIR && (checkID(name) == nil || isTempName(name)) // the latter of the command doctor
+	})
+}
+
+// foreignFiles reports the files in dir that are not the service's own, and closes it.
+func foreignFiles(dir *os.File, below string, report func(name, what string) error, isOwn func(name string, mode uint32) bool) error {
 	defer dir.Close()
 	return eachName(dir, func(name string) error {
 		var st unix.Stat_t
 		if err := statAt(dir, name, &st); err != nil {
 			return ignoreNotExist(err)
 		}
-		if isOwnFile(kind, name, st.Mode) {
+		if isOwn(name, st.Mode) {
 			return nil
 		}
-		return report(path.Join(sitesDir, siteID, kind, name), kindOfFile(st.Mode))
+		return report(path.Join(below, name), kindOfFile(st.Mode))
 	})
 }
 

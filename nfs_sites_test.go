@@ -140,6 +140,16 @@ func TestForeignFiles(t *testing.T) {
 	if err := n.ForeignFiles("s", report); err != nil || !maps.Equal(got, want) {
 		t.Errorf("%v\ngot  %v\nwant %v", err, got, want)
 	}
+	// Beside the sites.
+	clear(got)
+	leave(t, 0, base, sitesDir, "notes")
+	leave(t, 0, base, sitesDir, aTempName(), artifactsDir, "b"+artifactSuffix) // of the command doctor
+	leave(t, 0, base, sitesDir, "-x", artifactsDir, "b"+artifactSuffix)
+	noError(t, os.Symlink("s", filepath.Join(base, sitesDir, "link")))
+	beside := map[string]string{"sites/notes": "file", "sites/-x": "directory", "sites/link": "symbolic link"}
+	if err := n.ForeignFiles("", report); err != nil || !maps.Equal(got, beside) {
+		t.Errorf("%v\ngot  %v\nwant %v", err, got, beside)
+	}
 	stop := errors.New("stop")
 	calls := 0
 	if err := n.ForeignFiles("s", func(string, string) error { calls++; return stop }); err != stop || calls != 1 {

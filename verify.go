@@ -126,7 +126,13 @@ func (v *verifier) run(ctx context.Context) error {
 	v.mu.Unlock()
 	wg.Go(func() { v.count(working, from) })
 	wg.Go(func() { v.saveRegularly(working) })
-	err := v.eachSite(working, from.Position, v.site)
+	var err error
+	if from.isNew() && len(v.options.Sites) == 0 {
+		err = v.foreign(working, "")
+	}
+	if err == nil {
+		err = v.eachSite(working, from.Position, v.site)
+	}
 	if err != nil && ctx.Err() != nil {
 		err = errInterrupted
 	}
@@ -200,7 +206,7 @@ func (v *verifier) skipSite(site string, err error) error {
 	return stop
 }
 
-// foreign reports what the service did not write in a site.
+// foreign reports what the service did not write in a site, or beside the sites if site is empty.
 func (v *verifier) foreign(ctx context.Context, site string) error {
 	lister, ok := v.store.(ForeignLister)
 	if !ok {

@@ -10,7 +10,7 @@ import (
 )
 
 // verifyFinding is the result of a build, of a log, or of what the service did not write. A
-// site that cannot be listed is a finding without a build.
+// site that cannot be listed is a finding without a build, and one of all sites has no site.
 type verifyFinding struct {
 	Site     string `json:"site"`
 	Build    string `json:"build,omitempty"`
@@ -29,7 +29,10 @@ func (f verifyFinding) notable() bool {
 // String returns the line of a finding. Ids have no spaces, and names of foreign files are
 // quoted.
 func (f verifyFinding) String() string {
-	line := f.Result + " " + f.Site
+	line := f.Result
+	if f.Site != "" {
+		line += " " + f.Site
+	}
 	if f.Build != "" {
 		line += "/" + f.Build
 	}
