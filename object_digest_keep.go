@@ -36,6 +36,12 @@ func (s *objectStore) KeepDigest(siteID, buildID string, of ArtifactInfo, sum Di
 	if info.sumInMetadata() == sum {
 		return nil
 	}
+	if s.digests.anyElsewhere(noDigestsTTL) {
+		if _, err := s.digests.read(ctx, siteID, buildID); errors.Is(err, ErrDamaged) {
+			s.digests.remember(info, sum, 0) // it need not be computed again
+			return err
+		}
+	}
 	return s.digests.keep(ctx, siteID, buildID, info, sum)
 }
 

@@ -439,6 +439,13 @@ func TestObjectDigestIsBound(t *testing.T) {
 				if !strings.Contains(c.name, "digest") { // this process need not read the digest again
 					wantDigest(t, s, "s", "b", want)
 				}
+				if _, err := s.KeptDigest("s", "b"); errors.Is(err, ErrDamaged) { // it may be evidence of damage
+					before := string(m.objects[digestCall].data)
+					info, _ := s.StatArtifact("s", "b")
+					if err := openDigests(m).KeepDigest("s", "b", info, sum); !errors.Is(err, ErrDamaged) || string(m.objects[digestCall].data) != before {
+						t.Errorf("KeepDigest replaces a damaged digest: %v", err)
+					}
+				}
 			})
 		}
 	}
