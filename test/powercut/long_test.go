@@ -2,6 +2,9 @@
 
 package powercut
 
+// leftOut are the variants that are not tried.
+var leftOut []string
+
 // How much the long form does.
 const (
 	cutsPerSystem    = 60

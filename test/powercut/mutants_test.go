@@ -121,6 +121,9 @@ func build(t *testing.T, v vm.Variant) string {
 // all the time, so that a rename can become durable before the bytes.
 func TestMutantsAreCaught(t *testing.T) {
 	for _, v := range variants {
+		if slices.Contains(leftOut, v.Name) {
+			continue
+		}
 		t.Run(strings.ReplaceAll(v.Name, " ", "_"), func(t *testing.T) {
 			program := build(t, v)
 			caught := false
