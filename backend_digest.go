@@ -132,6 +132,9 @@ type DigestKeeper interface {
 	ListDigests(siteID string, versions []*Version) ([]Digest, error)
 }
 
+// errNoDigests: the store keeps no digests, because they are off.
+var errNoDigests = fmt.Errorf("%w: digests are off", ErrUnsupported)
+
 // errOtherDigest: the store keeps the digest of other bytes, so the artifact was changed by
 // something else than the service.
 var errOtherDigest = fmt.Errorf("%w: the store keeps the digest of other bytes", ErrPrecondition)

@@ -100,10 +100,10 @@ func (a *api) repeatedUpload(up upload, stored ArtifactInfo, sum Digest, refusal
 	if !sum.known() || !up.fits(stored) {
 		return response{}, a.uploadError(up, refusal)
 	}
-	if !stored.SHA256.known() && a.keepsOther(up, sum) {
-		return response{}, a.uploadError(up, refusal)
-	}
 	if !stored.SHA256.known() {
+		if a.keepsOther(up, sum) {
+			return response{}, a.uploadError(up, refusal)
+		}
 		var err error
 		stored.SHA256, err = a.storedDigest(up, stored)
 		if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrPrecondition) {

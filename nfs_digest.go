@@ -244,6 +244,14 @@ func (d *newDigest) write(st *unix.Stat_t) (err error) {
 	return d.temp.finish()
 }
 
+// writeSealed is write, and seals the file.
+func (d *newDigest) writeSealed(st *unix.Stat_t) error {
+	if err := d.write(st); err != nil {
+		return err
+	}
+	return sealFinished(d.temp)
+}
+
 // bind is called when the attributes of the artifact are final, right before it becomes
 // visible. From then on this process knows the digest.
 func (d *newDigest) bind(artifact *tempFile) error {
@@ -251,10 +259,7 @@ func (d *newDigest) bind(artifact *tempFile) error {
 		return nil
 	}
 	if d.temp == nil {
-		if err := d.write(&artifact.stat); err != nil {
-			return err
-		}
-		if err := sealFinished(d.temp); err != nil {
+		if err := d.writeSealed(&artifact.stat); err != nil {
 			return err
 		}
 	}

@@ -14,7 +14,7 @@ import (
 func (n *nfs) KeepDigest(siteID, buildID string, of ArtifactInfo, sum Digest) error {
 	switch {
 	case n.digests == nil:
-		return fmt.Errorf("%w: digests are off", ErrUnsupported)
+		return errNoDigests
 	case n.readOnly:
 		return ErrReadOnly
 	}
@@ -55,11 +55,14 @@ func (n *nfs) KeepDigest(siteID, buildID string, of ArtifactInfo, sum Digest) er
 // the build, or a damaged one. It may show that the artifact was changed by something else than
 // the service: it must not be replaced by the digest of the bytes that are there now.
 func (n *nfs) contradicts(siteID, buildID string, sum Digest) error {
-	_, kept, err := n.readDigest(siteID, buildID)
-	if err == nil && kept != sum {
+	kept, err := n.KeptDigest(siteID, buildID)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil
+	case err == nil && kept.SHA256 != sum:
 		return errOtherDigest
 	}
-	return ignoreNotExist(err)
+	return err
 }
 
 // rememberDigest remembers sum as the digest of the artifact of the build, and returns its
@@ -87,10 +90,7 @@ func (n *nfs) writeDigest(siteID, buildID string, st *unix.Stat_t, sum Digest, l
 	}
 	defer d.close()
 	d.sum = sum
-	if err := d.write(st); err != nil {
-		return err
-	}
-	if err := sealFinished(d.temp); err != nil {
+	if err := d.writeSealed(st); err != nil {
 		return err
 	}
 	if err := d.alive(lock); err != nil {
@@ -105,7 +105,7 @@ func (n *nfs) writeDigest(siteID, buildID string, st *unix.Stat_t, sum Digest, l
 // KeptDigest implements DigestKeeper.
 func (n *nfs) KeptDigest(siteID, buildID string) (KeptDigest, error) {
 	if n.digests == nil {
-		return KeptDigest{}, fmt.Errorf("%w: digests are off", ErrUnsupported)
+		return KeptDigest{}, errNoDigests
 	}
 	dir, err := n.openFreshDigests(siteID)
 	if err != nil {

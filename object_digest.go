@@ -229,8 +229,8 @@ func (d *objectDigests) isPaused() bool {
 	return until != nil && time.Now().Before(*until)
 }
 
-// lookFailed is called if a digest could not be looked up. The next looks would make every
-// download wait, and most likely fail too, so there are none for a while.
+// lookFailed is called if a digest could not be looked up. Every look makes a
+// download wait, and the next ones would probably fail too: so it pauses them for a while.
 func (d *objectDigests) lookFailed(key string, err error) {
 	until := time.Now().Add(digestPause)
 	d.paused.Store(&until)

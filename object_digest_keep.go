@@ -13,8 +13,6 @@ import (
 // digestReaders is how many artifacts are described at once for lists with digests.
 const digestReaders = 32
 
-var errNoDigests = fmt.Errorf("%w: digests are off", ErrUnsupported)
-
 // KeepDigest implements DigestKeeper.
 func (s *objectStore) KeepDigest(siteID, buildID string, of ArtifactInfo, sum Digest) error {
 	switch {

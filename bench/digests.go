@@ -36,8 +36,8 @@ func (s *server) onlySent(header string) string {
 	return ""
 }
 
-// digestPut: one large body, whose digest nobody needs, the client sent, or is always
-// computed.
+// digestPut uploads one large body at a time: without a digest, with one that the client sends,
+// and with PAGEWRIGHT_DIGEST=always.
 func (b *bench) digestPut() error {
 	header, err := b.digestOf(b.large)
 	if err != nil {
