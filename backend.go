@@ -202,7 +202,8 @@ type Version struct {
 	Logs      []LogEntry // in the order in which they were appended
 	LogsError string     // why the log could not be read; empty if there was no error
 	Stored    *storedLog // if not nil, Logs is empty and VersionPage.OpenLog opens the log
-	etag      string     // of the artifact, if the store lists it; for ListDigests alone
+	etag      string     // of the artifact; not set by every store
+	logTag    string     // equal tags mean the same log; noLogTag: there is none; set where VersionQuery.Tags asks for it
 }
 
 // VersionQuery selects a page of the versions of a site. The zero value selects all.
@@ -211,6 +212,7 @@ type VersionQuery struct {
 	Cursor   string // NextCursor of the previous page; empty for the first page
 	Tag      string // if this is the Tag of the page, the caller does not need its Versions
 	Metadata bool   // with the metadata of each log entry
+	Tags     bool   // with etag and logTag of each version; not for clients
 	Client   string // the client, for the memory budgets; does not affect the result
 
 	RequestID string // of the request, for the service log; does not affect the result

@@ -11,6 +11,8 @@ import (
 //	{base}/sites/{site}/artifacts/{build}.tar.gz
 //	{base}/sites/{site}/logs/{build}.json
 //	{base}/sites/{site}/digests/{build}.sha256
+//	{base}/sites/{site}/labels/{label}.json
+//	{base}/sites/{site}/deleting/{build}	(an object store only: object_deleting.go)
 //	{base}/sites/{site}/.lock	(a directory only)
 //	{base}/status/{name}.json
 const (
@@ -18,10 +20,13 @@ const (
 	artifactsDir   = "artifacts"
 	logsDir        = "logs"
 	digestsDir     = "digests"
+	labelsDir      = "labels"
+	deletingDir    = "deleting"
 	statusDir      = "status"
 	artifactSuffix = ".tar.gz"
 	logSuffix      = ".json"
 	digestSuffix   = ".sha256"
+	labelSuffix    = ".json"
 	statusSuffix   = ".json"
 
 	// lockName is the file whose bytes are locked. It is never replaced or removed:

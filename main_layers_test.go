@@ -18,10 +18,11 @@ import (
 // layers are the prefixes of file names, and for each the layers whose names its
 // files may use. A file may always use its own layer. ARCHITECTURE.md explains them.
 var layers = map[string]string{
-	"main":        "config doctor verify access handlers server metrics nfs atomic disk object concurrency backend",
+	"main":        "config doctor verify prune access handlers server metrics nfs atomic disk object concurrency backend",
 	"config":      "backend",
 	"doctor":      "config backend",
 	"verify":      "concurrency backend",
+	"prune":       "metrics concurrency backend",
 	"handlers":    "access server config metrics concurrency backend",
 	"access":      "concurrency backend",
 	"server":      "config metrics concurrency backend",

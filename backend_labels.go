@@ -1,0 +1,191 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	maxLabelLen  = 32 // bytes of a name
+	maxLabels    = 16 // of a site
+	maxLabelFile = 4 << 10
+)
+
+// Label is a name of a build of a site, such as live.
+type Label struct {
+	Name      string
+	BuildID   string
+	Previous  string    // the build that it named before; empty: none
+	ChangedAt time.Time // when it was last moved; each move has a later time
+	By        string    // the name of the actor; empty: anonymous
+
+	// Next is the build that a move, which may have been interrupted, is about to set. It is
+	// protected like BuildID, and otherwise has no effect. Empty in a directory.
+	Next string
+	// BuildETag is the ETag that BuildID had when the label was moved. A labelled build cannot
+	// be replaced, so that is its ETag still.
+	BuildETag string
+}
+
+// ETag returns the strong ETag of the label. It covers what clients see.
+func (l Label) ETag() string {
+	h := sha256.New()
+	for _, s := range []string{l.Name, l.BuildID, l.Previous, l.ChangedAt.UTC().Format(time.RFC3339Nano), l.By} {
+		fmt.Fprintf(h, "%d:%s,", len(s), s)
+	}
+	return `"` + hex.EncodeToString(h.Sum(nil)[:16]) + `"`
+}
+
+// protects reports whether the label stops buildID from being deleted or replaced.
+func (l Label) protects(buildID string) bool { return l.BuildID == buildID || l.Next == buildID }
+
+// info returns what a Precondition on the label compares.
+func (l Label) info() *ArtifactInfo { return &ArtifactInfo{ETag: l.ETag(), ModTime: l.ChangedAt} }
+
+// moved returns the label after it was moved to buildID, which had the ETag etag, by the actor by.
+// The zero Label is one that did not exist.
+func (l Label) moved(name, buildID, etag, by string, now time.Time) Label {
+	if !now.After(l.ChangedAt) {
+		now = l.ChangedAt.Add(1)
+	}
+	return Label{Name: name, BuildID: buildID, Previous: l.BuildID, ChangedAt: now.UTC(), By: by, BuildETag: etag}
+}
+
+// LabelMove is a request to move a label, or to create it.
+type LabelMove struct {
+	Label, BuildID string
+	By             string // the name of the actor; empty: anonymous
+	Cond           Precondition
+}
+
+// LabelKeeper is a store that keeps labels. A build that a label protects cannot be deleted or
+// replaced: StoreArtifactIf, DeleteArtifact and DeleteVersion then fail with a labelledError. If
+// a label of the site cannot be read, they fail with its error. What is acknowledged is durable,
+// as of every write.
+type LabelKeeper interface {
+	// MoveLabel moves the label if Cond holds, or creates it. It fails with ErrNotFound if the
+	// build has no artifact, with errTooManyLabels, and with errBeingDeleted. If the label names
+	// the build already and Cond holds, nothing changes. created: the label did not exist.
+	MoveLabel(siteID string, move LabelMove) (l Label, created bool, err error)
+	// GetLabel returns the label. It fails with ErrNotFound, and with ErrDamaged.
+	GetLabel(siteID, label string) (Label, error)
+	// ListLabels returns the labels of the site, at most maxLabels, in the order of their names.
+	// It fails with ErrDamaged if one of them cannot be read.
+	ListLabels(siteID string) ([]Label, error)
+	// DeleteLabel removes the label if cond holds. If it does not exist, it succeeds, unless cond
+	// requires that it exists. It removes a damaged label if cond is zero.
+	DeleteLabel(siteID, label string, cond Precondition) error
+}
+
+// checkLabel returns an error unless name can be that of a label.
+func checkLabel(name string) error {
+	if name == "" || len(name) > maxLabelLen {
+		return fmt.Errorf("must have 1 to %d characters", maxLabelLen)
+	}
+	for i := range len(name) {
+		switch c := name[i]; {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-' && i > 0:
+		default:
+			return errors.New("must contain only a-z 0-9 -, and begin with a letter or digit")
+		}
+	}
+	return nil
+}
+
+// The errors of labels.
+var (
+	errLabelled      = errors.New("the build has labels")
+	errTooManyLabels = fmt.Errorf("the site has %d labels, the maximum", maxLabels)
+	errBeingDeleted  = errors.New("the build is being deleted")
+)
+
+// labelledError is an errLabelled that names the labels. Clients see it.
+type labelledError struct {
+	buildID string
+	labels  []string
+}
+
+func (e *labelledError) Error() string {
+	word := "label"
+	if len(e.labels) > 1 {
+		word = "labels"
+	}
+	return fmt.Sprintf("build %q has the %s %s: move or delete the %s first", e.buildID, word, strings.Join(e.labels, ", "), word)
+}
+
+func (e *labelledError) Unwrap() error     { return errLabelled }
+func (e *labelledError) forClient() string { return e.Error() }
+
+// checkUnlabelled fails with a labelledError if one of labels protects the build.
+func checkUnlabelled(buildID string, labels []Label) error {
+	var names []string
+	for _, l := range labels {
+		if l.protects(buildID) {
+			names = append(names, l.Name)
+		}
+	}
+	if names == nil {
+		return nil
+	}
+	slices.Sort(names)
+	return &labelledError{buildID, names}
+}
+
+// labelFile is the file or object of a label. CRC32C is that of the file in which it is empty.
+type labelFile struct {
+	Label     string    `json:"label"`
+	BuildID   string    `json:"build_id"`
+	Next      string    `json:"next,omitempty"`
+	Previous  string    `json:"previous"`
+	ChangedAt time.Time `json:"changed_at"`
+	By        string    `json:"by"`
+	BuildETag string    `json:"build_etag"`
+	CRC32C    string    `json:"crc32c"`
+}
+
+// formatLabel returns the file or object of a label: one line of JSON.
+func formatLabel(l Label) []byte {
+	f := labelFile{Label: l.Name, BuildID: l.BuildID, Next: l.Next, Previous: l.Previous, ChangedAt: l.ChangedAt.UTC(), By: l.By, BuildETag: l.BuildETag}
+	f.CRC32C = fmt.Sprintf("%08x", crc32.Checksum(f.encode(), castagnoli))
+	return append(f.encode(), '\n')
+}
+
+func (f labelFile) encode() []byte {
+	data, err := json.Marshal(f)
+	if err != nil {
+		panic(err) // strings and a time of this century
+	}
+	return data
+}
+
+// parseLabel is the reverse of formatLabel. It accepts only what that returns for a label of
+// that name; otherwise it fails with ErrDamaged.
+func parseLabel(name string, data []byte) (Label, error) {
+	var f labelFile
+	if len(data) <= maxLabelFile && json.Unmarshal(data, &f) == nil {
+		l := Label{Name: f.Label, BuildID: f.BuildID, Next: f.Next, Previous: f.Previous, ChangedAt: f.ChangedAt, By: f.By, BuildETag: f.BuildETag}
+		if l.Name == name && l.isValid() && string(formatLabel(l)) == string(data) {
+			return l, nil
+		}
+	}
+	return Label{}, fmt.Errorf("%w: the label %q is not as the service wrote it", errLabelDamaged, name)
+}
+
+// errLabelDamaged is an ErrDamaged of a label.
+var errLabelDamaged = fmt.Errorf("a label cannot be read: %w", ErrDamaged)
+
+func (l Label) isValid() bool {
+	for _, id := range []string{l.Next, l.Previous} {
+		if id != "" && checkID(id) != nil {
+			return false
+		}
+	}
+	return (l.BuildID != "" || l.Next != "") && (l.BuildID == "" || checkID(l.BuildID) == nil) && !l.ChangedAt.IsZero()
+}
