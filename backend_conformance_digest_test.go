@@ -420,7 +420,7 @@ func testListSites(t *testing.T, open func() digestStore) {
 	for limit := 1; limit <= 6; limit++ {
 		var got []string
 		for after := prefix; ; after = got[len(got)-1] {
-			some, err := open().ListSites(after, limit)
+			some, err := open().ListSites("", after, limit)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -437,7 +437,7 @@ func testListSites(t *testing.T, open func() digestStore) {
 			t.Errorf("%d at a time: %q, want %q", limit, got, want)
 		}
 	}
-	all, err := one.ListSites("", 1<<20)
+	all, err := one.ListSites("", "", 1<<20)
 	if err != nil || !slices.IsSorted(all) || !slices.Contains(all, want[0]) {
 		t.Errorf("all: %q, %v", all, err)
 	}

@@ -159,10 +159,10 @@ func (k KeptDigest) isOf(i ArtifactInfo) bool {
 
 // SiteLister is a store that can list its sites.
 type SiteLister interface {
-	// ListSites returns the ids of up to limit sites that have a build or a log, in the
-	// order of their bytes, beginning after the id after; empty: from the first. Fewer than
-	// limit means that there are no more.
-	ListSites(after string, limit int) ([]string, error)
+	// ListSites returns up to limit ids that begin with prefix, of sites that have a build, a
+	// log or a label, in the order of their bytes, beginning after the id after; empty: from
+	// the first. Fewer than limit means that there are no more.
+	ListSites(prefix, after string, limit int) ([]string, error)
 }
 
 // ForeignLister is a store that can list what the service did not write.

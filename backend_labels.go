@@ -66,7 +66,7 @@ type LabelMove struct {
 }
 
 // LabelKeeper is a store that keeps labels. A build that a label protects cannot be deleted or
-// replaced: StoreArtifactIf, DeleteArtifact and DeleteVersion then fail with a labelledError. If
+// replaced: StoreArtifactIf, DeleteArtifact and DeleteVersions then fail with a labelledError. If
 // a label of the site cannot be read, they fail with its error. What is acknowledged is durable,
 // as of every write.
 type LabelKeeper interface {

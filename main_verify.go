@@ -178,7 +178,7 @@ func checkVerifiable(v *verifier) error {
 			return commandError{exitDenied, "verify: " + err.Error()}
 		}
 	}
-	sites, err := v.store.ListSites("", 1)
+	sites, err := v.store.ListSites("", "", 1)
 	if err == nil && len(sites) == 0 {
 		return commandError{exitAbsent, "verify: the store has no sites; do the variables name the store of the service?"}
 	}

@@ -6,18 +6,19 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 // ListSites implements SiteLister. Its use of memory does not grow with the number of sites.
-func (n *nfs) ListSites(after string, limit int) ([]string, error) {
+func (n *nfs) ListSites(prefix, after string, limit int) ([]string, error) {
 	if err := n.checkMounted(); err != nil {
 		return nil, err
 	}
 	var sites []string
 	for limit > 0 {
-		names, err := n.siteNames(after, limit)
+		names, err := n.siteNames(prefix, after, limit)
 		if err != nil {
 			return nil, err
 		}
@@ -40,9 +41,9 @@ func (n *nfs) ListSites(after string, limit int) ([]string, error) {
 	return nil, nil
 }
 
-// siteNames returns the first limit names after the name after that can be those of sites,
-// in order.
-func (n *nfs) siteNames(after string, limit int) (first []string, err error) {
+// siteNames returns the first limit names with that prefix, after the name after, that can be
+// those of sites, in order.
+func (n *nfs) siteNames(prefix, after string, limit int) (first []string, err error) {
 	dir, err := n.disk.openDir(n.base + "/" + sitesDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -53,7 +54,7 @@ func (n *nfs) siteNames(after string, limit int) (first []string, err error) {
 	defer dir.Close()
 	err = eachName(dir, func(name string) error {
 		full := len(first) == limit
-		if name <= after || full && name >= first[limit-1] || checkID(name) != nil {
+		if name <= after || !strings.HasPrefix(name, prefix) || full && name >= first[limit-1] || checkID(name) != nil {
 			return nil
 		}
 		if full {

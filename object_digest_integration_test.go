@@ -67,7 +67,7 @@ func TestRealStoresListSites(t *testing.T) {
 		for limit := 1; limit <= len(want)+1; limit++ {
 			var got []string
 			for after := ""; ; after = got[len(got)-1] {
-				page, err := b.(SiteLister).ListSites(after, limit)
+				page, err := b.(SiteLister).ListSites("", after, limit)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -33,11 +33,11 @@ func folderName(prefix, key string) string {
 }
 
 // ListSites implements SiteLister.
-func (s *objectStore) ListSites(after string, limit int) ([]string, error) {
+func (s *objectStore) ListSites(prefix, after string, limit int) ([]string, error) {
 	var sites []string
 	seen := map[string]bool{} // ids that were looked into
 	for start := after; len(sites) < limit; {
-		ids, err := s.listSiteFolders(after, start, limit, seen)
+		ids, err := s.listSiteFolders(prefix, after, start, limit, seen)
 		if err != nil {
 			return nil, err
 		}
@@ -66,12 +66,12 @@ func (s *objectStore) ListSites(after string, limit int) ([]string, error) {
 // listSiteFolders returns up to limit ids of sites after the id after, whose keys do not sort
 // before start and which are not in seen. They are in the order of their keys, which is not
 // that of the ids: a-b/ sorts before a/.
-func (s *objectStore) listSiteFolders(after, start string, limit int, seen map[string]bool) (ids []string, err error) {
+func (s *objectStore) listSiteFolders(prefix, after, start string, limit int, seen map[string]bool) (ids []string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
 	err = s.bucket.folders(ctx, s.sitesPrefix(), start, func(names []string) error {
 		for _, id := range names {
-			if id > after && id+"/" > start && !seen[id] && checkID(id) == nil {
+			if strings.HasPrefix(id, prefix) && id > after && id+"/" > start && !seen[id] && checkID(id) == nil {
 				if ids = append(ids, id); len(ids) == limit {
 					return errStopList
 				}

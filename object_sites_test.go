@@ -41,7 +41,7 @@ func TestObjectListSites(t *testing.T) {
 			s.bucket = b
 			var got []string
 			for after := ""; limit > 0; after = got[len(got)-1] {
-				page, err := s.ListSites(after, limit)
+				page, err := s.ListSites("", after, limit)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -59,14 +59,14 @@ func TestObjectListSites(t *testing.T) {
 			if found {
 				at++
 			}
-			got, err := s.ListSites(after, 4)
+			got, err := s.ListSites("", after, 4)
 			if err != nil || !slices.Equal(got, want[at:min(at+4, len(want))]) {
 				t.Errorf("after %s: %q, %v", after, got, err)
 			}
 		}
 	}
 	m.fault = func(string, string) (bool, error) { return false, ErrUnavailable }
-	_, err := s.ListSites("", 1)
+	_, err := s.ListSites("", "", 1)
 	wantError(t, err, ErrUnavailable)
 }
 
@@ -107,7 +107,7 @@ func TestObjectListRandomSites(t *testing.T) {
 		slices.Sort(want)
 		limit := 1 + r.IntN(6)
 		for after := ""; ; after = got[len(got)-1] {
-			page, err := s.ListSites(after, limit)
+			page, err := s.ListSites("", after, limit)
 			if err != nil {
 				t.Fatal(err)
 			}
