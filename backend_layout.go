@@ -41,6 +41,8 @@ func suffixOf(dir string) string {
 		return logSuffix
 	case digestsDir:
 		return digestSuffix
+	case labelsDir:
+		return labelSuffix
 	}
 	return artifactSuffix
 }

@@ -20,6 +20,7 @@ import (
 //	{base}/sites/{site}/artifacts/{build}.tar.gz
 //	{base}/sites/{site}/logs/{build}.json
 //	{base}/sites/{site}/digests/{build}.sha256
+//	{base}/sites/{site}/labels/{label}.json
 //	{base}/sites/{site}/.lock
 //	{base}/status/{name}.json
 //
@@ -60,6 +61,7 @@ var (
 	_ SiteLister        = (*nfs)(nil)
 	_ ForeignLister     = (*nfs)(nil)
 	_ StatusKeeper      = (*nfs)(nil)
+	_ LabelKeeper       = (*nfs)(nil)
 )
 
 // openNFS opens the store at base. It never creates base: a missing directory means a

@@ -144,23 +144,29 @@ func (n *nfs) replaceFile(c change, lock *buildLock) error {
 
 // deleteBuild removes the artifact, then its digest.
 func (n *nfs) deleteBuild(c change, _ *buildLock) error {
-	if n.youngFor(c.dir, fileName(artifactsDir, c.buildID)) > 0 { // it was replaced meanwhile
-		return errTooYoung
-	}
-	if err := n.deleteFile(c); err != nil {
+	if err := n.deleteArtifact(c); err != nil {
 		return err
 	}
 	n.dropDigest(c.siteID, c.buildID)
 	return nil
 }
 
-// deleteFile removes all names of the file, its own last. Meanwhile a delayed rename of
-// another host may move the file from its own name to its former name.
-func (n *nfs) deleteFile(c change) error {
-	name, outcome := fileName(artifactsDir, c.buildID), outcomeAbsent
+// deleteArtifact removes the artifact. It fails with errTooYoung.
+func (n *nfs) deleteArtifact(c change) error {
+	name := fileName(artifactsDir, c.buildID)
+	if n.youngFor(c.dir, name) > 0 { // it was replaced meanwhile
+		return errTooYoung
+	}
+	return n.deleteFile(c.dir, name, c.cond.Outcome)
+}
+
+// deleteFile removes all names of the file name in dir, its own last. Meanwhile a delayed
+// rename of another host may move the file from its own name to its former name.
+func (n *nfs) deleteFile(dir *os.File, name string, o *Outcome) error {
+	outcome := outcomeAbsent
 	others := otherNames(name)
 	for _, at := range slices.Backward(others[:]) { // in reverse: otherwise a name of lower priority would become the build
-		err := n.disk.unlink(c.dir, at)
+		err := n.disk.unlink(dir, at)
 		if ignoreNotExist(err) != nil {
 			return err
 		}
@@ -168,13 +174,13 @@ func (n *nfs) deleteFile(c change) error {
 			outcome = outcomeDeleted
 		}
 	}
-	err := n.disk.unlink(c.dir, name)
+	err := n.disk.unlink(dir, name)
 	if !n.remote {
-		c.cond.Outcome.set(outcomeOf(err == nil, outcomeDeleted, outcome))
+		o.set(outcomeOf(err == nil, outcomeDeleted, outcome))
 		return ignoreNotExist(err)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return n.disk.remove(c.dir, formerName(name))
+		return n.disk.remove(dir, formerName(name))
 	}
 	return err
 }

@@ -56,6 +56,21 @@ func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock
 	return gotLock(f, err)
 }
 
+// lockSite takes the exclusive lock on the whole lock file of a site, to change a label. It
+// excludes the locks of all builds, also shared ones. It waits and fails as lockBuild does.
+func (n *nfs) lockSite(siteID, label string) (*buildLock, error) {
+	flags, kind := n.lockFlags(true)
+	f, err := n.openLock(siteID, flags)
+	if err != nil {
+		return nil, err
+	}
+	err = lockFile(f, unix.F_OFD_SETLK, kind, wholeSite)
+	if isLocked(err) {
+		return n.waitForLock(f, kind, wholeSite, "labels", siteID, label)
+	}
+	return gotLock(f, err)
+}
+
 // openLock opens the lock file of a site, and creates it if it is missing. If an export was
 // read-only, an NFSv3 client remembers that writes to the file are denied, and forgets it
 // only when the file changes. So after EACCES this sets the mode of the file to its current
@@ -116,7 +131,7 @@ func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, bu
 		left := time.Until(end)
 		if left <= 0 {
 			f.Close()
-			return nil, fmt.Errorf("%w: gave up on build %q of site %q after %s", ErrLocked, buildID, siteID, n.lockWait)
+			return nil, fmt.Errorf("%w: gave up on %q of site %q after %s", ErrLocked, buildID, siteID, n.lockWait)
 		}
 		// The pause is random, so that no process always loses. Pauses get shorter near
 		// the end of the wait, which favours the callers that have waited longest.
@@ -129,12 +144,12 @@ func (n *nfs) waitForLock(f *os.File, kind int16, region int64, what, siteID, bu
 }
 
 // waitPlace takes a slot for a caller that waits for the lock of a build, or fails with
-// ErrBusy. The parameter what is the kind of caller: changes, reads or entries.
+// ErrBusy. The parameter what is the kind of caller: changes, reads, entries or labels.
 func (n *nfs) waitPlace(what, siteID, buildID string) (*grant, error) {
 	key := what + " " + siteID
 	place, err := n.waiting.acquire(budgetRequest{n: 1, caps: []keyCap{{key, maxSiteWaiters}, {key + "/" + buildID, maxBuildWaiters}}})
 	if err != nil {
-		return nil, fmt.Errorf("%w: the queue for the lock of build %q, or for all locks of site %q, is full", err, buildID, siteID)
+		return nil, fmt.Errorf("%w: the queue for the lock of %q, or for all locks of site %q, is full", err, buildID, siteID)
 	}
 	return place, nil
 }
@@ -225,10 +240,15 @@ func lockRegion(dir, buildID string) int64 {
 	return int64(h.Sum64() >> 2)
 }
 
+// wholeSite is the region of a lock on all bytes.
+const wholeSite int64 = -1
+
 func lockFile(f *os.File, cmd int, kind int16, region int64) error {
-	return retryEINTR(func() error {
-		return unix.FcntlFlock(f.Fd(), cmd, &unix.Flock_t{Type: kind, Whence: io.SeekStart, Start: region, Len: 1})
-	})
+	lock := unix.Flock_t{Type: kind, Whence: io.SeekStart, Start: region, Len: 1}
+	if region == wholeSite {
+		lock.Start, lock.Len = 0, 0 // to the end, wherever that is
+	}
+	return retryEINTR(func() error { return unix.FcntlFlock(f.Fd(), cmd, &lock) })
 }
 
 // lockWorks returns nil if a lock taken through the file one excludes a lock taken through

@@ -249,8 +249,8 @@ func (n *nfs) removeAside(dir *os.File, name, at string) error {
 	return nil
 }
 
-// find calls open with the path of the artifact or the log of a build, depending on dir. If
-// open returns fs.ErrNotExist, find tries the other paths that the file can have. It
+// find calls open with the path of the artifact or the log of a build, or of a label, depending
+// on dir. If open returns fs.ErrNotExist, find tries the other paths that the file can have. It
 // returns fs.ErrNotExist only if the file is at none of them. If another process may be
 // replacing the file, find waits for the shared lock, and fails with ErrLocked after
 // n.lockWait. It does not create files.
