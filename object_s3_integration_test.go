@@ -25,9 +25,11 @@ func startVersity(t testing.TB) *realStore {
 	return s
 }
 
-// startMinIO starts MinIO over a directory.
+// startMinIO starts MinIO over a directory. /minio/health/ready would be too early: some 100 ms
+// later, MinIO makes each bucket again that it found at its start (HealBucket in concurrentLoad
+// of bucket-metadata-sys.go), even if the bucket was deleted meanwhile.
 func startMinIO(t testing.TB) *realStore {
-	server := startProcess(t, "/minio/health/ready",
+	server := startProcess(t, "/minio/health/cluster",
 		[]string{"MINIO_ROOT_USER=" + testKey, "MINIO_ROOT_PASSWORD=" + testSecret, "MINIO_UPDATE=off", "MINIO_BROWSER=off", "MINIO_CI_CD=1"},
 		[]string{minioPath, "server", t.TempDir(), "--address", "{addr}", "--quiet"})
 	s := s3Store(t, "minio", server)
