@@ -47,9 +47,9 @@ func (s *objectStore) listChecks() error {
 // errStopList ends a list after its first page.
 var errStopList = errors.New("the list was stopped")
 
-// checkBucket returns err. But if err is errAmbiguousNotFound, and the bucket is missing
-// or does not answer, it returns an ErrUnavailable instead. It asks the store at most
-// once in bucketTTL.
+// checkBucket returns err. But if err is errAmbiguousNotFound, and it is not certain that the
+// bucket exists, it returns an ErrUnavailable instead. It asks the store at most once in
+// bucketTTL.
 func (s *objectStore) checkBucket(err error) error {
 	if !errors.Is(err, errAmbiguousNotFound) {
 		return err
@@ -60,13 +60,16 @@ func (s *objectStore) checkBucket(err error) error {
 	return err
 }
 
-// probeBucket fails with ErrUnavailable if the bucket is missing or does not answer. It
-// lists, because every store then says whether the bucket is missing, and the service
-// needs the permission to list anyway.
+// probeBucket fails with ErrUnavailable unless it knows that the bucket exists. It lists,
+// because every store then says whether the bucket is missing, and the service needs the
+// permission to list anyway.
 func (s *objectStore) probeBucket() (struct{}, error) {
 	err := s.listChecks()
-	if !errors.Is(err, ErrUnavailable) {
-		err = nil // a bucket that denies the list exists
+	switch {
+	case err == nil, errors.Is(err, ErrDenied): // a bucket that denies the list exists
+		return struct{}{}, nil
+	case errors.Is(err, ErrUnavailable):
+		return struct{}{}, err
 	}
-	return struct{}{}, err
+	return struct{}{}, fmt.Errorf("%w: cannot tell whether the bucket exists: %v", ErrUnavailable, err)
 }

@@ -618,7 +618,9 @@ func TestAmbiguousNotFound(t *testing.T) {
 	for _, c := range []struct{ list, want error }{
 		{nil, ErrNotFound},
 		{ErrDenied, ErrNotFound}, // a bucket that denies exists
-		{errors.New("501"), ErrNotFound},
+		{errors.New("501"), ErrUnavailable},
+		{ErrNotFound, ErrUnavailable},
+		{ErrUnsupported, ErrUnavailable},
 		{errBucketGone, errBucketGone},
 		{ErrUnavailable, ErrUnavailable}, // unknown
 	} {
