@@ -106,14 +106,6 @@ func parseVerifyArgs(args []string) (a verifyArgs, err error) {
 	return a, err
 }
 
-// checkSiteGlob returns an error unless a glob can match the id of a site.
-func checkSiteGlob(glob string) error {
-	if err := checkID(strings.ReplaceAll(glob, "*", "x")); err != nil {
-		return fmt.Errorf("%w; a glob is an id in which * is any run of characters", err)
-	}
-	return nil
-}
-
 // parseAge parses a duration, or a number of days or weeks.
 func parseAge(text string) (time.Duration, error) {
 	const day = 24 * time.Hour

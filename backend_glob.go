@@ -1,6 +1,9 @@
 package main
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
 
 // globMatch reports whether a glob matches all of s. A * stands for any run of bytes, also
 // none; each other byte stands for itself.
@@ -42,4 +45,12 @@ func globCapture(pattern, s string) (first string, ok bool) {
 		}
 		rest, s = more, left
 	}
+}
+
+// checkSiteGlob returns an error unless a glob can match the id of a site.
+func checkSiteGlob(glob string) error {
+	if err := checkID(strings.ReplaceAll(glob, "*", "x")); err != nil {
+		return fmt.Errorf("%w; a glob is an id in which * is any run of characters", err)
+	}
+	return nil
 }
