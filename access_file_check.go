@@ -41,16 +41,6 @@ func (f *accessFile) policy() (*accessPolicy, error) {
 	return &p, nil
 }
 
-// each calls use with each element of a list and its place, until there is an error.
-func each[T any](list string, elements []T, use func(place string, element *T) error) error {
-	for i := range elements {
-		if err := use(fmt.Sprintf("%s[%d]", list, i), &elements[i]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func (b *policyBuilder) addToken(place string, t *fileToken) error {
 	if err := b.checkName("token", place, t.Name); err != nil {
 		return err
@@ -265,9 +255,6 @@ func otherFilledIn(glob string) string {
 	}
 	return ""
 }
-
-// named returns the place of an entry with its name.
-func named(place, name string) string { return fmt.Sprintf("%s %q", place, name) }
 
 // checkName checks the name of an entry, and that no other of its kind has it.
 func (b *policyBuilder) checkName(kind, place, name string) error {

@@ -15,7 +15,6 @@ import (
 //
 // The checksum is the CRC-32 (IEEE) of the 43 characters in base62, as in GitHub's tokens.
 const (
-	tokenPrefix   = "pwst_"
 	tokenRandom   = 43 // characters: base64url of 32 bytes
 	tokenChecksum = 6  // characters: the largest CRC-32 is less than 62^6
 	tokenLen      = len(tokenPrefix) + tokenRandom + tokenChecksum

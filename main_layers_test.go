@@ -44,7 +44,7 @@ var imports = []struct {
 	{"github.com/valyala/", "main server handlers", "only the HTTP side knows fasthttp"},
 	{"github.com/fasthttp/", "handlers.go", "only the table of routes knows the router"},
 	{"github.com/goccy/", "handlers", "only the handlers write JSON responses"},
-	{"github.com/go-json-experiment/", "handlers access_file.go", "only the handlers parse what clients send, and one file the access file"},
+	{"github.com/go-json-experiment/", "handlers concurrency_file_json.go", "only the handlers parse what clients send, and one file what operators write"},
 	{"github.com/golang-jwt/", "access_jwt.go", "JWTs are known to one file"},
 	{"github.com/caarlos0/", "config", "only the configuration reads variables"},
 	{"github.com/dustin/", "config", "only the configuration parses sizes"},

@@ -18,12 +18,12 @@ func masked(s string) string {
 		b.WriteString(s[:i])
 		run := s[i:][:credentialEnd(s[i:])]
 		s = s[i+len(run):]
-		token := strings.Index(run, tokenStart)
+		token := strings.Index(run, tokenPrefix)
 		switch {
 		case isJWT(run):
 			run = jwtStart + mask
-		case token >= 0 && len(run) > token+len(tokenStart): // else it is masked already
-			run = run[:token] + tokenStart + mask
+		case token >= 0 && len(run) > token+len(tokenPrefix): // else it is masked already
+			run = run[:token] + tokenPrefix + mask
 		}
 		b.WriteString(run)
 	}
@@ -38,18 +38,17 @@ func isJWT(s string) bool {
 }
 
 const (
-	tokenStart = "pwst_" // tokenPrefix, which this layer may not use
-	jwtStart   = "eyJ"   // {" in base64
-	mask       = "***"
+	jwtStart = "eyJ" // {" in base64
+	mask     = "***"
 )
 
 func mayHoldCredential(s string) bool {
-	return strings.Contains(s, tokenStart) || strings.Contains(s, jwtStart)
+	return strings.Contains(s, tokenPrefix) || strings.Contains(s, jwtStart)
 }
 
 // indexCredential returns where the first token or JWT may begin, or -1.
 func indexCredential(s string) int {
-	i, j := strings.Index(s, tokenStart), strings.Index(s, jwtStart)
+	i, j := strings.Index(s, tokenPrefix), strings.Index(s, jwtStart)
 	if i < 0 || j >= 0 && j < i {
 		return j
 	}
