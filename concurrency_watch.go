@@ -75,3 +75,15 @@ func (o *outage) observe(now time.Time, err error) {
 	o.log.Error(o.begins, "kind", errorKind(err), "cause", err.Error())
 	o.logged, o.open, o.silent = now, true, silent
 }
+
+// pause waits, and reports whether ctx goes on.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

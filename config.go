@@ -37,6 +37,9 @@ type Config struct {
 
 	AccessFile string `env:"ACCESS_FILE" help:"file that says who may do what; it is reloaded when it changes; empty means that anyone who reaches the service may do everything"`
 
+	RetentionFile string        `env:"RETENTION_FILE" help:"file that says which old builds prune removes; it is reloaded when it changes; empty means that nothing is ever removed"`
+	PruneInterval time.Duration `env:"PRUNE_INTERVAL" envDefault:"0s" help:"how often the service itself removes what the retention file does not keep, in one replica at a time; at least 1m; 0 means never: then only the command prune does"`
+
 	Digest        string `env:"DIGEST" envDefault:"client" help:"client, always or off: whether the SHA-256 of an upload is computed, and kept: if the client sent a digest (RFC 9530), always or never; with off, digests are also not checked and not sent"`
 	RequireDigest bool   `env:"REQUIRE_DIGEST" envDefault:"false" help:"refuse uploads (400) that have neither Repr-Digest nor Content-Digest with a sha-256 or sha-512"`
 
@@ -146,6 +149,12 @@ func (c *Config) check() error {
 		return bad("BUILD_CACHE_CONTROL", strconv.Quote(c.BuildCacheControl), `must be a Cache-Control value, for example "private, max-age=31536000, immutable"`)
 	case c.BuildCacheControl != "" && !c.AppendOnly:
 		return bad("BUILD_CACHE_CONTROL", c.BuildCacheControl, "requires PAGEWRIGHT_APPEND_ONLY=true: caches must revalidate builds that can be replaced")
+	case c.PruneInterval != 0 && c.PruneInterval < time.Minute:
+		return bad("PRUNE_INTERVAL", c.PruneInterval, "must be at least 1m, or 0")
+	case c.PruneInterval != 0 && c.RetentionFile == "":
+		return badConfig("%sRETENTION_FILE must be set because %sPRUNE_INTERVAL is set: it says what is removed", envPrefix, envPrefix)
+	case c.PruneInterval != 0 && c.AppendOnly:
+		return badConfig("%sPRUNE_INTERVAL cannot be set with %sAPPEND_ONLY=true: an append-only store deletes nothing", envPrefix, envPrefix)
 	case !slices.Contains([]string{digestClient, digestAlways, digestOff}, c.Digest):
 		return bad("DIGEST", strconv.Quote(c.Digest), "must be client, always or off")
 	case c.RequireDigest && c.Digest == digestOff:

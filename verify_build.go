@@ -313,15 +313,3 @@ func (v *verifier) read(ctx context.Context, r io.Reader, size int64, turn *read
 		}
 	}
 }
-
-// pause waits, and reports whether ctx goes on.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
-}
