@@ -19,7 +19,7 @@ type digestStore interface {
 	store
 	ArtifactStater
 	DigestKeeper
-	SiteLister
+	SiteFilter
 	ForeignLister
 	StatusKeeper
 }
@@ -44,6 +44,7 @@ func testDigests(t *testing.T, open func(t *testing.T) Backend) {
 		{"a kept digest says what it is bound to", testKeptDigest},
 		{"digests are listed in the order of the versions", testListDigests},
 		{"sites with a build or a log are listed in order", testListSites},
+		{"sites are listed by their ids", testListSitesIf},
 		{"the service does not take its own files for foreign", testNoForeignFiles},
 		{"a status is read as it was written last", testStatus},
 	} {
@@ -440,6 +441,46 @@ func testListSites(t *testing.T, open func() digestStore) {
 	all, err := one.ListSites("", "", 1<<20)
 	if err != nil || !slices.IsSorted(all) || !slices.Contains(all, want[0]) {
 		t.Errorf("all: %q, %v", all, err)
+	}
+}
+
+// testListSitesIf. Ids sort differently from the keys of object stores: a-/ before a/.
+func testListSitesIf(t *testing.T, open func() digestStore) {
+	one := open()
+	prefix := newSite()
+	for _, end := range []string{"", "-a", "-a-b", "-b", ".a", "0", "00", "a"} {
+		mustStore(t, one, prefix+end, "b", []byte("x"))
+	}
+	for _, c := range []struct {
+		prefix, after string
+		not           string // what an id that is wanted does not end with
+		limit         int
+		want          string
+	}{
+		{"", "", "/", 9, " -a -a-b -b .a 0 00 a"},
+		{"", "", "a", 9, " -a-b -b 0 00"},
+		{"", "", "b", 9, " -a .a 0 00 a"},
+		{"", "", "b", 3, " -a .a"},
+		{"-", "", "/", 9, "-a -a-b -b"},
+		{"-", "", "a", 9, "-a-b -b"},
+		{"-a-b", "", "/", 9, "-a-b"},
+		{"-a-b", "", "b", 9, ""},
+		{"", "-a", "b", 9, ".a 0 00 a"},
+		{"", "-a-b", "a", 2, "-b 0"},
+		{"0", "-a", "/", 9, "0 00"},
+		{"x", "", "/", 9, ""},
+	} {
+		after := ""
+		if c.after != "" {
+			after = prefix + c.after
+		}
+		got, err := one.ListSitesIf(prefix+c.prefix, after, c.limit, func(id string) bool { return !strings.HasSuffix(id, c.not) })
+		for i := range got {
+			got[i] = strings.TrimPrefix(got[i], prefix)
+		}
+		if text := strings.Join(got, " "); err != nil || text != c.want {
+			t.Errorf("%+v: %q, %v", c, text, err)
+		}
 	}
 }
 

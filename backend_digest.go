@@ -165,6 +165,13 @@ type SiteLister interface {
 	ListSites(prefix, after string, limit int) ([]string, error)
 }
 
+// SiteFilter is a SiteLister that skips sites by their ids alone, before it looks into them.
+type SiteFilter interface {
+	SiteLister
+	// ListSitesIf is ListSites of those sites whose ids want accepts.
+	ListSitesIf(prefix, after string, limit int, want func(siteID string) bool) ([]string, error)
+}
+
 // ForeignLister is a store that can list what the service did not write.
 type ForeignLister interface {
 	// ForeignFiles calls report with the name of each file or object of the site that the

@@ -13,12 +13,17 @@ import (
 
 // ListSites implements SiteLister. Its use of memory does not grow with the number of sites.
 func (n *nfs) ListSites(prefix, after string, limit int) ([]string, error) {
+	return n.ListSitesIf(prefix, after, limit, func(string) bool { return true })
+}
+
+// ListSitesIf implements SiteFilter.
+func (n *nfs) ListSitesIf(prefix, after string, limit int, want func(siteID string) bool) ([]string, error) {
 	if err := n.checkMounted(); err != nil {
 		return nil, err
 	}
 	var sites []string
 	for limit > 0 {
-		names, err := n.siteNames(prefix, after, limit)
+		names, err := n.siteNames(prefix, after, limit, want)
 		if err != nil {
 			return nil, err
 		}
@@ -42,8 +47,8 @@ func (n *nfs) ListSites(prefix, after string, limit int) ([]string, error) {
 }
 
 // siteNames returns the first limit names with that prefix, after the name after, that can be
-// those of sites, in order.
-func (n *nfs) siteNames(prefix, after string, limit int) (first []string, err error) {
+// those of sites and that want accepts, in order.
+func (n *nfs) siteNames(prefix, after string, limit int, want func(siteID string) bool) (first []string, err error) {
 	dir, err := n.disk.openDir(n.base + "/" + sitesDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -54,7 +59,7 @@ func (n *nfs) siteNames(prefix, after string, limit int) (first []string, err er
 	defer dir.Close()
 	err = eachName(dir, func(name string) error {
 		full := len(first) == limit
-		if name <= after || !strings.HasPrefix(name, prefix) || full && name >= first[limit-1] || checkID(name) != nil {
+		if name <= after || !strings.HasPrefix(name, prefix) || full && name >= first[limit-1] || checkID(name) != nil || !want(name) {
 			return nil
 		}
 		if full {

@@ -22,7 +22,7 @@ const (
 )
 
 var (
-	_ SiteLister    = (*objectStore)(nil)
+	_ SiteFilter    = (*objectStore)(nil)
 	_ ForeignLister = (*objectStore)(nil)
 	_ StatusKeeper  = (*objectStore)(nil)
 )
@@ -34,10 +34,16 @@ func folderName(prefix, key string) string {
 
 // ListSites implements SiteLister.
 func (s *objectStore) ListSites(prefix, after string, limit int) ([]string, error) {
+	return s.ListSitesIf(prefix, after, limit, func(string) bool { return true })
+}
+
+// ListSitesIf implements SiteFilter.
+func (s *objectStore) ListSitesIf(prefix, after string, limit int, want func(siteID string) bool) ([]string, error) {
 	var sites []string
 	seen := map[string]bool{} // ids that were looked into
+	fits := func(id string) bool { return strings.HasPrefix(id, prefix) && !seen[id] && want(id) }
 	for start := after; len(sites) < limit; {
-		ids, err := s.listSiteFolders(prefix, after, start, limit, seen)
+		ids, err := s.listSiteFolders(after, start, limit, fits)
 		if err != nil {
 			return nil, err
 		}
@@ -45,7 +51,7 @@ func (s *objectStore) ListSites(prefix, after string, limit int) ([]string, erro
 		if len(ids) > 0 {
 			last := ids[len(ids)-1]
 			start = last + "0" // the character after the slash: behind all keys of the site
-			ids = append(ids, smallerIDs(last, after, seen)...)
+			ids = append(ids, smallerIDs(last, after, fits)...)
 		}
 		for _, id := range ids {
 			seen[id] = true
@@ -63,15 +69,15 @@ func (s *objectStore) ListSites(prefix, after string, limit int) ([]string, erro
 	return sites[:min(max(limit, 0), len(sites))], nil
 }
 
-// listSiteFolders returns up to limit ids of sites after the id after, whose keys do not sort
-// before start and which are not in seen. They are in the order of their keys, which is not
-// that of the ids: a-b/ sorts before a/.
-func (s *objectStore) listSiteFolders(prefix, after, start string, limit int, seen map[string]bool) (ids []string, err error) {
+// listSiteFolders returns up to limit ids of sites after the id after that want accepts, and whose
+// keys do not sort before start. They are in the order of their keys, which is not that of the ids:
+// a-b/ sorts before a/.
+func (s *objectStore) listSiteFolders(after, start string, limit int, want func(siteID string) bool) (ids []string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
 	err = s.bucket.folders(ctx, s.sitesPrefix(), start, func(names []string) error {
 		for _, id := range names {
-			if strings.HasPrefix(id, prefix) && id > after && id+"/" > start && !seen[id] && checkID(id) == nil {
+			if id > after && id+"/" > start && checkID(id) == nil && want(id) {
 				if ids = append(ids, id); len(ids) == limit {
 					return errStopList
 				}
@@ -86,10 +92,10 @@ func (s *objectStore) listSiteFolders(prefix, after, start string, limit int, se
 }
 
 // smallerIDs returns the ids after the id after that sort before last although their keys sort
-// after those of last, as a and a-b do for a-b-c, and which are not in seen.
-func smallerIDs(last, after string, seen map[string]bool) (ids []string) {
+// after those of last, as a and a-b do for a-b-c, and that want accepts.
+func smallerIDs(last, after string, want func(siteID string) bool) (ids []string) {
 	for i := range last {
-		if id := last[:i]; last[i] < '/' && id > after && !seen[id] {
+		if id := last[:i]; last[i] < '/' && id > after && want(id) {
 			ids = append(ids, id)
 		}
 	}
