@@ -15,6 +15,7 @@ import (
 //	{base}/sites/{site}/deleting/{build}	(an object store only: object_deleting.go)
 //	{base}/sites/{site}/.lock	(a directory only)
 //	{base}/status/{name}.json
+//	{base}/status/{name}.lock	(a directory only)
 const (
 	sitesDir       = "sites"
 	artifactsDir   = "artifacts"

@@ -241,12 +241,12 @@ type listed struct {
 }
 
 // answerQueries returns the results of queries of one site, in their order. It calls page
-// once for each limit, cursor and tag: a page does not depend on the rest of a query.
+// once for each limit, cursor, tag and Tags: a page does not depend on the rest of a query.
 func answerQueries(queries []VersionQuery, page func(q VersionQuery) (*VersionPage, error)) []listed {
 	results := make([]listed, len(queries))
 	made := map[VersionQuery]listed{}
 	for i, q := range queries {
-		q = VersionQuery{Limit: q.Limit, Cursor: q.Cursor, Tag: q.Tag}
+		q = VersionQuery{Limit: q.Limit, Cursor: q.Cursor, Tag: q.Tag, Tags: q.Tags}
 		result, ok := made[q]
 		if !ok {
 			result.page, result.err = page(q)

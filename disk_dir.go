@@ -74,7 +74,13 @@ func (d *disk) makeDir(parent *os.File, name, path string) (*os.File, error) {
 // openLockFile opens the lock file of the directory names[0]/names[1]/... below base, and
 // creates what is missing. Nothing is ever written to the lock file.
 func (d *disk) openLockFile(base string, flags int, names ...string) (*os.File, error) {
-	path := filepath.Join(base, filepath.Join(names...), lockName)
+	return d.openOrCreate(base, flags, lockName, names...)
+}
+
+// openOrCreate opens the file name in the directory names[0]/names[1]/... below base, and
+// creates what is missing.
+func (d *disk) openOrCreate(base string, flags int, name string, names ...string) (*os.File, error) {
+	path := filepath.Join(base, filepath.Join(names...), name)
 	f, err := d.openFile(path, flags)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return f, err
@@ -84,7 +90,7 @@ func (d *disk) openLockFile(base string, flags int, names ...string) (*os.File, 
 		return nil, err
 	}
 	defer dir.Close()
-	f, err = openAt(int(dir.Fd()), lockName, flags|unix.O_CREAT|unix.O_NOFOLLOW, path)
+	f, err = openAt(int(dir.Fd()), name, flags|unix.O_CREAT|unix.O_NOFOLLOW, path)
 	if err != nil {
 		return nil, err
 	}

@@ -62,6 +62,9 @@ var (
 	_ ForeignLister     = (*nfs)(nil)
 	_ StatusKeeper      = (*nfs)(nil)
 	_ LabelKeeper       = (*nfs)(nil)
+	_ VersionDeleter    = (*nfs)(nil)
+	_ ArrivalTeller     = (*nfs)(nil)
+	_ Leaser            = (*nfs)(nil)
 )
 
 // openNFS opens the store at base. It never creates base: a missing directory means a
@@ -181,7 +184,7 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 		return err
 	}
 	c := change{dir: dir, siteID: siteID, buildID: buildID, cond: cond}
-	if err := n.deleteWhenOld(c); err != nil {
+	if err := n.deleteWhenOld(c, n.deleteBuild); err != nil {
 		return err
 	}
 	// Also if the build was missing: another process may have removed it without an fsync

@@ -203,9 +203,9 @@ func (n *nfs) youngFor(dir *os.File, name string) time.Duration {
 	return coarseClockDiff - n.disk.now().Sub(time.Unix(st.Mtim.Unix()))
 }
 
-// deleteWhenOld deletes the build of c once it is old enough, waiting for that without the
-// lock. It fails with errTooYoung after maxCoarseWait.
-func (n *nfs) deleteWhenOld(c change) error {
+// deleteWhenOld calls do, which deletes the build of c, once it is old enough, waiting for that
+// without the lock. It fails with errTooYoung after maxCoarseWait.
+func (n *nfs) deleteWhenOld(c change, do func(c change, lock *buildLock) error) error {
 	for end := time.Now().Add(maxCoarseWait); ; {
 		if left := n.youngFor(c.dir, fileName(artifactsDir, c.buildID)); left > 0 {
 			if time.Now().Add(left).After(end) {
@@ -213,7 +213,7 @@ func (n *nfs) deleteWhenOld(c change) error {
 			}
 			time.Sleep(left)
 		}
-		if err := n.changeIf(c, n.deleteBuild); !errors.Is(err, errTooYoung) {
+		if err := n.changeIf(c, do); !errors.Is(err, errTooYoung) {
 			return err
 		}
 	}

@@ -319,12 +319,17 @@ func (n *nfs) openFreshDigests(siteID string) (*os.File, error) {
 // process keeps none. Nobody would use it, so it may stay: that is only logged. But then verify
 // takes the artifact for changed by something else than the service.
 func (n *nfs) dropDigest(siteID, buildID string) {
-	dir, err := n.openFreshDigests(siteID)
-	if err == nil {
-		err = n.disk.remove(dir, fileName(digestsDir, buildID))
-		dir.Close()
-	}
-	if ignoreNotExist(err) != nil {
+	if err := n.removeDigest(siteID, buildID); err != nil {
 		n.floods.add("digest", slog.LevelWarn, "cannot remove a stale digest, which nobody uses", "site", siteID, "build", buildID, "error", err)
 	}
+}
+
+// removeDigest removes the digest of a build. It succeeds if there is none.
+func (n *nfs) removeDigest(siteID, buildID string) error {
+	dir, err := n.openFreshDigests(siteID)
+	if err != nil {
+		return ignoreNotExist(err)
+	}
+	defer dir.Close()
+	return n.disk.remove(dir, fileName(digestsDir, buildID))
 }

@@ -94,7 +94,7 @@ func (n *nfs) list(siteID string, queries []VersionQuery) []listed {
 	}
 	defer scan.close()
 	n.lists.recount(ix) // before the entries, which take only the room that is left
-	results := answerQueries(queries, scan.page)
+	results := answerQueries(queries, scan.answer)
 	whole = true
 	return results
 }

@@ -213,7 +213,16 @@ func (s *siteScan) sort() error {
 	return nil
 }
 
-// page returns the page that q selects.
+// answer returns the page that q selects, with what it asks for.
+func (s *siteScan) answer(q VersionQuery) (*VersionPage, error) {
+	page, err := s.page(q)
+	if err != nil || !q.Tags {
+		return page, err
+	}
+	return s.withTags(page)
+}
+
+// page returns the page that q selects, without the tags of versions.
 func (s *siteScan) page(q VersionQuery) (*VersionPage, error) {
 	ix := s.ix
 	whole := q.Limit == 0 && q.Cursor == ""
