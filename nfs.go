@@ -131,6 +131,11 @@ func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Pre
 			return ArtifactInfo{}, err
 		}
 	}
+	if !cond.CreateOnly() {
+		if err := n.checkReplaceable(siteID, buildID); err != nil {
+			return ArtifactInfo{}, err
+		}
+	}
 	dir, err := n.disk.ensureDir(n.base, sitesDir, siteID, artifactsDir)
 	if err != nil {
 		return ArtifactInfo{}, err

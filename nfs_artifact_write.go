@@ -18,6 +18,8 @@ type change struct {
 	cond            Precondition
 	temp            *tempFile  // the new artifact; nil removes the artifact
 	digest          *newDigest // of temp; nil: it has none
+	create          bool       // it replaces nothing, so that labels do not matter
+	protected       error      // set by changeIf: why an artifact that is there must stay; of its labels
 }
 
 // changeIf calls do if the condition of c holds. It holds the lock of the build: an
@@ -30,7 +32,7 @@ func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error
 	exclusive := conditional || n.remote || coarse || c.digest != nil
 	lock, err := n.lockBuild(c.siteID, artifactsDir, c.buildID, exclusive)
 	if errors.Is(err, ErrUnsupported) && !conditional {
-		return do(c, nil) // without locks nobody can check a condition, so no check is invalidated
+		exclusive, err = false, nil // without locks nobody can check a condition, so no check is invalidated
 	}
 	if err != nil {
 		return err
@@ -53,6 +55,9 @@ func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error
 			return err
 		}
 	}
+	if !c.create {
+		c.protected = n.checkUnlabelled(c.siteID, c.buildID)
+	}
 	if exclusive {
 		if err := lock.alive(); err != nil {
 			return err
@@ -71,7 +76,7 @@ func (n *nfs) place(temp *tempFile, digest *newDigest, siteID, buildID string, c
 	if !cond.CreateOnly() {
 		return n.changeIf(c, n.replaceFile)
 	}
-	c.cond = Precondition{Outcome: cond.Outcome} // link(2) fails if the name exists, so no check is needed
+	c.create, c.cond = true, Precondition{Outcome: cond.Outcome} // link(2) fails if the name exists, so no check is needed
 	err := n.changeIf(c, n.createFile)
 	if errors.Is(err, fs.ErrExist) {
 		var st unix.Stat_t
@@ -122,6 +127,12 @@ func (n *nfs) placeDigest(c change, lock *buildLock) error {
 }
 
 func (n *nfs) replaceFile(c change, lock *buildLock) error {
+	if c.protected != nil {
+		if err := n.createFile(c, lock); !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		return c.protected
+	}
 	name := fileName(artifactsDir, c.buildID)
 	if c.temp.coarse && lock != nil {
 		var st unix.Stat_t
@@ -153,6 +164,9 @@ func (n *nfs) deleteBuild(c change, _ *buildLock) error {
 
 // deleteArtifact removes the artifact. It fails with errTooYoung.
 func (n *nfs) deleteArtifact(c change) error {
+	if c.protected != nil {
+		return c.protected
+	}
 	name := fileName(artifactsDir, c.buildID)
 	if n.youngFor(c.dir, name) > 0 { // it was replaced meanwhile
 		return errTooYoung

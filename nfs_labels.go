@@ -1,26 +1,21 @@
 package main
 
 import (
+	"cmp"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
-	"slices"
-	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // The labels of a site, in files of their own:
 //
 //	{base}/sites/{site}/labels/{label}.json
 //
-// A label is moved or deleted under an exclusive lock on all bytes of the lock file of the
-// site. So it excludes every change of every build of the site, and every other move. Whoever
-// deletes or replaces a build reads the labels under the lock of the build, which may be a
-// shared one: the labels cannot change meanwhile. The lock is held until a move is durable.
-// Otherwise the build that the label named before could be deleted durably, and a power cut
-// could undo the move.
+// A label is moved or deleted under an exclusive lock on all bytes of the site's lock file. It
+// excludes every change of every build of the site, and every other move. Whoever replaces or
+// deletes a build reads the labels under the lock of the build, which may be a shared one: the
+// labels cannot change meanwhile. A move holds its lock until it is durable. Otherwise the build
+// that the label named before could be deleted durably, and a power cut could undo the move.
 //
 // On NFS a label is replaced in the steps of nfs_replace.go, and readers find it in the same way.
 
@@ -31,7 +26,7 @@ func (n *nfs) MoveLabel(siteID string, move LabelMove) (l Label, created bool, e
 	}
 	artifacts, err := n.openBuilds(siteID, artifactsDir)
 	if err != nil {
-		return Label{}, false, n.notFound(err) // no lock file is created either
+		return Label{}, false, n.notFound(err) // before the lock: its file would be created
 	}
 	defer artifacts.Close()
 	lock, err := n.lockSite(siteID, move.Label)
@@ -46,15 +41,10 @@ func (n *nfs) MoveLabel(siteID string, move LabelMove) (l Label, created bool, e
 	if err != nil {
 		return Label{}, false, err
 	}
-	old, err := n.labelToChange(siteID, move.Label)
+	old, err := n.labelToMove(siteID, move.Label)
 	exists := err == nil
 	if err := checkCondition(move.Cond, *old.info(), err); err != nil {
 		return Label{}, false, err
-	}
-	if !exists {
-		if err := n.checkRoom(siteID); err != nil {
-			return Label{}, false, err
-		}
 	}
 	dir, err := n.disk.ensureDir(n.base, sitesDir, siteID, labelsDir)
 	if err != nil {
@@ -65,12 +55,17 @@ func (n *nfs) MoveLabel(siteID string, move LabelMove) (l Label, created bool, e
 		// Another process may have moved it without an fsync so far.
 		return old, false, n.disk.syncDir(dir)
 	}
+	if !exists {
+		if labels, err := labelNames(dir); err != nil || len(labels) >= maxLabels {
+			return Label{}, false, cmp.Or(err, errTooManyLabels)
+		}
+	}
 	l = old.moved(move.Label, move.BuildID, build.ETag, move.By, n.disk.now())
 	return l, !exists, n.writeLabel(dir, l, lock)
 }
 
-// buildToLabel returns the attributes of a build, or ErrNotFound. The caller holds the lock of
-// the site.
+// buildToLabel describes a build, or fails with ErrNotFound. The caller holds the lock of the
+// site.
 func (n *nfs) buildToLabel(artifacts *os.File, siteID, buildID string) (ArtifactInfo, error) {
 	if _, err := n.finishReplacement(artifacts, fileName(artifactsDir, buildID)); err != nil {
 		return ArtifactInfo{}, err
@@ -79,31 +74,21 @@ func (n *nfs) buildToLabel(artifacts *os.File, siteID, buildID string) (Artifact
 	return f.info, n.notFound(err)
 }
 
-// labelToChange returns the label under its own name, or ErrNotFound. The caller holds the lock
-// of the site.
-func (n *nfs) labelToChange(siteID, label string) (Label, error) {
+// labelToMove returns the label, which it gives its own name, or fails with ErrNotFound. The
+// caller holds the lock of the site.
+func (n *nfs) labelToMove(siteID, label string) (l Label, err error) {
 	dir, err := n.openLabels(siteID)
-	if err != nil {
-		return Label{}, n.notFound(err)
+	if err == nil {
+		defer dir.Close()
+		_, err = n.finishReplacement(dir, fileName(labelsDir, label))
 	}
-	defer dir.Close()
-	if _, err := n.finishReplacement(dir, fileName(labelsDir, label)); err != nil {
-		return Label{}, err
+	if err == nil {
+		l, err = n.labelAt(n.filePath(siteID, labelsDir, label), label)
 	}
-	l, err := readLabel(dir, fileName(labelsDir, label), label)
 	return l, n.notFound(err)
 }
 
-// checkRoom fails with errTooManyLabels if the site can have no more labels.
-func (n *nfs) checkRoom(siteID string) error {
-	labels, err := n.labelNames(siteID)
-	if err == nil && len(labels) >= maxLabels {
-		return errTooManyLabels
-	}
-	return err
-}
-
-// writeLabel durably replaces the label l in dir, unless the lock of the site was lost.
+// writeLabel durably writes l to dir, unless the lock of the site was lost.
 func (n *nfs) writeLabel(dir *os.File, l Label, lock *buildLock) error {
 	temp, err := n.disk.createTemp(dir)
 	if err != nil {
@@ -120,6 +105,9 @@ func (n *nfs) writeLabel(dir *os.File, l Label, lock *buildLock) error {
 		return err
 	}
 	if err := n.putInPlace(temp, fileName(labelsDir, l.Name), lock); err != nil {
+		return err
+	}
+	if err := lock.alive(); err != nil { // if lost, another host may have deleted the build
 		return err
 	}
 	return temp.syncDir()
@@ -147,7 +135,7 @@ func (n *nfs) DeleteLabel(siteID, label string, cond Precondition) error {
 		return err
 	}
 	if !cond.IsZero() {
-		l, err := n.labelToChange(siteID, label)
+		l, err := n.labelToMove(siteID, label)
 		if err := checkCondition(cond, *l.info(), err); err != nil {
 			return err
 		}
@@ -160,110 +148,4 @@ func (n *nfs) DeleteLabel(siteID, label string, cond Precondition) error {
 	}
 	// Also if the label was missing: another process may have removed it without an fsync.
 	return n.disk.syncDir(dir)
-}
-
-// GetLabel implements LabelKeeper.
-func (n *nfs) GetLabel(siteID, label string) (l Label, err error) {
-	err = n.find(siteID, labelsDir, label, func(path string) error {
-		dir, err := n.disk.openDir(n.sitePath(siteID, labelsDir))
-		if err != nil {
-			return err
-		}
-		defer dir.Close()
-		l, err = readLabel(dir, strings.TrimPrefix(path, dir.Name()+"/"), label)
-		return err
-	})
-	return l, n.notFound(err)
-}
-
-// ListLabels implements LabelKeeper.
-func (n *nfs) ListLabels(siteID string) ([]Label, error) {
-	return n.listLabels(siteID, func(label string) (Label, error) { return n.GetLabel(siteID, label) })
-}
-
-// checkUnlabelled fails with a labelledError if a label protects the build, and with its error
-// if a label cannot be read. The caller holds a lock of the build.
-func (n *nfs) checkUnlabelled(siteID, buildID string) error {
-	labels, err := n.listLabels(siteID, func(label string) (Label, error) { return n.readStill(siteID, label) })
-	if err != nil {
-		return err
-	}
-	return checkUnlabelled(buildID, labels)
-}
-
-// listLabels returns the labels of a site that read returns, in the order of their names.
-func (n *nfs) listLabels(siteID string, read func(label string) (Label, error)) (labels []Label, err error) {
-	names, err := n.labelNames(siteID)
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range names {
-		l, err := read(name)
-		if errors.Is(err, ErrNotFound) { // it was deleted meanwhile
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		labels = append(labels, l)
-	}
-	return labels, nil
-}
-
-// readStill reads a label while a lock on any byte excludes moves. Only a sweep may rename the
-// file meanwhile, from one of its other names to its own.
-func (n *nfs) readStill(siteID, label string) (l Label, err error) {
-	dir, err := n.openLabels(siteID)
-	if err != nil {
-		return Label{}, n.notFound(err)
-	}
-	defer dir.Close()
-	name := fileName(labelsDir, label)
-	others := otherNames(name)
-	for _, at := range []string{name, others[0], others[1], others[2], name} {
-		if l, err = readLabel(dir, at, label); !errors.Is(err, fs.ErrNotExist) {
-			break
-		}
-	}
-	return l, n.notFound(err)
-}
-
-// labelNames returns the sorted names of the labels of a site.
-func (n *nfs) labelNames(siteID string) (labels []string, err error) {
-	dir, err := n.openLabels(siteID)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, n.checkMounted()
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	err = eachName(dir, func(name string) error {
-		if of, ok := isInterimName(name); ok {
-			name = of
-		}
-		if label, ok := strings.CutSuffix(name, labelSuffix); ok && checkLabel(label) == nil {
-			labels = append(labels, label)
-		}
-		return nil
-	})
-	slices.Sort(labels)
-	return slices.Compact(labels), err
-}
-
-// openLabels opens the directory of the labels of a site, or fails with fs.ErrNotExist. It sees
-// what another replica just created.
-func (n *nfs) openLabels(siteID string) (*os.File, error) { return n.openBuilds(siteID, labelsDir) }
-
-// readLabel reads a label from the file name in dir. It fails with errLabelDamaged if that is
-// not a file of the service.
-func readLabel(dir *os.File, name, label string) (Label, error) {
-	data, _, err := readFile(dir, name, maxLabelFile)
-	if errors.Is(err, unix.ELOOP) || errors.Is(err, ErrOccupied) { // a symbolic link, a socket
-		return Label{}, fmt.Errorf("%w: %v", errLabelDamaged, err)
-	}
-	if err != nil {
-		return Label{}, err
-	}
-	return parseLabel(label, data)
 }

@@ -214,8 +214,13 @@ func lockError(path string, err error) error {
 	return diskError("lock", path, err)
 }
 
-// release releases the lock by closing the file. A second call does nothing.
-func (l *buildLock) release() { l.f.Close() }
+// release releases the lock by closing the file. A second call does nothing, nor does that of
+// a nil lock.
+func (l *buildLock) release() {
+	if l != nil {
+		l.f.Close()
+	}
+}
 
 // alive returns an error if the lock was lost. An NFS client loses its locks when it is cut
 // off for longer than the server's lease. It learns about that from the next read or write

@@ -11,6 +11,8 @@ import (
 const (
 	smallKept = 1024 // small artifacts in the cache: at most 15 MiB
 	statsKept = 4096 // artifacts whose attributes are cached: a few hundred bytes each
+
+	labelsKept = 1024 // labels in the cache: at most 4 MiB, usually a tenth of that
 )
 
 // smallArtifact is an artifact in memory: a MemoryReader and an io.Seeker.
@@ -35,6 +37,7 @@ type smallFile struct {
 	data       []byte // immutable; nil: not read
 	info       ArtifactInfo
 	noDigest   time.Time // if info has no digest: until when it is not looked for again
+	label      *Label    // immutable; of the file of a label only
 }
 
 func smallFileOf(st *unix.Stat_t) *smallFile {
@@ -66,19 +69,20 @@ func (n *nfs) withDigest(path string, f *smallFile) *smallFile {
 	return &g
 }
 
-// smallFiles caches small artifacts by path. Each use first checks that the file is
+// smallFiles caches small artifacts and labels by path. Each use first checks that the file is
 // unchanged. On a local file system that takes one stat(2). On NFS it would take an
 // open(2), so nothing is cached. It is safe for concurrent use.
 type smallFiles struct {
-	files *lru.Cache[string, *smallFile] // nil: nothing is cached
-	stats *lru.Cache[string, *smallFile] // files of any size, without content
+	files  *lru.Cache[string, *smallFile] // nil: nothing is cached
+	stats  *lru.Cache[string, *smallFile] // files of any size, without content
+	labels *lru.Cache[string, *smallFile]
 }
 
 func newSmallFiles(local bool) smallFiles {
 	if !local {
 		return smallFiles{}
 	}
-	return smallFiles{newLRU[string, *smallFile](smallKept), newLRU[string, *smallFile](statsKept)}
+	return smallFiles{newLRU[string, *smallFile](smallKept), newLRU[string, *smallFile](statsKept), newLRU[string, *smallFile](labelsKept)}
 }
 
 // get returns the cached content of path, or nil if there is none or the file changed.
