@@ -438,6 +438,22 @@ func testListSites(t *testing.T, open func() digestStore) {
 			t.Errorf("%d at a time: %q, want %q", limit, got, want)
 		}
 	}
+	for _, c := range []struct {
+		prefix, after string
+		want          []string
+	}{
+		{prefix, "", want},
+		{prefix + ".", want[0], want[1:]},
+		{prefix + ".2", "", want[2:3]},
+		{prefix + ".2", want[2], nil},
+		{prefix + ".3", "", nil},
+		{prefix + "-", "", nil},
+		{want[3], want[0], want[3:]},
+	} {
+		if got, err := open().ListSites(c.prefix, c.after, 10); err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("of %q, after %q: %q, %v, want %q", c.prefix, c.after, got, err, c.want)
+		}
+	}
 	all, err := one.ListSites("", "", 1<<20)
 	if err != nil || !slices.IsSorted(all) || !slices.Contains(all, want[0]) {
 		t.Errorf("all: %q, %v", all, err)

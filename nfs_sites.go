@@ -72,14 +72,14 @@ func (n *nfs) siteNames(prefix, after string, limit int, want func(siteID string
 	return first, err
 }
 
-// isUsed reports whether a site has a build or a log. A site that cannot be read may have
-// one, and its list shows why.
+// isUsed reports whether a site has a build, a log or a label. A site that cannot be read may
+// have one, and its list shows why.
 func (n *nfs) isUsed(siteID string) (bool, error) {
-	for _, kind := range []string{artifactsDir, logsDir} {
+	for _, kind := range []string{artifactsDir, logsDir, labelsDir} {
 		used := false
 		dir, err := n.openBuilds(siteID, kind)
 		if err == nil {
-			used, err = hasBuild(dir, kind)
+			used, err = hasFile(dir, kind)
 			dir.Close()
 		}
 		var link *linkError
@@ -100,11 +100,11 @@ func (n *nfs) isUsed(siteID string) (bool, error) {
 // errEnough ends eachName.
 var errEnough = errors.New("enough")
 
-// hasBuild reports whether the file of a build is in dir, also under an interim name.
-func hasBuild(dir *os.File, kind string) (bool, error) {
+// hasFile reports whether the file of a build or a label is in dir, also under an interim name.
+func hasFile(dir *os.File, kind string) (bool, error) {
 	err := eachName(dir, func(name string) error {
 		var st unix.Stat_t
-		if isBuildFile(name, kind) && statAt(dir, name, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
+		if isSiteFile(name, kind) && statAt(dir, name, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
 			return errEnough
 		}
 		return nil
@@ -115,13 +115,13 @@ func hasBuild(dir *os.File, kind string) (bool, error) {
 	return false, err
 }
 
-// isBuildFile reports whether name is one that the file of a build can have.
-func isBuildFile(name, kind string) bool {
+// isSiteFile reports whether name is one that the file of a build, or of a label, can have.
+func isSiteFile(name, kind string) bool {
 	if of, ok := isInterimName(name); ok {
 		name = of
 	}
-	_, ok := buildOfFile(name, suffixOf(kind))
-	return ok
+	id, ok := buildOfFile(name, suffixOf(kind))
+	return ok && (kind != labelsDir || checkLabel(id) == nil)
 }
 
 // ForeignFiles implements ForeignLister. Names are paths below the base.
@@ -132,7 +132,7 @@ func (n *nfs) ForeignFiles(siteID string, report func(name, what string) error) 
 	if siteID == "" {
 		return n.foreignBeside(report)
 	}
-	for _, kind := range []string{"", artifactsDir, logsDir, digestsDir} {
+	for _, kind := range []string{"", artifactsDir, logsDir, digestsDir, labelsDir} {
 		if err := n.foreignIn(siteID, kind, report); err != nil {
 			return err
 		}
@@ -183,9 +183,9 @@ func foreignFiles(dir *os.File, below string, report func(name, what string) err
 func isOwnFile(kind, name string, mode uint32) bool {
 	switch mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		return kind == "" && (name == artifactsDir || name == logsDir || name == digestsDir)
+		return kind == "" && (name == artifactsDir || name == logsDir || name == digestsDir || name == labelsDir)
 	case unix.S_IFREG:
-		return isTempName(name) || isSillyName(name) || kind == "" && name == lockName || kind != "" && isBuildFile(name, kind)
+		return isTempName(name) || isSillyName(name) || kind == "" && name == lockName || kind != "" && isSiteFile(name, kind)
 	}
 	return false
 }

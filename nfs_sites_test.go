@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sites are listed in order, in pages of any size, without those that have no build and no log.
+// Sites are listed in order, in pages of any size, without those that have no build, no log and no label.
 func TestListSitesOfADirectory(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
@@ -25,20 +25,24 @@ func TestListSitesOfADirectory(t *testing.T) {
 	for i := range 3000 { // more than one reading of a directory
 		site := fmt.Sprintf("s%x", rand.Uint64())
 		file := filepath.Join(base, sitesDir, site, artifactsDir, "b"+artifactSuffix)
-		switch i % 6 {
+		switch i % 8 {
 		case 1:
 			file = filepath.Join(base, sitesDir, site, logsDir, "b"+logSuffix)
 		case 2:
 			file = filepath.Join(base, sitesDir, site, artifactsDir, interimName("b"+artifactSuffix))
 		case 3:
-			file = filepath.Join(base, sitesDir, site, digestsDir, "b"+digestSuffix)
+			file = filepath.Join(base, sitesDir, site, labelsDir, "live"+labelSuffix)
 		case 4:
-			file = filepath.Join(base, sitesDir, site, artifactsDir, aTempName())
+			file = filepath.Join(base, sitesDir, site, digestsDir, "b"+digestSuffix)
 		case 5:
+			file = filepath.Join(base, sitesDir, site, artifactsDir, aTempName())
+		case 6:
 			file = filepath.Join(base, sitesDir, site, artifactsDir, "a directory", "x")
+		case 7:
+			file = filepath.Join(base, sitesDir, site, labelsDir, "Live"+labelSuffix)
 		}
 		leave(t, 0, file)
-		if i%6 < 3 {
+		if i%8 < 4 {
 			want = append(want, site)
 		}
 	}
@@ -84,7 +88,7 @@ func TestForeignFiles(t *testing.T) {
 	if _, err := n.StoreArtifactIf("s", "b", hashedBody([]byte("x")), Precondition{}); err != nil {
 		t.Fatal(err)
 	}
-	for _, dir := range []string{artifactsDir, logsDir, digestsDir} { // ours
+	for _, dir := range []string{artifactsDir, logsDir, digestsDir, labelsDir} { // ours
 		leave(t, 0, site, dir, aTempName())
 		leave(t, 0, site, dir, ".nfs"+strings.Repeat("0a", 12))
 		leave(t, 0, site, dir, "b"+suffixOf(dir))
@@ -102,6 +106,10 @@ func TestForeignFiles(t *testing.T) {
 		"artifacts/.lock":         "file",
 		"logs/b.tar.gz":           "file",
 		"digests/b.sha256~":       "file",
+		"labels/Live.json":        "file",
+		"labels/.new-Live.json":   "file",
+		"labels/b.tar.gz":         "file",
+		"labels/dir.json":         "directory",
 		"artifacts/dir.tar.gz":    "directory",
 		"logs/dir":                "directory",
 		"digests/link.sha256":     "symbolic link",

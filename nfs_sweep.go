@@ -87,7 +87,7 @@ func (n *nfs) sweepOnce(ctx context.Context, maxAge time.Duration) (int, error) 
 	}
 	// If root is the base, there are no sites yet, and no path exists.
 	err = eachName(root, func(site string) error {
-		for _, name := range []string{artifactsDir, logsDir, digestsDir} {
+		for _, name := range []string{artifactsDir, logsDir, digestsDir, labelsDir} {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
@@ -121,10 +121,10 @@ func (n *nfs) sweepDir(dir *os.File, sweep func(name string) (bool, error)) (rem
 // sweepFile sweeps one file in a directory of a site.
 func (n *nfs) sweepFile(dir *os.File, siteID, kind, name string, before time.Time) (removed bool, err error) {
 	if of, ok := isInterimName(name); ok {
-		if buildID, ok := buildOfFile(of, suffixOf(kind)); ok {
-			return n.sweepInterim(dir, siteID, kind, buildID, name, before)
+		if !isSiteFile(name, kind) {
+			return false, nil
 		}
-		return false, nil
+		return n.sweepInterim(dir, siteID, kind, strings.TrimSuffix(of, suffixOf(kind)), name, before)
 	}
 	if n.remote && isSillyName(name) {
 		return n.sweepSilly(dir, name, before)
@@ -199,14 +199,15 @@ func (n *nfs) sweepSilly(dir *os.File, name string, before time.Time) (removed b
 
 // sweepInterim renames an interim file to its own name if that is missing. Otherwise it
 // removes the interim file if it was written before that time. It skips a build that is
-// locked; the next sweep looks at it again.
-func (n *nfs) sweepInterim(dir *os.File, siteID, kind, buildID, interim string, before time.Time) (removed bool, err error) {
-	lock, err := n.tryLock(siteID, kind, buildID)
+// locked; the next sweep looks at it again. The lock of a label excludes its moves, which lock
+// the whole site.
+func (n *nfs) sweepInterim(dir *os.File, siteID, kind, id, interim string, before time.Time) (removed bool, err error) {
+	lock, err := n.tryLock(siteID, kind, id)
 	if lock == nil {
 		return false, err
 	}
 	defer lock.release()
-	name := fileName(kind, buildID)
+	name := fileName(kind, id)
 	if _, err := n.finishReplacement(dir, name); err != nil {
 		return false, err
 	}

@@ -42,6 +42,8 @@ func TestSweep(t *testing.T) {
 		leave(t, 25*time.Hour, base, sitesDir, "s2", logsDir, aTempName()),
 		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, ".new-b"+artifactSuffix),
 		leave(t, 25*time.Hour, base, sitesDir, "s1", logsDir, ".new-b"+logSuffix),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", labelsDir, aTempName()),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", labelsDir, ".new-live"+labelSuffix),
 	}
 	for range 3000 { // more than one reading of a directory
 		old = append(old, leave(t, 25*time.Hour, base, sitesDir, "s3", artifactsDir, aTempName()))
@@ -75,6 +77,9 @@ func TestSweep(t *testing.T) {
 		leave(t, 23*time.Hour, base, sitesDir, "s1", artifactsDir, ".new-b2"+artifactSuffix),
 		leave(t, 25*time.Hour, base, sitesDir, "s1", artifactsDir, "b"+artifactSuffix),
 		leave(t, 25*time.Hour, base, sitesDir, "s1", logsDir, "b"+logSuffix),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", labelsDir, "live"+labelSuffix),
+		leave(t, 25*time.Hour, base, sitesDir, "s1", labelsDir, ".new-Live"+labelSuffix),
+		leave(t, 25*time.Hour, base, statusDir, "prune"+leaseSuffix),
 		leave(t, 25*time.Hour, base, sitesDir, "s1", lockName),
 		leave(t, 25*time.Hour, base, sitesDir, "s1", aTempName()), // not where we put any
 		leave(t, 25*time.Hour, base, sitesDir, "file"),
