@@ -201,7 +201,7 @@ func (n *nfs) DeleteArtifact(siteID, buildID string, cond Precondition) error {
 // directories and theirs so far, or may have failed to. It makes no directory of digests.
 func (n *nfs) SyncArtifact(siteID, _ string) error {
 	kinds := []string{artifactsDir}
-	switch dir, err := n.openFreshDigests(siteID); {
+	switch dir, err := n.openFresh(siteID, digestsDir); {
 	case err == nil:
 		dir.Close()
 		kinds = append(kinds, digestsDir)

@@ -56,7 +56,7 @@ func (n *nfs) changeIf(c change, do func(c change, lock *buildLock) error) error
 		}
 	}
 	if !c.create {
-		c.protected = n.checkUnlabelled(c.siteID, c.buildID)
+		c.protected = n.checkUnlabelled(c)
 	}
 	if exclusive {
 		if err := lock.alive(); err != nil {

@@ -130,7 +130,7 @@ func (d *deleteRun) syncArtifacts() error {
 	if err := d.n.disk.syncDir(d.artifacts); err != nil {
 		return err
 	}
-	digests, err := d.n.openFreshDigests(d.siteID)
+	digests, err := d.n.openFresh(d.siteID, digestsDir)
 	if err != nil {
 		return ignoreNotExist(err)
 	}

@@ -299,10 +299,10 @@ func (d *newDigest) syncDir() error {
 	return d.temp.syncDir()
 }
 
-// openFreshDigests is openDigests for callers that must not miss a directory which another
-// replica just made.
-func (n *nfs) openFreshDigests(siteID string) (*os.File, error) {
-	path := n.sitePath(siteID, digestsDir)
+// openFresh opens the directory of the digests or of the labels of a site, or fails with
+// fs.ErrNotExist. It does not miss one which another replica just made.
+func (n *nfs) openFresh(siteID, kind string) (*os.File, error) {
+	path := n.sitePath(siteID, kind)
 	dir, err := n.disk.openDir(path)
 	if !n.remote || !errors.Is(err, fs.ErrNotExist) {
 		return dir, err
@@ -326,7 +326,7 @@ func (n *nfs) dropDigest(siteID, buildID string) {
 
 // removeDigest removes the digest of a build. It succeeds if there is none.
 func (n *nfs) removeDigest(siteID, buildID string) error {
-	dir, err := n.openFreshDigests(siteID)
+	dir, err := n.openFresh(siteID, digestsDir)
 	if err != nil {
 		return ignoreNotExist(err)
 	}

@@ -107,7 +107,7 @@ func (n *nfs) KeptDigest(siteID, buildID string) (KeptDigest, error) {
 	if n.digests == nil {
 		return KeptDigest{}, errNoDigests
 	}
-	dir, err := n.openFreshDigests(siteID)
+	dir, err := n.openFresh(siteID, digestsDir)
 	if err != nil {
 		return KeptDigest{}, n.notFound(err)
 	}

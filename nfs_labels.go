@@ -77,7 +77,7 @@ func (n *nfs) buildToLabel(artifacts *os.File, siteID, buildID string) (Artifact
 // labelToMove returns the label, which it gives its own name, or fails with ErrNotFound. The
 // caller holds the lock of the site.
 func (n *nfs) labelToMove(siteID, label string) (l Label, err error) {
-	dir, err := n.openLabels(siteID)
+	dir, err := n.openFresh(siteID, labelsDir)
 	if err == nil {
 		defer dir.Close()
 		_, err = n.finishReplacement(dir, fileName(labelsDir, label))
@@ -118,7 +118,7 @@ func (n *nfs) DeleteLabel(siteID, label string, cond Precondition) error {
 	if err := n.checkMounted(); err != nil {
 		return err
 	}
-	dir, err := n.openLabels(siteID)
+	dir, err := n.openFresh(siteID, labelsDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return checkCondition(cond, ArtifactInfo{}, n.notFound(err))
 	}

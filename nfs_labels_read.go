@@ -24,7 +24,7 @@ func (n *nfs) GetLabel(siteID, label string) (l Label, err error) {
 
 // ListLabels implements LabelKeeper.
 func (n *nfs) ListLabels(siteID string) ([]Label, error) {
-	dir, err := n.openLabels(siteID)
+	dir, err := n.openFresh(siteID, labelsDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, n.checkMounted()
 	}
@@ -35,10 +35,10 @@ func (n *nfs) ListLabels(siteID string) ([]Label, error) {
 	return labelsIn(dir, func(label string) (Label, error) { return n.GetLabel(siteID, label) })
 }
 
-// checkUnlabelled fails with a labelledError if a label protects the build, and with its error
-// if a label cannot be read. The caller holds the lock of the build, or a shared one.
-func (n *nfs) checkUnlabelled(siteID, buildID string) error {
-	dir, err := n.openLabels(siteID)
+// checkUnlabelled fails with a labelledError if a label protects the build of c, and with its
+// error if a label cannot be read. The caller holds a lock of the build.
+func (n *nfs) checkUnlabelled(c change) error {
+	dir, err := n.openFresh(c.siteID, labelsDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return n.checkMounted()
 	}
@@ -46,7 +46,16 @@ func (n *nfs) checkUnlabelled(siteID, buildID string) error {
 		return err
 	}
 	defer dir.Close()
-	return n.checkUnlabelledIn(dir, buildID)
+	if err := n.checkUnlabelledIn(dir, c.buildID); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := statAt(c.dir, fileName(artifactsDir, c.buildID), &st); err != nil {
+		return ignoreNotExist(err)
+	}
+	// If the label was moved away from the build, or deleted, whoever did it may have ended
+	// before the fsync. A power cut must not bring the label back after the build is gone.
+	return n.disk.syncDir(dir)
 }
 
 // checkReplaceable fails early as checkUnlabelled will do under the lock, so that no body is
@@ -118,9 +127,6 @@ func labelNames(dir *os.File) (labels []string, err error) {
 	slices.Sort(labels)
 	return slices.Compact(labels), err
 }
-
-// openLabels opens the directory of the labels of a site, or fails with fs.ErrNotExist.
-func (n *nfs) openLabels(siteID string) (*os.File, error) { return n.openBuilds(siteID, labelsDir) }
 
 // labelAt reads a label from the file at path. It fails with errLabelDamaged if something else
 // is there.
