@@ -32,6 +32,9 @@ type Label struct {
 	// BuildETag is the ETag that BuildID had when the label was moved. A labelled build cannot
 	// be replaced, so that is its ETag still.
 	BuildETag string
+	// WriteID is a random id of the write that stored the label: no two writes store the same
+	// bytes. Set in object stores alone, where an ETag may be a hash of the bytes.
+	WriteID string
 }
 
 // ETag returns the strong ETag of the label. It covers what clients see.
@@ -147,12 +150,13 @@ type labelFile struct {
 	ChangedAt time.Time `json:"changed_at"`
 	By        string    `json:"by"`
 	BuildETag string    `json:"build_etag"`
+	WriteID   string    `json:"write_id,omitempty"`
 	CRC32C    string    `json:"crc32c"`
 }
 
 // formatLabel returns the file or object of a label: one line of JSON.
 func formatLabel(l Label) []byte {
-	f := labelFile{Label: l.Name, BuildID: l.BuildID, Next: l.Next, Previous: l.Previous, ChangedAt: l.ChangedAt.UTC(), By: l.By, BuildETag: l.BuildETag}
+	f := labelFile{Label: l.Name, BuildID: l.BuildID, Next: l.Next, Previous: l.Previous, ChangedAt: l.ChangedAt.UTC(), By: l.By, BuildETag: l.BuildETag, WriteID: l.WriteID}
 	f.CRC32C = fmt.Sprintf("%08x", crc32.Checksum(f.encode(), castagnoli))
 	return append(f.encode(), '\n')
 }
@@ -170,7 +174,7 @@ func (f labelFile) encode() []byte {
 func parseLabel(name string, data []byte) (Label, error) {
 	var f labelFile
 	if len(data) <= maxLabelFile && json.Unmarshal(data, &f) == nil {
-		l := Label{Name: f.Label, BuildID: f.BuildID, Next: f.Next, Previous: f.Previous, ChangedAt: f.ChangedAt, By: f.By, BuildETag: f.BuildETag}
+		l := Label{Name: f.Label, BuildID: f.BuildID, Next: f.Next, Previous: f.Previous, ChangedAt: f.ChangedAt, By: f.By, BuildETag: f.BuildETag, WriteID: f.WriteID}
 		if l.Name == name && l.isValid() && string(formatLabel(l)) == string(data) {
 			return l, nil
 		}
