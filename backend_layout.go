@@ -12,7 +12,7 @@ import (
 //	{base}/sites/{site}/logs/{build}.json
 //	{base}/sites/{site}/digests/{build}.sha256
 //	{base}/sites/{site}/labels/{label}.json
-//	{base}/sites/{site}/deleting/{build}	(an object store only: object_deleting.go)
+//	{base}/sites/{site}/deleting/{build}/{id}	(an object store only: object_deleting.go)
 //	{base}/sites/{site}/.lock	(a directory only)
 //	{base}/status/{name}.json
 //	{base}/status/{name}.lock	(a directory only)

@@ -17,7 +17,7 @@ const (
 	// storeTimeout bounds a call of the store that moves no artifact.
 	storeTimeout = 30 * time.Second
 	// removeTries bounds the attempts of a conditional delete: each begins anew if
-	// the build was replaced between the stat and the delete.
+	// the object was replaced between the stat and the delete.
 	removeTries = 5
 )
 
@@ -26,6 +26,8 @@ const (
 //	{prefix}sites/{site}/artifacts/{build}.tar.gz
 //	{prefix}sites/{site}/logs/{build}.json
 //	{prefix}sites/{site}/digests/{build}.sha256
+//	{prefix}sites/{site}/labels/{label}.json
+//	{prefix}sites/{site}/deleting/{build}/{id}
 //	{prefix}status/{name}.json
 //
 // It keeps only caches in memory. The store itself decides whether a change is made,
@@ -104,7 +106,7 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 		if err := s.requireCapability(conditionalParts); err != nil {
 			return ArtifactInfo{}, err
 		}
-		current, err := s.statIfExists(key)
+		current, err := s.statIfExists(context.Background(), key)
 		if err != nil {
 			return ArtifactInfo{}, err
 		}
@@ -116,6 +118,9 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 	}
 	if c, ok := reader.(Charged); ok {
 		opts.client, opts.revoke = c.Client(), c.Revoke
+	}
+	if !opts.absent {
+		opts.mayCommit = func() error { return s.mayReplace(siteID, buildID) }
 	}
 	opts.hashed = s.digests.hashOf(reader)
 	body := newExactReader(reader)
@@ -133,6 +138,24 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 		s.digests.keepUploaded(siteID, buildID, info)
 	}
 	return infoOfObject(info), err
+}
+
+// mayReplace fails with a labelledError if the build is there and a label protects it. It is called
+// right before the commit of an upload. A label that is moved to the build between the two does not
+// prevent the replacement.
+func (s *objectStore) mayReplace(siteID, buildID string) error {
+	labels, err := s.readLabels(context.Background(), siteID)
+	if err != nil {
+		return err
+	}
+	labelled := checkUnlabelled(buildID, labels)
+	if labelled == nil {
+		return nil
+	}
+	if current, err := s.statIfExists(context.Background(), s.artifactKey(siteID, buildID)); current == nil {
+		return err
+	}
+	return labelled
 }
 
 // resolveAmbiguousPut finds out whether a put that failed with cause was done. If the
@@ -167,61 +190,6 @@ func (s *objectStore) resolveAmbiguousPut(key string, opts putOptions, cond Prec
 	// Not %w of cause: the condition that failed is our own, on the ETag that was read
 	// before, not the client's.
 	return objectInfo{}, fmt.Errorf("%w: cannot store %q: a concurrent writer changed it: %v", ErrUnavailable, key, cause)
-}
-
-// DeleteArtifact implements ConditionalStorer.
-func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) error {
-	key := s.artifactKey(siteID, buildID)
-	if cond.IsZero() {
-		err := s.remove(key, "")
-		if err == nil || errors.Is(err, ErrNotFound) {
-			s.digests.removed(siteID, buildID, "")
-		}
-		if errors.Is(err, ErrNotFound) {
-			cond.Outcome.set(outcomeAbsent)
-			return nil
-		}
-		if _, ok := s.bucket.(absenceReporter); ok {
-			cond.Outcome.set(outcomeDeleted)
-		}
-		return err
-	}
-	if err := s.requireCapability(conditionalRemove); err != nil {
-		return err
-	}
-	for try := range removeTries {
-		current, err := s.statIfExists(key)
-		if err != nil {
-			return err
-		}
-		err = cond.Check(current.info())
-		if err != nil && current == nil && try > 0 {
-			// Deleted by a concurrent request, for which 204 would be wrong, or by an
-			// attempt of the SDK whose reply was lost, for which 412 would be.
-			return fmt.Errorf("%w: %q was deleted, by this request or by a concurrent one", ErrUnavailable, key)
-		}
-		cond.Outcome.set(outcomeOf(current != nil, outcomeDeleted, outcomeAbsent))
-		if err != nil || current == nil {
-			return err
-		}
-		err = s.remove(key, current.etag)
-		if err == nil {
-			s.digests.removed(siteID, buildID, current.digest)
-		}
-		if !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrPrecondition) && !errors.Is(err, errConflict) {
-			return err
-		}
-	}
-	return fmt.Errorf("%w: cannot delete %q: it was replaced during each of %d attempts", ErrUnavailable, key, removeTries)
-}
-
-func (s *objectStore) remove(key, etag string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
-	defer cancel()
-	if err := s.checkBucket(s.bucket.remove(ctx, key, etag)); err != nil {
-		return fmt.Errorf("cannot delete %q: %w", key, err)
-	}
-	return nil
 }
 
 // StatArtifact implements ArtifactRanger.
@@ -259,8 +227,8 @@ func (s *objectStore) ArtifactURL(siteID, buildID string, ttl time.Duration) (st
 }
 
 // statIfExists describes the object, or returns nil if there is none.
-func (s *objectStore) statIfExists(key string) (*objectInfo, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+func (s *objectStore) statIfExists(ctx context.Context, key string) (*objectInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	info, err := s.stat(ctx, key)
 	if errors.Is(err, ErrNotFound) {

@@ -120,6 +120,9 @@ func (b *azureBucket) put(ctx context.Context, key string, body io.Reader, size 
 }
 
 func (b *azureBucket) putOne(ctx context.Context, key string, body io.ReadSeeker, size int64, opts putOptions) (objectInfo, error) {
+	if err := opts.allowed(); err != nil {
+		return objectInfo{}, err
+	}
 	out, err := b.client.NewBlockBlobClient(key).Upload(ctx, streaming.NopCloser(body), &blockblob.UploadOptions{
 		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: &opts.contentType}, Metadata: azureMetadata(opts), AccessConditions: azureCondition(opts),
 	})
@@ -130,6 +133,10 @@ func (b *azureBucket) putOne(ctx context.Context, key string, body io.ReadSeeker
 }
 
 func (b *azureBucket) putBlocks(ctx context.Context, key string, r *partReader, opts putOptions) (objectInfo, error) {
+	if err := opts.allowed(); err != nil {
+		r.release()
+		return objectInfo{}, err
+	}
 	client := b.client.NewBlockBlobClient(key)
 	upload := rand.Text() // in the block ids, so that blocks of two uploads are never mixed
 	ids, total, err := sendParts(ctx, r, b.conf.Concurrency,
@@ -140,6 +147,9 @@ func (b *azureBucket) putBlocks(ctx context.Context, key string, r *partReader, 
 			return id, azurePutError(err, opts)
 		})
 	if err != nil {
+		return objectInfo{}, err
+	}
+	if err := opts.allowed(); err != nil {
 		return objectInfo{}, err
 	}
 	opts = opts.withDigest(total)

@@ -106,6 +106,18 @@ type putOptions struct {
 	revoke      func() // makes the body fail soon, as Charged.Revoke does; may be nil
 	hashed      Hashed // computes the digest of the body; nil: no digest is kept
 	digest      string // kept in the object's metadata under digestKey; set by withDigest
+	// mayCommit is called right before the request that makes the object visible, and also at
+	// the start if there are other requests before that one. Its error stops the put, and is
+	// returned unchanged. nil: the put may always commit.
+	mayCommit func() error
+}
+
+// allowed is the result of mayCommit.
+func (o putOptions) allowed() error {
+	if o.mayCommit == nil {
+		return nil
+	}
+	return o.mayCommit()
 }
 
 // uploadIDKey is the name of the upload id in the metadata of an object. Do not change it:

@@ -283,20 +283,17 @@ func (d *objectDigests) keep(ctx context.Context, siteID, buildID string, o obje
 	return nil
 }
 
-// removed is called after the removal of an artifact whose metadata had the value digest, or
-// empty if that is not known. It removes the object of its digest, if there can be one.
-func (d *objectDigests) removed(siteID, buildID, digest string) {
-	if d == nil {
-		return
-	}
+// remove removes the object of the digest of an artifact that was removed, if there can be one.
+// Its metadata had the value digest, or empty if that is not known.
+func (d *objectDigests) remove(ctx context.Context, siteID, buildID, digest string) error {
 	d.cache.Remove(d.s.artifactKey(siteID, buildID))
-	if digest != digestElsewhere && !d.anyElsewhere(0) { // another process may just have kept the first one
-		return
+	if digest != digestElsewhere && !d.marked.Load() {
+		there, err := d.status.get(0) // another process may just have kept the first one
+		if !there || err != nil {
+			return err
+		}
 	}
-	key := d.s.digestKey(siteID, buildID)
-	if err := d.s.remove(key, ""); err != nil && !errors.Is(err, ErrNotFound) {
-		d.warn("cannot remove the digest of a build that was deleted", key, err)
-	}
+	return ignoreMissing(d.s.remove(ctx, d.s.digestKey(siteID, buildID), ""))
 }
 
 // anyElsewhere reports whether the store may have digests that a GET of the artifact does not

@@ -123,6 +123,11 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	if err != nil {
 		return objectInfo{}, err
 	}
+	if size < 0 || size >= chunk { // more than one request
+		if err := opts.allowed(); err != nil {
+			return objectInfo{}, err
+		}
+	}
 	opts = opts.withDigest(size)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -140,6 +145,11 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	w.Metadata = opts.metadata()
 	source := &readErrorKeeper{r: body}
 	n, err := io.Copy(w, source)
+	var refused error
+	if err == nil {
+		refused = opts.allowed()
+		err = refused
+	}
 	if err == nil {
 		err = w.Close()
 	} else {
@@ -153,6 +163,8 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	switch {
 	case source.err != nil:
 		return objectInfo{}, source.err
+	case refused != nil:
+		return objectInfo{}, refused
 	case err != nil:
 		return objectInfo{}, gcsPutError(err, opts)
 	}

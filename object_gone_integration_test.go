@@ -24,7 +24,7 @@ func TestRealStoresBucketGone(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, key := range keys {
-			if err := b.remove(key, ""); err != nil {
+			if err := b.remove(t.Context(), key, ""); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -69,6 +69,9 @@ func (m *memBucket) adapt() bool {
 
 func (m *memBucket) put(ctx context.Context, key string, body io.Reader, size int64, opts putOptions) (objectInfo, error) {
 	if m.early {
+		if err := opts.allowed(); err != nil {
+			return objectInfo{}, err
+		}
 		opts = opts.withDigest(size)
 	}
 	data, err := io.ReadAll(body)
@@ -80,6 +83,9 @@ func (m *memBucket) put(ctx context.Context, key string, body io.Reader, size in
 	}
 	if size >= 0 && int64(len(data)) != size {
 		return objectInfo{}, fmt.Errorf("%d bytes received of %d", len(data), size)
+	}
+	if err := opts.allowed(); err != nil {
+		return objectInfo{}, err
 	}
 	var info objectInfo
 	err = m.call(ctx, "put", key, func() error {

@@ -122,6 +122,9 @@ func (b *s3Bucket) put(ctx context.Context, key string, body io.Reader, size int
 }
 
 func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, size int64, sum *s3Checksum, opts putOptions) (objectInfo, error) {
+	if err := opts.allowed(); err != nil {
+		return objectInfo{}, err
+	}
 	out, err := b.client.PutObject(ctx, &s3.PutObjectInput{
 		Bucket: &b.name, Key: &key, Body: body, ContentLength: &size,
 		ContentType: &opts.contentType, Metadata: opts.metadata(), ChecksumCRC64NVME: sum.value(),
@@ -136,7 +139,11 @@ func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, s
 // putParts stores a body by a multipart upload. The object appears when the upload is
 // completed, by the request that carries the condition.
 func (b *s3Bucket) putParts(ctx context.Context, key string, r *partReader, sum *s3Checksum, opts putOptions) (objectInfo, error) {
-	id, err := b.createUpload(ctx, key, sum, opts)
+	err := opts.allowed()
+	var id *string
+	if err == nil {
+		id, err = b.createUpload(ctx, key, sum, opts)
+	}
 	if err != nil {
 		r.release()
 		return objectInfo{}, err
@@ -184,6 +191,9 @@ func (b *s3Bucket) sendPart(ctx context.Context, key string, id *string, n int, 
 
 // complete makes the parts of an upload the object. The size of its result is not set.
 func (b *s3Bucket) complete(ctx context.Context, key string, id *string, parts []types.CompletedPart, sum *s3Checksum, opts putOptions) (objectInfo, error) {
+	if err := opts.allowed(); err != nil {
+		return objectInfo{}, err
+	}
 	out, err := b.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
 		Bucket: &b.name, Key: &key, UploadId: id,
 		MultipartUpload:   &types.CompletedMultipartUpload{Parts: parts},

@@ -626,8 +626,11 @@ func TestAmbiguousNotFound(t *testing.T) {
 	} {
 		m := newMemBucket()
 		b := assumeCapable(openMem(m))
-		m.fault = func(op, _ string) (bool, error) {
-			if op == "list" {
+		m.fault = func(op, key string) (bool, error) {
+			switch {
+			case strings.HasPrefix(key, "sites/s/labels/"), strings.HasPrefix(key, "sites/s/deleting/"):
+				return false, nil
+			case op == "list":
 				return false, c.list
 			}
 			return false, fmt.Errorf("%w: 404", errAmbiguousNotFound)
