@@ -30,6 +30,10 @@ type memBucket struct {
 	early bool
 	// bare: get returns no metadata.
 	bare bool
+	// silent: put does not return the time.
+	silent bool
+	// ahead is how far the clock of the store is ahead.
+	ahead time.Duration
 }
 
 type memObject struct {
@@ -100,13 +104,16 @@ func (m *memBucket) put(ctx context.Context, key string, body io.Reader, size in
 		m.made++
 		info = objectInfo{
 			key: key, size: int64(len(data)), etag: fmt.Sprintf(`"mem-%d"`, m.made),
-			modTime: time.Now().UTC(), uploadID: opts.uploadID, digest: opts.digest,
+			modTime: time.Now().UTC().Add(m.ahead), uploadID: opts.uploadID, digest: opts.digest,
 		}
 		m.objects[key] = memObject{info, data}
 		return nil
 	})
 	if err != nil {
 		return objectInfo{}, err
+	}
+	if m.silent {
+		info.modTime = time.Time{}
 	}
 	return info, nil
 }

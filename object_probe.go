@@ -73,3 +73,18 @@ func (s *objectStore) probeBucket() (struct{}, error) {
 	}
 	return struct{}{}, fmt.Errorf("%w: cannot tell whether the bucket exists: %v", ErrUnavailable, err)
 }
+
+// storeNow returns the time by the clock of the store, which is that of the modTime of objects.
+// It may be a second early. It writes an object for that, and removes it.
+func (s *objectStore) storeNow(ctx context.Context) (time.Time, error) {
+	c := s.newCheck(ctx)
+	defer c.clean()
+	info, err := c.put(putOptions{absent: true})
+	if err == nil && info.modTime.IsZero() {
+		info, err = s.bucket.stat(ctx, c.key)
+	}
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%w: cannot tell the time of the store: %v", ErrUnavailable, s.checkBucket(err))
+	}
+	return info.modTime, nil
+}
