@@ -16,6 +16,7 @@ import (
 //	{base}/sites/{site}/.lock	(a directory only)
 //	{base}/status/{name}.json
 //	{base}/status/{name}.lock	(a directory only)
+//	{base}/status/{name}.lease.json	(an object store only)
 const (
 	sitesDir       = "sites"
 	artifactsDir   = "artifacts"
