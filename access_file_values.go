@@ -37,32 +37,6 @@ func checkActions(place string, names []string) (allow action, err error) {
 	return allow, nil
 }
 
-// checkGlobs checks a list of globs. what says what it lists.
-func checkGlobs(place string, globs []string, what string) error {
-	if err := checkStrings(place, globs, what); err != nil {
-		return err
-	}
-	return each(place, globs, func(place string, glob *string) error {
-		if strings.Contains(*glob, "**") {
-			return fmt.Errorf("%s: %s contains **, which means the same as *; write *", place, shown(*glob))
-		}
-		return nil
-	})
-}
-
-// checkStrings checks that neither a list nor a string in it is empty. what says what it lists.
-func checkStrings(place string, list []string, what string) error {
-	if len(list) == 0 {
-		return fmt.Errorf("%s: missing or empty; %s", place, what)
-	}
-	return each(place, list, func(place string, s *string) error {
-		if *s == "" {
-			return fmt.Errorf("%s: empty", place)
-		}
-		return nil
-	})
-}
-
 // checkTime returns a time (RFC 3339). nil is the zero time.
 func checkTime(place string, text *string) (at time.Time, err error) {
 	if text == nil {
