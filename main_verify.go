@@ -156,25 +156,25 @@ func verify(ctx context.Context, args, environ []string, stdout, stderr io.Write
 	if err != nil {
 		return err
 	}
-	if err := checkVerifiable(v); err != nil {
+	if err := checkMaintainable(v.store, verifyCommand, v.readOnly); err != nil {
 		return err
 	}
 	return a.run(ctx, v)
 }
 
-// checkVerifiable returns an error if the store is most likely not the one that is meant, or if
-// files that verify creates in it would be in the way of the service.
-func checkVerifiable(v *verifier) error {
-	if s, ok := v.store.(ownedStore); ok && !v.readOnly {
+// checkMaintainable returns an error if the store is most likely not the one that is meant, or if
+// files that the command creates in it would be in the way of the service.
+func checkMaintainable(store SiteLister, command string, readOnly bool) error {
+	if s, ok := store.(ownedStore); ok && !readOnly {
 		if err := s.checkOwner(); err != nil {
-			return commandError{exitDenied, "verify: " + err.Error()}
+			return commandError{exitDenied, command + ": " + err.Error()}
 		}
 	}
-	sites, err := v.store.ListSites("", "", 1)
+	sites, err := store.ListSites("", "", 1)
 	if err == nil && len(sites) == 0 {
-		return commandError{exitAbsent, "verify: the store has no sites; do the variables name the store of the service?"}
+		return commandError{exitAbsent, command + ": the store has no sites; do the variables name the store of the service?"}
 	}
-	return nil // verify itself reports an error of the store
+	return nil // the command itself reports an error of the store
 }
 
 // ownedStore is a store whose files belong to the user of the service.
