@@ -17,3 +17,9 @@ type Leaser interface {
 	// ttl. It only saves work: two holders at once must do no harm.
 	TryLease(name string, ttl time.Duration) (release func(), ok bool, err error)
 }
+
+// ClockTeller is a store that has a clock of its own.
+type ClockTeller interface {
+	// StoreTime returns the time of the store's clock. It may write a file and remove it again.
+	StoreTime() (time.Time, error)
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,4 +66,14 @@ func (n *nfs) checkOwner() error {
 		return fmt.Errorf("%q belongs to user %d: run this as that user, which is the one of the service", root.Name(), st.Uid)
 	}
 	return nil
+}
+
+// StoreTime implements ClockTeller.
+func (n *nfs) StoreTime() (time.Time, error) {
+	root, err := n.openRoot()
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer root.Close()
+	return n.disk.clock(root)
 }
