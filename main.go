@@ -132,6 +132,8 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		return accessCheck(rest, environ, os.Stdin, stdout, log)
 	case name == verifyCommand:
 		return verify(ctx, rest, environ, stdout, stderr)
+	case name == pruneCommand:
+		return prune(ctx, rest, environ, stdout, stderr)
 	}
 	hangUp := make(chan os.Signal, 1)
 	if name == serveCommand {
@@ -212,6 +214,11 @@ func serve(ctx context.Context, cfg *Config, hangUp <-chan os.Signal, log *slog.
 	s := newService(cfg, backend, log)
 	s.tls = files.tls
 	s.useAccess(files.access)
+	stopPrune, err := s.startPrune(ctx, files.retention)
+	if err != nil {
+		return err
+	}
+	defer stopPrune()
 	go s.watchStore(ctx, s.probeInterval())
 	stopAdmin, err := s.serveAdmin()
 	if err != nil {

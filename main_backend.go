@@ -57,6 +57,23 @@ func openNFSPath(cfg *Config, log *slog.Logger) (Backend, error) {
 	return nil, fmt.Errorf("PAGEWRIGHT_NFS_BASE_PATH=%q: %w", cfg.NFSBasePath, err)
 }
 
+// startPrune starts the removal of builds that the rules do not keep, if it is configured. stop
+// waits for its end when ctx has ended.
+func (s *service) startPrune(ctx context.Context, rules *retentionRules) (stop func(), err error) {
+	if rules != nil {
+		s.server.metrics.reloads("retention", rules.watch)
+	}
+	if s.server.cfg.PruneInterval == 0 || s.server.cfg.ReadOnly {
+		return func() {}, nil
+	}
+	store, ok := s.backend.(schedulable)
+	if !ok {
+		return nil, badConfig("PAGEWRIGHT_PRUNE_INTERVAL: this backend cannot prune")
+	}
+	m := newPruneMetrics(s.server.metrics.set, s.server.cfg.PruneInterval, pruneResults, skipReasons)
+	return newPruneJob(store, rules.current.Load, s.server.cfg.PruneInterval, m, s.server.log).start(ctx), nil
+}
+
 // startJobs starts what the store does in the background until ctx ends.
 func startJobs(ctx context.Context, store Backend, cfg *Config) {
 	if n, ok := store.(*nfs); ok && !cfg.ReadOnly {

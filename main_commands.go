@@ -36,6 +36,7 @@ with 1.`},
 		`Tests the store that the variables name, and leaves nothing behind. Prints a line for each
 check: ok, warn (the service works, but promises or does less) or FAIL. Exits with 0 if
 there is no FAIL, otherwise with 1.`},
+	{pruneCommand, "remove the builds that the retention file does not keep", pruneUsage, pruneDetails},
 	{verifyCommand, "compare the stored builds with their digests", verifyUsage, verifyDetails},
 	{"config", "print the settings in effect", "",
 		`Prints each variable with the value in effect, and "# default" after each variable that is

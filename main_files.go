@@ -8,9 +8,10 @@ import (
 
 // reloadedFiles is what the service made of the files that it reloads when they change.
 type reloadedFiles struct {
-	access  *accessControl // nil: everybody may do everything
-	tls     *tlsFiles      // nil: no TLS
-	watches []*fileWatch
+	access    *accessControl  // nil: everybody may do everything
+	tls       *tlsFiles       // nil: no TLS
+	retention *retentionRules // nil: no retention file
+	watches   []*fileWatch
 }
 
 // openFiles reads the files that the service reloads when they change.
@@ -20,6 +21,12 @@ func openFiles(cfg *Config, log *slog.Logger) (f reloadedFiles, err error) {
 	}
 	if f.tls != nil {
 		f.watches = append(f.watches, f.tls.watch)
+	}
+	if cfg.RetentionFile != "" {
+		if f.retention, err = openRetention(cfg.RetentionFile, log); err != nil {
+			return f, fileError(err)
+		}
+		f.watches = append(f.watches, f.retention.watch)
 	}
 	if cfg.AccessFile == "" {
 		return f, nil
@@ -48,8 +55,16 @@ func (f *reloadedFiles) warn(cfg *Config, log *slog.Logger) {
 
 // checkFiles returns what is wrong with the files that openFiles reads.
 func checkFiles(cfg *Config) error {
-	if _, err := openTLS(&cfg.TLS, slog.New(slog.DiscardHandler)); err != nil || cfg.AccessFile == "" {
+	if _, err := openTLS(&cfg.TLS, slog.New(slog.DiscardHandler)); err != nil {
 		return err
+	}
+	if cfg.RetentionFile != "" {
+		if _, err := readRetention(cfg.RetentionFile); err != nil {
+			return fileError(err)
+		}
+	}
+	if cfg.AccessFile == "" {
+		return nil
 	}
 	if _, err := readAccess(cfg.AccessFile); err != nil {
 		return fileError(err)
