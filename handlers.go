@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/fasthttp/router"
 	"github.com/valyala/fasthttp"
@@ -25,12 +26,13 @@ type api struct {
 	freeSpace *freeSpace              // nil: none is kept free
 	access    *accessControl          // nil: everybody may do everything
 
-	computing    singleflight.Group // of the digests of stored builds
-	listBuffered int64              // bytes of a list that is made whole before it is sent
+	computing      singleflight.Group // of the digests of stored builds
+	listBuffered   int64              // bytes of a list that is made whole before it is sent
+	siteDeleteTime time.Duration      // how long one request deletes a site
 }
 
 func newAPI(cfg *Config, backend Backend, log *slog.Logger, m *serviceMetrics, stopping func() bool) *api {
-	a := &api{limits: newLimits(cfg), cfg: cfg, backend: backend, log: log, metrics: m, floods: newFloodLog(log), stopping: stopping, listBuffered: listBuffered}
+	a := &api{limits: newLimits(cfg), cfg: cfg, backend: backend, log: log, metrics: m, floods: newFloodLog(log), stopping: stopping, listBuffered: listBuffered, siteDeleteTime: siteDeleteTime}
 	if p, ok := backend.(Prober); ok {
 		a.ready = &cachedProbe[Readiness]{probe: a.probeOf(p)}
 	}
@@ -47,7 +49,8 @@ func newAPI(cfg *Config, backend Backend, log *slog.Logger, m *serviceMetrics, s
 
 // route is one line of the table of routes. need is what the client must be allowed to do
 // on the site of the path, or if the path has none on all sites; see authorize, which runs
-// first. serve takes the request apart, does what it asks for and returns the response.
+// first. also, if it is set, is needed as well. With ofSome the response shows only the sites on
+// which the client has need or admin: some rule must allow it. serve takes the request apart, does what it asks for and returns the response.
 // admit returns the error with which the request is refused before its body is read, or the
 // response if it needs no body; otherwise the status is 0. It changes nothing that clients
 // see, and is all that runs before a 100 (Continue) is sent.
@@ -57,6 +60,8 @@ type route struct {
 	need         action // one of them, or actionOpen
 	admit        func(*fasthttp.RequestCtx) (response, error)
 	serve        func(*fasthttp.RequestCtx) (response, error)
+	also         action
+	ofSome       bool
 }
 
 // endpoint makes a route of a function that takes the request apart into a value and one
@@ -64,15 +69,15 @@ type route struct {
 // before it reads the body: see admit.
 func endpoint[T any](method, path, name string, need action, parse func(*fasthttp.RequestCtx) (T, error),
 	check func(T) (response, error), serve func(*fasthttp.RequestCtx, T) (response, error)) route {
-	return route{method, path, name, need,
-		func(ctx *fasthttp.RequestCtx) (response, error) {
+	return route{method: method, path: path, name: name, need: need,
+		admit: func(ctx *fasthttp.RequestCtx) (response, error) {
 			v, err := parse(ctx)
 			if err != nil || check == nil {
 				return response{}, err
 			}
 			return check(v)
 		},
-		func(ctx *fasthttp.RequestCtx) (response, error) {
+		serve: func(ctx *fasthttp.RequestCtx) (response, error) {
 			v, err := parse(ctx)
 			if err != nil {
 				return response{}, err
@@ -81,10 +86,25 @@ func endpoint[T any](method, path, name string, need action, parse func(*fasthtt
 		}}
 }
 
+// filtered returns the route with ofSome.
+func (r route) filtered() route {
+	r.ofSome = true
+	return r
+}
+
+// andNeeds returns the route with also.
+func (r route) andNeeds(also action) route {
+	r.also = also
+	return r
+}
+
 // page makes the routes of a GET, and a HEAD, that has no arguments.
 func page(path, name string, need action, serve func(*fasthttp.RequestCtx) (response, error)) []route {
 	admit := func(*fasthttp.RequestCtx) (response, error) { return response{}, nil }
-	return []route{{fasthttp.MethodGet, path, name, need, admit, serve}, {fasthttp.MethodHead, path, name, need, admit, serve}}
+	get := route{method: fasthttp.MethodGet, path: path, name: name, need: need, admit: admit, serve: serve}
+	head := get
+	head.method = fasthttp.MethodHead
+	return []route{get, head}
 }
 
 // routes is the whole HTTP API.
@@ -93,6 +113,7 @@ func (a *api) routes() []route {
 		artifact = "/sites/{site_id}/artifacts/{build_id}"
 		logs     = "/sites/{site_id}/logs"
 		versions = "/sites/{site_id}/versions"
+		site     = "/sites/{site_id}"
 	)
 	all := []route{
 		endpoint("GET", artifact, routeArtifact, actionRead, parseDownload, nil, a.getArtifact),
@@ -102,6 +123,12 @@ func (a *api) routes() []route {
 		endpoint("POST", logs, routeLogs, actionLog, a.parseAppend, nil, a.postLog),
 		endpoint("GET", versions, routeVersions, actionRead, parseListing, nil, a.getVersions),
 		endpoint("HEAD", versions, routeVersions, actionRead, parseListing, nil, a.getVersions),
+		endpoint("DELETE", versions+"/{build_id}", routeVersion, actionDelete, a.parseDeletion, nil, a.deleteVersion),
+		endpoint("GET", "/sites", routeSites, actionRead, parseSiteListing, nil, a.getSites).filtered(),
+		endpoint("HEAD", "/sites", routeSites, actionRead, parseSiteListing, nil, a.getSites).filtered(),
+		endpoint("GET", site, routeSite, actionRead, parseSiteRequest, nil, a.getSite),
+		endpoint("HEAD", site, routeSite, actionRead, parseSiteRequest, nil, a.getSite),
+		endpoint("DELETE", site, routeSite, actionDelete, a.parseSiteDeletion, nil, a.deleteSite).andNeeds(actionAdmin),
 	}
 	if a.cfg.ReadOnly {
 		a.refuseChanges(all)
@@ -207,12 +234,13 @@ func noSuchPath(*fasthttp.RequestCtx) error {
 // id is empty: the router does not match it.
 func noSuchAPIPath(ctx *fasthttp.RequestCtx) error {
 	p := strings.Split(string(ctx.URI().PathOriginal()), "/")
-	if len(p) >= 4 && p[0] == "" && p[1] == "sites" {
+	if len(p) >= 3 && p[0] == "" && p[1] == "sites" {
 		artifact := len(p) == 5 && p[3] == "artifacts"
-		if p[2] == "" && (artifact || len(p) == 4 && (p[3] == "logs" || p[3] == "versions")) {
+		version := len(p) == 5 && p[3] == "versions"
+		if p[2] == "" && (len(p) == 3 || artifact || version || len(p) == 4 && (p[3] == "logs" || p[3] == "versions")) {
 			return badRequest("site_id is empty")
 		}
-		if artifact && p[4] == "" {
+		if (artifact || version) && p[4] == "" {
 			return badRequest("build_id is empty")
 		}
 	}

@@ -70,7 +70,8 @@ func (a *api) authorize(ctx *fasthttp.RequestCtx, r *route) error {
 		c.setActor(who.kind, who.name, who.credential, len(who.rules) == 0)
 	}
 	site := pathText(ctx, "site_id")
-	if policy.allows(who, r.need, site) == nil {
+	scope, lacks := r.judge(policy, who, site)
+	if lacks != 0 {
 		switch {
 		case who == nil && cert != nil:
 			c.rec.certificate = certificateNames(cert)
@@ -78,10 +79,31 @@ func (a *api) authorize(ctx *fasthttp.RequestCtx, r *route) error {
 		case who == nil:
 			return refusedAccess(errNoCredentials)
 		}
-		return lacking(r.need)
+		return lacking(lacks)
+	}
+	if r.ofSome {
+		ctx.SetUserValue(scopeKey{}, scope)
 	}
 	c.rec.createOnly = r.need == actionCreate && policy.allows(who, actionWrite, site) == nil
 	return nil
+}
+
+// judge returns the first action that who may not do although r needs it on the site; 0: none. Of
+// a route that shows some sites it returns which.
+func (r *route) judge(policy *accessPolicy, who *actor, site string) (scope *accessScope, lacks action) {
+	if r.ofSome {
+		scope, some := policy.scope(who)
+		if !some {
+			return nil, r.need
+		}
+		return scope, 0
+	}
+	for _, need := range [...]action{r.need, r.also} {
+		if need != 0 && policy.allows(who, need, site) == nil {
+			return nil, need
+		}
+	}
+	return nil, 0
 }
 
 // certificateOf returns the certificate of the client, nil if it has none. It is an error if

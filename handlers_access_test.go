@@ -54,7 +54,7 @@ func statusesOf(t *testing.T, s *testServer, raw string) string {
 }
 
 // routeNeeds are the actions of which a client needs one for each route of the API. Those
-// with "open" need none.
+// with "open" need none, and those "of some" need it, or admin, on any site.
 var routeNeeds = map[string]string{
 	"GET /sites/{site_id}/artifacts/{build_id}":    "read",
 	"HEAD /sites/{site_id}/artifacts/{build_id}":   "read",
@@ -63,6 +63,12 @@ var routeNeeds = map[string]string{
 	"POST /sites/{site_id}/logs":                   "log",
 	"GET /sites/{site_id}/versions":                "read",
 	"HEAD /sites/{site_id}/versions":               "read",
+	"DELETE /sites/{site_id}/versions/{build_id}":  "delete",
+	"GET /sites":                                   "read of some",
+	"HEAD /sites":                                  "read of some",
+	"GET /sites/{site_id}":                         "read",
+	"HEAD /sites/{site_id}":                        "read",
+	"DELETE /sites/{site_id}":                      "delete and admin",
 	"GET /metrics":                                 "admin",
 	"HEAD /metrics":                                "admin",
 	"GET /health":                                  "open",
@@ -134,12 +140,18 @@ func TestEveryRouteNeedsItsAction(t *testing.T) {
 			continue
 		}
 		ofSite := strings.Contains(r.path, "{site_id}")
+		need, ofSome := strings.CutSuffix(need, " of some")
+		need, admin := strings.CutSuffix(need, " and admin")
+		path := ids.Replace(r.path)
+		if admin {
+			path += "?confirm=s"
+		}
 		try := func(who, authorization string, want int, challenge string) {
 			t.Helper()
 			if need == "open" {
 				want, challenge = 200, ""
 			}
-			testAccess(t, s, svc, r.method, ids.Replace(r.path), who, authorization, want, challenge)
+			testAccess(t, s, svc, r.method, path, who, authorization, want, challenge)
 		}
 		try("nobody", "", 401, challenged)
 		try("malformed", "Bearer", 401, invalidToken)
@@ -150,9 +162,15 @@ func TestEveryRouteNeedsItsAction(t *testing.T) {
 		try("an unknown password", basic("u", newToken()), 401, invalidToken)
 		try("an unknown JWT", "Bearer eyJhbGciOiJub25lIn0.eyJpc3MiOiJ4In0.", 401, invalidToken)
 		for _, who := range rules {
-			denied := fmt.Sprintf(`%s, error="insufficient_scope", scope="%s"`, challenged, strings.Replace(need, "write", "create", 1))
+			lacks := strings.Replace(need, "write", "create", 1)
+			if may := strings.Fields(who.allow); admin && slices.Contains(may, need) && (who.sites == "*" || who.sites == "s") {
+				lacks = "admin"
+			}
+			denied := fmt.Sprintf(`%s, error="insufficient_scope", scope="%s"`, challenged, lacks)
 			want, challenge := 403, denied
 			allowed := slices.Contains(strings.Fields(who.allow), need) && (who.sites == "*" || ofSite && who.sites == "s")
+			allowed = allowed && (!admin || slices.Contains(strings.Fields(who.allow), "admin"))
+			allowed = allowed || ofSome && (slices.Contains(strings.Fields(who.allow), need) || slices.Contains(strings.Fields(who.allow), "admin"))
 			create := need == "write" && slices.Contains(strings.Fields(who.allow), "create") && (who.sites == "*" || who.sites == "s")
 			switch {
 			case who.name == "expired":
@@ -248,7 +266,7 @@ func TestRouteWithoutANeed(t *testing.T) {
 	for _, need := range []action{0, actionRead | actionWrite, actionRead, actionOpen} {
 		panicked := func() (panicked bool) {
 			defer func() { panicked = recover() != nil }()
-			a.handler([]route{{"GET", "/new", routeOther, need, nil, nil}}, noSuchPath)
+			a.handler([]route{{method: "GET", path: "/new", name: routeOther, need: need}}, noSuchPath)
 			return false
 		}()
 		if want := need != actionRead && need != actionOpen; panicked != want {

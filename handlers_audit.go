@@ -43,7 +43,7 @@ func (a *api) audit(ctx *fasthttp.RequestCtx, refusal *httpError) {
 			attrs = append(attrs, m.name, m.value)
 		}
 	}
-	attrs = append(attrs, c.rec.ids(), "remote", remote)
+	attrs = append(append(attrs, c.rec.audited...), c.rec.ids(), "remote", remote)
 	if refusal != nil && (c.rec.actor == "" || c.rec.stranger) { // anybody can cause any number
 		a.floods.add("audit "+cmp.Or(denied, result), slog.LevelInfo, "audit", attrs...)
 		return

@@ -33,6 +33,11 @@ func (c *changeCounter) WriteLog(siteID string, e LogEntry) error {
 	return c.nfs.WriteLog(siteID, e)
 }
 
+func (c *changeCounter) DeleteVersions(siteID string, builds []VersionDeletion) []error {
+	c.changes.Add(1)
+	return c.nfs.DeleteVersions(siteID, builds)
+}
+
 // expectContinue sends the header of a request that expects 100-continue, and returns
 // the connection after the 100 has arrived.
 func expectContinue(t *testing.T, addr, method, path, header string) (io.Writer, *bufio.Reader) {
@@ -59,9 +64,13 @@ func TestExpectChangesNothing(t *testing.T) {
 			t.Errorf("%s %s has no admit or no serve", r.method, r.path)
 			continue
 		}
-		for _, condition := range []string{"", "If-Match: *\r\n"} {
+		path, conditions := ids.Replace(r.path), []string{"", "If-Match: *\r\n"}
+		if r.method == "DELETE" && r.name == routeSite {
+			path, conditions = path+"?confirm=s", conditions[:1]
+		}
+		for _, condition := range conditions {
 			for range maxScrapes + 1 { // more than the smallest number of places
-				expectContinue(t, s.addr, r.method, ids.Replace(r.path), condition)
+				expectContinue(t, s.addr, r.method, path, condition)
 			}
 		}
 		if n := b.changes.Load(); n != 0 {

@@ -12,6 +12,7 @@ const (
 	maxWrites      = 256              // appends and deletes that are in the store at once
 	maxSiteWrites  = 128              // of one site: they may wait for its lock
 	maxBuildWrites = 64               // of one build
+	maxSiteDeletes = 4                // sites that are deleted at once: each holds a page of versions
 	maxScrapes     = 16               // scrapes of the metrics that are made and sent
 	maxDigests     = 4                // stored builds whose digest is computed at once
 	maxLongDigests = 2                // of them those of more than longDigest bytes
@@ -109,6 +110,11 @@ func (l *limits) acquireWrite(c *conn, siteID, buildID string) (*grant, error) {
 	return acquireAs(refusedCalls, l.writes, c, budgetRequest{n: 1, caps: []keyCap{
 		{"site " + siteID, maxSiteWrites}, {"build " + siteID + "/" + buildID, maxBuildWrites},
 	}})
+}
+
+// acquireSiteDeletion acquires a place to delete a whole site.
+func (l *limits) acquireSiteDeletion(c *conn, siteID string) (*grant, error) {
+	return acquireAs(refusedCalls, l.writes, c, budgetRequest{n: 1, caps: []keyCap{{"site " + siteID, maxSiteWrites}, {"whole sites", maxSiteDeletes}}})
 }
 
 // acquireDigest acquires a place to compute the digest of a stored build of size bytes, for

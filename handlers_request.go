@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -125,6 +126,25 @@ func queryBool(ctx *fasthttp.RequestCtx, name string, absent bool) (bool, error)
 		return false, nil
 	}
 	return false, badRequest("%s must be true or false", name)
+}
+
+const maxPageLimit = 10_000 // builds or sites on a page at most
+
+// queryLimit returns the argument limit, and absent if it is not given.
+func queryLimit(ctx *fasthttp.RequestCtx, absent int) (int, error) {
+	if !ctx.QueryArgs().Has("limit") {
+		return absent, nil
+	}
+	n, err := strconv.Atoi(string(ctx.QueryArgs().Peek("limit")))
+	if err != nil || n < 1 || n > maxPageLimit {
+		return 0, badRequest("limit must be a number from 1 to %d", maxPageLimit)
+	}
+	return n, nil
+}
+
+// badCursor is the error of an argument cursor that the service did not make.
+func badCursor() error {
+	return badRequest("cursor must be a next_cursor value returned by this service")
 }
 
 // checkOnce refuses an argument that is given twice.

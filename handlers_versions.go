@@ -3,14 +3,11 @@ package main
 import (
 	"errors"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/valyala/fasthttp"
 )
-
-const maxPageLimit = 10_000 // builds on a page at most
 
 // listing is a GET or HEAD of the versions of a site.
 type listing struct {
@@ -47,18 +44,13 @@ func parseVersionQuery(ctx *fasthttp.RequestCtx) (q VersionQuery, err error) {
 	if err := checkQuery(ctx, "limit", "cursor", "metadata", "digest"); err != nil {
 		return q, err
 	}
-	args := ctx.QueryArgs()
-	if args.Has("limit") {
-		n, err := strconv.Atoi(string(args.Peek("limit")))
-		if err != nil || n < 1 || n > maxPageLimit {
-			return q, badRequest("limit must be a number from 1 to %d", maxPageLimit)
-		}
-		q.Limit = n
+	if q.Limit, err = queryLimit(ctx, 0); err != nil {
+		return q, err
 	}
-	if args.Has("cursor") {
+	if args := ctx.QueryArgs(); args.Has("cursor") {
 		q.Cursor = string(args.Peek("cursor"))
 		if _, err := parseCursor(q.Cursor); err != nil {
-			return q, badRequest("cursor must be a next_cursor value returned by this service")
+			return q, badCursor()
 		}
 	}
 	q.Metadata, err = queryBool(ctx, "metadata", false)

@@ -51,6 +51,9 @@ const (
 	routeArtifact = "artifact"
 	routeLogs     = "logs"
 	routeVersions = "versions"
+	routeVersion  = "version"
+	routeSites    = "sites"
+	routeSite     = "site"
 	routeHealth   = "health"
 	routeReady    = "ready"
 	routeMetrics  = "metrics"
@@ -65,6 +68,8 @@ const (
 	callDelete = "delete"
 	callAppend = "append"
 	callList   = "list"
+	callSites  = "sites"  // a list of sites
+	callRemove = "remove" // of many builds with their logs
 	callProbe  = "probe"
 	callSpace  = "space"
 	callURL    = "url"
@@ -84,6 +89,10 @@ var possible = []struct {
 	{routeLogs, "POST", []int{201, 400, 403, 408, 409, 413, 415, 422, statusHungUp, 500, 501, 502, 503, 507}},
 	{routeVersions, "GET", []int{200, 304, 400, statusHungUp, 500, 502, 503}},
 	{routeVersions, "HEAD", []int{200, 304, 400, statusHungUp, 500, 502, 503}},
+	{routeVersion, "DELETE", []int{204, 400, 403, 409, 412, statusHungUp, 500, 501, 502, 503}},
+	{routeSites, "GET HEAD", []int{200, 400, statusHungUp, 500, 502, 503}},
+	{routeSite, "GET HEAD", []int{200, 400, 404, statusHungUp, 500, 502, 503}},
+	{routeSite, "DELETE", []int{200, 400, 403, 409, statusHungUp, 500, 501, 502, 503}},
 	{routeHealth, "GET HEAD", []int{200}},
 	{routeReady, "GET HEAD", []int{200, 503}},
 	{routeMetrics, "GET HEAD", []int{200, 503}},
@@ -120,7 +129,7 @@ func newServiceMetrics() *serviceMetrics {
 	for kind, name := range []string{accessLine: "access", otherLine: "other"} {
 		m.dropped[kind] = set.NewCounter(fmt.Sprintf(`pagewright_log_lines_dropped_total{kind=%q}`, name))
 	}
-	for _, call := range []string{callStore, callFetch, callStat, callDelete, callAppend, callList, callProbe, callSpace, callURL} {
+	for _, call := range []string{callStore, callFetch, callStat, callDelete, callAppend, callList, callSites, callRemove, callProbe, callSpace, callURL} {
 		m.calls[call] = set.NewPrometheusHistogramExt(fmt.Sprintf(`pagewright_backend_duration_seconds{operation=%q}`, call), durationBuckets)
 		// From zero on: an increase is seen only of a series that existed before.
 		for _, kind := range errorKinds() {
@@ -214,7 +223,7 @@ func (m *serviceMetrics) countDenied(reasons []string) {
 	m.denied = map[string]*metrics.Counter{}
 	for _, p := range possible {
 		switch p.route {
-		case routeArtifact, routeLogs, routeVersions, routeMetrics:
+		case routeArtifact, routeLogs, routeVersions, routeVersion, routeSites, routeSite, routeMetrics:
 			for method := range strings.FieldsSeq(p.methods) {
 				for _, status := range []int{400, 401, 403, 503} {
 					m.addRequest(requestKey{p.route, method, status})

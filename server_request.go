@@ -46,6 +46,7 @@ type requestRecord struct {
 	client      string // the client in budgets; empty: that of the connection
 	createOnly  bool   // the actor may not replace a build
 	build       string // that the body names
+	audited     []any  // more members of the audit line
 
 	sourceFailed func(error) // reports a failed source of the body; nil: it cannot fail
 }
