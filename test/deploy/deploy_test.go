@@ -62,7 +62,7 @@ func TestProxies(t *testing.T) {
 	}
 }
 
-// onlyTheAPI: whatever the spelling, nothing but /sites/ reaches the service.
+// onlyTheAPI: whatever the spelling, nothing but /sites and what is below reaches the service.
 func (f *front) onlyTheAPI(t *testing.T) {
 	for _, c := range []struct {
 		path   string
@@ -70,7 +70,8 @@ func (f *front) onlyTheAPI(t *testing.T) {
 	}{
 		{"/sites/s/versions", 200},
 		{"/", 404},
-		{"/sites", 404},
+		{"/sites", 200},
+		{"/sitesx", 404},
 		{"/health", 404},
 		{"/ready", 404},
 		{"/metrics", 404},
