@@ -150,11 +150,12 @@ type SpaceTeller interface {
 type Outcome string
 
 const (
-	outcomeCreated  Outcome = "created"  // the build or the log entry did not exist
+	outcomeCreated  Outcome = "created"  // the build, the log entry or the label did not exist
 	outcomeReplaced Outcome = "replaced" // the build existed
-	outcomeSame     Outcome = "same"     // the log has the entry already
-	outcomeDeleted  Outcome = "deleted"  // the build existed
-	outcomeAbsent   Outcome = "absent"   // there was no build to delete
+	outcomeMoved    Outcome = "moved"    // the label existed, and named another build
+	outcomeSame     Outcome = "same"     // the log has the entry already, or the label names the build
+	outcomeDeleted  Outcome = "deleted"  // the build or label existed
+	outcomeAbsent   Outcome = "absent"   // there was nothing to delete
 )
 
 // set sets the outcome of a caller that wants it.
@@ -224,7 +225,8 @@ type VersionPage struct {
 	NextCursor string // empty on the last page
 	pageSeal
 	digests []Digest     // of Versions, in their order; nil: not listed; set by withDigests
-	copied  *VersionPage // of which withDigests made a copy: a store may share it while it is in use
+	labels  [][]string   // names of the labels of each of Versions, in their order; nil: not listed; set by withLabels
+	copied  *VersionPage // of which withDigests or withLabels made a copy: a store may share it while it is in use
 
 	// OpenLog opens the log of a version whose Stored is set, in its current state. It may
 	// be called long after the page was made.

@@ -18,15 +18,30 @@ func kindOfList(metadata bool) int {
 
 const metadataName = `,"metadata":`
 
-// appendVersionHead appends v up to its entries. digest may be nil.
-func appendVersionHead(b []byte, v *Version, digest *Digest) []byte {
+// appendVersionHead appends v up to its entries. digest and labels may be nil.
+func appendVersionHead(b []byte, v *Version, digest *Digest, labels []string) []byte {
 	b = appendString(append(b, `{"build_id":`...), v.BuildID)
 	b = strconv.AppendInt(append(b, `,"size_bytes":`...), v.SizeBytes, 10)
 	if digest != nil && digest.known() {
 		b = appendDigestMember(b, digest)
 	}
 	b = appendTime(append(b, `,"created_at":`...), v.CreatedAt)
+	if labels != nil {
+		b = appendLabelsMember(b, labels)
+	}
 	return append(b, `,"logs":[`...)
+}
+
+// appendLabelsMember appends the member with the names of labels, which need no escapes.
+func appendLabelsMember(b []byte, names []string) []byte {
+	b = append(b, `,"labels":[`...)
+	for i, name := range names {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(append(append(b, '"'), name...), '"')
+	}
+	return append(b, ']')
 }
 
 // digestMember is the number of bytes that appendDigestMember appends.
@@ -71,7 +86,7 @@ func sizeOfVersions(versions []*Version) (size [2]int64) {
 	size[0] = int64(max(0, len(versions)-1)) // commas
 	size[1] = size[0]
 	for _, v := range versions {
-		buf = appendVersionEnd(appendVersionHead(buf[:0], v, nil), v)
+		buf = appendVersionEnd(appendVersionHead(buf[:0], v, nil, nil), v)
 		logs := [2]int64{}
 		if v.Stored != nil {
 			logs = v.Stored.size

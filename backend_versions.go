@@ -166,6 +166,30 @@ func (p *VersionPage) withDigests(digests []Digest) *VersionPage {
 	return &c
 }
 
+// withLabels returns a copy of p, which is sealed, with the names of the labels of its
+// versions. The tag of the copy covers them.
+func (p *VersionPage) withLabels(labels []Label) *VersionPage {
+	c := *p // p is shared
+	c.labels, c.copied = make([][]string, len(p.Versions)), p
+	named := map[string][]string{} // by build, in the order of labels
+	for _, l := range labels {
+		named[l.BuildID] = append(named[l.BuildID], l.Name)
+	}
+	h := sha256.New()
+	var buf []byte
+	for i, v := range c.Versions {
+		c.labels[i] = append([]string{}, named[v.BuildID]...)
+		buf = appendLabelsMember(buf[:0], c.labels[i])
+		h.Write(buf)
+		c.size[0] += int64(len(buf))
+		c.size[1] += int64(len(buf))
+	}
+	if c.Tag != "" {
+		c.Tag += "-l" + hex.EncodeToString(h.Sum(nil)[:16])
+	}
+	return &c
+}
+
 // unread is called when the log of v, a version of p, could not be read as it was when
 // p was made, with the cause. The log is forgotten, so that the next list reads it
 // again. If the cause may affect others too, they are forgotten as well. It returns

@@ -107,28 +107,43 @@ func page(path, name string, need action, serve func(*fasthttp.RequestCtx) (resp
 	return []route{get, head}
 }
 
+// The paths of sites.
+const (
+	pathSites    = "/sites"
+	pathSite     = "/sites/{site_id}"
+	pathArtifact = "/sites/{site_id}/artifacts/{build_id}"
+	pathLogs     = "/sites/{site_id}/logs"
+	pathVersions = "/sites/{site_id}/versions"
+	pathVersion  = "/sites/{site_id}/versions/{build_id}"
+	pathLabels   = "/sites/{site_id}/labels"
+	pathLabel    = "/sites/{site_id}/labels/{label}"
+	pathByLabel  = "/sites/{site_id}/labels/{label}/artifact"
+)
+
 // routes is the whole HTTP API.
 func (a *api) routes() []route {
-	const (
-		artifact = "/sites/{site_id}/artifacts/{build_id}"
-		logs     = "/sites/{site_id}/logs"
-		versions = "/sites/{site_id}/versions"
-		site     = "/sites/{site_id}"
-	)
 	all := []route{
-		endpoint("GET", artifact, routeArtifact, actionRead, parseDownload, nil, a.getArtifact),
-		endpoint("HEAD", artifact, routeArtifact, actionRead, parseDownload, nil, a.getArtifact),
-		endpoint("PUT", artifact, routeArtifact, actionCreate, a.parseUpload, a.checkUpload, a.putArtifact),
-		endpoint("DELETE", artifact, routeArtifact, actionDelete, a.parseDeletion, nil, a.deleteArtifact),
-		endpoint("POST", logs, routeLogs, actionLog, a.parseAppend, nil, a.postLog),
-		endpoint("GET", versions, routeVersions, actionRead, parseListing, nil, a.getVersions),
-		endpoint("HEAD", versions, routeVersions, actionRead, parseListing, nil, a.getVersions),
-		endpoint("DELETE", versions+"/{build_id}", routeVersion, actionDelete, a.parseDeletion, nil, a.deleteVersion),
-		endpoint("GET", "/sites", routeSites, actionRead, parseSiteListing, nil, a.getSites).filtered(),
-		endpoint("HEAD", "/sites", routeSites, actionRead, parseSiteListing, nil, a.getSites).filtered(),
-		endpoint("GET", site, routeSite, actionRead, parseSiteRequest, nil, a.getSite),
-		endpoint("HEAD", site, routeSite, actionRead, parseSiteRequest, nil, a.getSite),
-		endpoint("DELETE", site, routeSite, actionDelete, a.parseSiteDeletion, nil, a.deleteSite).andNeeds(actionAdmin),
+		endpoint("GET", pathArtifact, routeArtifact, actionRead, parseDownload, nil, a.getArtifact),
+		endpoint("HEAD", pathArtifact, routeArtifact, actionRead, parseDownload, nil, a.getArtifact),
+		endpoint("PUT", pathArtifact, routeArtifact, actionCreate, a.parseUpload, a.checkUpload, a.putArtifact),
+		endpoint("DELETE", pathArtifact, routeArtifact, actionDelete, a.parseDeletion, nil, a.deleteArtifact),
+		endpoint("POST", pathLogs, routeLogs, actionLog, a.parseAppend, nil, a.postLog),
+		endpoint("GET", pathVersions, routeVersions, actionRead, parseListing, nil, a.getVersions),
+		endpoint("HEAD", pathVersions, routeVersions, actionRead, parseListing, nil, a.getVersions),
+		endpoint("PUT", pathLabel, routeLabel, actionLabel, a.parseMove, nil, a.putLabel),
+		endpoint("DELETE", pathLabel, routeLabel, actionLabel, a.parseLabelRequest, nil, a.deleteLabel),
+		endpoint("GET", pathLabel, routeLabel, actionRead, a.parseLabelRequest, nil, a.getLabel),
+		endpoint("HEAD", pathLabel, routeLabel, actionRead, a.parseLabelRequest, nil, a.getLabel),
+		endpoint("GET", pathLabels, routeLabels, actionRead, parseLabelListing, nil, a.getLabels),
+		endpoint("HEAD", pathLabels, routeLabels, actionRead, parseLabelListing, nil, a.getLabels),
+		endpoint("GET", pathByLabel, routeByLabel, actionRead, a.parseLabelDownload, nil, a.getLabelArtifact),
+		endpoint("HEAD", pathByLabel, routeByLabel, actionRead, a.parseLabelDownload, nil, a.getLabelArtifact),
+		endpoint("DELETE", pathVersion, routeVersion, actionDelete, a.parseDeletion, nil, a.deleteVersion),
+		endpoint("GET", pathSites, routeSites, actionRead, parseSiteListing, nil, a.getSites).filtered(),
+		endpoint("HEAD", pathSites, routeSites, actionRead, parseSiteListing, nil, a.getSites).filtered(),
+		endpoint("GET", pathSite, routeSite, actionRead, parseSiteRequest, nil, a.getSite),
+		endpoint("HEAD", pathSite, routeSite, actionRead, parseSiteRequest, nil, a.getSite),
+		endpoint("DELETE", pathSite, routeSite, actionDelete, a.parseSiteDeletion, nil, a.deleteSite).andNeeds(actionAdmin),
 	}
 	if a.cfg.ReadOnly {
 		a.refuseChanges(all)
@@ -233,18 +248,32 @@ func noSuchPath(*fasthttp.RequestCtx) error {
 // noSuchAPIPath returns noSuchPath, or what is wrong with a path of the API in which an
 // id is empty: the router does not match it.
 func noSuchAPIPath(ctx *fasthttp.RequestCtx) error {
-	p := strings.Split(string(ctx.URI().PathOriginal()), "/")
-	if len(p) >= 3 && p[0] == "" && p[1] == "sites" {
-		artifact := len(p) == 5 && p[3] == "artifacts"
-		version := len(p) == 5 && p[3] == "versions"
-		if p[2] == "" && (len(p) == 3 || artifact || version || len(p) == 4 && (p[3] == "logs" || p[3] == "versions")) {
-			return badRequest("site_id is empty")
-		}
-		if (artifact || version) && p[4] == "" {
-			return badRequest("build_id is empty")
+	path := string(ctx.URI().PathOriginal())
+	for _, of := range [...]string{pathArtifact, pathLogs, pathVersions, pathVersion, pathSite, pathLabels, pathLabel, pathByLabel} {
+		if name := emptyParameter(of, path); name != "" {
+			return badRequest("%s is empty", name)
 		}
 	}
 	return noSuchPath(ctx)
+}
+
+// emptyParameter returns the name of the first parameter of a path of a route that is empty in
+// path. It returns "" if there is none, or if path would not match if it were not empty.
+func emptyParameter(of, path string) (name string) {
+	want, got := strings.Split(of, "/"), strings.Split(path, "/")
+	if len(got) != len(want) {
+		return ""
+	}
+	for i, part := range want {
+		parameter := strings.HasPrefix(part, "{")
+		if parameter && got[i] == "" && name == "" {
+			name = strings.Trim(part, "{}")
+		}
+		if !parameter && got[i] != part {
+			return ""
+		}
+	}
+	return name
 }
 
 // checkOrigin refuses a request that a browser sends for a page of another origin, unless

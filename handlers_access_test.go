@@ -64,19 +64,27 @@ var routeNeeds = map[string]string{
 	"GET /sites/{site_id}/versions":                "read",
 	"HEAD /sites/{site_id}/versions":               "read",
 	"DELETE /sites/{site_id}/versions/{build_id}":  "delete",
-	"GET /sites":                                   "read of some",
-	"HEAD /sites":                                  "read of some",
-	"GET /sites/{site_id}":                         "read",
-	"HEAD /sites/{site_id}":                        "read",
-	"DELETE /sites/{site_id}":                      "delete and admin",
-	"GET /metrics":                                 "admin",
-	"HEAD /metrics":                                "admin",
-	"GET /health":                                  "open",
-	"HEAD /health":                                 "open",
-	"GET /ready":                                   "open",
-	"HEAD /ready":                                  "open",
-	"GET /openapi.yaml":                            "open",
-	"HEAD /openapi.yaml":                           "open",
+	"GET /sites":                                    "read of some",
+	"HEAD /sites":                                   "read of some",
+	"GET /sites/{site_id}":                          "read",
+	"HEAD /sites/{site_id}":                         "read",
+	"DELETE /sites/{site_id}":                       "delete and admin",
+	"PUT /sites/{site_id}/labels/{label}":           "label",
+	"DELETE /sites/{site_id}/labels/{label}":        "label",
+	"GET /sites/{site_id}/labels/{label}":           "read",
+	"HEAD /sites/{site_id}/labels/{label}":          "read",
+	"GET /sites/{site_id}/labels":                   "read",
+	"HEAD /sites/{site_id}/labels":                  "read",
+	"GET /sites/{site_id}/labels/{label}/artifact":  "read",
+	"HEAD /sites/{site_id}/labels/{label}/artifact": "read",
+	"GET /metrics":                                  "admin",
+	"HEAD /metrics":                                 "admin",
+	"GET /health":                                   "open",
+	"HEAD /health":                                  "open",
+	"GET /ready":                                    "open",
+	"HEAD /ready":                                   "open",
+	"GET /openapi.yaml":                             "open",
+	"HEAD /openapi.yaml":                            "open",
 }
 
 // storeCalls returns how often the service has asked its store for anything but its health.
@@ -128,8 +136,9 @@ func TestEveryRouteNeedsItsAction(t *testing.T) {
 			testRule{name: "all but " + name, token: newToken(), allow: strings.ReplaceAll(strings.ReplaceAll(all, name, ""), "  ", " "), sites: "*"})
 	}
 	s, svc := startAccess(t, rules)
-	mustStore(t, openTestNFS(t, s.dir), "s", "b", []byte("a build"))
-	ids := strings.NewReplacer("{site_id}", "s", "{build_id}", "b")
+	mustStore(t, openTestNFS(t, s.dir), "s", "labelled", []byte("a build"))
+	restoreAfterDelete(t, s.dir)
+	ids := strings.NewReplacer("{site_id}", "s", "{build_id}", "b", "{label}", "live")
 	seen := map[string]bool{}
 	for _, r := range svc.api.routes() {
 		route := r.method + " " + r.path
@@ -191,6 +200,14 @@ func TestEveryRouteNeedsItsAction(t *testing.T) {
 	}
 }
 
+// restoreAfterDelete stores the build and the label that TestEveryRouteNeedsItsAction deletes.
+func restoreAfterDelete(t *testing.T, dir string) {
+	t.Helper()
+	n := openTestNFS(t, dir)
+	mustStore(t, n, "s", "b", []byte("a build"))
+	mustLabel(t, n, "s", "live", "labelled")
+}
+
 // testAccess sends a request to a route, at once and with Expect: 100-continue. want is its
 // status, 0 for any of success.
 func testAccess(t *testing.T, s *testServer, svc *service, method, path, who, authorization string, want int, challenge string) {
@@ -220,9 +237,12 @@ func testAccess(t *testing.T, s *testServer, svc *service, method, path, who, au
 		// A client whose request is refused gets its response without sending the body; fasthttp
 		// waits for the first byte unless the client expects 100.
 		body := anEntry
+		if strings.Contains(path, "/labels/") {
+			body = fmt.Sprintf("%-42s", `{"build_id":"labelled"}`)
+		}
 		switch {
 		case refused && expect == "":
-			body = anEntry[:1]
+			body = body[:1]
 		case refused:
 			body = ""
 		}
@@ -244,7 +264,7 @@ func testAccess(t *testing.T, s *testServer, svc *service, method, path, who, au
 		_ = c.Close()
 		if !refused {
 			if method == "DELETE" {
-				mustStore(t, openTestNFS(t, s.dir), "s", "b", []byte("a build"))
+				restoreAfterDelete(t, s.dir)
 			}
 			continue
 		}
@@ -292,6 +312,11 @@ func TestSitesWithoutRightsLookTheSame(t *testing.T) {
 			{"DELETE", "/sites/%s/artifacts/b", nil, header("If-Match", "nonsense")},
 			{"POST", "/sites/%s/logs", "no entry", nil},
 			{"GET", "/sites/%s/versions", nil, nil},
+			{"GET", "/sites/%s/labels", nil, nil},
+			{"GET", "/sites/%s/labels/LIVE", nil, nil},
+			{"HEAD", "/sites/%s/labels/live/artifact", nil, header("If-None-Match", "*")},
+			{"PUT", "/sites/%s/labels/live", "no move", header("If-Match", "nonsense")},
+			{"DELETE", "/sites/%s/labels/live", nil, nil},
 			{"GET", "/sites/%s/versions?limit=nonsense&x=y", nil, nil},
 		} {
 			var responses []string

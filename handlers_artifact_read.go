@@ -28,10 +28,16 @@ type download struct {
 }
 
 func parseDownload(ctx *fasthttp.RequestCtx) (d download, err error) {
-	d.conn, d.head = connOf(ctx), ctx.IsHead()
-	if d.siteID, d.buildID, err = artifactIDs(ctx); err != nil {
+	siteID, buildID, err := artifactIDs(ctx)
+	if err != nil {
 		return d, err
 	}
+	return parseDownloadOf(ctx, siteID, buildID)
+}
+
+// parseDownloadOf is parseDownload of a path that may not have the id of the build.
+func parseDownloadOf(ctx *fasthttp.RequestCtx, siteID, buildID string) (d download, err error) {
+	d.conn, d.head, d.siteID, d.buildID = connOf(ctx), ctx.IsHead(), siteID, buildID
 	if d.cond, err = precondition(ctx); err != nil {
 		return d, err
 	}

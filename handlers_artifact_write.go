@@ -82,17 +82,44 @@ func (a *api) checkUpload(up upload) (response, error) {
 	}
 	place.release() // both are acquired again when the body comes
 	space.release()
-	if up.cond.IsZero() {
-		return response{}, nil
+	if !up.cond.IsZero() {
+		info, err := a.statUpload(up)
+		err = checkCondition(up.cond, info, err)
+		if up.refusedAsExisting(err) {
+			return a.checkRepeated(up, info, err)
+		}
+		if err != nil {
+			return response{}, a.uploadError(up, err)
+		}
 	}
-	info, err := a.statUpload(up)
-	switch err = checkCondition(up.cond, info, err); {
-	case err == nil:
-		return response{}, nil
-	case up.refusedAsExisting(err):
-		return a.checkRepeated(up, info, err)
+	if err := a.checkLabels(up); err != nil {
+		return response{}, a.uploadError(up, err)
 	}
-	return response{}, a.uploadError(up, err)
+	return response{}, nil
+}
+
+// checkLabels returns the error of an upload that would replace a build which a label protects.
+// It looks at the build only if a label says so, or cannot be read.
+func (a *api) checkLabels(up upload) error {
+	if _, ok := a.backend.(LabelKeeper); !ok || up.cond.CreateOnly() {
+		return nil
+	}
+	place, err := a.acquireRead(up.conn)
+	if err != nil {
+		return err
+	}
+	labels, err := a.listLabels(up.siteID)
+	place.release()
+	if err == nil {
+		err = checkUnlabelled(up.buildID, labels)
+	}
+	if err == nil {
+		return nil
+	}
+	if _, statErr := a.statUpload(up); errors.Is(statErr, ErrNotFound) { // nothing is replaced
+		return nil
+	}
+	return err
 }
 
 // admitUpload acquires the place and the space of an upload. The caller releases them.

@@ -37,7 +37,8 @@ func (a *api) audit(ctx *fasthttp.RequestCtx, refusal *httpError) {
 	build := cmp.Or(c.rec.build, pathText(ctx, "build_id"))
 	for _, m := range [...]struct{ name, value string }{
 		{"reason", denied}, {"actor", c.rec.actor}, {"actor_kind", c.rec.actorKind}, {"credential", c.rec.credential},
-		{"certificate", c.rec.certificate}, {"site", clip(pathText(ctx, "site_id"))}, {"build", clip(build)}, {"peer", peer},
+		{"certificate", c.rec.certificate}, {"site", clip(pathText(ctx, "site_id"))}, {"build", clip(build)},
+		{"label", clip(pathText(ctx, "label"))}, {"peer", peer},
 	} {
 		if m.value != "" {
 			attrs = append(attrs, m.name, m.value)

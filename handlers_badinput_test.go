@@ -111,6 +111,18 @@ func badInputs() []struct{ name, raw, want string } {
 		{"site of 129", get("/sites/" + strings.Repeat("s", 129) + "/versions"), "400"},
 		{"delete dots", "DELETE /sites/a/artifacts/%2e%2e HTTP/1.1\r\n" + host + "\r\n", "400"},
 
+		{"label empty", "GET /sites/a/labels/ HTTP/1.1\r\n" + host + "\r\n", "400"},
+		{"label empty, artifact", get("/sites/a/labels//artifact"), "400"},
+		{"site empty, label", putTo("/sites//labels/live"), "400"},
+		{"site empty, labels", get("/sites//labels"), "400"},
+		{"site empty, label and artifact", get("/sites//labels/live/artifact"), "400"},
+		{"label in capitals", get("/sites/a/labels/Live"), "400"},
+		{"label dots", get("/sites/a/labels/.."), "400"},
+		{"label encoded dots", get("/sites/a/labels/%2e%2e/artifact"), "400"},
+		{"label NUL", "DELETE /sites/a/labels/a%00 HTTP/1.1\r\n" + host + "\r\n", "400"},
+		{"label of 33", putTo("/sites/a/labels/" + strings.Repeat("l", 33)), "400"},
+		{"label bad percent", get("/sites/a/labels/%zz"), "400"},
+
 		// Bodies that are none.
 		{"no length", put + "\r\n", "400"},
 		{"length 0", put + "Content-Length: 0\r\n\r\n", "400"},

@@ -58,7 +58,7 @@ func TestExpectChangesNothing(t *testing.T) {
 	b := &changeCounter{nfs: openTestNFS(t, t.TempDir())}
 	mustStore(t, b.nfs, "s", "b", []byte("x"))
 	s, svc := startBackend(t, b)
-	ids := strings.NewReplacer("{site_id}", "s", "{build_id}", "b")
+	ids := strings.NewReplacer("{site_id}", "s", "{build_id}", "b", "{label}", "live")
 	for _, r := range svc.api.routes() {
 		if r.admit == nil || r.serve == nil {
 			t.Errorf("%s %s has no admit or no serve", r.method, r.path)

@@ -28,6 +28,7 @@ func plantStore(t *testing.T) (base string) {
 	mustStore(t, n, "s", "large", body(1<<20, 1))
 	mustStore(t, n, "s", "cut", []byte("interrupted"))
 	mustLog(t, n, "s", entry("1", "b", testTime))
+	mustLabel(t, n, "s", "live", "large")
 	artifacts := n.sitePath("s", artifactsDir)
 	if err := os.Rename(filepath.Join(artifacts, "cut.tar.gz"), filepath.Join(artifacts, interimName("cut.tar.gz"))); err != nil {
 		t.Fatal(err)
@@ -48,6 +49,9 @@ func readAllOfStore(t *testing.T, s *testServer) {
 	s.get(t, 206, "/sites/s/artifacts/large", "Range", "bytes=5-9")
 	s.get(t, 404, "/sites/s/artifacts/none")
 	s.get(t, 404, "/sites/none/artifacts/b")
+	s.get(t, 200, "/sites/s/labels/live")
+	s.get(t, 200, "/sites/s/labels")
+	s.get(t, 200, "/sites/s/labels/live/artifact")
 	if v := s.versions(t, "/sites/s/versions?metadata=true"); v.Count != 3 {
 		t.Errorf("%d versions", v.Count)
 	}
@@ -71,6 +75,9 @@ func changesRefused(t *testing.T, s *testServer, want string) {
 		{"DELETE", "/sites/s/artifacts/b", nil, header("If-Match", "*")},
 		{"POST", "/sites/s/logs", anEntry, nil},
 		{"POST", "/sites/new/logs", anEntry, nil},
+		{"PUT", "/sites/s/labels/live", `{"build_id":"b"}`, nil},
+		{"PUT", "/sites/s/labels/new", `{"build_id":"b"}`, nil},
+		{"DELETE", "/sites/s/labels/live", nil, nil},
 	} {
 		got := s.do(t, 503, r)
 		if got.header.Get("Retry-After") == "" || !strings.Contains(string(got.body), want) {
@@ -135,7 +142,7 @@ func TestReadOnlyService(t *testing.T) {
 	if m["pagewright_read_only"] != 1 || m["pagewright_store_readable"] != 1 || m["pagewright_store_writable"] != 0 || m["pagewright_store_denied"] != 0 {
 		t.Errorf("metrics: %v", m)
 	}
-	if got := m[`pagewright_http_requests_refused_total{reason="read_only"}`]; got != 10 {
+	if got := m[`pagewright_http_requests_refused_total{reason="read_only"}`]; got != 13 {
 		t.Errorf("%v refusals are counted", got)
 	}
 	out, err := runDoctor("PAGEWRIGHT_NFS_BASE_PATH="+base, "PAGEWRIGHT_READ_ONLY=true")

@@ -13,15 +13,20 @@ import (
 
 // How handlers take a request apart. Each error is the response to the request.
 
-// pathID returns an id of the path, decoded and checked: the one place where that is
-// done.
+// pathID returns an id of the path, decoded and checked.
 func pathID(ctx *fasthttp.RequestCtx, name string) (string, error) {
+	return pathName(ctx, name, checkID)
+}
+
+// pathName returns a name of the path, decoded and checked: the one place where that is
+// done.
+func pathName(ctx *fasthttp.RequestCtx, name string, check func(string) error) (string, error) {
 	raw, _ := ctx.UserValue(name).(string)
 	id, err := url.PathUnescape(raw)
 	if err != nil {
 		err = errors.New("has invalid percent-encoding")
 	} else {
-		err = checkID(id)
+		err = check(id)
 	}
 	if err != nil {
 		return "", badRequest("%s %v", name, err)
@@ -36,6 +41,15 @@ func artifactIDs(ctx *fasthttp.RequestCtx) (siteID, buildID string, err error) {
 	}
 	buildID, err = pathID(ctx, "build_id")
 	return siteID, buildID, err
+}
+
+// labelOfPath returns the site and the label of the path of a label.
+func labelOfPath(ctx *fasthttp.RequestCtx) (siteID, label string, err error) {
+	if siteID, err = pathID(ctx, "site_id"); err != nil {
+		return "", "", err
+	}
+	label, err = pathName(ctx, "label", checkLabel)
+	return siteID, label, err
 }
 
 // headerValue returns the value of a header, several lines of it joined by commas

@@ -17,6 +17,7 @@ type response struct {
 	etag         string
 	sha256       Digest // Repr-Digest
 	location     string
+	describes    string // Content-Location: the path of the build that is sent
 	lastModified time.Time
 	acceptRanges bool
 	part         byteRange // Content-Range, if status is 206
@@ -70,6 +71,7 @@ func (r *response) write(ctx *fasthttp.RequestCtx) {
 		{fasthttp.HeaderContentDisposition, r.disposition},
 		{fasthttp.HeaderETag, r.etag},
 		{fasthttp.HeaderLocation, r.location},
+		{fasthttp.HeaderContentLocation, r.describes},
 	} {
 		if f.value != "" {
 			h.Set(f.name, f.value)

@@ -16,6 +16,7 @@ type listing struct {
 	siteID      string
 	query       VersionQuery
 	digests     bool // with the digests that the store keeps
+	labels      bool // with the names of the labels
 	ifNoneMatch *ETagList
 }
 
@@ -30,10 +31,14 @@ func parseListing(ctx *fasthttp.RequestCtx) (l listing, err error) {
 	if l.digests, err = queryBool(ctx, "digest", false); err != nil {
 		return l, err
 	}
+	if l.labels, err = queryBool(ctx, "labels", false); err != nil {
+		return l, err
+	}
 	l.query.Client, l.query.RequestID = l.conn.client(), l.conn.rec.id
 	l.ifNoneMatch, err = headerETags(ctx, fasthttp.HeaderIfNoneMatch)
-	// A digest can appear while the versions stay the same, so a list with digests is always made.
-	if !l.digests && l.ifNoneMatch != nil && len(l.ifNoneMatch.Tags) == 1 {
+	// A digest can appear, and a label move, while the versions stay the same, so a list with
+	// them is always made.
+	if !l.digests && !l.labels && l.ifNoneMatch != nil && len(l.ifNoneMatch.Tags) == 1 {
 		l.query.Tag = tagOfWhole(l.ifNoneMatch.Tags[0], l.query)
 	}
 	return l, err
@@ -41,7 +46,7 @@ func parseListing(ctx *fasthttp.RequestCtx) (l listing, err error) {
 
 // parseVersionQuery reads the arguments of a listing.
 func parseVersionQuery(ctx *fasthttp.RequestCtx) (q VersionQuery, err error) {
-	if err := checkQuery(ctx, "limit", "cursor", "metadata", "digest"); err != nil {
+	if err := checkQuery(ctx, "limit", "cursor", "metadata", "digest", "labels"); err != nil {
 		return q, err
 	}
 	if q.Limit, err = queryLimit(ctx, 0); err != nil {
@@ -123,12 +128,21 @@ func (a *api) page(l listing) (*VersionPage, error) {
 		return nil, err
 	}
 	defer place.release()
+	var labels []Label
+	if l.labels { // before the versions: a build that a label names then is still there, unless the label moves
+		if labels, err = a.listLabels(l.siteID); err != nil {
+			return nil, err
+		}
+	}
 	start := time.Now()
 	page, err := listVersions(a.backend, l.siteID, l.query)
 	if err == nil && l.digests {
 		page, err = a.addDigests(l.siteID, page)
 	}
 	a.metrics.call(callList, start, err)
+	if err == nil && l.labels {
+		page = page.withLabels(labels)
+	}
 	return page, err
 }
 

@@ -99,5 +99,5 @@ func memoryToSend(page *VersionPage, metadata bool) int64 {
 			largest = max(largest, v.Stored.largest)
 		}
 	}
-	return listStream + 4*largest + 200*versions + int64(len(page.digests)*len(Digest{}))
+	return listStream + 4*largest + 200*versions + int64(len(page.digests)*len(Digest{})+len(page.labels)*24)
 }

@@ -58,10 +58,14 @@ func (l *listWriter) versions(siteID string, page *VersionPage, metadata bool) e
 			l.b = append(l.b, ',')
 		}
 		var digest *Digest
+		var labels []string
 		if page.digests != nil {
 			digest = &page.digests[i]
 		}
-		if err := l.version(page, v, digest, metadata); err != nil {
+		if page.labels != nil {
+			labels = page.labels[i]
+		}
+		if err := l.version(page, v, digest, labels, metadata); err != nil {
 			return fmt.Errorf("cannot list the log of build %q: %w", v.BuildID, err)
 		}
 	}
@@ -69,8 +73,8 @@ func (l *listWriter) versions(siteID string, page *VersionPage, metadata bool) e
 	return l.flush(true)
 }
 
-func (l *listWriter) version(page *VersionPage, v *Version, digest *Digest, metadata bool) error {
-	l.b = appendVersionHead(l.b, v, digest)
+func (l *listWriter) version(page *VersionPage, v *Version, digest *Digest, labels []string, metadata bool) error {
+	l.b = appendVersionHead(l.b, v, digest, labels)
 	end := int64(math.MaxInt64) // where the entries must end
 	if v.Stored != nil {
 		end = l.size() + v.Stored.size[kindOfList(metadata)]

@@ -54,6 +54,9 @@ const (
 	routeVersion  = "version"
 	routeSites    = "sites"
 	routeSite     = "site"
+	routeLabel    = "label"
+	routeLabels   = "labels"
+	routeByLabel  = "label_artifact"
 	routeHealth   = "health"
 	routeReady    = "ready"
 	routeMetrics  = "metrics"
@@ -73,6 +76,11 @@ const (
 	callProbe  = "probe"
 	callSpace  = "space"
 	callURL    = "url"
+
+	callMoveLabel   = "move_label"
+	callGetLabel    = "get_label"
+	callListLabels  = "list_labels"
+	callDeleteLabel = "delete_label"
 )
 
 // possible are the responses that have series from the start, because Prometheus sees an
@@ -87,12 +95,18 @@ var possible = []struct {
 	{routeArtifact, "HEAD", []int{200, 304, 400, 404, 412, statusHungUp, 500, 502, 503}},
 	{routeArtifact, "DELETE", []int{204, 400, 403, 409, 412, statusHungUp, 500, 501, 502, 503}},
 	{routeLogs, "POST", []int{201, 400, 403, 408, 409, 413, 415, 422, statusHungUp, 500, 501, 502, 503, 507}},
-	{routeVersions, "GET", []int{200, 304, 400, statusHungUp, 500, 502, 503}},
-	{routeVersions, "HEAD", []int{200, 304, 400, statusHungUp, 500, 502, 503}},
+	{routeVersions, "GET", []int{200, 304, 400, statusHungUp, 500, 501, 502, 503}},
+	{routeVersions, "HEAD", []int{200, 304, 400, statusHungUp, 500, 501, 502, 503}},
 	{routeVersion, "DELETE", []int{204, 400, 403, 409, 412, statusHungUp, 500, 501, 502, 503}},
 	{routeSites, "GET HEAD", []int{200, 400, statusHungUp, 500, 502, 503}},
 	{routeSite, "GET HEAD", []int{200, 400, 404, statusHungUp, 500, 502, 503}},
 	{routeSite, "DELETE", []int{200, 400, 403, 409, statusHungUp, 500, 501, 502, 503}},
+	{routeLabel, "PUT", []int{200, 201, 400, 403, 404, 408, 409, 412, 413, 415, statusHungUp, 500, 501, 502, 503, 507}},
+	{routeLabel, "GET HEAD", []int{200, 304, 400, 404, 412, statusHungUp, 500, 501, 502, 503}},
+	{routeLabel, "DELETE", []int{204, 400, 403, 412, statusHungUp, 500, 501, 502, 503}},
+	{routeLabels, "GET HEAD", []int{200, 304, 400, statusHungUp, 500, 501, 502, 503}},
+	{routeByLabel, "GET", []int{200, 206, 304, 307, 400, 404, 412, 416, statusHungUp, 500, 501, 502, 503}},
+	{routeByLabel, "HEAD", []int{200, 304, 400, 404, 412, statusHungUp, 500, 501, 502, 503}},
 	{routeHealth, "GET HEAD", []int{200}},
 	{routeReady, "GET HEAD", []int{200, 503}},
 	{routeMetrics, "GET HEAD", []int{200, 503}},
@@ -129,7 +143,8 @@ func newServiceMetrics() *serviceMetrics {
 	for kind, name := range []string{accessLine: "access", otherLine: "other"} {
 		m.dropped[kind] = set.NewCounter(fmt.Sprintf(`pagewright_log_lines_dropped_total{kind=%q}`, name))
 	}
-	for _, call := range []string{callStore, callFetch, callStat, callDelete, callAppend, callList, callSites, callRemove, callProbe, callSpace, callURL} {
+	for _, call := range []string{callStore, callFetch, callStat, callDelete, callAppend, callList, callSites, callRemove, callProbe, callSpace, callURL,
+		callMoveLabel, callGetLabel, callListLabels, callDeleteLabel} {
 		m.calls[call] = set.NewPrometheusHistogramExt(fmt.Sprintf(`pagewright_backend_duration_seconds{operation=%q}`, call), durationBuckets)
 		// From zero on: an increase is seen only of a series that existed before.
 		for _, kind := range errorKinds() {
@@ -223,7 +238,7 @@ func (m *serviceMetrics) countDenied(reasons []string) {
 	m.denied = map[string]*metrics.Counter{}
 	for _, p := range possible {
 		switch p.route {
-		case routeArtifact, routeLogs, routeVersions, routeVersion, routeSites, routeSite, routeMetrics:
+		case routeArtifact, routeLogs, routeVersions, routeVersion, routeSites, routeSite, routeLabel, routeLabels, routeByLabel, routeMetrics:
 			for method := range strings.FieldsSeq(p.methods) {
 				for _, status := range []int{400, 401, 403, 503} {
 					m.addRequest(requestKey{p.route, method, status})

@@ -140,7 +140,8 @@ func TestSeriesFromTheStart(t *testing.T) {
 	}
 	route, method := "", ""
 	status := regexp.MustCompile(`^        "(\d{3})":`)
-	routes := map[string]string{"artifacts/{build_id}": routeArtifact, "logs": routeLogs, "versions": routeVersions, "health": routeHealth,
+	routes := map[string]string{"artifacts/{build_id}": routeArtifact, "logs": routeLogs, "versions": routeVersions,
+		"labels": routeLabels, "labels/{label}": routeLabel, "labels/{label}/artifact": routeByLabel, "health": routeHealth,
 		"ready": routeReady, "metrics": routeMetrics, "openapi.yaml": routeOpenAPI}
 	answers := 0
 	for line := range strings.Lines(string(openAPI)) {

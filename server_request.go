@@ -45,7 +45,7 @@ type requestRecord struct {
 	certificate string // the names of a client certificate that no entry fits, for the audit line
 	client      string // the client in budgets; empty: that of the connection
 	createOnly  bool   // the actor may not replace a build
-	build       string // that the body names
+	build       string // that the body, or the label, names
 	audited     []any  // more members of the audit line
 
 	sourceFailed func(error) // reports a failed source of the body; nil: it cannot fail

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/valyala/fasthttp"
+)
+
+// labelDownload is a GET or HEAD of the build that a label names.
+type labelDownload struct {
+	download // without a build
+	keeper   LabelKeeper
+	label    string
+}
+
+func (a *api) parseLabelDownload(ctx *fasthttp.RequestCtx) (d labelDownload, err error) {
+	siteID, label, err := labelOfPath(ctx)
+	if err != nil {
+		return d, err
+	}
+	d.label = label
+	if d.download, err = parseDownloadOf(ctx, siteID, ""); err != nil {
+		return d, err
+	}
+	d.keeper, err = a.labelKeeper(siteID)
+	return d, err
+}
+
+// getLabelArtifact sends the build that a label names. If that is gone when it is read, the label
+// may have moved: it is read again, once.
+func (a *api) getLabelArtifact(ctx *fasthttp.RequestCtx, d labelDownload) (r response, err error) {
+	for range 2 {
+		var l Label
+		if l, err = a.placedLabel(d); err != nil {
+			return response{}, err
+		}
+		if r, err = a.sendLabelled(ctx, d, l); !errors.Is(err, ErrNotFound) {
+			break
+		}
+	}
+	return r, err
+}
+
+// sendLabelled sends the build that l names, as getArtifact does.
+func (a *api) sendLabelled(ctx *fasthttp.RequestCtx, d labelDownload, l Label) (response, error) {
+	d.buildID, d.conn.rec.build = l.BuildID, l.BuildID
+	r := response{status: fasthttp.StatusNotModified, etag: l.BuildETag}
+	if !d.isUnmodified(l) {
+		var err error
+		if r, err = a.getArtifact(ctx, d.download); err != nil {
+			return response{}, err
+		}
+	}
+	if r.status != fasthttp.StatusTemporaryRedirect { // whose body is not the build
+		// Whatever builds may be cached for, the label can move at any time.
+		r.describes, r.cacheControl = "/sites/"+d.siteID+"/artifacts/"+d.buildID, "no-cache"
+	}
+	return r, nil
+}
+
+// placedLabel reads the label, in a place among the reads.
+func (a *api) placedLabel(d labelDownload) (Label, error) {
+	place, err := a.acquireRead(d.conn)
+	if err != nil {
+		return Label{}, err
+	}
+	defer place.release()
+	return a.readLabel(d.keeper, d.siteID, d.label)
+}
+
+// isUnmodified reports whether the label alone shows that the client has a copy of the build, so
+// that the build need not be looked at. Other conditions than If-None-Match need the build.
+func (d *labelDownload) isUnmodified(l Label) bool {
+	m := d.cond.IfNoneMatch
+	return m != nil && d.cond.IfMatch == nil && d.cond.IfUnmodifiedSince.IsZero() && l.BuildETag != "" && m.matchWeak(l.BuildETag)
+}
