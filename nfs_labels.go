@@ -134,16 +134,17 @@ func (n *nfs) DeleteLabel(siteID, label string, cond Precondition) error {
 	if err := n.checkMounted(); err != nil { // the directory may be below a mount that disappeared
 		return err
 	}
+	l, err := n.labelToMove(siteID, label)
 	if !cond.IsZero() {
-		l, err := n.labelToMove(siteID, label)
 		if err := checkCondition(cond, *l.info(), err); err != nil {
 			return err
 		}
 	}
+	cond.Outcome.set(outcomeOf(!errors.Is(err, ErrNotFound), outcomeDeleted, outcomeAbsent))
 	if err := lock.alive(); err != nil {
 		return err
 	}
-	if err := n.deleteFile(dir, fileName(labelsDir, label), cond.Outcome); err != nil {
+	if err := n.deleteFile(dir, fileName(labelsDir, label), nil); err != nil {
 		return err
 	}
 	// Also if the label was missing: another process may have removed it without an fsync.
