@@ -103,13 +103,10 @@ func (o *pruneOutput) site(s siteResult) error {
 		if o.apply {
 			verb, n = "removed", s.Removed
 		}
-		text = fmt.Sprintf("%d of %s %s, %s of %s", n.Builds, counted(int64(all.Builds), "build"), verb, formatSize(n.Bytes), formatSize(all.Bytes))
+		text = fmt.Sprintf("%d of %s %s, %s of %s, by %s", n.Builds, counted(int64(all.Builds), "build"), verb, formatSize(n.Bytes), formatSize(all.Bytes), s.Rule)
 		if s.Forced {
-			text += "; in spite of " + s.Detail
+			text += "; forced, although " + s.Detail
 		}
-	}
-	if s.Rule != "" {
-		text += " [" + s.Rule + "]"
 	}
 	_, err := fmt.Fprintf(o.stdout, "%s: %s\n", s.Site, text)
 	return err
