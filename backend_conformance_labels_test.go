@@ -581,8 +581,6 @@ func mayFail(err error) bool {
 	return err == nil || errors.Is(err, errLabelled) || errors.Is(err, ErrNotFound) || errors.Is(err, errBeingDeleted) || errors.Is(err, ErrPrecondition)
 }
 
-const raceRounds = 60
-
 func testLabelAgainstDelete(t *testing.T, open func() labelStore, _ func(site, label string, data []byte)) {
 	one, two, site := open(), open(), newSite()
 	counts := map[string]int{}

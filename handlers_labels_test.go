@@ -373,7 +373,7 @@ func TestLabelsProtect(t *testing.T) {
 }
 
 // TestDamagedLabel: it protects all builds of its site until somebody deletes it.
-func TestDamagedLabel(t *testing.T) {
+func TestDamagedLabelOverHTTP(t *testing.T) {
 	s := startServer(t)
 	s.put(t, 201, "/sites/s/artifacts/v1", "one")
 	s.put(t, 201, "/sites/s/labels/live", move("v1"))

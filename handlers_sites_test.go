@@ -52,14 +52,6 @@ func (s *testServer) allSites(t testing.TB, path string, h ...string) (all []str
 	}
 }
 
-// label moves a label in a directory.
-func mustLabel(t testing.TB, n *nfs, site, label, build string) {
-	t.Helper()
-	if _, _, err := n.MoveLabel(site, LabelMove{Label: label, BuildID: build}); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestListOfSites(t *testing.T) {
 	s := startServer(t)
 	if ids, cursor := s.sites(t, "/sites"); ids != "" || cursor != "" {
