@@ -136,7 +136,6 @@ func TestEveryRouteNeedsItsAction(t *testing.T) {
 			testRule{name: "all but " + name, token: newToken(), allow: strings.ReplaceAll(strings.ReplaceAll(all, name, ""), "  ", " "), sites: "*"})
 	}
 	s, svc := startAccess(t, rules)
-	mustStore(t, openTestNFS(t, s.dir), "s", "labelled", []byte("a build"))
 	restoreAfterDelete(t, s.dir)
 	ids := strings.NewReplacer("{site_id}", "s", "{build_id}", "b", "{label}", "live")
 	seen := map[string]bool{}
@@ -153,7 +152,7 @@ func TestEveryRouteNeedsItsAction(t *testing.T) {
 		need, admin := strings.CutSuffix(need, " and admin")
 		path := ids.Replace(r.path)
 		if admin {
-			path += "?confirm=s"
+			path += "?confirm=s&labels=true"
 		}
 		try := func(who, authorization string, want int, challenge string) {
 			t.Helper()
@@ -200,11 +199,14 @@ func TestEveryRouteNeedsItsAction(t *testing.T) {
 	}
 }
 
-// restoreAfterDelete stores the build and the label that TestEveryRouteNeedsItsAction deletes.
+// restoreAfterDelete stores the builds and the label that TestEveryRouteNeedsItsAction deletes.
 func restoreAfterDelete(t *testing.T, dir string) {
 	t.Helper()
 	n := openTestNFS(t, dir)
 	mustStore(t, n, "s", "b", []byte("a build"))
+	if _, err := n.StatArtifact("s", "labelled"); err != nil {
+		mustStore(t, n, "s", "labelled", []byte("a build"))
+	}
 	mustLabel(t, n, "s", "live", "labelled")
 }
 

@@ -240,7 +240,8 @@ func TestErrorSeriesExistFromTheStart(t *testing.T) {
 	s := startServer(t)
 	got := scrape(t, s)
 	for _, class := range errorClasses {
-		for _, call := range []string{callStore, callFetch, callStat, callDelete, callAppend, callList, callSites, callRemove, callProbe, callSpace, callURL} {
+		for _, call := range []string{callStore, callFetch, callStat, callDelete, callAppend, callList, callSites, callRemove, callProbe, callSpace, callURL,
+			callMoveLabel, callGetLabel, callListLabels, callDeleteLabel} {
 			name := `pagewright_backend_errors_total{operation="` + call + `",kind="` + class.kind + `"}`
 			if v, ok := got[name]; !ok || v != 0 {
 				t.Errorf("%s is %v (there: %v)", name, v, ok)

@@ -52,6 +52,7 @@ func (n *nfs) MoveLabel(siteID string, move LabelMove) (l Label, created bool, e
 	}
 	defer dir.Close()
 	if exists && old.BuildID == move.BuildID {
+		move.Cond.Outcome.set(outcomeSame)
 		// Another process may have moved it without an fsync so far.
 		return old, false, n.disk.syncDir(dir)
 	}

@@ -94,6 +94,7 @@ func (s *objectStore) tryMove(ctx context.Context, siteID string, move LabelMove
 		return Label{}, false, err
 	}
 	if old.shown() && old.BuildID == move.BuildID {
+		move.Cond.Outcome.set(outcomeSame)
 		return old.Label, false, nil
 	}
 	if _, err := s.statBuild(ctx, siteID, move.BuildID); err != nil { // before anything is written

@@ -40,7 +40,7 @@ func (a *accessLog) write(x *requestRecord, now time.Time) {
 // optional returns the members that not every line has. Their texts may be long.
 func (x *requestRecord) optional() [10]struct{ name, value string } {
 	return [...]struct{ name, value string }{
-		{"peer", x.peer}, {"user_agent", x.agent}, {"build", x.build}, {"outcome", string(x.outcome)}, {"error", masked(clip(x.refused))}, {"cut", x.cut},
+		{"peer", x.peer}, {"user_agent", x.agent}, {"build", masked(x.build)}, {"outcome", string(x.outcome)}, {"error", masked(clip(x.refused))}, {"cut", x.cut},
 		{"server_request_id", x.serverID}, {"actor", x.actor}, {"actor_kind", x.actorKind}, {"credential", x.credential},
 	}
 }

@@ -141,6 +141,7 @@ func TestSeriesFromTheStart(t *testing.T) {
 	route, method := "", ""
 	status := regexp.MustCompile(`^        "(\d{3})":`)
 	routes := map[string]string{"artifacts/{build_id}": routeArtifact, "logs": routeLogs, "versions": routeVersions,
+		"versions/{build_id}": routeVersion, "sites": routeSites, "sites/{site_id}": routeSite,
 		"labels": routeLabels, "labels/{label}": routeLabel, "labels/{label}/artifact": routeByLabel, "health": routeHealth,
 		"ready": routeReady, "metrics": routeMetrics, "openapi.yaml": routeOpenAPI}
 	answers := 0
