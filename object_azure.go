@@ -262,8 +262,8 @@ func (b *azureBucket) list(ctx context.Context, prefix string, page func([]objec
 
 // folders implements bucket. It begins at the first name: Azurite and accounts without a
 // hierarchical namespace cannot begin at another one.
-func (b *azureBucket) folders(ctx context.Context, prefix, _ string, page func([]string) error) error {
-	pages := b.client.NewListBlobsHierarchyPager("/", &container.ListBlobsHierarchyOptions{Prefix: &prefix})
+func (b *azureBucket) folders(ctx context.Context, dir, prefix, _ string, page func([]string) error) error {
+	pages := b.client.NewListBlobsHierarchyPager("/", &container.ListBlobsHierarchyOptions{Prefix: to.Ptr(dir + prefix)})
 	for pages.More() {
 		out, err := pages.NextPage(ctx)
 		if err != nil {
@@ -271,7 +271,7 @@ func (b *azureBucket) folders(ctx context.Context, prefix, _ string, page func([
 		}
 		names := make([]string, len(out.Segment.BlobPrefixes))
 		for i, p := range out.Segment.BlobPrefixes {
-			names[i] = folderName(prefix, value(p.Name))
+			names[i] = folderName(dir, value(p.Name))
 		}
 		if err := page(names); err != nil {
 			return err

@@ -53,11 +53,11 @@ type bucket interface {
 	// exactly once. list fails with errBucketGone if the bucket does not exist.
 	list(ctx context.Context, prefix string, page func([]objectInfo) error) error
 
-	// folders calls page with batches of the names between prefix and the next slash of all
-	// keys that begin with prefix, each name once, in the order of name + "/". It may leave
-	// out the names of keys that sort before prefix + start. It stops if page fails, and
-	// returns that error unchanged.
-	folders(ctx context.Context, prefix, start string, page func(names []string) error) error
+	// folders calls page with batches of the names of the folders in dir, which ends in a slash,
+	// that begin with prefix: those between dir and the next slash of all keys that begin with
+	// dir + prefix, each once, in the order of name + "/". It may leave out the names of keys that
+	// sort before dir + start. It stops if page fails, and returns that error unchanged.
+	folders(ctx context.Context, dir, prefix, start string, page func(names []string) error) error
 
 	// presign returns a URL that lets anyone GET the object for at most ttl. filename is
 	// the file name in the Content-Disposition of the response. presign does not check

@@ -196,16 +196,16 @@ func (b *gcsBucket) list(ctx context.Context, prefix string, page func([]objectI
 }
 
 // folders implements bucket.
-func (b *gcsBucket) folders(ctx context.Context, prefix, start string, page func([]string) error) error {
-	query := &storage.Query{Prefix: prefix, Delimiter: "/"}
+func (b *gcsBucket) folders(ctx context.Context, dir, prefix, start string, page func([]string) error) error {
+	query := &storage.Query{Prefix: dir + prefix, Delimiter: "/"}
 	if start != "" {
-		query.StartOffset = prefix + start
+		query.StartOffset = dir + start
 	}
 	return b.pages(ctx, query, []string{"Name"}, func(attrs []*storage.ObjectAttrs) error {
 		var names []string
 		for _, a := range attrs {
 			if a.Prefix != "" {
-				names = append(names, folderName(prefix, a.Prefix))
+				names = append(names, folderName(dir, a.Prefix))
 			}
 		}
 		return page(names)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"time"
 )
 
@@ -83,14 +84,14 @@ func (s *objectStore) findLease(ctx context.Context, key string, ttl time.Durati
 	if ttl <= 0 {
 		return etag, false, nil
 	}
-	now, err := s.storeNow(ctx)
+	now, err := s.StoreTime()
 	return etag, now.Sub(r.info.modTime) < ttl, err
 }
 
 // writeLease stores a lease for ttl over the one that has etag; empty: over none. It fails with
 // ErrPrecondition if that is not the one that is there.
 func (s *objectStore) writeLease(ctx context.Context, key, etag string, ttl time.Duration) (newETag string, err error) {
-	l := lease{ID: rand.Text(), Seconds: int64(ttl.Seconds())}
+	l := lease{ID: rand.Text(), Seconds: int64(math.Ceil(ttl.Seconds()))}
 	data, err := json.Marshal(l)
 	if err != nil {
 		return "", err

@@ -194,13 +194,13 @@ func (m *memBucket) list(ctx context.Context, prefix string, page func([]objectI
 	return nil
 }
 
-func (m *memBucket) folders(ctx context.Context, prefix, start string, page func([]string) error) error {
+func (m *memBucket) folders(ctx context.Context, dir, prefix, start string, page func([]string) error) error {
 	seen := map[string]bool{}
-	err := m.call(ctx, "folders", prefix, func() error {
+	err := m.call(ctx, "folders", dir+prefix, func() error {
 		for key := range m.objects {
-			rest, ok := strings.CutPrefix(key, prefix)
+			rest, ok := strings.CutPrefix(key, dir)
 			name, _, folder := strings.Cut(rest, "/")
-			if ok && folder && rest > start {
+			if ok && folder && rest > start && strings.HasPrefix(name, prefix) {
 				seen[name+"/"] = true
 			}
 		}

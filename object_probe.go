@@ -74,9 +74,13 @@ func (s *objectStore) probeBucket() (struct{}, error) {
 	return struct{}{}, fmt.Errorf("%w: cannot tell whether the bucket exists: %v", ErrUnavailable, err)
 }
 
-// storeNow returns the time by the clock of the store, which is that of the modTime of objects.
-// It may be a second early. It writes an object for that, and removes it.
-func (s *objectStore) storeNow(ctx context.Context) (time.Time, error) {
+var _ ClockTeller = (*objectStore)(nil)
+
+// StoreTime implements ClockTeller. It is the clock of the modTime of objects, and may be a second
+// behind.
+func (s *objectStore) StoreTime() (time.Time, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
 	c := s.newCheck(ctx)
 	defer c.clean()
 	info, err := c.put(putOptions{absent: true})

@@ -7,7 +7,7 @@ import (
 )
 
 // The clock of the store is not that of the service. A store need not report the time of a put.
-func TestStoreNow(t *testing.T) {
+func TestObjectStoreTime(t *testing.T) {
 	for _, c := range []struct {
 		name     string
 		tells    bool
@@ -24,7 +24,7 @@ func TestStoreNow(t *testing.T) {
 			requests := 0
 			m.fault = func(string, string) (bool, error) { requests++; return false, nil }
 			before := time.Now()
-			now, err := s.storeNow(t.Context())
+			now, err := s.StoreTime()
 			if now = now.Add(time.Hour); err != nil || now.Before(before) || now.After(time.Now()) {
 				t.Errorf("%v, an hour behind %v, %v", now, before, err)
 			}
@@ -36,7 +36,7 @@ func TestStoreNow(t *testing.T) {
 	for _, cause := range []error{ErrUnavailable, ErrDenied, ErrNotFound, errors.New("other")} {
 		m := newMemBucket()
 		m.fault = func(string, string) (bool, error) { return false, cause }
-		_, err := openMem(m).storeNow(t.Context())
+		_, err := openMem(m).StoreTime()
 		wantError(t, err, ErrUnavailable)
 		if errors.Is(err, ErrNotFound) {
 			t.Errorf("%v is that of an object", err)

@@ -290,10 +290,10 @@ func (b *s3Bucket) list(ctx context.Context, prefix string, page func([]objectIn
 }
 
 // folders implements bucket.
-func (b *s3Bucket) folders(ctx context.Context, prefix, start string, page func([]string) error) error {
-	in := &s3.ListObjectsV2Input{Bucket: &b.name, Prefix: &prefix, Delimiter: aws.String("/")}
+func (b *s3Bucket) folders(ctx context.Context, dir, prefix, start string, page func([]string) error) error {
+	in := &s3.ListObjectsV2Input{Bucket: &b.name, Prefix: aws.String(dir + prefix), Delimiter: aws.String("/")}
 	if start != "" {
-		in.StartAfter = aws.String(prefix + start)
+		in.StartAfter = aws.String(dir + start)
 	}
 	pages := s3.NewListObjectsV2Paginator(b.client, in)
 	for pages.HasMorePages() {
@@ -303,7 +303,7 @@ func (b *s3Bucket) folders(ctx context.Context, prefix, start string, page func(
 		}
 		names := make([]string, len(out.CommonPrefixes))
 		for i, p := range out.CommonPrefixes {
-			names[i] = folderName(prefix, aws.ToString(p.Prefix))
+			names[i] = folderName(dir, aws.ToString(p.Prefix))
 		}
 		if err := page(names); err != nil {
 			return err

@@ -27,9 +27,9 @@ var (
 	_ StatusKeeper  = (*objectStore)(nil)
 )
 
-// folderName returns the last name of key, which begins with prefix and ends in a slash.
-func folderName(prefix, key string) string {
-	return strings.TrimSuffix(strings.TrimPrefix(key, prefix), "/")
+// folderName returns the last name of key, which begins with dir and ends in a slash.
+func folderName(dir, key string) string {
+	return strings.TrimSuffix(strings.TrimPrefix(key, dir), "/")
 }
 
 // ListSites implements SiteLister.
@@ -43,7 +43,7 @@ func (s *objectStore) ListSitesIf(prefix, after string, limit int, want func(sit
 	seen := map[string]bool{} // ids that were looked into
 	fits := func(id string) bool { return strings.HasPrefix(id, prefix) && !seen[id] && want(id) }
 	for start := after; len(sites) < limit; {
-		ids, err := s.listSiteFolders(after, start, limit, fits)
+		ids, err := s.listSiteFolders(prefix, after, start, limit, fits)
 		if err != nil {
 			return nil, err
 		}
@@ -56,7 +56,7 @@ func (s *objectStore) ListSitesIf(prefix, after string, limit int, want func(sit
 		for _, id := range ids {
 			seen[id] = true
 		}
-		used, err := s.sitesWithBuilds(ids)
+		used, err := s.usedSites(ids)
 		if err != nil {
 			return nil, err
 		}
@@ -69,13 +69,13 @@ func (s *objectStore) ListSitesIf(prefix, after string, limit int, want func(sit
 	return sites[:min(max(limit, 0), len(sites))], nil
 }
 
-// listSiteFolders returns up to limit ids of sites after the id after that want accepts, and whose
-// keys do not sort before start. They are in the order of their keys, which is not that of the ids:
-// a-b/ sorts before a/.
-func (s *objectStore) listSiteFolders(after, start string, limit int, want func(siteID string) bool) (ids []string, err error) {
+// listSiteFolders returns up to limit ids of sites that begin with prefix, after the id after, that
+// want accepts, and whose keys do not sort before start. They are in the order of their keys, which
+// is not that of the ids: a-b/ sorts before a/.
+func (s *objectStore) listSiteFolders(prefix, after, start string, limit int, want func(siteID string) bool) (ids []string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
-	err = s.bucket.folders(ctx, s.sitesPrefix(), start, func(names []string) error {
+	err = s.bucket.folders(ctx, s.sitesPrefix(), prefix, start, func(names []string) error {
 		for _, id := range names {
 			if id > after && id+"/" > start && checkID(id) == nil && want(id) {
 				if ids = append(ids, id); len(ids) == limit {
@@ -102,8 +102,8 @@ func smallerIDs(last, after string, want func(siteID string) bool) (ids []string
 	return ids
 }
 
-// sitesWithBuilds returns those of ids that have an artifact or a log.
-func (s *objectStore) sitesWithBuilds(ids []string) (found []string, err error) {
+// usedSites returns those of ids that have an artifact, a log or a label.
+func (s *objectStore) usedSites(ids []string) (found []string, err error) {
 	var mu sync.Mutex
 	g, ctx := errgroup.WithContext(context.Background())
 	g.SetLimit(siteReaders)
@@ -111,26 +111,30 @@ func (s *objectStore) sitesWithBuilds(ids []string) (found []string, err error) 
 		g.Go(func() error {
 			ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 			defer cancel()
-			ok, err := s.hasBuild(ctx, s.artifactsPrefix(id), artifactSuffix)
-			if err == nil && !ok {
-				ok, err = s.hasBuild(ctx, s.logsPrefix(id), logSuffix)
+			for _, dir := range []string{artifactsDir, logsDir, labelsDir} {
+				used, err := s.hasAny(ctx, id, dir)
+				if err != nil {
+					return err
+				}
+				if used {
+					mu.Lock()
+					defer mu.Unlock()
+					found = append(found, id)
+					return nil
+				}
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			if ok {
-				found = append(found, id)
-			}
-			return err
+			return nil
 		})
 	}
 	return found, g.Wait()
 }
 
-// hasBuild reports whether there is an object under prefix that is named as builds are.
-func (s *objectStore) hasBuild(ctx context.Context, prefix, suffix string) (found bool, err error) {
+// hasAny reports whether the site has an object in dir that the service may have written.
+func (s *objectStore) hasAny(ctx context.Context, siteID, dir string) (found bool, err error) {
+	prefix := s.sitePrefix(siteID) + dir + "/"
 	err = s.bucket.list(ctx, prefix, func(page []objectInfo) error {
 		for _, o := range page {
-			if _, found = buildOfFile(o.key[len(prefix):], suffix); found {
+			if found = isSiteKey(dir, o.key[len(prefix):]); found {
 				return errStopList
 			}
 		}
@@ -154,7 +158,7 @@ func (s *objectStore) ForeignFiles(siteID string, report func(name, what string)
 	err := s.bucket.list(ctx, prefix, func(page []objectInfo) error {
 		for _, o := range page {
 			name := o.key[len(prefix):]
-			if isSiteKey(name) {
+			if dir, file, _ := strings.Cut(name, "/"); isSiteKey(dir, file) {
 				continue
 			}
 			what := "object"
@@ -176,13 +180,18 @@ func (s *objectStore) ForeignFiles(siteID string, report func(name, what string)
 	return nil
 }
 
-// isSiteKey reports whether name, below the keys of a site, is one that the service writes.
-func isSiteKey(name string) bool {
-	dir, file, _ := strings.Cut(name, "/")
+// isSiteKey reports whether the service writes objects of that name into dir of a site.
+func isSiteKey(dir, name string) bool {
 	switch dir {
 	case artifactsDir, logsDir, digestsDir:
-		_, ok := buildOfFile(file, suffixOf(dir))
+		_, ok := buildOfFile(name, suffixOf(dir))
 		return ok
+	case labelsDir:
+		label, ok := strings.CutSuffix(name, labelSuffix)
+		return ok && checkLabel(label) == nil
+	case deletingDir:
+		build, id, ok := strings.Cut(name, "/")
+		return ok && checkID(build) == nil && checkID(id) == nil
 	}
 	return false
 }

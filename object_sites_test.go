@@ -18,14 +18,19 @@ func TestObjectListSites(t *testing.T) {
 	var want []string
 	for i, id := range []string{"a", "a-", "a-b", "a-b-c", "a-b.c", "a-b0", "a.", "a.b", "a0", "aa", "b-1", "b-2", "b-3", "c", "c+", "c+d-e", "d~"} {
 		want = append(want, id)
-		if i%3 == 0 {
+		switch i % 3 {
+		case 0:
 			mustLog(t, s, id, entry("1", "x", time.Now()))
-		} else {
+		case 1:
 			mustStore(t, s, id, "x", []byte("x"))
+		case 2:
+			key := s.sitePrefix(id) + "labels/live.json"
+			m.objects[key] = memObject{objectInfo: objectInfo{key: key}}
 		}
 	}
 	for i, key := range []string{ // not sites
 		"a-a/digests/x.sha256", "a-b-/artifacts/.x", "b-0/other", "b/artifacts/x.tar.gz.bak", "zz/logs/x", "-/artifacts/x.tar.gz", "x.tar.gz",
+		"a-d/deleting/x/1", "a-e/labels/Live.json", "a-f/labels/live.tar.gz",
 	} {
 		key = s.sitesPrefix() + key
 		m.objects[key] = memObject{objectInfo: objectInfo{key: key, etag: fmt.Sprint(i)}}
@@ -65,6 +70,18 @@ func TestObjectListSites(t *testing.T) {
 			}
 		}
 	}
+	m.fault = func(op, key string) (bool, error) {
+		if !strings.HasPrefix(key, s.sitesPrefix()+"a-b") {
+			return false, fmt.Errorf("%s of %s", op, key)
+		}
+		return false, nil
+	}
+	for prefix, first := range map[string]string{"a-b": "a-b", "a-b-": "a-b-c", "a-bc": ""} {
+		got, err := s.ListSites(prefix, "", 1)
+		if err != nil || strings.Join(got, " ") != first {
+			t.Errorf("of %s: %q, %v", prefix, got, err)
+		}
+	}
 	m.fault = func(string, string) (bool, error) { return false, ErrUnavailable }
 	_, err := s.ListSites("", "", 1)
 	wantError(t, err, ErrUnavailable)
@@ -73,8 +90,8 @@ func TestObjectListSites(t *testing.T) {
 // ignoresStart is a bucket that always lists the folders from the first one.
 type ignoresStart struct{ *memBucket }
 
-func (b ignoresStart) folders(ctx context.Context, prefix, _ string, page func([]string) error) error {
-	return b.memBucket.folders(ctx, prefix, "", page)
+func (b ignoresStart) folders(ctx context.Context, dir, prefix, _ string, page func([]string) error) error {
+	return b.memBucket.folders(ctx, dir, prefix, "", page)
 }
 
 // Sites of random names, of the characters that sort around the slash.
@@ -128,11 +145,17 @@ func TestObjectForeign(t *testing.T) {
 	m.early = true
 	mustHash(t, s, "b", []byte("x"))
 	mustLog(t, s, "s", entry("1", "b", time.Now()))
+	names := []string{"labels/live.json", "labels/0-.json", "deleting/b/X"} // the service's own
 	want := map[string]string{
 		"": "folder object", "artifacts/": "folder object", "artifacts/b.zip": "object", "artifacts/.b.tar.gz": "object",
 		"artifacts/x/b.tar.gz": "object", "digests/b.tar.gz": "object", "logs/b.sha256": "object", "notes.txt": "object", ".lock": "object",
+		"labels/Live.json": "object", "labels/live": "object", "labels/": "folder object", "deleting/b": "object", "deleting/b/": "folder object",
+		"deleting/b/x/y": "object", "deleting/.b/x": "object",
 	}
 	for name := range want {
+		names = append(names, name)
+	}
+	for _, name := range names {
 		key := s.sitePrefix("s") + name
 		m.objects[key] = memObject{objectInfo: objectInfo{key: key}}
 	}
