@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -109,7 +110,11 @@ func memberError(err error) error {
 		jsontext.KindString: "a string", jsontext.KindNumber: "a number", jsontext.KindTrue: "true", jsontext.KindFalse: "false",
 		jsontext.KindBeginObject: "an object", jsontext.KindBeginArray: "a list",
 	}
-	return fmt.Errorf("%s: must be %s, not %s", placeOf(semantic.JSONPointer), kindOfType(semantic.GoType), kinds[semantic.JSONKind])
+	got := kinds[semantic.JSONKind]
+	if number := string(semantic.JSONValue); semantic.JSONKind == jsontext.KindNumber && len(number) <= maxShown {
+		got = cmp.Or(number, got)
+	}
+	return fmt.Errorf("%s: must be %s, not %s", placeOf(semantic.JSONPointer), kindOfType(semantic.GoType), got)
 }
 
 // membersOf returns the names that the members of a struct have in JSON.
