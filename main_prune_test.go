@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // agedBuild is a build for storeAged.
@@ -417,8 +419,10 @@ func TestPruneIsStopped(t *testing.T) {
 		cmd.Stderr = &stderr
 		stdout, err := cmd.StdoutPipe()
 		noError(t, err)
+		_, err = unix.FcntlInt(stdout.(*os.File).Fd(), unix.F_SETPIPE_SZ, 4<<10) // it waits after some lines
+		noError(t, err)
 		noError(t, cmd.Start())
-		first := make([]byte, 20<<10) // more than one batch prints before: the pipe is full when it is not read
+		first := make([]byte, 4<<10)
 		_, err = io.ReadFull(stdout, first)
 		noError(t, err)
 		noError(t, cmd.Process.Signal(signal))

@@ -13,7 +13,7 @@ const (
 	prunePage      = 1000 // sites or builds of one page
 	pruneBatch     = 100  // builds that are removed with one call
 	pruneTries     = 3    // of a site whose list or log changes while it is read
-	pruneMaxFailed = 5    // sites in a row that the store fails to return before a run stops
+	pruneMaxFailed = 5    // sites that the store fails to return, or batches that it fails to remove, in a row before a run stops
 	pruneRetryWait = time.Second
 	maxRest        = 10 * time.Second // between two batches or sites
 )
@@ -43,6 +43,8 @@ type pruner struct {
 	now    func() time.Time // the time by the store's clock
 	state  pruneState
 	failed int // sites in a row that the store did not return
+
+	failedBatches int // in a row
 }
 
 func newPruner(store prunable, rules *retention, report pruneReport) *pruner {

@@ -81,8 +81,13 @@ func (p *pruner) removeBatch(ctx context.Context, site pruneSite, plan sitePlan,
 			return err
 		}
 	}
+	if failed < len(batch) {
+		p.failedBatches = 0
+	} else {
+		p.failedBatches++
+	}
 	switch {
-	case stop != nil && (failed == len(batch) || isFinal(stop)):
+	case stop != nil && (p.failedBatches >= pruneMaxFailed || isFinal(stop)):
 		return fmt.Errorf("%w: %w", errPruneStops, stop)
 	case !p.rest(ctx, start):
 		return errPruneInterrupted
