@@ -113,7 +113,7 @@ func metricNames(t *testing.T) map[string]bool {
 	switchFile(t, access, []byte(`{"tokens":[{"name":"t","sha256":["`+hashA+`"],"allow":["read"],"sites":["s"],"expires":"2100-01-01T00:00:00Z"}],
 		"oidc":[{"name":"i","issuer":"http://127.0.0.1:1","audience":["a"],"rules":[{"claims":{"sub":["x"]},"allow":["read"],"sites":["s"]}]}],
 		"anonymous":[{"allow":["read","admin"],"sites":["*"]}]}`))
-	s, _, _ := startTLS(t, "ACCESS_FILE="+access)
+	s, _, _ := startTLS(t, "ACCESS_FILE="+access, "PRUNE_INTERVAL=1h", "RETENTION_FILE="+retentionFileOf(t, keepTwo))
 	s.do(t, 404, request{method: "GET", path: "/sites/shop/artifacts/none"}) // makes the first series of some metrics
 	names := verifyMetrics()
 	for line := range strings.Lines(string(s.do(t, 200, request{method: "GET", path: "/metrics"}).body)) {

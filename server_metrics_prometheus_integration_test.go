@@ -28,7 +28,7 @@ func TestIntegrationEveryQueryIsAnsweredFromARealScrape(t *testing.T) {
 		"anonymous":[{"allow":["read","write","log","delete"],"sites":["*"]}]}`,
 		strings.Repeat("a", 64), time.Now().Add(time.Hour).Format(time.RFC3339)))
 	admin := freeAddr(t)
-	s, _, _ := startTLS(t, "ACCESS_FILE="+access, "ADMIN_LISTEN="+admin)
+	s, _, _ := startTLS(t, "ACCESS_FILE="+access, "ADMIN_LISTEN="+admin, "PRUNE_INTERVAL=1h", "RETENTION_FILE="+retentionFileOf(t, keepTwo))
 	prometheus := startPrometheus(t, admin)
 	mixedLoad(t, s)
 	damaged := filepath.Join(s.dir, "sites/a/logs/damaged.json")

@@ -81,6 +81,7 @@ func serve(t *testing.T) (url, textfile string) {
 	// A token that expires, and an issuer that does not respond.
 	write(t, filepath.Join(dir, "access.json"), `{"tokens":[{"name":"ci","sha256":["`+strings.Repeat("0a", 32)+`"],"allow":["read"],"sites":["x"],"expires":"2100-01-01T00:00:00Z"}],"oidc":[{"name":"github","issuer":"http://127.0.0.1:1","audience":["pagewright"],
 		"rules":[{"claims":{"sub":["x"]},"allow":["read"],"sites":["x"]}]}]}`)
+	write(t, filepath.Join(dir, "retention.json"), `{"rules":[{"sites":["*"],"keep_last":10}]}`)
 	writeCertificate(t, filepath.Join(dir, "tls.pem"))
 	store := filepath.Join(dir, "store")
 	artifacts := filepath.Join(store, "sites", "s", "artifacts") // verify refuses a store without sites
@@ -97,6 +98,7 @@ func serve(t *testing.T) (url, textfile string) {
 	cmd := exec.Command(bin)
 	cmd.Env = append(os.Environ(), "PAGEWRIGHT_PORT=0", "PAGEWRIGHT_LISTEN=127.0.0.1", "PAGEWRIGHT_NFS_BASE_PATH="+store,
 		"PAGEWRIGHT_ADMIN_LISTEN=127.0.0.1:0", "PAGEWRIGHT_ACCESS_FILE="+dir+"/access.json",
+		"PAGEWRIGHT_RETENTION_FILE="+dir+"/retention.json", "PAGEWRIGHT_PRUNE_INTERVAL=1h",
 		"PAGEWRIGHT_TLS_CERT="+dir+"/tls.pem", "PAGEWRIGHT_TLS_KEY="+dir+"/tls.pem")
 	log, err := cmd.StderrPipe()
 	if err != nil {
