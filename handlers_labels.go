@@ -172,14 +172,11 @@ func (a *api) getLabel(_ *fasthttp.RequestCtx, p labelRequest) (response, error)
 	return r, nil
 }
 
-// readLabel returns a label that names a build.
+// readLabel returns a label.
 func (a *api) readLabel(keeper LabelKeeper, siteID, label string) (Label, error) {
 	start := time.Now()
 	l, err := keeper.GetLabel(siteID, label)
 	a.metrics.call(callGetLabel, start, err)
-	if err == nil && l.BuildID == "" { // it is being created
-		err = ErrNotFound
-	}
 	if err != nil {
 		return Label{}, &operationError{operation: "read the label", siteID: siteID, err: err}
 	}
@@ -235,9 +232,7 @@ func (a *api) getLabels(_ *fasthttp.RequestCtx, l labelListing) (response, error
 	}
 	list := []labelJSON{}
 	for _, l := range labels {
-		if l.BuildID != "" { // else it is being created
-			list = append(list, jsonOfLabel(l))
-		}
+		list = append(list, jsonOfLabel(l))
 	}
 	r := jsonResponse(fasthttp.StatusOK, struct {
 		SiteID string      `json:"site_id"`
@@ -251,8 +246,7 @@ func (a *api) getLabels(_ *fasthttp.RequestCtx, l labelListing) (response, error
 	return r, nil
 }
 
-// listLabels returns the labels of a site, with those that are being created: they protect a build,
-// but name none yet.
+// listLabels returns the labels of a site.
 func (a *api) listLabels(siteID string) ([]Label, error) {
 	keeper, err := a.labelKeeper(siteID)
 	if err != nil {

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -616,24 +615,5 @@ func TestVersionsWithLabels(t *testing.T) {
 	}
 	if got := s.get(t, 200, "/sites/none/versions?labels=true"); string(got.body) != `{"site_id":"none","count":0,"versions":[]}`+"\n" {
 		t.Errorf("no site: %s", got.body)
-	}
-}
-
-// A label that is being created protects a build, but clients do not see it.
-func TestLabelThatIsBeingCreated(t *testing.T) {
-	store := &fakeLabels{nfs: openTestNFS(t, t.TempDir()), labels: []Label{{Name: "live", Next: "v1", ChangedAt: testTime}}}
-	mustStore(t, store.nfs, "s", "v1", []byte("one"))
-	s, _ := startBackend(t, store)
-	s.get(t, 404, "/sites/s/labels/live")
-	s.get(t, 404, "/sites/s/labels/live/artifact")
-	if got := s.get(t, 200, "/sites/s/labels"); string(got.body) != `{"site_id":"s","labels":[]}`+"\n" {
-		t.Errorf("listed as %s", got.body)
-	}
-	if got := s.get(t, 200, "/sites/s/versions?labels=true"); !strings.Contains(string(got.body), `"labels":[]`) {
-		t.Errorf("listed as %s", got.body)
-	}
-	got := answerTo(t, s.addr, "PUT /sites/s/artifacts/v1 HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
-	if got.status != http.StatusConflict {
-		t.Errorf("a replacement: %d", got.status)
 	}
 }

@@ -98,7 +98,7 @@ var possible = []struct {
 	{routeVersions, "GET", []int{200, 304, 400, statusHungUp, 500, 501, 502, 503}},
 	{routeVersions, "HEAD", []int{200, 304, 400, statusHungUp, 500, 501, 502, 503}},
 	{routeVersion, "DELETE", []int{204, 400, 403, 409, 412, statusHungUp, 500, 501, 502, 503}},
-	{routeSites, "GET HEAD", []int{200, 400, statusHungUp, 500, 502, 503}},
+	{routeSites, "GET HEAD", []int{200, 400, statusHungUp, 500, 501, 502, 503}},
 	{routeSite, "GET HEAD", []int{200, 400, 404, statusHungUp, 500, 502, 503}},
 	{routeSite, "DELETE", []int{200, 400, 403, 409, statusHungUp, 500, 501, 502, 503}},
 	{routeLabel, "PUT", []int{200, 201, 400, 403, 404, 408, 409, 412, 413, 415, statusHungUp, 500, 501, 502, 503, 507}},
