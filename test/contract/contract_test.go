@@ -35,7 +35,7 @@ func TestTheDocumentTellsWhatTheServiceAnswers(t *testing.T) {
 			t.Error(e)
 		}
 	}
-	const build = "/sites/a/artifacts/b"
+	const build, label = "/sites/a/artifacts/b", "/sites/a/labels/live"
 	for _, r := range []struct {
 		method, path, body string
 		status             int
@@ -86,6 +86,37 @@ func TestTheDocumentTellsWhatTheServiceAnswers(t *testing.T) {
 		{"HEAD", "/sites/a/versions", "", 304, []string{"If-None-Match", "*"}},
 		{"HEAD", "/sites/a/versions?limit=0", "", 400, nil},
 		{"GET", "/sites/a/versions", "", 304, []string{"If-None-Match", "*"}},
+		{"PUT", label, `{"build_id":"none"}`, 404, nil},
+		{"PUT", label, `{"build_id":"b"}`, 201, nil},
+		{"PUT", label, `{"build_id":"b"}`, 200, nil},
+		{"PUT", label, `{"build_id":"b"}`, 412, []string{"If-None-Match", "*"}},
+		{"PUT", label, `{"build":"b"}`, 400, nil},
+		{"PUT", label, `{}`, 415, []string{"Content-Encoding", "gzip"}},
+		{"PUT", label, `{}`, 403, []string{"Sec-Fetch-Site", "cross-site"}},
+		{"PUT", label, strings.Repeat(" ", 4097), 413, nil},
+		{"GET", label, "", 200, nil},
+		{"GET", label, "", 304, []string{"If-None-Match", "*"}},
+		{"GET", label, "", 412, []string{"If-Match", `"x"`}},
+		{"HEAD", label, "", 200, nil},
+		{"GET", label + "-2", "", 404, nil},
+		{"HEAD", label + "-2", "", 404, nil},
+		{"GET", "/sites/a/labels", "", 200, nil},
+		{"GET", "/sites/a/labels", "", 304, []string{"If-None-Match", "*"}},
+		{"HEAD", "/sites/a/labels", "", 200, nil},
+		{"GET", "/sites/a/labels?limit=1", "", 400, nil},
+		{"GET", "/sites/a/versions?labels=true&digest=true", "", 200, nil},
+		{"GET", label + "/artifact", "", 200, nil},
+		{"GET", label + "/artifact", "", 206, []string{"Range", "bytes=0-1"}},
+		{"GET", label + "/artifact", "", 416, []string{"Range", "bytes=9-"}},
+		{"GET", label + "/artifact", "", 304, []string{"If-None-Match", "*"}},
+		{"GET", label + "/artifact", "", 412, []string{"If-Match", `"x"`}},
+		{"GET", label + "-2/artifact", "", 404, nil},
+		{"HEAD", label + "/artifact", "", 200, nil},
+		{"HEAD", label + "/artifact", "", 304, []string{"If-None-Match", "*"}},
+		{"PUT", build, "other", 409, nil},
+		{"DELETE", build, "", 409, nil},
+		{"DELETE", label, "", 412, []string{"If-Match", `"x"`}},
+		{"DELETE", label, "", 204, nil},
 		{"DELETE", build, "", 412, []string{"If-Match", `"x"`}},
 		{"DELETE", build, "", 204, nil},
 		{"GET", "/sites/-a/artifacts/b", "", 400, nil},
@@ -95,7 +126,7 @@ func TestTheDocumentTellsWhatTheServiceAnswers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r.method == "POST" {
+		if r.method == "POST" || strings.HasPrefix(r.path, label) {
 			req.Header.Set("Content-Type", "application/json")
 		}
 		for i := 0; i < len(r.header); i += 2 {
