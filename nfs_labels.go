@@ -61,6 +61,7 @@ func (n *nfs) MoveLabel(siteID string, move LabelMove) (l Label, created bool, e
 			return Label{}, false, cmp.Or(err, errTooManyLabels)
 		}
 	}
+	move.Cond.Outcome.set(outcomeOf(exists, outcomeMoved, outcomeCreated))
 	l = old.moved(move.Label, move.BuildID, build.ETag, move.By, n.disk.now())
 	return l, !exists, n.writeLabel(dir, l, lock)
 }
