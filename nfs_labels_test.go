@@ -328,6 +328,21 @@ func TestLabelWhoseReplacementWasCut(t *testing.T) {
 	}
 }
 
+// A label moves to a build whose replacement was interrupted, which gets its name first.
+func TestLabelOfABuildWhoseReplacementWasCut(t *testing.T) {
+	for _, l := range allLeftovers {
+		for _, remote := range []bool{true, false} {
+			n, artifacts, _ := leaveCut(t, remote, l)
+			label := mustMove(t, n, "s", "live", "b")
+			if info, err := n.StatArtifact("s", "b"); err != nil || info.ETag != label.BuildETag {
+				t.Errorf("%s: %+v, %v; the label is %+v", l.what, info, err, label)
+			}
+			wantBytes(t, n, "s", "b", []byte("build"))
+			wantFiles(t, artifacts, l.completed().files("b"+artifactSuffix)...)
+		}
+	}
+}
+
 // A delayed request of a client that lost its lock arrives between two steps of a move. The label
 // stays, with the build that was acknowledged last.
 func TestLateRequestsForALabel(t *testing.T) {
@@ -446,6 +461,23 @@ func TestWhatIsNoLabel(t *testing.T) {
 			})
 		}
 	}
+}
+
+// What cannot be the name of a label is ignored.
+func TestOtherFilesBesideLabels(t *testing.T) {
+	n := labelled(t, t.TempDir(), openTestNFS)
+	for _, name := range []string{"Live.json", "-a.json", "live.txt", "live", ".json", ".live.json", ".new-Live.json", ".new-live.txt", aTempName(), strings.Repeat("z", maxLabelLen+1) + ".json"} {
+		if err := os.WriteFile(filepath.Join(n.sitePath("s", labelsDir), name), []byte("mine"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if labels, err := n.ListLabels("s"); err != nil || len(labels) != 1 {
+		t.Errorf("listed %+v, %v", labels, err)
+	}
+	if err := n.DeleteArtifact("s", "c", Precondition{}); err != nil {
+		t.Error(err)
+	}
+	wantLabelled(t, "its build", n.DeleteArtifact("s", "b", Precondition{}), "live")
 }
 
 // If something else is in the place of the labels, nobody knows which builds they protect.
