@@ -80,5 +80,13 @@ func TestRealStoresListSites(t *testing.T) {
 				t.Errorf("%d at a time: %q, want %q", limit, got, want)
 			}
 		}
+		for prefix, want := range map[string][]string{"a-": {"a-", "a-b"}, "c": {"c+d", "c+d-e"}, "c+d-": {"c+d-e"}, "d": nil} {
+			for _, after := range []string{"", "a"} {
+				got, err := b.(SiteLister).ListSites(prefix, after, 10)
+				if err != nil || !slices.Equal(got, want) {
+					t.Errorf("of %s, after %q: %q, %v, want %q", prefix, after, got, err, want)
+				}
+			}
+		}
 	})
 }

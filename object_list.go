@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -87,6 +88,9 @@ func (s *objectStore) listPage(ctx context.Context, siteID string, builds []*bui
 		if b.log.key != "" && !b.filled {
 			missing = append(missing, b)
 		}
+		if q.Tags {
+			b.setTags()
+		}
 	}
 	if err := s.fillLogs(ctx, missing, run); err != nil {
 		return nil, err
@@ -106,6 +110,15 @@ type build struct {
 	artifact, log objectInfo // key empty: there is none
 	filled        bool       // its log was read
 	gone          bool       // its log was removed since it was listed, and there is nothing else
+}
+
+// setTags sets logTag and arrivedAt. If the log was changed since it was listed, its tag is that
+// of no log.
+func (b *build) setTags() {
+	b.version.logTag, b.version.arrivedAt = cmp.Or(b.log.etag, noLogTag), b.log.modTime
+	if b.artifact.key != "" {
+		b.version.arrivedAt = b.artifact.modTime
+	}
 }
 
 // listBuilds lists the artifacts and the logs of the site, side by side.

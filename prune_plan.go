@@ -20,6 +20,7 @@ type pruneBuild struct {
 	LoggedAt    time.Time // of the latest log entry; zero: no log
 	ETag        string    // Version.etag; the plan does not use it
 	LogTag      string    // Version.logTag; the plan does not use it
+	ArrivedAt   time.Time // Version.arrivedAt
 }
 
 // pruneSite is what a plan must know of a site. Labels are read before Builds: then each labelled
@@ -28,8 +29,8 @@ type pruneSite struct {
 	ID     string
 	Labels []Label
 	Builds []pruneBuild // all of the site, in the order of compareVersions
-	// ArrivedAt is that of the ArrivalTeller. It is called only for builds that are removed
-	// unless they are young.
+	// ArrivedAt is that of the ArrivalTeller. It is called only for builds that are removed unless
+	// they are young, and whose own ArrivedAt is zero.
 	ArrivedAt func(buildID string) (time.Time, error)
 }
 
@@ -202,7 +203,10 @@ func (s *planScan) spareYoung(v pruneVerdict, b *pruneBuild, arrivedAt func(stri
 	if s.now.Sub(b.CreatedAt) <= s.grace.Duration {
 		return keepGrace, nil
 	}
-	at, err := arrivedAt(b.ID)
+	at, err := b.ArrivedAt, error(nil)
+	if at.IsZero() {
+		at, err = arrivedAt(b.ID)
+	}
 	if errors.Is(err, ErrNotFound) {
 		return keepGone, nil
 	}
