@@ -58,3 +58,23 @@ func TestObjectListTags(t *testing.T) {
 		t.Errorf("of a log that was changed while it was listed: %+v", v)
 	}
 }
+
+// An old log that was just copied into the store is spared by the grace.
+func TestObjectArrivalsInThePlan(t *testing.T) {
+	rules, err := parseRetention([]byte(`{"grace":"24h","max_delete_percent":100,"rules":[{"sites":["*"],"keep_last":1,"logs_only_after":"7d","labels":"optional"}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := openMem(newMemBucket())
+	mustLog(t, s, "s", entry("1", "log", time.Now().Add(-240*time.Hour)))
+	p := &pruner{store: s, rules: rules}
+	for now, want := range map[time.Time]pruneVerdict{
+		time.Now(): keepGrace, time.Now().Add(25 * time.Hour): removeLogOnly,
+	} {
+		p.now = func() time.Time { return now }
+		_, plan, err := p.plan(t.Context(), "s")
+		if err != nil || len(plan.Verdicts) != 1 || plan.Verdicts[0] != want {
+			t.Errorf("at %s: %+v, %v, want %d", now, plan, err, want)
+		}
+	}
+}
