@@ -215,7 +215,7 @@ func setAge(a *ruleAge, place string, text *string, atLeast uint64) error {
 	switch {
 	case errors.Is(err, strconv.ErrSyntax) || unit == 0:
 		return fmt.Errorf("%s: %s is not an age: write a whole number and h, d or w, such as 24h, 30d or 2w", place, shown(*text))
-	case err != nil || n > uint64(maxRuleAge/unit):
+	case n > uint64(maxRuleAge/unit): // ParseUint returns the largest if it is out of range
 		return fmt.Errorf("%s: %s is longer than 100 years", place, shown(*text))
 	case n < atLeast:
 		return fmt.Errorf("%s: %s must be at least 1h", place, shown(*text))
