@@ -196,6 +196,7 @@ func TestPlan(t *testing.T) {
 		{"labels required, none: skipped", `"keep_last":1,"labels":"required"`, "", "b/2d a/9d", "newest | - beyond keep_last 1 | skip no_label"},
 		{"labels required, one", `"keep_last":1,"labels":"required"`, "live=b", "b/2d a/9d", "label live | - beyond keep_last 1"},
 		{"labels required, one that was never set", `"keep_last":1,"labels":"required"`, "live=>b", "b/2d a/9d", "label live | - beyond keep_last 1 | skip no_label"},
+		{"labels optional, one that was never set", `"keep_last":1`, "live=>b", "b/2d a/9d", "label live | - beyond keep_last 1"},
 		{"the build of a label is not in the list", `"keep_last":1`, "live=x", "b/2d a/9d", "newest | - beyond keep_last 1 | skip missing_build"},
 		{"the build of a label has only a log", `"keep_last":1`, "live=a", "b/2d a/9d/log", "newest | label live | skip missing_build"},
 		{"next of a label may be missing", `"keep_last":1`, "live=b>x", "b/2d a/9d", "label live | - beyond keep_last 1"},
