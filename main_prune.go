@@ -154,7 +154,7 @@ func (a *pruneArgs) keep(p *pruner, stderr io.Writer) {
 func (a *pruneArgs) result(p *pruner, err error) error {
 	switch {
 	case errors.Is(err, ErrUnsupported):
-		return commandError{exitFailure, "prune: the store cannot remove builds on a condition, so nothing was removed"}
+		return commandError{exitFailure, "prune: the store ignores conditions of deletes, so no build can be removed safely; doctor says more"}
 	case errors.Is(err, ErrDenied):
 		return commandError{status: exitDenied}
 	case p.result(err) != pruneOK:

@@ -405,7 +405,7 @@ shop: 1 of 3 builds removed, 20 B of 60 B, by rules[0] "shop"
 // removes the rest.
 func TestPruneIsStopped(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-		builds := shop(1 + 3*pruneBatch)
+		builds := shop(1 + 2*pruneBatch)
 		for i := range builds {
 			builds[i].status = "ok"
 		}

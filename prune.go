@@ -23,7 +23,7 @@ const (
 type prunable interface {
 	Backend
 	VersionPager
-	SiteLister
+	SiteFilter
 	LabelKeeper
 	VersionDeleter
 }
@@ -32,7 +32,7 @@ type prunable interface {
 type pruner struct {
 	store   prunable
 	rules   *retention
-	matches func(site string) bool // nil: all sites
+	matches func(site string) bool // all by default
 	apply   bool                   // otherwise nothing is removed
 	force   bool                   // see forced
 	gentle  bool                   // leave the store at least half of the time to others
@@ -48,7 +48,7 @@ type pruner struct {
 }
 
 func newPruner(store prunable, rules *retention, report pruneReport) *pruner {
-	return &pruner{store: store, rules: rules, report: report, retryWait: pruneRetryWait}
+	return &pruner{store: store, rules: rules, report: report, retryWait: pruneRetryWait, matches: func(string) bool { return true }}
 }
 
 // pruneReport gets what a pruner decides and does. Its errors end the run.
@@ -103,16 +103,13 @@ func (p *pruner) run(ctx context.Context) (err error) {
 	}
 	after := ""
 	for {
-		sites, err := p.store.ListSites("", after, prunePage)
+		sites, err := p.store.ListSitesIf("", after, prunePage, p.matches)
 		if err != nil {
 			return fmt.Errorf("cannot list the sites: %w", err)
 		}
 		for _, site := range sites {
 			if ctx.Err() != nil {
 				return errPruneInterrupted
-			}
-			if p.matches != nil && !p.matches(site) {
-				continue
 			}
 			if err := p.site(ctx, site); err != nil {
 				return err

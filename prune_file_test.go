@@ -47,7 +47,7 @@ func TestServiceWithRetention(t *testing.T) {
 		status int
 		want   string
 	}{
-		{"RETENTION_FILE=" + bad, exitConfig, `PAGEWRIGHT_RETENTION_FILE=` + bad + `: rules[0] "*": keep_last or keep_within is required`},
+		{"RETENTION_FILE=" + bad, exitConfig, `PAGEWRIGHT_RETENTION_FILE=` + bad + `: rules[0] "*": keep_last or keep_within is missing`},
 		{"RETENTION_FILE=" + bad + "x", exitFailure, "no such file"},
 		{"PRUNE_INTERVAL=1h", exitConfig, "PAGEWRIGHT_RETENTION_FILE must be set"},
 		{"PRUNE_INTERVAL=59s RETENTION_FILE=" + good, exitConfig, "PAGEWRIGHT_PRUNE_INTERVAL=59s: must be at least 1m"},
