@@ -148,7 +148,10 @@ func (a *api) removeLabels(d siteDeletion, done *siteDeleted) error {
 		return newHTTPError(fasthttp.StatusConflict, "the site has labels (%s): delete them first, or send labels=true", strings.Join(names, ", "))
 	}
 	for _, l := range labels {
-		if err := a.backend.(LabelKeeper).DeleteLabel(d.siteID, l.Name, Precondition{}); err != nil {
+		start := time.Now()
+		err := a.backend.(LabelKeeper).DeleteLabel(d.siteID, l.Name, Precondition{})
+		a.metrics.call(callDeleteLabel, start, err)
+		if err != nil {
 			return err
 		}
 		done.Labels++

@@ -200,9 +200,11 @@ func (a *api) summarize(s siteRequest) (*siteSummary, error) {
 		return nil, err
 	}
 	for _, l := range labels {
-		sum.Labels = append(sum.Labels, siteLabel{l.Name, l.BuildID})
+		if l.BuildID != "" { // else it is being created
+			sum.Labels = append(sum.Labels, siteLabel{l.Name, l.BuildID})
+		}
 	}
-	if !found && len(labels) == 0 {
+	if !found && len(sum.Labels) == 0 {
 		return nil, ErrNotFound
 	}
 	return sum, nil
@@ -226,9 +228,8 @@ func (a *api) pages(s siteRequest) iter.Seq2[*VersionPage, error] {
 
 // labelsOf returns the labels of a site; none if the store has no labels.
 func (a *api) labelsOf(siteID string) ([]Label, error) {
-	keeper, ok := a.backend.(LabelKeeper)
-	if !ok {
+	if _, ok := a.backend.(LabelKeeper); !ok {
 		return nil, nil
 	}
-	return keeper.ListLabels(siteID)
+	return a.listLabels(siteID)
 }

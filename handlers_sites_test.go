@@ -205,6 +205,15 @@ func TestListOfSitesByRights(t *testing.T) {
 type siteStore struct {
 	*nfs
 	prefixes chan string
+	creating string // the site of a label that is being created
+}
+
+func (s *siteStore) ListLabels(siteID string) ([]Label, error) {
+	labels, err := s.nfs.ListLabels(siteID)
+	if siteID == s.creating {
+		labels = append(labels, Label{Name: "new", Next: "b0"})
+	}
+	return labels, err
 }
 
 func (s *siteStore) ListSitesIf(prefix, after string, limit int, want func(string) bool) ([]string, error) {
@@ -221,7 +230,7 @@ func (s *siteStore) ListVersionsPage(siteID string, q VersionQuery) (*VersionPag
 // The store need not list the names of sites that a client cannot see, where the rules allow to
 // tell by a prefix.
 func TestListOfSitesByPrefix(t *testing.T) {
-	b := &siteStore{openTestNFS(t, t.TempDir()), make(chan string, 1)}
+	b := &siteStore{openTestNFS(t, t.TempDir()), make(chan string, 1), ""}
 	a := newService(&Config{MaxUploads: 1}, b, quiet()).api
 	scope := &accessScope{[]accessRule{{allow: actionRead, sites: []string{"shop-*", "shop-eu-1"}}}}
 	for _, c := range []struct {
@@ -274,7 +283,7 @@ func TestLongListOfSites(t *testing.T) {
 
 func TestDescribeSite(t *testing.T) {
 	n := openTestNFS(t, t.TempDir())
-	s, svc := startBackend(t, &siteStore{n, nil})
+	s, svc := startBackend(t, &siteStore{n, nil, "one"})
 	for i, site := range []string{"one", "many", "many", "many", "many", "many", "labelled", "labelled"} {
 		mustStore(t, n, site, fmt.Sprint("b", i), body(i+1, 1))
 		when := testTime.Add(time.Duration(10-i) * time.Minute) // the first one is the newest
