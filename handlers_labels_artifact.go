@@ -72,5 +72,5 @@ func (a *api) placedLabel(d labelDownload) (Label, error) {
 // that the build need not be looked at. Other conditions than If-None-Match need the build.
 func (d *labelDownload) isUnmodified(l Label) bool {
 	m := d.cond.IfNoneMatch
-	return m != nil && d.cond.IfMatch == nil && d.cond.IfUnmodifiedSince.IsZero() && l.BuildETag != "" && m.matchWeak(l.BuildETag)
+	return m != nil && d.cond.IfMatch == nil && d.cond.IfUnmodifiedSince.IsZero() && m.matchWeak(l.BuildETag)
 }

@@ -600,6 +600,9 @@ func TestVersionsWithLabels(t *testing.T) {
 	if text, _ := labelsOf("?labels=true&limit=2&cursor=" + v.Next_Cursor); text != "v1:old" {
 		t.Errorf("the second page: %s", text)
 	}
+	if text, _ := labelsOf("?labels=true", "If-None-Match", plain); text != "v3: v2:beta+live v1:old" {
+		t.Errorf("to a client that has the list without labels: %s", text)
+	}
 	if _, etag := labelsOf(""); etag != plain {
 		t.Error("the list without labels has changed")
 	}
