@@ -32,7 +32,10 @@ import (
 
 const (
 	// moveTimeout bounds a move, which begins anew whenever a concurrent one changed the label.
-	moveTimeout  = 30 * time.Second
+	moveTimeout = 30 * time.Second
+	// movePatience is how long a move waits for another one to end before it takes its place. If
+	// they did not wait, two moves could prevent each other for a long time.
+	movePatience = time.Second
 	labelReaders = 16 // labels of a site that are read at once
 )
 
@@ -86,7 +89,7 @@ func (s *objectStore) MoveLabel(siteID string, move LabelMove) (Label, bool, err
 
 // tryMove moves the label, or fails with errConflict if it was changed meanwhile.
 func (s *objectStore) tryMove(ctx context.Context, siteID string, move LabelMove) (l Label, created bool, err error) {
-	old, err := s.readLabel(ctx, siteID, move.Label)
+	old, err := s.readIdle(ctx, siteID, move.Label)
 	if err != nil {
 		return Label{}, false, err
 	}
@@ -114,6 +117,23 @@ func (s *objectStore) tryMove(ctx context.Context, siteID string, move LabelMove
 		return Label{}, false, err
 	}
 	return l, !old.shown(), nil
+}
+
+// readIdle returns the label, or nil if it has no object. If another move of it seems to be under
+// way, it waits for movePatience.
+func (s *objectStore) readIdle(ctx context.Context, siteID, label string) (*labelObject, error) {
+	for seen := ""; ; {
+		o, err := s.readLabel(ctx, siteID, label)
+		if err != nil || o == nil || o.Next == "" || o.etag == seen {
+			return o, err
+		}
+		seen = o.etag
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: other moves of the label %q do not end", ErrUnavailable, label)
+		case <-time.After(movePatience):
+		}
+	}
 }
 
 // statBuild returns the ETag of a build that a label is to name.

@@ -34,6 +34,10 @@ type memBucket struct {
 	silent bool
 	// ahead is how far the clock of the store is ahead.
 	ahead time.Duration
+	// hashes: an ETag is a hash of the bytes, as in S3.
+	hashes bool
+	// blindRemove: remove ignores its condition.
+	blindRemove bool
 }
 
 type memObject struct {
@@ -106,6 +110,9 @@ func (m *memBucket) put(ctx context.Context, key string, body io.Reader, size in
 			key: key, size: int64(len(data)), etag: fmt.Sprintf(`"mem-%d"`, m.made),
 			modTime: time.Now().UTC().Add(m.ahead), uploadID: opts.uploadID, digest: opts.digest,
 		}
+		if m.hashes {
+			info.etag = fakeETag(data)
+		}
 		m.objects[key] = memObject{info, data}
 		return nil
 	})
@@ -163,7 +170,7 @@ func (m *memBucket) remove(ctx context.Context, key, etag string) error {
 		if err != nil {
 			return err
 		}
-		if etag != "" && o.etag != etag {
+		if etag != "" && o.etag != etag && !m.blindRemove {
 			return fmt.Errorf("%w: remove", ErrPrecondition)
 		}
 		delete(m.objects, key)
