@@ -123,7 +123,7 @@ func TestDoctorOfAnObjectStore(t *testing.T) {
 		{"ignores conditions of parts", func(m *memBucket) { m.blind = func(o putOptions) bool { return o.parts } }, false,
 			[]string{"warn refuse to create if the object exists, in parts", "warn conditional uploads are refused with 501", "ok   refuse to create if the object exists, in a single request"}},
 		{"ignores all conditions", func(m *memBucket) { m.blind = func(putOptions) bool { return true } }, true,
-			[]string{"FAIL log entries are refused with 501"}},
+			[]string{"FAIL log entries and labels are refused with 501"}},
 		{"denies writes", func(m *memBucket) {
 			m.fault = func(op, _ string) (bool, error) {
 				if op == "put" {
@@ -157,6 +157,23 @@ func TestDoctorOfAnObjectStore(t *testing.T) {
 				t.Log(out)
 			}
 		})
+	}
+}
+
+// blindRemover ignores the conditions of deletes.
+type blindRemover struct{ *memBucket }
+
+func (b blindRemover) remove(ctx context.Context, key, _ string) error {
+	return b.memBucket.remove(ctx, key, "")
+}
+
+func TestDoctorOfAStoreWithoutConditionalDeletes(t *testing.T) {
+	const line = "warn conditional deletes are refused with 501, and prune --apply will refuse"
+	if out, err := checkBucket(blindRemover{newMemBucket()}); err != nil || !strings.Contains(out, line) {
+		t.Errorf("%v, in\n%s", err, out)
+	}
+	if out, err := checkBucket(newMemBucket()); err != nil || strings.Contains(out, "prune") {
+		t.Errorf("of one with them: %v, in\n%s", err, out)
 	}
 }
 

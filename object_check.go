@@ -305,9 +305,9 @@ func (s *objectStore) runChecks(report func(checkResult)) {
 		kind capability
 		what string
 	}{
-		{conditionalPut, "log entries are refused with 501"},
+		{conditionalPut, "log entries and labels are refused with 501"},
 		{conditionalParts, "conditional uploads are refused with 501"},
-		{conditionalRemove, "conditional deletes are refused with 501"},
+		{conditionalRemove, "conditional deletes are refused with 501, and prune --apply will refuse"},
 	} {
 		if missing[c.kind] != nil {
 			report(checkResult{what: c.what, err: errors.New("the store does not support this kind of condition"), warning: c.kind != conditionalPut})
