@@ -50,9 +50,6 @@ func (p *pruner) removeBatch(ctx context.Context, site pruneSite, plan sitePlan,
 	if len(batch) == 0 {
 		return nil
 	}
-	if ctx.Err() != nil {
-		return errPruneInterrupted
-	}
 	start := time.Now()
 	var stop error
 	failed := 0

@@ -108,7 +108,7 @@ func TestPruneByTheSlowerClock(t *testing.T) {
 
 // TestPruneOfObjects: in a bucket, with the requests that it takes.
 func TestPruneOfObjects(t *testing.T) {
-	const n = 30
+	const n = prunePage + 30
 	m := newMemBucket()
 	s := openMem(m)
 	for i := range n {
