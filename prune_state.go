@@ -84,7 +84,7 @@ func (s *pruneState) write(keeper StatusKeeper) error {
 // did not come to the end. A state of the future is of a clock that was wrong.
 func (s *pruneState) dueAt(interval time.Duration, now time.Time) time.Time {
 	switch {
-	case s.Started.After(now.Add(pruneStateFuture)), s.Finished.After(now.Add(pruneStateFuture)):
+	case s.Finished.After(now.Add(pruneStateFuture)):
 		return now
 	case !s.Complete && !s.Finished.IsZero():
 		return s.Finished.Add(min(interval, pruneRetry))
