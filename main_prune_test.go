@@ -23,7 +23,7 @@ import (
 type agedBuild struct {
 	name   string // site/build
 	days   int    // age of the upload, or of the log entry if there is only a log
-	status string // of the log; empty: no log
+	status string // of the entries of the log, separated by commas; empty: no log
 	logged bool   // there is only a log
 }
 
@@ -43,8 +43,8 @@ func storeAged(t *testing.T, builds ...agedBuild) (base string) {
 			noError(t, n.KeepDigest(site, build, info, Digest{1}))
 			setTime(t, buildPath(base, site, artifactsDir, build), at)
 		}
-		if b.status != "" {
-			noError(t, n.WriteLog(site, LogEntry{ID: "1", BuildID: build, Action: "build", Status: b.status, Timestamp: at}))
+		for i, status := range strings.FieldsFunc(b.status, func(r rune) bool { return r == ',' }) {
+			noError(t, n.WriteLog(site, LogEntry{ID: fmt.Sprint(i + 1), BuildID: build, Action: "build", Status: status, Timestamp: at}))
 		}
 	}
 	arrived := time.Now()
@@ -181,28 +181,29 @@ func TestPruneWithoutApply(t *testing.T) {
 func TestPruneApplies(t *testing.T) {
 	base := storeAged(t, append(shop(4),
 		agedBuild{name: "shop/f1", days: 1, status: "failed"}, agedBuild{name: "shop/f9", days: 9, status: "failed"}, agedBuild{name: "shop/x50", days: 50, status: "ok"},
+		agedBuild{name: "shop/g8", days: 8, status: "failed,ok"}, agedBuild{name: "shop/r9", days: 9, status: "ok,failed"},
 		agedBuild{name: "shop/l5", days: 5, status: "ok", logged: true}, agedBuild{name: "shop/l99", days: 99, status: "ok", logged: true},
 		agedBuild{name: "blog/only", days: 400}, agedBuild{name: "other/b", days: 400}, agedBuild{name: "other/c", days: 400})...)
 	rules := `{"sites":["shop","blog"],"keep_last":1,"keep_within":"15d","failed":{"status":["failed"],"after":"7d"},"logs_only_after":"90d","labels":"optional"}`
-	const want = "blog/only+~ other/b+~ other/c+~ shop/b1+~ shop/f1+~= shop/l5="
+	const want = "blog/only+~ other/b+~ other/c+~ shop/b1+~ shop/f1+~= shop/g8+~= shop/l5="
 	p := pruneStore(t, base, rules, "--apply")
 	if got := buildsOf(t, base); got != want || p.status != 0 {
 		t.Errorf("left are %s, want %s; exit status %d, %s", got, want, p.status, p.stderr)
 	}
-	if got := p.with(pruneRemoved); got != "shop/b2 shop/b3 shop/b4 shop/f9 shop/l99 shop/x50" {
+	if got := p.with(pruneRemoved); got != "shop/b2 shop/b3 shop/b4 shop/f9 shop/l99 shop/r9 shop/x50" {
 		t.Errorf("removed: %s", got)
 	}
-	for build, reason := range map[string]string{"shop/f1": "newest", "shop/b1": "newest that did not fail", "shop/l5": "only a log, not older than 90d",
+	for build, reason := range map[string]string{"shop/f1": "newest", "shop/g8": "newest that did not fail", "shop/b1": "keep_within 15d", "shop/l5": "only a log, not older than 90d",
 		"shop/b2": "beyond keep_last 1, older than 15d", "shop/f9": "failed, older than 7d", "shop/l99": "only a log, older than 90d", "blog/only": "newest"} {
 		if p.reasons[build] != reason {
 			t.Errorf("%s: %q, want %q", build, p.reasons[build], reason)
 		}
 	}
-	if s := p.summary; s.Removed != 6 || s.RemovedBytes == 0 || s.RemovedBytes != s.RemoveBytes || s.Sites != 3 || s.NoRule != 1 || s.Failed+s.Changed+s.Labelled != 0 {
+	if s := p.summary; s.Removed != 7 || s.RemovedBytes == 0 || s.RemovedBytes != s.RemoveBytes || s.Sites != 3 || s.NoRule != 1 || s.Failed+s.Changed+s.Labelled != 0 {
 		t.Errorf("the summary is %+v", s)
 	}
 	state := readPruned(t, base)
-	if !state.Complete || state.LastSuccess.IsZero() || state.Counts.Removed != 6 {
+	if !state.Complete || state.LastSuccess.IsZero() || state.Counts.Removed != 7 {
 		t.Errorf("the state is %+v", state)
 	}
 	if p := pruneStore(t, base, rules, "--apply"); p.status != 0 || p.summary.Remove != 0 || buildsOf(t, base) != want {
