@@ -65,6 +65,7 @@ func runBlocks(t *testing.T, blocks []block) {
 	for name, text := range map[string]string{
 		"site.tar.gz":       strings.Repeat("any bytes will do\n", 1000),
 		"public/index.html": "<!doctype html>\n",
+		"bin/site-pull":     string(mustMake(os.ReadFile("deploy/web-server/site-pull"))),
 		// The program is this one: see TestMain.
 		"bin/pagewright-storage": fmt.Sprintf("#!/bin/sh\n%s=main exec %s \"$@\"\n", childVariable, executable(t)),
 	} {
@@ -108,6 +109,10 @@ func runBlocks(t *testing.T, blocks []block) {
 		if _, err := os.Stat(dir + "/backup/sites/shop/logs/v0.json"); err != nil {
 			t.Errorf("%s: %v", page, err)
 		}
+	case labelsPage:
+		if live := string(s.do(t, 200, request{method: "GET", path: "/sites/job/labels/live"}).body); jobs != 1 || !strings.Contains(live, `"build_id":"1-1-3f2c9ab","previous":""`) {
+			t.Errorf("%s: after %d jobs the label is %s", page, jobs, live)
+		}
 	case "README.md":
 		sent, err := os.ReadFile(filepath.Join(dir, "site.tar.gz"))
 		if err != nil {
@@ -128,7 +133,7 @@ func runBlocks(t *testing.T, blocks []block) {
 	for i := range jobs {
 		id := fmt.Sprintf(`"build_id":"%d-1-3f2c9ab"`, i+1)
 		_, rest, found := strings.Cut(list, id)
-		logged := strings.Contains(rest, `"action":"build","status":"ok"`) || blocks[0].page == integrityPage
+		logged := strings.Contains(rest, `"action":"build","status":"ok"`) || blocks[0].page == integrityPage || blocks[0].page == labelsPage
 		if !found || strings.Contains(rest, `"size_bytes":0`) || !logged {
 			t.Errorf("job %d left no build with a log: %s", i+1, list)
 		}
@@ -140,6 +145,8 @@ const (
 	accessPage = "docs/access.md"
 	// integrityPage has a job that only uploads.
 	integrityPage = "docs/integrity.md"
+	// labelsPage has a job that uploads a build and labels it.
+	labelsPage = "docs/labels-and-retention.md"
 	// operationsPage moves logs of the original of this API.
 	operationsPage = "docs/operations.md"
 )
@@ -296,7 +303,7 @@ func TestIntegrationDocsGitHubJob(t *testing.T) {
 	const linter = "github.com/rhysd/actionlint/cmd/actionlint@v1.7.12"
 	workflows := 0
 	blocks := docBlocks(t)
-	for _, b := range append(blocks[accessPage], blocks[integrityPage]...) {
+	for _, b := range slices.Concat(blocks[accessPage], blocks[integrityPage], blocks[labelsPage]) {
 		if strings.HasPrefix(b.text, "# .github/workflows/") {
 			workflows++
 			file := filepath.Join(t.TempDir(), "site.yml")
@@ -306,7 +313,7 @@ func TestIntegrationDocsGitHubJob(t *testing.T) {
 			}
 		}
 	}
-	if workflows < 2 {
-		t.Errorf("%d workflows were found, want 2", workflows)
+	if workflows < 3 {
+		t.Errorf("%d workflows were found, want 3", workflows)
 	}
 }

@@ -84,6 +84,7 @@ var otherVariables = map[string]string{
 	"PAGEWRIGHT_PUBLISH_ADMIN": "of the compose files",
 	"PAGEWRIGHT_VOLUME":        "of the compose files",
 	"PAGEWRIGHT_ACCESS_DIR":    "of the compose files",
+	"PAGEWRIGHT_RETENTION_DIR": "of the compose files",
 	"PAGEWRIGHT_NFS_ADDRESS":   "of the compose files",
 	"PAGEWRIGHT_NFS_SUBNET":    "of the compose files",
 }

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestRetentionInTheDocs: the retention files that the pages show are valid, and the page has each
+// TestRetentionInTheDocs: the retention files that the pages show, and the one for Kubernetes, are valid. The page has each
 // reason that a plan gives, and each reason to skip a site.
 func TestRetentionInTheDocs(t *testing.T) {
 	const page = "docs/labels-and-retention.md"
@@ -24,6 +24,9 @@ func TestRetentionInTheDocs(t *testing.T) {
 				rules = parsed
 			}
 		}
+	}
+	if _, err := readRetention("deploy/kubernetes/components/retention/retention.json"); err != nil {
+		t.Error(err)
 	}
 	text, err := os.ReadFile(page)
 	if err != nil || rules == nil {

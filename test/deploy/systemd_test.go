@@ -116,6 +116,25 @@ func TestTheUnitsPassSystemdsChecks(t *testing.T) {
 	}
 }
 
+// TestTheUnitsOfWebServersPassSystemdsChecks: no setting of site-pull's units is unknown.
+func TestTheUnitsOfWebServersPassSystemdsChecks(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"site-pull@.service", "site-pull@.timer"} {
+		data, err := os.ReadFile("../../deploy/web-server/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data = bytes.ReplaceAll(data, []byte("/usr/local/bin/site-pull"), []byte("/bin/true"))
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	units := []string{filepath.Join(dir, "site-pull@shop.service"), filepath.Join(dir, "site-pull@shop.timer")}
+	if out, err := exec.Command("systemd-analyze", append([]string{"verify", "--man=no"}, units...)...).CombinedOutput(); err != nil || strings.Contains(string(out), dir) {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // testMount replaces the NFS server.
 const testMount = "[Mount]\nWhat=tmpfs\nType=tmpfs\nOptions=\nOptions=mode=0750,uid=65532,gid=65532\n"
 

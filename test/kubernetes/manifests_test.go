@@ -83,6 +83,8 @@ var variants = []struct {
 	{"nfs with issuers", "nfs", "", []string{"access", "issuers", "cluster-issuer", "pod-monitor"}},
 	{"object-store with access control and TLS", "object-store", "", []string{"access", "tls"}},
 	{"object-store with the service accounts of its cluster", "object-store", "", []string{"access", "issuers", "cluster-issuer"}},
+	{"nfs with retention", "nfs", "", []string{"retention", "prune", "access"}},
+	{"object-store with retention", "object-store", "", []string{"retention"}},
 	{"nfs with verify", "nfs", "", []string{"verify", "access", "tls"}},
 	{"s3 with verify", "object-store", "", []string{"verify", "verify-object-store", "keys"}},
 	{"azure with verify", "object-store", "azure.yaml", []string{"verify", "verify-object-store", "azure-workload-identity"}},
@@ -235,6 +237,7 @@ func decode(t *testing.T, built []byte) *manifests {
 			m.claim = o
 		case *monitoring.PodMonitor:
 			m.podMonitor = o
+		case *core.ConfigMap: // see reloaded
 		default:
 			t.Errorf("no rule knows %T", o)
 		}
@@ -263,6 +266,8 @@ func validate(object runtime.Object) error {
 		errs = corevalidation.ValidateNamespace(o)
 	case *apicore.ServiceAccount:
 		errs = corevalidation.ValidateServiceAccount(o)
+	case *apicore.ConfigMap:
+		errs = corevalidation.ValidateConfigMap(o)
 	case *apicore.Service:
 		errs = corevalidation.ValidateServiceCreate(o)
 	case *apicore.PersistentVolume:

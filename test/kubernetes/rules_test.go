@@ -355,7 +355,7 @@ func spread(m *manifests) error {
 
 // reloaded: a file in a volume that is mounted with subPath never changes.
 func reloaded(m *manifests) error {
-	for _, name := range []string{"ACCESS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA"} {
+	for _, name := range []string{"ACCESS_FILE", "RETENTION_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA"} {
 		file := m.env("PAGEWRIGHT_" + name)
 		if file == "" {
 			continue
