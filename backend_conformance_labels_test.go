@@ -23,6 +23,7 @@ type labelStore interface {
 // labelRig is how testLabels reaches a store: open opens it as another process would, and plant
 // writes the file or object of a label past it.
 type labelRig struct {
+	gap   bool // a label may be moved to a build right before the commit of its replacement
 	open  func(t *testing.T) Backend
 	plant func(t *testing.T, site, label string, data []byte)
 }
@@ -53,6 +54,9 @@ func testLabels(t *testing.T, rig labelRig) {
 		{"a label that moves to and fro always names a build that is there", testLabelsWhileBuildsGo},
 	} {
 		t.Run(strings.ReplaceAll(c.sentence, " ", "_"), func(t *testing.T) {
+			if rig.gap && strings.Contains(c.sentence, "replaced another") {
+				t.Skip("TestLabelMoveAgainstReplacement tests what remains true")
+			}
 			open := func() labelStore {
 				t.Helper()
 				b, ok := rig.open(t).(labelStore)
@@ -301,7 +305,7 @@ func testMoveLabel(t *testing.T, open func() labelStore, _ func(site, label stri
 		if created != (i == 0) {
 			t.Errorf("move %d: created is %v", i, created)
 		}
-		want := Label{Name: "live", BuildID: id, Previous: last.BuildID, ChangedAt: l.ChangedAt, By: by, BuildETag: tags[id]}
+		want := Label{Name: "live", BuildID: id, Previous: last.BuildID, ChangedAt: l.ChangedAt, By: by, BuildETag: tags[id], WriteID: l.WriteID}
 		if l != want || mustGet(t, b, site, "live") != want {
 			t.Errorf("move %d: the label is %+v, and kept as %+v; want %+v", i, l, mustGet(t, b, site, "live"), want)
 		}

@@ -16,6 +16,9 @@ const (
 
 	// storeTimeout bounds a call of the store that moves no artifact.
 	storeTimeout = 30 * time.Second
+	// lookAgainFrom is the size of an upload from which the labels are read at its start too, and
+	// not only right before its commit: the default size of a part.
+	lookAgainFrom = 8 << 20
 	// removeTries bounds the attempts of a conditional delete: each begins anew if
 	// the object was replaced between the stat and the delete.
 	removeTries = 5
@@ -119,11 +122,16 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 	if c, ok := reader.(Charged); ok {
 		opts.client, opts.revoke = c.Client(), c.Revoke
 	}
+	body := newExactReader(reader)
 	if !opts.absent {
+		if body.size < 0 || body.size > lookAgainFrom {
+			if err := s.mayReplace(siteID, buildID); err != nil {
+				return ArtifactInfo{}, err
+			}
+		}
 		opts.mayCommit = func() error { return s.mayReplace(siteID, buildID) }
 	}
 	opts.hashed = s.digests.hashOf(reader)
-	body := newExactReader(reader)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	info, err := s.bucket.put(ctx, key, body, body.size, opts)
@@ -141,7 +149,7 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 }
 
 // mayReplace fails with a labelledError if the build is there and a label protects it. It is called
-// right before the commit of an upload. A label that is moved to the build between the two does not
+// right before the commit of an upload, and if that takes long also at its start. A label that is moved to the build between the two does not
 // prevent the replacement.
 func (s *objectStore) mayReplace(siteID, buildID string) error {
 	labels, err := s.readLabels(context.Background(), siteID)

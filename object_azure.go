@@ -133,10 +133,6 @@ func (b *azureBucket) putOne(ctx context.Context, key string, body io.ReadSeeker
 }
 
 func (b *azureBucket) putBlocks(ctx context.Context, key string, r *partReader, opts putOptions) (objectInfo, error) {
-	if err := opts.allowed(); err != nil {
-		r.release()
-		return objectInfo{}, err
-	}
 	client := b.client.NewBlockBlobClient(key)
 	upload := rand.Text() // in the block ids, so that blocks of two uploads are never mixed
 	ids, total, err := sendParts(ctx, r, b.conf.Concurrency,

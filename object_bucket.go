@@ -106,9 +106,8 @@ type putOptions struct {
 	revoke      func() // makes the body fail soon, as Charged.Revoke does; may be nil
 	hashed      Hashed // computes the digest of the body; nil: no digest is kept
 	digest      string // kept in the object's metadata under digestKey; set by withDigest
-	// mayCommit is called right before the request that makes the object visible, and also at
-	// the start if there are other requests before that one. Its error stops the put, and is
-	// returned unchanged. nil: the put may always commit.
+	// mayCommit is called right before the request that makes the object visible. Its error stops
+	// the put, and is returned unchanged. nil: the put may always commit.
 	mayCommit func() error
 }
 

@@ -131,6 +131,9 @@ func (d *removal) removeVersion(b VersionDeletion) error {
 	if err := d.checkLogTag(b); err != nil {
 		return err
 	}
+	var artifact Outcome
+	outcome := b.Artifact.Outcome
+	b.Artifact.Outcome = &artifact
 	digest, err := d.removeArtifact(b)
 	if err != nil {
 		return err
@@ -140,17 +143,34 @@ func (d *removal) removeVersion(b VersionDeletion) error {
 	} else {
 		err = ignoreMissing(d.s.remove(d.ctx, d.s.digestKey(d.siteID, b.BuildID), ""))
 	}
-	if err != nil || b.LogTag == noLogTag {
+	if err != nil {
 		return err
 	}
+	err = d.removeLog(b)
+	_, ok := d.s.bucket.(absenceReporter)
+	switch absent := errors.Is(err, ErrNotFound); {
+	case artifact == outcomeDeleted, ok && err == nil:
+		outcome.set(outcomeDeleted)
+	case artifact == outcomeAbsent && absent:
+		outcome.set(outcomeAbsent)
+	}
+	return ignoreMissing(err)
+}
+
+// removeLog removes the log that b wants to be removed. It may fail with ErrNotFound if there is
+// none.
+func (d *removal) removeLog(b VersionDeletion) error {
 	etag := b.LogTag
-	if d.s.requireCapability(conditionalRemove) != nil {
+	switch {
+	case etag == noLogTag:
+		return ErrNotFound
+	case etag != "" && d.s.requireCapability(conditionalRemove) != nil:
 		if err := d.checkLogTag(b); err != nil {
 			return err
 		}
 		etag = ""
 	}
-	return ignoreMissing(d.s.remove(d.ctx, d.logKey(b), etag))
+	return d.s.remove(d.ctx, d.logKey(b), etag)
 }
 
 func (d *removal) logKey(b VersionDeletion) string {

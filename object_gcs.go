@@ -123,11 +123,6 @@ func (b *gcsBucket) put(ctx context.Context, key string, body io.Reader, size in
 	if err != nil {
 		return objectInfo{}, err
 	}
-	if size < 0 || size >= chunk { // more than one request
-		if err := opts.allowed(); err != nil {
-			return objectInfo{}, err
-		}
-	}
 	opts = opts.withDigest(size)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -139,11 +139,7 @@ func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, s
 // putParts stores a body by a multipart upload. The object appears when the upload is
 // completed, by the request that carries the condition.
 func (b *s3Bucket) putParts(ctx context.Context, key string, r *partReader, sum *s3Checksum, opts putOptions) (objectInfo, error) {
-	err := opts.allowed()
-	var id *string
-	if err == nil {
-		id, err = b.createUpload(ctx, key, sum, opts)
-	}
+	id, err := b.createUpload(ctx, key, sum, opts)
 	if err != nil {
 		r.release()
 		return objectInfo{}, err
