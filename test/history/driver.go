@@ -52,6 +52,9 @@ func (d *Driver) mark() int64 {
 // Do sends one request of the kind and notes what came of it. It returns the
 // status, 0 if there was no answer.
 func (d *Driver) Do(ctx context.Context, kind Kind, key string, size int) int {
+	if kind == DeleteVersion {
+		return d.deleteVersion(ctx, key)
+	}
 	return d.send(ctx, d.History.Begin(kind, key, size, d.mark()))
 }
 
@@ -78,6 +81,10 @@ func (d *Driver) send(ctx context.Context, op *Op) int {
 	case Append:
 		method, url = "POST", d.URL+"/sites/"+site+"/logs"
 		body = fmt.Appendf(nil, `{"build_id":%q,"action":%q,"status":%q,"metadata":{"op":%d}}`, build, logAction, logStatus, op.ID)
+	case Move:
+		url, body = d.URL+labelPath(key), fmt.Appendf(nil, `{"build_id":%q}`, op.Build)
+	case Unlabel:
+		method, url = "DELETE", d.URL+labelPath(key)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
 	if err != nil {
@@ -93,6 +100,11 @@ func (d *Driver) send(ctx context.Context, op *Op) int {
 	if kind == Append {
 		req.Header.Set("Idempotency-Key", fmt.Sprintf("op-%d", op.ID))
 	}
+	return d.exchange(req, op)
+}
+
+// exchange sends the request of ops and notes what came of them.
+func (d *Driver) exchange(req *http.Request, ops ...*Op) int {
 	status := 0
 	if resp, err := d.client.Do(req); err == nil {
 		_, err = io.Copy(io.Discard, resp.Body)
@@ -103,18 +115,20 @@ func (d *Driver) send(ctx context.Context, op *Op) int {
 	}
 	outcome := Unknown
 	switch {
-	case status == http.StatusCreated, kind == Delete && status == http.StatusNoContent:
+	case status >= 200 && status < 300:
 		outcome = Done
 	case status >= 400 && status < 500:
 		outcome = Refused
 	}
-	d.History.Finish(op, outcome, d.mark())
+	for _, op := range ops {
+		d.History.Finish(op, outcome, d.mark())
+	}
 	return status
 }
 
 // Mix is the load of one worker until ctx ends or it has done
 // limit requests (0: no limit): uploads new and over each other, create-only
-// uploads that all workers race for, appends to logs that all share, deletes.
+// uploads that all workers race for, appends to logs that all share, labels, deletes.
 // Each worker has builds of its own too. It gives the number of requests that
 // got no answer, or one of 500 and above.
 func (d *Driver) Mix(ctx context.Context, prefix string, worker, limit int, seed uint64) (failed int) {
@@ -128,16 +142,20 @@ func (d *Driver) Mix(ctx context.Context, prefix string, worker, limit int, seed
 		shared := fmt.Sprintf("%s-shared/build-%d", prefix, rng.IntN(4))
 		status := 0
 		switch n := rng.IntN(100); {
-		case n < 35:
+		case n < 30:
 			status = d.Do(begun, Put, own, someSize(rng))
-		case n < 50:
+		case n < 42:
 			status = d.Do(begun, Put, shared, someSize(rng))
-		case n < 65: // two workers for each number, at about the same time
+		case n < 54: // two workers for each number, at about the same time
 			status = d.Do(begun, Create, fmt.Sprintf("%s-created/build-%d", prefix, d.creates.Add(1)/2), someSize(rng))
-		case n < 80:
+		case n < 66:
 			status = d.Do(begun, Append, fmt.Sprintf("%s-shared/log-%d", prefix, rng.IntN(3)), 0)
-		case n < 90:
+		case n < 75:
 			status = d.Do(begun, Append, own, 0)
+		case n < 88:
+			status = d.someOfLabels(begun, rng, []string{own, shared}[rng.IntN(2)])
+		case n < 94:
+			status = d.Do(begun, DeleteVersion, []string{own, own, shared}[rng.IntN(3)], 0)
 		default:
 			status = d.Do(begun, Delete, own, 0)
 		}
@@ -201,7 +219,15 @@ func (d *Driver) JudgeFront(ctx context.Context, inv *Inventory) ([]string, erro
 	for key := range inv.Logs {
 		note(key)
 	}
+	for key := range inv.Labels {
+		if site, _, _ := strings.Cut(key, "/"); sites[site] == nil {
+			sites[site] = map[string]bool{}
+		}
+	}
 	for site, builds := range sites {
+		if err := d.judgeLabels(ctx, site, inv, fault); err != nil {
+			return nil, err
+		}
 		list, err := d.versions(ctx, site)
 		if err != nil {
 			return nil, err

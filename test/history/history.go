@@ -17,7 +17,12 @@ const (
 	Put    Kind = iota // upload, over what is there
 	Create             // upload, unless something is there
 	Delete
-	Append // of a log entry
+	Append    // of a log entry
+	DeleteLog // the log of a build: a part of DeleteVersion
+	Move      // of a label
+	Unlabel
+
+	DeleteVersion // the Delete and the DeleteLog of one request
 )
 
 // Outcome is what the response says.
@@ -34,8 +39,9 @@ const (
 type Op struct {
 	ID      uint64 // from 1, unique in its history
 	Kind    Kind
-	Key     string // site/build
+	Key     string // site/build, or site/label
 	Size    int
+	Build   string // that a Move names
 	Outcome Outcome
 
 	Start, End         time.Duration // since the history began; End is forever while unknown
@@ -57,13 +63,17 @@ type History struct {
 
 // Begin notes that a request is about to be sent.
 func (h *History) Begin(kind Kind, key string, size int, mark int64) *Op {
+	return h.begin(Op{Kind: kind, Key: key, Size: size, StartMark: mark})
+}
+
+func (h *History) begin(begun Op) *Op {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.began.IsZero() {
 		h.began = time.Now()
 	}
-	op := &Op{ID: uint64(len(h.ops)) + 1, Kind: kind, Key: key, Size: size,
-		Start: time.Since(h.began), End: forever, StartMark: mark}
+	op := &begun
+	op.ID, op.Start, op.End = uint64(len(h.ops))+1, time.Since(h.began), forever
 	h.ops = append(h.ops, op)
 	return op
 }
@@ -114,14 +124,7 @@ func (h *History) Judge(inv *Inventory, mark int64) []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	violations := slices.Concat(inv.Faults, inv.Front)
-	uploads, appends := map[string][]*Op{}, map[string][]*Op{}
-	for _, op := range h.ops {
-		if op.Kind == Append {
-			appends[op.Key] = append(appends[op.Key], op)
-		} else {
-			uploads[op.Key] = append(uploads[op.Key], op)
-		}
-	}
+	uploads, appends, moves := h.byKey(Put, Create, Delete), h.byKey(Append, DeleteLog), h.byKey(Move, Unlabel)
 	for key := range inv.Builds {
 		if uploads[key] == nil {
 			violations = append(violations, fmt.Sprintf("build %s: nobody sent it", key))
@@ -139,12 +142,41 @@ func (h *History) Judge(inv *Inventory, mark int64) []string {
 		}
 	}
 	for key, ops := range appends {
-		for _, v := range judgeLog(ops, inv.Logs[key], mark) {
+		for _, v := range judgeLog(ops, inv.Logs[key], uploadOf(inv.Builds[key], uploads[key]), mark) {
 			violations = append(violations, fmt.Sprintf("log %s: %s", key, v))
+		}
+	}
+	for key := range inv.Labels {
+		if moves[key] == nil {
+			violations = append(violations, fmt.Sprintf("label %s: nobody sent it", key))
+		}
+	}
+	for key, ops := range moves {
+		build, there := inv.Labels[key]
+		if v := judgeLabel(ops, build, there, mark); v != "" {
+			violations = append(violations, fmt.Sprintf("label %s: %s", key, v))
+		}
+		if !there {
+			continue
+		}
+		buildKey := buildOfLabel(key, build)
+		if v := judgeLabelled(ops, build, inv.Builds, uploads, buildKey); v != "" {
+			violations = append(violations, fmt.Sprintf("label %s: names build %s, %s", key, buildKey, v))
 		}
 	}
 	slices.Sort(violations)
 	return violations
+}
+
+// byKey returns the ops of some kinds, by their key.
+func (h *History) byKey(kinds ...Kind) map[string][]*Op {
+	found := map[string][]*Op{}
+	for _, op := range h.ops {
+		if slices.Contains(kinds, op.Kind) {
+			found[op.Key] = append(found[op.Key], op)
+		}
+	}
+	return found
 }
 
 // hashed reports whether the client sends the digest of the upload: it does for every other one.
@@ -187,19 +219,22 @@ func judgeBuild(ops []*Op, found Build, there bool, mark int64) string {
 		}
 		return judgeDigest(ops[i], ops, found.Digest, mark)
 	}
+	if lost := lostBut(Delete, ops, mark); lost != nil {
+		return fmt.Sprintf("is absent, but upload %d was acknowledged", lost.ID)
+	}
+	return ""
+}
+
+// lostBut returns an acknowledged op whose effect is missing, unless an op of the kind removes
+// may have undone it.
+func lostBut(removes Kind, ops []*Op, mark int64) *Op {
 	lost := overtaken(nil, ops, mark)
-	if lost == nil {
-		return ""
-	}
 	for _, op := range ops {
-		if op.Kind != Delete || !op.possible(mark) {
-			continue
-		}
-		if lost = overtaken(op, ops, mark); lost == nil {
-			return ""
+		if lost != nil && op.Kind == removes && op.possible(mark) && overtaken(op, ops, mark) == nil {
+			return nil
 		}
 	}
-	return fmt.Sprintf("is absent, but upload %d was acknowledged", lost.ID)
+	return lost
 }
 
 // judgeDigest: the digest of what is found is never wrong, and that of an acknowledged upload
@@ -219,7 +254,10 @@ func judgeDigest(op *Op, ops []*Op, digest string, mark int64) string {
 
 // judgeLog: every acknowledged entry once, no entry twice, none that was not
 // sent, and those that followed each other in their order.
-func judgeLog(ops []*Op, found []uint64, mark int64) []string {
+// A delete of the log takes all that was acknowledged before it began, and may take what was
+// sent until it ended. It takes nothing as long as upload, the build that is there, precedes it:
+// the log goes last.
+func judgeLog(ops []*Op, found []uint64, upload *Op, mark int64) []string {
 	var violations []string
 	byID, count := map[uint64]*Op{}, map[uint64]int{}
 	for _, op := range ops {
@@ -229,10 +267,17 @@ func judgeLog(ops []*Op, found []uint64, mark int64) []string {
 	for _, id := range found {
 		count[id]++
 		op := byID[id]
-		switch {
-		case op == nil || !op.possible(mark):
+		if op == nil || op.Kind != Append || !op.possible(mark) {
 			violations = append(violations, fmt.Sprintf("holds entry %d, which was not sent here, or was refused", id))
 			continue
+		}
+		for _, by := range ops {
+			if by.Kind == DeleteLog && by.certain(mark) && op.End < by.Start {
+				violations = append(violations, fmt.Sprintf("holds entry %d, but op %d deleted the log after it", id, by.ID))
+				break
+			}
+		}
+		switch {
 		case count[id] == 2:
 			violations = append(violations, fmt.Sprintf("holds entry %d twice", id))
 		case latest != nil && op.End < latest.Start:
@@ -243,7 +288,10 @@ func judgeLog(ops []*Op, found []uint64, mark int64) []string {
 		}
 	}
 	for _, op := range ops {
-		if op.certain(mark) && count[op.ID] == 0 {
+		mayTake := func(d *Op) bool {
+			return d.Kind == DeleteLog && d.possible(mark) && d.End >= op.Start && (upload == nil || upload.End >= d.Start)
+		}
+		if op.Kind == Append && op.certain(mark) && count[op.ID] == 0 && !slices.ContainsFunc(ops, mayTake) {
 			violations = append(violations, fmt.Sprintf("lost entry %d, which was acknowledged", op.ID))
 		}
 	}
@@ -289,6 +337,13 @@ func (h *History) Settle(inv *Inventory) {
 		switch op.Kind {
 		case Append:
 			there = slices.Contains(inv.Logs[op.Key], op.ID)
+		case DeleteLog:
+			there = !slices.ContainsFunc(inv.Logs[op.Key], func(id uint64) bool { return h.ops[id-1].End < op.Start })
+		case Move:
+			there = inv.Labels[op.Key] == op.Build
+		case Unlabel:
+			_, present := inv.Labels[op.Key]
+			there = !present
 		case Delete:
 			_, present := inv.Builds[op.Key]
 			there = !present

@@ -38,13 +38,17 @@ func TestBodyIsIdentifiedWholeOnly(t *testing.T) {
 
 // play makes a history out of words as "put1:done", one after the other, each
 // beginning after the one before ended; "&" before a word has it begin before
-// that. The mark of the n-th word is n.
+// that. The mark of the n-th word is n. The builds are all s/b, and so is the label, which
+// "move-b" moves to it.
 func play(words ...string) *History {
 	h := &History{began: time.Now()}
 	for i, w := range words {
 		w, beside := strings.CutPrefix(w, "&")
 		name, outcome, _ := strings.Cut(w, ":")
-		op := h.Begin(map[string]Kind{"put": Put, "create": Create, "delete": Delete, "append": Append}[name], "s/b", 100, int64(i))
+		name, build, _ := strings.Cut(name, "-")
+		op := h.Begin(map[string]Kind{"put": Put, "create": Create, "delete": Delete, "append": Append,
+			"deletelog": DeleteLog, "move": Move, "unlabel": Unlabel}[name], "s/b", 100, int64(i))
+		op.Build = build
 		op.Start, op.End = time.Duration(10*i), forever
 		if beside {
 			op.Start -= 10

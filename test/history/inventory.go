@@ -18,6 +18,7 @@ import (
 type Inventory struct {
 	Builds map[string]Build    // by key, as Op.Key
 	Logs   map[string][]uint64 // the appends in each log, in its order
+	Labels map[string]string   // the build that each names, by site/label
 	Temps  int                 // temporary files, and replacements beside the file that they were to replace
 	Placed int                 // builds and logs that stand under the name of their replacement, see newPrefix
 	Silly  int                 // files that an NFS client keeps until it closes them
@@ -57,7 +58,7 @@ var digestFile = regexp.MustCompile(`^# size (\d+), mtime (\d+)\.(\d{9}), crc32c
 
 // Scan takes the inventory of the store at base.
 func Scan(base string) (*Inventory, error) {
-	inv := &Inventory{Builds: map[string]Build{}, Logs: map[string][]uint64{}, digests: map[string][]string{}}
+	inv := &Inventory{Builds: map[string]Build{}, Logs: map[string][]uint64{}, Labels: map[string]string{}, digests: map[string][]string{}}
 	err := filepath.WalkDir(base, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -156,6 +157,15 @@ func (inv *Inventory) file(path string, parts []string) {
 			return
 		}
 		inv.digests[parts[1]+"/"+build] = d
+	case len(parts) == 4 && parts[0] == "sites" && parts[2] == "labels" && strings.HasSuffix(name, ".json"):
+		label := strings.TrimSuffix(name, ".json")
+		build, err := readLabel(path, label)
+		if err != nil {
+			inv.Faults = append(inv.Faults, fmt.Sprintf("label %s/%s: %v", parts[1], label, err))
+			return
+		}
+		inv.Labels[parts[1]+"/"+label] = build
+	case len(parts) == 2 && parts[0] == "status": // of maintenance
 	default:
 		inv.Faults = append(inv.Faults, fmt.Sprintf("a file of no kind: %q", strings.Join(parts, "/")))
 	}
