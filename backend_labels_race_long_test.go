@@ -1,0 +1,8 @@
+//go:build torture
+
+package main
+
+const (
+	labelRaceRounds = 300
+	labelRaceKills  = 300
+)
