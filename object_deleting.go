@@ -104,7 +104,11 @@ func (d *removal) run(builds []VersionDeletion, remove func(VersionDeletion) err
 		_ = g.Wait()
 	}
 	each(func(i int) {
-		_, errs[i] = d.s.put(d.ctx, d.markKey(builds[i].BuildID), []byte("{}\n"), putOptions{contentType: logType})
+		_, err := d.s.put(d.ctx, d.markKey(builds[i].BuildID), []byte("{}\n"), putOptions{contentType: logType})
+		if errors.Is(err, errConflict) { // nobody else writes it: a store may mean the prefix, from which another mark was just removed
+			err = fmt.Errorf("%w: %v", ErrUnavailable, err)
+		}
+		errs[i] = err
 	})
 	labels, err := d.s.readLabels(d.ctx, d.siteID) // after the last mark
 	each(func(i int) {
