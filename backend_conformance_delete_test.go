@@ -133,7 +133,7 @@ func testDeleteVersions(t *testing.T, open func() deleteStore) {
 	if errs := one.DeleteVersions(site, nil); len(errs) != 0 {
 		t.Errorf("of no builds: %v", errs)
 	}
-	if sites, err := one.ListSites(site, "", 10); err != nil || !slices.Equal(sites, []string{site}) {
+	if sites, err := one.ListSites(site, "", 10, nil); err != nil || !slices.Equal(sites, []string{site}) {
 		t.Errorf("listed are %q, %v", sites, err)
 	}
 }

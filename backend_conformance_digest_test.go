@@ -19,7 +19,7 @@ type digestStore interface {
 	store
 	ArtifactStater
 	DigestKeeper
-	SiteFilter
+	SiteLister
 	ForeignLister
 	StatusKeeper
 }
@@ -44,7 +44,7 @@ func testDigests(t *testing.T, open func(t *testing.T) Backend) {
 		{"a kept digest says what it is bound to", testKeptDigest},
 		{"digests are listed in the order of the versions", testListDigests},
 		{"sites with a build or a log are listed in order", testListSites},
-		{"sites are listed by their ids", testListSitesIf},
+		{"sites are listed by their ids", testListWantedSites},
 		{"the service does not take its own files for foreign", testNoForeignFiles},
 		{"a status is read as it was written last", testStatus},
 	} {
@@ -421,7 +421,7 @@ func testListSites(t *testing.T, open func() digestStore) {
 	for limit := 1; limit <= 6; limit++ {
 		var got []string
 		for after := prefix; ; after = got[len(got)-1] {
-			some, err := open().ListSites("", after, limit)
+			some, err := open().ListSites("", after, limit, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -450,18 +450,18 @@ func testListSites(t *testing.T, open func() digestStore) {
 		{prefix + "-", "", nil},
 		{want[3], want[0], want[3:]},
 	} {
-		if got, err := open().ListSites(c.prefix, c.after, 10); err != nil || !slices.Equal(got, c.want) {
+		if got, err := open().ListSites(c.prefix, c.after, 10, nil); err != nil || !slices.Equal(got, c.want) {
 			t.Errorf("of %q, after %q: %q, %v, want %q", c.prefix, c.after, got, err, c.want)
 		}
 	}
-	all, err := one.ListSites("", "", 1<<20)
+	all, err := one.ListSites("", "", 1<<20, nil)
 	if err != nil || !slices.IsSorted(all) || !slices.Contains(all, want[0]) {
 		t.Errorf("all: %q, %v", all, err)
 	}
 }
 
-// testListSitesIf. Ids sort differently from the keys of object stores: a-/ before a/.
-func testListSitesIf(t *testing.T, open func() digestStore) {
+// testListWantedSites. Ids sort differently from the keys of object stores: a-/ before a/.
+func testListWantedSites(t *testing.T, open func() digestStore) {
 	one := open()
 	prefix := newSite()
 	for _, end := range []string{"", "-a", "-a-b", "-b", ".a", "0", "00", "a"} {
@@ -490,7 +490,7 @@ func testListSitesIf(t *testing.T, open func() digestStore) {
 		if c.after != "" {
 			after = prefix + c.after
 		}
-		got, err := one.ListSitesIf(prefix+c.prefix, after, c.limit, func(id string) bool { return !strings.HasSuffix(id, c.not) })
+		got, err := one.ListSites(prefix+c.prefix, after, c.limit, func(id string) bool { return !strings.HasSuffix(id, c.not) })
 		for i := range got {
 			got[i] = strings.TrimPrefix(got[i], prefix)
 		}

@@ -170,13 +170,13 @@ func testListLabelledSites(t *testing.T, open func() deleteStore) {
 		t.Fatal(err)
 	}
 	removeByHand(t, one, site, "b")
-	if sites, err := open().ListSites(site, "", 10); err != nil || !slices.Equal(sites, []string{site}) {
+	if sites, err := open().ListSites(site, "", 10, nil); err != nil || !slices.Equal(sites, []string{site}) {
 		t.Errorf("with a label: %q, %v", sites, err)
 	}
 	if err := one.DeleteLabel(site, "live", Precondition{}); err != nil {
 		t.Fatal(err)
 	}
-	if sites, err := open().ListSites(site, "", 10); err != nil || len(sites) != 0 {
+	if sites, err := open().ListSites(site, "", 10, nil); err != nil || len(sites) != 0 {
 		t.Errorf("without: %q, %v", sites, err)
 	}
 }

@@ -161,15 +161,9 @@ func (k KeptDigest) isOf(i ArtifactInfo) bool {
 type SiteLister interface {
 	// ListSites returns up to limit ids that begin with prefix, of sites that have a build, a
 	// log or a label, in the order of their bytes, beginning after the id after; empty: from
-	// the first. Fewer than limit means that there are no more.
-	ListSites(prefix, after string, limit int) ([]string, error)
-}
-
-// SiteFilter is a SiteLister that skips sites by their ids alone, before it looks into them.
-type SiteFilter interface {
-	SiteLister
-	// ListSitesIf is ListSites of those sites whose ids want accepts.
-	ListSitesIf(prefix, after string, limit int, want func(siteID string) bool) ([]string, error)
+	// the first. Fewer than limit means that there are no more. If want is not nil, sites whose
+	// ids it does not accept are left out, without a look into them.
+	ListSites(prefix, after string, limit int, want func(siteID string) bool) ([]string, error)
 }
 
 // ForeignLister is a store that can list what the service did not write.

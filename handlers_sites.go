@@ -111,7 +111,7 @@ func (a *api) getSites(_ *fasthttp.RequestCtx, l siteListing) (response, error) 
 
 // listSites returns the ids of a page, and one more if there is a next page.
 func (a *api) listSites(l siteListing) ([]string, error) {
-	store, ok := a.backend.(SiteFilter)
+	store, ok := a.backend.(SiteLister)
 	if !ok {
 		return nil, &operationError{operation: "list the sites", err: ErrUnsupported}
 	}
@@ -125,7 +125,7 @@ func (a *api) listSites(l siteListing) ([]string, error) {
 	}
 	defer place.release()
 	start := time.Now()
-	ids, err := store.ListSitesIf(prefix, l.after, l.limit+1, l.scope.has)
+	ids, err := store.ListSites(prefix, l.after, l.limit+1, l.scope.has)
 	a.metrics.call(callSites, start, err)
 	if err != nil {
 		return nil, &operationError{operation: "list the sites", err: err}

@@ -216,9 +216,9 @@ func (s *siteStore) ListLabels(siteID string) ([]Label, error) {
 	return labels, err
 }
 
-func (s *siteStore) ListSitesIf(prefix, after string, limit int, want func(string) bool) ([]string, error) {
+func (s *siteStore) ListSites(prefix, after string, limit int, want func(string) bool) ([]string, error) {
 	s.prefixes <- prefix
-	return s.nfs.ListSitesIf(prefix, after, limit, want)
+	return s.nfs.ListSites(prefix, after, limit, want)
 }
 
 // ListVersionsPage makes small pages.

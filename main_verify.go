@@ -170,7 +170,7 @@ func checkMaintainable(store SiteLister, command string, readOnly bool) error {
 			return commandError{exitDenied, command + ": " + err.Error()}
 		}
 	}
-	sites, err := store.ListSites("", "", 1)
+	sites, err := store.ListSites("", "", 1, nil)
 	if err == nil && len(sites) == 0 {
 		return commandError{exitAbsent, command + ": the store has no sites; do the variables name the store of the service?"}
 	}

@@ -58,7 +58,7 @@ var (
 	_ VersionPager      = (*nfs)(nil)
 	_ SpaceTeller       = (*nfs)(nil)
 	_ DigestKeeper      = (*nfs)(nil)
-	_ SiteFilter        = (*nfs)(nil)
+	_ SiteLister        = (*nfs)(nil)
 	_ ForeignLister     = (*nfs)(nil)
 	_ StatusKeeper      = (*nfs)(nil)
 	_ LabelKeeper       = (*nfs)(nil)

@@ -12,12 +12,7 @@ import (
 )
 
 // ListSites implements SiteLister. Its use of memory does not grow with the number of sites.
-func (n *nfs) ListSites(prefix, after string, limit int) ([]string, error) {
-	return n.ListSitesIf(prefix, after, limit, func(string) bool { return true })
-}
-
-// ListSitesIf implements SiteFilter.
-func (n *nfs) ListSitesIf(prefix, after string, limit int, want func(siteID string) bool) ([]string, error) {
+func (n *nfs) ListSites(prefix, after string, limit int, want func(siteID string) bool) ([]string, error) {
 	if err := n.checkMounted(); err != nil {
 		return nil, err
 	}
@@ -47,7 +42,7 @@ func (n *nfs) ListSitesIf(prefix, after string, limit int, want func(siteID stri
 }
 
 // siteNames returns the first limit names with that prefix, after the name after, that can be
-// those of sites and that want accepts, in order.
+// those of sites and that want, if it is not nil, accepts, in order.
 func (n *nfs) siteNames(prefix, after string, limit int, want func(siteID string) bool) (first []string, err error) {
 	dir, err := n.disk.openDir(n.base + "/" + sitesDir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -59,7 +54,7 @@ func (n *nfs) siteNames(prefix, after string, limit int, want func(siteID string
 	defer dir.Close()
 	err = eachName(dir, func(name string) error {
 		full := len(first) == limit
-		if name <= after || !strings.HasPrefix(name, prefix) || full && name >= first[limit-1] || checkID(name) != nil || !want(name) {
+		if name <= after || !strings.HasPrefix(name, prefix) || full && name >= first[limit-1] || checkID(name) != nil || want != nil && !want(name) {
 			return nil
 		}
 		if full {

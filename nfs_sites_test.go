@@ -18,7 +18,7 @@ import (
 func TestListSitesOfADirectory(t *testing.T) {
 	base := t.TempDir()
 	n := openTestNFS(t, base)
-	if sites, err := n.ListSites("", "", 10); err != nil || len(sites) != 0 {
+	if sites, err := n.ListSites("", "", 10, nil); err != nil || len(sites) != 0 {
 		t.Errorf("of a new store: %q, %v", sites, err)
 	}
 	var want []string
@@ -56,7 +56,7 @@ func TestListSitesOfADirectory(t *testing.T) {
 	for _, limit := range []int{7, 1000, len(want), len(want) + 1} {
 		var got []string
 		for after := ""; ; after = got[len(got)-1] {
-			some, err := n.ListSites("", after, limit)
+			some, err := n.ListSites("", after, limit, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -68,13 +68,13 @@ func TestListSitesOfADirectory(t *testing.T) {
 			t.Errorf("%d at a time: %d sites, want %d", limit, len(got), len(want))
 		}
 	}
-	if some, err := n.ListSites("", "", 0); err != nil || len(some) != 0 {
+	if some, err := n.ListSites("", "", 0, nil); err != nil || len(some) != 0 {
 		t.Errorf("none: %q, %v", some, err)
 	}
 	if err := os.Rename(base, base+"-away"); err != nil {
 		t.Fatal(err)
 	}
-	_, err := n.ListSites("", "", 10)
+	_, err := n.ListSites("", "", 10, nil)
 	wantError(t, err, ErrUnavailable)
 	wantError(t, n.ForeignFiles("s", nil), ErrUnavailable)
 }

@@ -67,7 +67,7 @@ func TestRealStoresListSites(t *testing.T) {
 		for limit := 1; limit <= len(want)+1; limit++ {
 			var got []string
 			for after := ""; ; after = got[len(got)-1] {
-				page, err := b.(SiteLister).ListSites("", after, limit)
+				page, err := b.(SiteLister).ListSites("", after, limit, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -82,7 +82,7 @@ func TestRealStoresListSites(t *testing.T) {
 		}
 		for prefix, want := range map[string][]string{"a-": {"a-", "a-b"}, "c": {"c+d", "c+d-e"}, "c+d-": {"c+d-e"}, "d": nil} {
 			for _, after := range []string{"", "a"} {
-				got, err := b.(SiteLister).ListSites(prefix, after, 10)
+				got, err := b.(SiteLister).ListSites(prefix, after, 10, nil)
 				if err != nil || !slices.Equal(got, want) {
 					t.Errorf("of %s, after %q: %q, %v, want %q", prefix, after, got, err, want)
 				}

@@ -22,7 +22,7 @@ const (
 )
 
 var (
-	_ SiteFilter    = (*objectStore)(nil)
+	_ SiteLister    = (*objectStore)(nil)
 	_ ForeignLister = (*objectStore)(nil)
 	_ StatusKeeper  = (*objectStore)(nil)
 )
@@ -33,15 +33,10 @@ func folderName(dir, key string) string {
 }
 
 // ListSites implements SiteLister.
-func (s *objectStore) ListSites(prefix, after string, limit int) ([]string, error) {
-	return s.ListSitesIf(prefix, after, limit, func(string) bool { return true })
-}
-
-// ListSitesIf implements SiteFilter.
-func (s *objectStore) ListSitesIf(prefix, after string, limit int, want func(siteID string) bool) ([]string, error) {
+func (s *objectStore) ListSites(prefix, after string, limit int, want func(siteID string) bool) ([]string, error) {
 	var sites []string
 	seen := map[string]bool{} // ids that were looked into
-	fits := func(id string) bool { return strings.HasPrefix(id, prefix) && !seen[id] && want(id) }
+	fits := func(id string) bool { return strings.HasPrefix(id, prefix) && !seen[id] && (want == nil || want(id)) }
 	for start := after; len(sites) < limit; {
 		ids, err := s.listSiteFolders(prefix, after, start, limit, fits)
 		if err != nil {

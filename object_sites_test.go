@@ -46,7 +46,7 @@ func TestObjectListSites(t *testing.T) {
 			s.bucket = b
 			var got []string
 			for after := ""; limit > 0; after = got[len(got)-1] {
-				page, err := s.ListSites("", after, limit)
+				page, err := s.ListSites("", after, limit, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -64,7 +64,7 @@ func TestObjectListSites(t *testing.T) {
 			if found {
 				at++
 			}
-			got, err := s.ListSites("", after, 4)
+			got, err := s.ListSites("", after, 4, nil)
 			if err != nil || !slices.Equal(got, want[at:min(at+4, len(want))]) {
 				t.Errorf("after %s: %q, %v", after, got, err)
 			}
@@ -77,13 +77,13 @@ func TestObjectListSites(t *testing.T) {
 		return false, nil
 	}
 	for prefix, first := range map[string]string{"a-b": "a-b", "a-b-": "a-b-c", "a-bc": ""} {
-		got, err := s.ListSites(prefix, "", 1)
+		got, err := s.ListSites(prefix, "", 1, nil)
 		if err != nil || strings.Join(got, " ") != first {
 			t.Errorf("of %s: %q, %v", prefix, got, err)
 		}
 	}
 	m.fault = func(string, string) (bool, error) { return false, ErrUnavailable }
-	_, err := s.ListSites("", "", 1)
+	_, err := s.ListSites("", "", 1, nil)
 	wantError(t, err, ErrUnavailable)
 }
 
@@ -124,7 +124,7 @@ func TestObjectListRandomSites(t *testing.T) {
 		slices.Sort(want)
 		limit := 1 + r.IntN(6)
 		for after := ""; ; after = got[len(got)-1] {
-			page, err := s.ListSites("", after, limit)
+			page, err := s.ListSites("", after, limit, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -23,7 +23,7 @@ const (
 type prunable interface {
 	Backend
 	VersionPager
-	SiteFilter
+	SiteLister
 	LabelKeeper
 	VersionDeleter
 }
@@ -103,7 +103,7 @@ func (p *pruner) run(ctx context.Context) (err error) {
 	}
 	after := ""
 	for {
-		sites, err := p.store.ListSitesIf("", after, prunePage, p.matches)
+		sites, err := p.store.ListSites("", after, prunePage, p.matches)
 		if err != nil {
 			return fmt.Errorf("cannot list the sites: %w", err)
 		}

@@ -56,11 +56,11 @@ func (s *faultyStore) FetchArtifact(site, build string) (io.ReadCloser, error) {
 
 func (s *faultyStore) Probe() (Readiness, error) { return Readiness{}, s.down }
 
-func (s *faultyStore) ListSites(prefix, after string, limit int) ([]string, error) {
+func (s *faultyStore) ListSites(prefix, after string, limit int, want func(string) bool) ([]string, error) {
 	s.mu.Lock()
 	s.listed = append(s.listed, limit)
 	s.mu.Unlock()
-	return s.nfs.ListSites(prefix, after, limit)
+	return s.nfs.ListSites(prefix, after, limit, want)
 }
 
 func (s *faultyStore) ListVersionsPage(site string, q VersionQuery) (*VersionPage, error) {

@@ -29,7 +29,7 @@ func (v *verifier) eachSite(ctx context.Context, from verifyPosition, do func(ct
 	for {
 		var sites []string
 		err := v.retry(ctx, func() (err error) {
-			sites, err = v.store.ListSites("", after, v.perPage)
+			sites, err = v.store.ListSites("", after, v.perPage, nil)
 			return err
 		})
 		if err != nil {
