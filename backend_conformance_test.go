@@ -36,6 +36,7 @@ type difference string
 const (
 	changeWaits difference = "a change waits for the readers in flight"
 	deletesGone difference = "a delete on a condition of what is gone meanwhile is a success"
+	deletesRace difference = "a put on the condition of an ETag may succeed although the object was deleted meanwhile"
 	noDeleteIf  difference = "If-Match of a delete is ignored by the store, and refused by the service"
 )
 

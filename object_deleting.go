@@ -104,11 +104,7 @@ func (d *removal) run(builds []VersionDeletion, remove func(VersionDeletion) err
 		_ = g.Wait()
 	}
 	each(func(i int) {
-		_, err := d.s.put(d.ctx, d.markKey(builds[i].BuildID), []byte("{}\n"), putOptions{contentType: logType})
-		if errors.Is(err, errConflict) { // nobody else writes it: a store may mean the prefix, from which another mark was just removed
-			err = fmt.Errorf("%w: %v", ErrUnavailable, err)
-		}
-		errs[i] = err
+		errs[i] = d.mark(builds[i].BuildID)
 	})
 	labels, err := d.s.readLabels(d.ctx, d.siteID) // after the last mark
 	each(func(i int) {
@@ -128,6 +124,19 @@ func (d *removal) run(builds []VersionDeletion, remove func(VersionDeletion) err
 		_ = d.s.remove(context.Background(), d.markKey(builds[i].BuildID), "")
 	})
 	return errs
+}
+
+// mark writes the mark of a build. It repeats that if the store reports a conflict, although no
+// other process writes this object: versitygw may fail to make its folder while another delete
+// removes it.
+func (d *removal) mark(buildID string) (err error) {
+	for range removeTries {
+		_, err = d.s.put(d.ctx, d.markKey(buildID), []byte("{}\n"), putOptions{contentType: logType})
+		if !errors.Is(err, errConflict) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %v", ErrUnavailable, err)
 }
 
 // removeVersion removes the artifact, the digest and the log of a build.

@@ -331,9 +331,6 @@ func (s *objectStore) DeleteLabel(siteID, label string, cond Precondition) error
 	if cond.IsZero() {
 		return ignoreMissing(s.remove(ctx, key, ""))
 	}
-	if err := s.requireCapability(conditionalRemove); err != nil {
-		return err
-	}
 	return s.removeIf(ctx, key, cond, func() (*ArtifactInfo, string, error) {
 		o, err := s.readLabel(ctx, siteID, label)
 		if err != nil || o == nil {

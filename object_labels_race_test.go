@@ -13,7 +13,7 @@ import (
 // Processes over one bucket that move labels, delete and replace builds. Each test runs them in
 // all orders of their calls.
 
-const samples = 150 // runs with one fault, and with up to three, of each race on each kind of store
+const samples = 80 // runs with one fault, and with up to three, of each race on each kind of store
 
 var allFaults = []turnVerdict{lost, refused, late, dies, diedNow, paused}
 

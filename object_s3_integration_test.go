@@ -21,7 +21,7 @@ func startVersity(t testing.TB) *realStore {
 		[]string{"ROOT_ACCESS_KEY=" + testKey, "ROOT_SECRET_KEY=" + testSecret},
 		[]string{versityPath, "--port", "{addr}", "--health", "/health", "--quiet", "posix", t.TempDir()})
 	s := s3Store(t, "versitygw", server)
-	s.but = []difference{deletesGone}
+	s.but = []difference{deletesGone, deletesRace}
 	return s
 }
 
