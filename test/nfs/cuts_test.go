@@ -282,6 +282,7 @@ func (c *cutter) judge(t *testing.T) int {
 	inv := c.scan(t)
 	note("files after the retries", h.Judge(inv, history.Latest))
 	note("creates", h.JudgeCreates())
+	note("labelled builds", h.JudgeProtected())
 	for i, d := range c.drivers {
 		front, err := d.JudgeFront(t.Context(), inv)
 		if err != nil {

@@ -63,6 +63,7 @@ func (c *cutter) life(t *testing.T, rounds int) {
 	c.ops += all
 	c.done += done
 	c.report(t, "creates", h.JudgeCreates())
+	c.report(t, "labelled builds", h.JudgeProtected())
 }
 
 // check judges what the machine finds after a cut, and starts the service.

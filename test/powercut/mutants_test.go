@@ -16,6 +16,7 @@ import (
 )
 
 const (
+	asItIs      = "as it is"
 	renameFirst = "rename before fsync"
 
 	// Of these the service is asked at each moment.
@@ -86,7 +87,7 @@ var (
 //   - An error of a sync that another write gets is missed: these disks have none.
 
 var variants = []vm.Variant{
-	{Name: "as it is"},
+	{Name: asItIs},
 	{Name: "every sync shared", Edits: []vm.Edit{shareAlways, alsoLarge}},
 	{Name: "no fsync of the directory", Broken: true, Edits: []vm.Edit{noDirSync}},
 	{Name: "no fsync of the file", Broken: true, Edits: []vm.Edit{noFileSync}},
@@ -98,6 +99,7 @@ var variants = []vm.Variant{
 	{Name: digestByName, Broken: true, Edits: []vm.Edit{byName, digestFirst, notThen}},
 	{Name: digestUnchecked, Broken: true, Edits: []vm.Edit{byName, syncBetween}},
 	{Name: "shared sync without syncfs", Broken: true, Edits: []vm.Edit{shareAlways, alsoLarge, noSyncfs}},
+	faultsOfLabels,
 }
 
 // sharing is the service on a faster machine: one without KVM never has as many
@@ -129,7 +131,14 @@ func TestMutantsAreCaught(t *testing.T) {
 			caught := false
 			// A fault that needs a certain moment may show at none of those of one run.
 			for try := 1; try == 1 || v.Broken && !caught && try <= 3; try++ {
-				caught = trial(t, v, program) > 0
+				violations := trial(t, v, program)
+				caught = len(violations) > 0
+				if v.Name == labelFaults {
+					missed := notShown(shownByLabels, violations)
+					if caught = len(missed) == 0; !caught {
+						t.Logf("not shown: %q", missed)
+					}
+				}
 			}
 			if !v.Broken && caught {
 				t.Error("the promise is broken")
@@ -141,9 +150,8 @@ func TestMutantsAreCaught(t *testing.T) {
 	}
 }
 
-// trial records a run of the variant, replays it, and returns the number of
-// violations.
-func trial(t *testing.T, v vm.Variant, program string) int {
+// trial records a run of the variant, replays it, and returns the violations.
+func trial(t *testing.T, v vm.Variant, program string) []string {
 	began := time.Now()
 	moments := 40
 	if v.Name == renameFirst { // it shows at a few moments only
@@ -159,7 +167,7 @@ func trial(t *testing.T, v vm.Variant, program string) int {
 	t.Logf("%s to write, %s to replay to %d moments", written, time.Since(began)-written, len(points))
 	all, done, _, unknown := r.driver.History.Count()
 	table.Add("variant: "+v.Name, "ext4", len(points), all, done, unknown, r.temps, len(violations), time.Since(began).Round(time.Second))
-	return len(violations)
+	return violations
 }
 
 // writeAll has the clients write what can show the fault of the variant, cuts the power, and
@@ -172,6 +180,14 @@ func (r *recording) writeAll(t *testing.T, v vm.Variant, program string, moments
 		r.machine.Cut()
 		return append(slices.DeleteFunc(r.flushes(t), func(p point) bool { return p.n < from }), r.end(t))
 	}
+	var labels []point
+	if v.Name == asItIs || v.Name == labelFaults {
+		labels = r.writeLabels(t)
+	}
+	if v.Name == labelFaults {
+		r.machine.Cut()
+		return labels
+	}
 	acknowledged := r.write(t, "alone", 28, 7, 20_000)
 	run(t, r.machine, "guest commit %s/lost+found/x >/dev/null 2>&1 </dev/null & echo $! >/run/commit", base)
 	beside := r.write(t, "beside", 48, 4, 600_000)
@@ -181,7 +197,7 @@ func (r *recording) writeAll(t *testing.T, v vm.Variant, program string, moments
 
 	from, to := beside[0].n, last[0].n
 	flushes := slices.DeleteFunc(r.flushes(t), func(p point) bool { return p.n < from || p.n >= to })
-	return slices.Concat(acknowledged, sample(flushes, moments, rand.New(rand.NewPCG(1, 1))), last, []point{r.end(t)})
+	return slices.Concat(labels, acknowledged, sample(flushes, moments, rand.New(rand.NewPCG(1, 1))), last, []point{r.end(t)})
 }
 
 // write has one client do n requests of the first so many kinds, one after the

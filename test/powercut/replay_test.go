@@ -46,7 +46,7 @@ func TestReplaysOfFlushPoints(t *testing.T) {
 			}
 			r.machine.Cut()
 			points := sample(r.flushes(t), replaysPerSystem/len(workers), rand.New(rand.NewPCG(seed, 1)))
-			violations := r.judge(t, points)
+			violations := append(r.judge(t, points), r.driver.History.JudgeProtected()...)
 			for _, v := range violations {
 				t.Error(v)
 			}
