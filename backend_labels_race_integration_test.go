@@ -4,7 +4,10 @@ package main
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/http"
+	"os"
+	"os/exec"
 	"sync/atomic"
 	"testing"
 )
@@ -102,25 +105,28 @@ func TestRealStoresLabelCrashes(t *testing.T) {
 		gate := &storeGate{}
 		proxy := storeProxy(t, d.server.url(), gate.modify)
 		victim, other := d.replicaThrough(t, proxy), d.replica(t)
-		r := &labelRaces{replicas: []func() string{victim.url, other.url}, environ: d.environ(proxy), prune: pruneHere, gap: true}
+		r := &labelRaces{replicas: []func() string{victim.url, other.url}, environ: d.environ(proxy), prune: pruneElsewhere, gap: true}
 		for _, c := range labelCrashes {
 			t.Run(c.verb+" and "+c.other, func(t *testing.T) {
-				steps := 0
-				for n := 1; n == 1 || steps == n-1; n++ {
-					for _, kill := range []bool{false, true} {
-						if kill && (c.verb == "prune" || labelRaceRounds < 100 && n%3 != 0) {
-							continue
-						}
-						if r.stopAfter(t, c, n, gate, victim, kill) {
-							steps = n
-						}
+				n := 1 + rand.N(crashStep)
+				for r.stopAfter(t, c, n, gate, victim, false) {
+					if c.verb != "prune" && rand.N(crashKillStep) == 0 {
+						r.stopAfter(t, c, n, gate, victim, true)
 					}
+					n += crashStep
 				}
-				t.Logf("%d requests to the store", steps)
+				t.Logf("at most %d requests to the store", n-1)
 			})
 		}
 		r.report(t, d.name)
 	})
+}
+
+// pruneElsewhere runs the command in a process of its own: SDKs read the environment.
+func pruneElsewhere(environ, args []string) ([]byte, error) {
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(environ, childVariable+"=main")
+	return cmd.Output()
 }
 
 // stopAfter stops the victim after n requests to the store, and reports whether it made so many.
@@ -151,6 +157,7 @@ func (r *labelRaces) stopAfter(t *testing.T, c labelCrash, n int, gate *storeGat
 	close(stop.open)
 	<-ended
 	if stopped && kill {
+		raceClient.CloseIdleConnections()
 		victim.start()
 	}
 	s.look()

@@ -5,4 +5,6 @@ package main
 const (
 	labelRaceRounds = 300
 	labelRaceKills  = 300
+	crashStep       = 1
+	crashKillStep   = 1
 )
