@@ -149,21 +149,21 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 }
 
 // mayReplace fails with a labelledError if the build is there and a label protects it. It is called
-// right before the commit of an upload, and if that takes long also at its start. A label that is moved to the build between the two does not
-// prevent the replacement.
+// right before the commit of an upload, and if that takes long also at its start. A label that is
+// moved to the build between the call and the commit does not prevent the replacement.
 func (s *objectStore) mayReplace(siteID, buildID string) error {
 	labels, err := s.readLabels(context.Background(), siteID)
-	if err != nil {
+	if err == nil {
+		err = checkUnlabelled(buildID, labels)
+	}
+	if !errors.Is(err, errLabelled) && !errors.Is(err, errLabelDamaged) {
 		return err
 	}
-	labelled := checkUnlabelled(buildID, labels)
-	if labelled == nil {
-		return nil
+	current, statErr := s.statIfExists(context.Background(), s.artifactKey(siteID, buildID))
+	if current == nil { // there is no build to protect, or that is not known
+		return statErr
 	}
-	if current, err := s.statIfExists(context.Background(), s.artifactKey(siteID, buildID)); current == nil {
-		return err
-	}
-	return labelled
+	return err
 }
 
 // resolveAmbiguousPut finds out whether a put that failed with cause was done. If the
