@@ -56,7 +56,8 @@ type bench struct {
 type operation struct {
 	name    string
 	fresh   bool // each time on a site that is not there yet
-	digest  bool // the upload has a digest; any other change only removes one that is stale, if possible
+	digest  bool // of the upload, or to be deleted; any other change only removes one that is stale, if possible
+	refused bool // it changes nothing, also if a call fails
 	size    int  // of the uploads; 0: bodySize
 	success int
 	prepare func(*bench) // to the state before
@@ -69,7 +70,7 @@ type operation struct {
 
 func TestEverySystemCallFails(t *testing.T) {
 	bin := service.Build(t)
-	for _, op := range operations {
+	for _, op := range slices.Concat(operations, ofLabels) {
 		t.Run(op.name, func(t *testing.T) {
 			base := service.SharedDir(t)
 			s := service.Start(t, service.Options{Bin: bin, Base: base})
@@ -189,6 +190,8 @@ func (b *bench) try(f fault) {
 		fail("acknowledged, and not there")
 	case status == b.op.success:
 		b.sum.whole++
+	case b.op.refused && !changed:
+		b.sum.kept++
 	case !changed && isNew:
 		fail("made visible by nothing")
 	case !changed:
@@ -257,14 +260,15 @@ func (b *bench) wants(f fault) map[int]bool {
 		return success
 	case f.name == "renameat" && strings.HasSuffix(f.target, "/build.sha256"): // the build is there; its digest is not known
 		return success
-	case f.name == "newfstatat" && strings.HasSuffix(f.target, "/build.tar.gz"):
-		// Whether what is kept of the build is still right: it is described anew. Or
-		// whether a delete must wait. The look under the lock counts.
-		for _, e := range errnos {
-			if e.errno == f.errno {
-				success[e.status] = true
-			}
-		}
+	case b.op.name == "delete a label" && strings.Contains(f.target, "/labels") && (f.name == "pread64" || f.name == "openat2" && f.call != openLabels):
+		return success // it need not be read: one that is damaged can be deleted
+	case f.name == "openat2" && strings.HasSuffix(f.target, "/labels") && b.op.looksTwice(f.n):
+		success[statusOf(f)] = true
+		return success
+	case f.name == "newfstatat" && (strings.HasSuffix(f.target, "/build.tar.gz") || strings.HasSuffix(f.target, "/live.json")):
+		// Whether what is kept of the build, or of the label, is still right: it is read anew.
+		// Or whether a delete must wait. The look under the lock counts.
+		success[statusOf(f)] = true
 		return success
 	case f.name == "fstat" && !temp:
 		// Of a directory: what is known of it does not count, all is done anew.
@@ -275,13 +279,28 @@ func (b *bench) wants(f fault) map[int]bool {
 	case f.name == "pread64" && strings.HasSuffix(f.target, "/.lock") && f.errno == unix.EIO: // the lock is lost
 		return map[int]bool{503: true}
 	}
+	// The probe of the store opens the base too, and may be what the fault hits.
+	return map[int]bool{statusOf(f): true, b.op.success: f.name == "openat2" && f.target == "."}
+}
+
+// statusOf is the status that the errno of a fault stands for.
+func statusOf(f fault) int {
 	for _, e := range errnos {
 		if e.errno == f.errno {
-			// The probe of the store opens the base too, and may be what the fault hits.
-			return map[int]bool{e.status: true, b.op.success: f.name == "openat2" && f.target == "."}
+			return e.status
 		}
 	}
-	return nil
+	panic("no status of " + f.String())
+}
+
+// openLabels is the first look for the labels.
+var openLabels = call{"openat2", "./sites/SITE/labels", 1}
+
+// looksTwice reports whether an upload succeeds though it could not open the labels the n-th time:
+// the first look, before the body, may miss what the one under the lock sees; and if there is no
+// build yet, the labels do not matter.
+func (o operation) looksTwice(n int) bool {
+	return strings.HasPrefix(o.name, "first of a site") || n == 1 && strings.HasPrefix(o.name, "replace")
 }
 
 // version is the body of the n-th upload.

@@ -129,6 +129,9 @@ func (t *tracer) loop() {
 		if err != nil {
 			return
 		}
+		if tid == t.pid && !ws.Stopped() { // its last thread: the other children of this one go on
+			return
+		}
 		if !ws.Stopped() {
 			continue
 		}
