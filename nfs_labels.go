@@ -16,6 +16,8 @@ import (
 // deletes a build reads the labels under the lock of the build, which may be a shared one: the
 // labels cannot change meanwhile. A move holds its lock until it is durable. Otherwise the build
 // that the label named before could be deleted durably, and a power cut could undo the move.
+// Before it writes the label it syncs the directory of the build: whoever stored the build may not
+// have done so yet, and a power cut must not take a build that has a label.
 //
 // On NFS a label is replaced in the steps of nfs_replace.go, and readers find it in the same way.
 
@@ -60,6 +62,9 @@ func (n *nfs) MoveLabel(siteID string, move LabelMove) (l Label, created bool, e
 		if labels, err := labelNames(dir); err != nil || len(labels) >= maxLabels {
 			return Label{}, false, cmp.Or(err, errTooManyLabels)
 		}
+	}
+	if err := n.disk.syncDir(artifacts); err != nil {
+		return Label{}, false, err
 	}
 	move.Cond.Outcome.set(outcomeOf(exists, outcomeMoved, outcomeCreated))
 	l = old.moved(move.Label, move.BuildID, build.ETag, move.By, n.disk.now())

@@ -529,7 +529,7 @@ func TestFsyncsOfLabels(t *testing.T) {
 	base := t.TempDir()
 	labelled(t, base, openTestNFS)
 	w := watchFsyncs(t, base) // which knows of no directory that it is durable
-	const dir, file = "sites/s/labels", "sites/s/labels/.tmp"
+	const dir, file, builds = "sites/s/labels", "sites/s/labels/.tmp", "sites/s/artifacts"
 	locked := func(string) error {
 		if free(t, base, "s", artifactsDir, "any", unix.F_RDLCK) {
 			t.Error("the lock of the site is free during an fsync")
@@ -557,10 +557,10 @@ func TestFsyncsOfLabels(t *testing.T) {
 		}
 	}
 	w.before = locked
-	f("the first move of a process", move("live", "c"), ".", "sites", "sites/s", file, dir)
-	f("a move", move("live", "b"), file, dir)
+	f("the first move of a process", move("live", "c"), ".", "sites", "sites/s", builds, file, dir)
+	f("a move", move("live", "b"), builds, file, dir)
 	f("the same move", move("live", "b"), dir)
-	f("a label that is created", move("new", "b"), file, dir)
+	f("a label that is created", move("new", "b"), builds, file, dir)
 	f("a delete of a label", func() error { return w.n.DeleteLabel("s", "new", Precondition{}) }, dir)
 	f("a delete of no label", func() error { return w.n.DeleteLabel("s", "new", Precondition{}) }, dir)
 	w.before = nil
@@ -585,6 +585,7 @@ func TestFailedFsyncOfALabelIsNotAcknowledged(t *testing.T) {
 	}{
 		{"move, file", move, "sites/s/labels/.tmp", unix.EIO, unix.EIO, "b", "c"},
 		{"move, file: disk full", move, "sites/s/labels/.tmp", unix.ENOSPC, ErrNoSpace, "b", "c"},
+		{"move, directory of the build", move, "sites/s/artifacts", unix.EIO, unix.EIO, "b", "c"},
 		{"move, directory", move, "sites/s/labels", unix.EIO, unix.EIO, "c", "c"},
 		{"move of a new process, site", move, "sites/s", unix.EIO, unix.EIO, "b", "c"},
 		{"delete", remove, "sites/s/labels", unix.EIO, unix.EIO, "", ""},
