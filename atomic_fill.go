@@ -43,10 +43,7 @@ func (t *tempFile) copyFile(f *os.File, n int64) error {
 // bytes is an error. If r is Placed, it calls r.Placed for each preallocation. It wraps
 // errors of r.
 func (t *tempFile) ReadFrom(r io.Reader) (int64, error) {
-	size := int64(-1)
-	if s, ok := r.(Sized); ok {
-		size = s.Size()
-	}
+	size := sizeOf(r)
 	if err := t.checkFree(size); err != nil {
 		return 0, err
 	}

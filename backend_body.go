@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 )
 
@@ -47,6 +48,14 @@ type FileMover interface {
 // that yields another number fails.
 type Sized interface {
 	Size() int64
+}
+
+// sizeOf returns the Size of r, or -1 if r is not Sized.
+func sizeOf(r io.Reader) int64 {
+	if s, ok := r.(Sized); ok {
+		return s.Size()
+	}
+	return -1
 }
 
 // Placed is called when the store has allocated space for n more bytes of the reader,

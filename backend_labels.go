@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -180,6 +181,16 @@ func parseLabel(name string, data []byte) (Label, error) {
 		}
 	}
 	return Label{}, fmt.Errorf("%w: the label %q is not as the service wrote it", errLabelDamaged, name)
+}
+
+// maxUnlooked is the largest upload of which the labels are read only right before it is committed,
+// and not before its body too: the default size of a part.
+const maxUnlooked = 8 << 20
+
+// looksFirst reports whether the labels are read before body too, so that it is not read in vain.
+func looksFirst(body io.Reader) bool {
+	size := sizeOf(body)
+	return size < 0 || size > maxUnlooked
 }
 
 // errLabelDamaged is an ErrDamaged of a label.

@@ -131,7 +131,7 @@ func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Pre
 			return ArtifactInfo{}, err
 		}
 	}
-	if !cond.CreateOnly() {
+	if !cond.CreateOnly() && looksFirst(reader) {
 		if err := n.checkReplaceable(siteID, buildID); err != nil {
 			return ArtifactInfo{}, err
 		}

@@ -16,9 +16,6 @@ const (
 
 	// storeTimeout bounds a call of the store that moves no artifact.
 	storeTimeout = 30 * time.Second
-	// lookAgainFrom is the size of an upload from which the labels are read at its start too, and
-	// not only right before its commit: the default size of a part.
-	lookAgainFrom = 8 << 20
 	// removeTries bounds the attempts of a conditional delete: each begins anew if
 	// the object was replaced between the stat and the delete.
 	removeTries = 5
@@ -124,7 +121,7 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 	}
 	body := newExactReader(reader)
 	if !opts.absent {
-		if body.size < 0 || body.size > lookAgainFrom {
+		if looksFirst(reader) {
 			if err := s.mayReplace(siteID, buildID); err != nil {
 				return ArtifactInfo{}, err
 			}
@@ -148,9 +145,9 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 	return infoOfObject(info), err
 }
 
-// mayReplace fails with a labelledError if the build is there and a label protects it. It is called
-// right before the commit of an upload, and if that takes long also at its start. A label that is
-// moved to the build between the call and the commit does not prevent the replacement.
+// mayReplace fails with a labelledError if the build is there and a label protects it. A label that
+// is moved to the build after the last call, which is right before the commit of the upload, does
+// not prevent the replacement.
 func (s *objectStore) mayReplace(siteID, buildID string) error {
 	labels, err := s.readLabels(context.Background(), siteID)
 	if err == nil {

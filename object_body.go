@@ -22,11 +22,7 @@ type exactReader struct {
 var errBodyFailed = errors.New("cannot read the request body")
 
 func newExactReader(r io.Reader) *exactReader {
-	b := &exactReader{r: r, size: -1}
-	if s, ok := r.(Sized); ok {
-		b.size = s.Size()
-	}
-	return b
+	return &exactReader{r: r, size: sizeOf(r)}
 }
 
 func (b *exactReader) Read(p []byte) (int, error) {
