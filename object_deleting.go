@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,11 +40,6 @@ var _ VersionDeleter = (*objectStore)(nil)
 
 // DeleteArtifact implements ConditionalStorer.
 func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) error {
-	if !cond.IsZero() {
-		if err := s.requireCapability(conditionalRemove); err != nil {
-			return err
-		}
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), deleteWithin)
 	defer cancel()
 	d := newRemoval(ctx, s, siteID)
@@ -60,8 +56,8 @@ func (s *objectStore) DeleteArtifact(siteID, buildID string, cond Precondition) 
 	})[0]
 }
 
-// DeleteVersions implements VersionDeleter. If the store honours no conditions of deletes, the
-// LogTag is compared right before the log is removed, and not by the store.
+// DeleteVersions implements VersionDeleter. It fails with ErrUnsupported for all builds if one
+// of them has a condition, and the store ignores conditions of deletes.
 func (s *objectStore) DeleteVersions(siteID string, builds []VersionDeletion) []error {
 	var errs []error
 	for len(builds) > 0 {
@@ -94,6 +90,11 @@ func newRemoval(ctx context.Context, s *objectStore, siteID string) *removal {
 // run calls remove for each of builds that no label protects, while its mark is there. It returns
 // the error of each.
 func (d *removal) run(builds []VersionDeletion, remove func(VersionDeletion) error) []error {
+	if slices.ContainsFunc(builds, func(b VersionDeletion) bool { return !b.Artifact.IsZero() || b.LogTag != "" }) {
+		if err := d.s.requireCapability(conditionalRemove); err != nil {
+			return slices.Repeat([]error{err}, len(builds))
+		}
+	}
 	errs := make([]error, len(builds))
 	each := func(do func(i int)) {
 		var g errgroup.Group
@@ -173,17 +174,10 @@ func (d *removal) removeVersion(b VersionDeletion) error {
 // removeLog removes the log that b wants to be removed. It may fail with ErrNotFound if there is
 // none.
 func (d *removal) removeLog(b VersionDeletion) error {
-	etag := b.LogTag
-	switch {
-	case etag == noLogTag:
+	if b.LogTag == noLogTag {
 		return ErrNotFound
-	case etag != "" && d.s.requireCapability(conditionalRemove) != nil:
-		if err := d.checkLogTag(b); err != nil {
-			return err
-		}
-		etag = ""
 	}
-	return d.s.remove(d.ctx, d.logKey(b), etag)
+	return d.s.remove(d.ctx, d.logKey(b), b.LogTag)
 }
 
 func (d *removal) logKey(b VersionDeletion) string {
@@ -264,6 +258,9 @@ func (s *objectStore) removeIf(ctx context.Context, key string, cond Preconditio
 
 // remove removes an object, if etag is not empty only the one with that ETag.
 func (s *objectStore) remove(ctx context.Context, key, etag string) error {
+	if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) { // ctx may not know yet, in a process that was stopped
+		return fmt.Errorf("%w: too late to delete %q", ErrUnavailable, key)
+	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	if err := s.checkBucket(s.bucket.remove(ctx, key, etag)); err != nil {

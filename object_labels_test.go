@@ -84,7 +84,7 @@ func TestObjectLabelCalls(t *testing.T) {
 	}
 	f("a create", store(10, createOnly), "stat "+build, "put "+build)
 	f("an upload", store(10, Precondition{}), "list labels/", "put "+build)
-	f("a large upload", store(lookAgainFrom+1, Precondition{}), "list labels/", "list labels/", "put "+build)
+	f("a large upload", store(maxUnlooked+1, Precondition{}), "list labels/", "list labels/", "put "+build)
 	f("a delete", s.DeleteArtifact("s", "b", Precondition{}), "put deleting/b/ID", "list labels/", "remove "+build, "remove deleting/b/ID")
 	f("an upload", store(10, Precondition{}), "list labels/", "put "+build)
 	f("a new label", move("live"), "get labels/live.json", "stat "+build, "list labels/", "put labels/live.json",
@@ -192,6 +192,27 @@ func TestLabelsNeedConditions(t *testing.T) {
 	mustStore(t, s, "s", "b", body(10, 1))
 	_, _, err := s.MoveLabel("s", LabelMove{Label: "live", BuildID: "b"})
 	wantError(t, err, ErrUnsupported)
+}
+
+// A delete on a condition that the store would ignore changes nothing.
+func TestDeletesNeedConditions(t *testing.T) {
+	m := newMemBucket()
+	m.blindRemove = true
+	s := openMem(m)
+	mustStore(t, s, "s", "b", body(10, 1))
+	mustLog(t, s, "s", entry("1", "b", time.Now()))
+	mustLog(t, s, "s", entry("1", "log", time.Now()))
+	wantError(t, s.DeleteArtifact("s", "b", exists), ErrUnsupported) // which checks the store
+	took := allCalls(m)
+	for _, d := range []VersionDeletion{{BuildID: "b", Artifact: exists}, {BuildID: "b", LogTag: "tag"}, {BuildID: "log", Artifact: Precondition{Absent: true}}} {
+		errs := s.DeleteVersions("s", []VersionDeletion{d, {BuildID: "b"}})
+		if len(errs) != 2 || !errors.Is(errs[0], ErrUnsupported) || !errors.Is(errs[1], ErrUnsupported) {
+			t.Errorf("%+v: %v", d, errs)
+		}
+	}
+	if calls := took(); len(calls) > 0 {
+		t.Errorf("calls: %q", calls)
+	}
 }
 
 // More builds than one batch has, of which one is labelled.
