@@ -15,6 +15,7 @@ type failingStore struct {
 	deleting func(builds []VersionDeletion) (errs []error, instead bool)
 	listing  func() error
 	arriving func() error
+	labels   func() error
 	deletes  int
 }
 
@@ -35,6 +36,15 @@ func (s *failingStore) ListVersionsPage(siteID string, q VersionQuery) (*Version
 		}
 	}
 	return s.nfs.ListVersionsPage(siteID, q)
+}
+
+func (s *failingStore) ListLabels(siteID string) ([]Label, error) {
+	if s.labels != nil {
+		if err := s.labels(); err != nil {
+			return nil, err
+		}
+	}
+	return s.nfs.ListLabels(siteID)
 }
 
 func (s *failingStore) ArrivedAt(siteID, buildID string) (time.Time, error) {

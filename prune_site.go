@@ -57,7 +57,7 @@ func (p *pruner) site(ctx context.Context, id string) error {
 	switch {
 	case ctx.Err() != nil:
 		return errPruneInterrupted
-	case plan.Skip != skipIncompleteList:
+	case err == nil, errors.Is(err, ErrDamaged): // the store is there
 		p.failed = 0
 	default:
 		p.failed++

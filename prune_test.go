@@ -31,6 +31,8 @@ func TestPruneWhenReadsFail(t *testing.T) {
 		{"the list, twice", 1, func(s *failingStore) { s.listing = times(2, ErrUnavailable) }, pruneOK, skipNone, 1},
 		{"the list", 2, func(s *failingStore) { s.listing = times(pruneTries, ErrUnavailable) }, pruneIncomplete, skipIncompleteList, 2},
 		{"the list, of each site", 7, func(s *failingStore) { s.listing = times(1000, ErrUnavailable) }, pruneFailed, skipIncompleteList, pruneMaxFailed},
+		{"the labels, of each site", 7, func(s *failingStore) { s.labels = times(1000, ErrUnavailable) }, pruneFailed, skipUnreadableLabel, pruneMaxFailed},
+		{"a damaged label, of each site", 7, func(s *failingStore) { s.labels = times(1000, errLabelDamaged) }, pruneIncomplete, skipUnreadableLabel, 7},
 		{"the arrival", 1, func(s *failingStore) { s.arriving = times(1000, ErrUnavailable) }, pruneIncomplete, skipIncompleteList, 1},
 		{"the arrival of a build that is gone", 1, func(s *failingStore) { s.arriving = times(1000, ErrNotFound) }, pruneOK, skipNone, 1},
 		{"a panic", 2, func(s *failingStore) { s.listing = func() error { panic("x") } }, pruneFailed, skipNone, 0},
