@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -198,18 +197,12 @@ func (s *objectStore) WriteStatus(name string, data []byte) error {
 	if s.readOnly {
 		return ErrReadOnly
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
-	defer cancel()
-	return s.writeStatus(ctx, name, data)
+	return s.writeStatus(context.Background(), name, data)
 }
 
 func (s *objectStore) writeStatus(ctx context.Context, name string, data []byte) error {
-	key := s.statusKey(name)
-	_, err := s.bucket.put(ctx, key, bytes.NewReader(data), int64(len(data)), putOptions{contentType: logType})
-	if err != nil {
-		return fmt.Errorf("cannot write %q: %w", key, s.checkBucket(err))
-	}
-	return nil
+	_, err := s.put(ctx, s.statusKey(name), data, putOptions{contentType: logType})
+	return err
 }
 
 // ReadStatus implements StatusKeeper.
