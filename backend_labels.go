@@ -30,8 +30,8 @@ type Label struct {
 	// Next is the build that a move, which may have been interrupted, is about to set. It is
 	// protected like BuildID, and otherwise has no effect. Empty in a directory.
 	Next string
-	// BuildETag is the ETag that BuildID had when the label was moved. A labelled build cannot
-	// be replaced, so that is its ETag still.
+	// BuildETag is the ETag that BuildID had when the label was moved, or set to it again. A
+	// labelled build cannot be replaced, so that is its ETag still.
 	BuildETag string
 	// WriteID is a random id of the write that stored the label: no two writes store the same
 	// bytes. Set in object stores alone, where an ETag may be a hash of the bytes.
@@ -76,7 +76,8 @@ type LabelMove struct {
 type LabelKeeper interface {
 	// MoveLabel moves the label if Cond holds, or creates it. It fails with ErrNotFound if the
 	// build has no artifact, with errTooManyLabels, and with errBeingDeleted. If the label names
-	// the build already and Cond holds, nothing changes. created: the label did not exist.
+	// the build already and Cond holds, nothing that clients see changes: it gets a new BuildETag
+	// if the file of the build was changed by something else than the service. created: the label did not exist.
 	MoveLabel(siteID string, move LabelMove) (l Label, created bool, err error)
 	// GetLabel returns the label. It fails with ErrNotFound, and with ErrDamaged.
 	GetLabel(siteID, label string) (Label, error)
@@ -180,7 +181,7 @@ func parseLabel(name string, data []byte) (Label, error) {
 			return l, nil
 		}
 	}
-	return Label{}, fmt.Errorf("%w: the label %q is not as the service wrote it", errLabelDamaged, name)
+	return Label{}, &damagedLabel{name, "it is not as the service wrote it"}
 }
 
 // maxUnlooked is the largest upload of which the labels are read only right before it is committed,
@@ -193,8 +194,23 @@ func looksFirst(body io.Reader) bool {
 	return size < 0 || size > maxUnlooked
 }
 
-// errLabelDamaged is an ErrDamaged of a label.
-var errLabelDamaged = fmt.Errorf("a label cannot be read: %w", ErrDamaged)
+// damagedLabel is an errLabelDamaged that names the label. Clients see it.
+type damagedLabel struct{ label, why string }
+
+func (e *damagedLabel) Error() string {
+	return fmt.Sprintf("the label %q is damaged: %s: delete it and set it again", e.label, e.why)
+}
+
+func (e *damagedLabel) Unwrap() error     { return errLabelDamaged }
+func (e *damagedLabel) forClient() string { return e.Error() }
+
+// errLabelDamaged is the ErrDamaged of labels.
+var errLabelDamaged error = labelDamagedError{}
+
+type labelDamagedError struct{}
+
+func (labelDamagedError) Error() string { return "a label is damaged" }
+func (labelDamagedError) Unwrap() error { return ErrDamaged }
 
 func (l Label) isValid() bool {
 	for _, id := range []string{l.Next, l.Previous} {

@@ -52,13 +52,15 @@ func (a *api) parseSiteDeletion(ctx *fasthttp.RequestCtx) (d siteDeletion, err e
 	if err := checkQuery(ctx, "confirm", "labels"); err != nil {
 		return d, err
 	}
-	if confirm := string(ctx.QueryArgs().Peek("confirm")); confirm != d.siteID {
+	if confirm := queryID(ctx, "confirm"); confirm != d.siteID {
 		return d, badRequest("to delete the whole site, repeat its id: confirm=%s", d.siteID)
 	}
 	if cond, err := precondition(ctx); err != nil || !cond.IsZero() {
 		return d, badRequest("a site has no ETag and no date, so it cannot be deleted on a condition")
 	}
-	d.labels, err = queryBool(ctx, "labels", false)
+	if d.labels, err = queryBool(ctx, "labels", false); err == nil && d.labels && len(ctx.QueryArgs().Peek("labels")) == 0 {
+		err = badRequest("labels must be true or false") // an unset variable of a script must not delete what is live
+	}
 	return d, err
 }
 

@@ -55,6 +55,10 @@ func (n *nfs) MoveLabel(siteID string, move LabelMove) (l Label, created bool, e
 	defer dir.Close()
 	if exists && old.BuildID == move.BuildID {
 		move.Cond.Outcome.set(outcomeSame)
+		if old.BuildETag != build.ETag {
+			old.BuildETag = build.ETag
+			return old, false, n.writeLabel(dir, old, lock)
+		}
 		// Another process may have moved it without an fsync so far.
 		return old, false, n.disk.syncDir(dir)
 	}

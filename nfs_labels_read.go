@@ -136,7 +136,7 @@ func (n *nfs) labelAt(path, label string) (Label, error) {
 	}
 	fd, err := n.disk.openPathRead(path)
 	if isLink(err, path) || err == unix.ENXIO { // the latter for a socket
-		return Label{}, noLabel(path)
+		return Label{}, notALabel(label)
 	}
 	if err != nil {
 		return Label{}, n.disk.openError(path, err)
@@ -150,11 +150,11 @@ func (n *nfs) labelAt(path, label string) (Label, error) {
 		return Label{}, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > maxLabelFile {
-		return Label{}, noLabel(path)
+		return Label{}, notALabel(label)
 	}
 	data, err := readAll(fd, path, st.Size)
 	if errors.Is(err, io.ErrUnexpectedEOF) { // it was cut meanwhile
-		return Label{}, noLabel(path)
+		return Label{}, notALabel(label)
 	}
 	if err != nil {
 		return Label{}, err
@@ -169,7 +169,7 @@ func (n *nfs) labelAt(path, label string) (Label, error) {
 	return l, nil
 }
 
-// noLabel returns the error of what is not the file of a label.
-func noLabel(path string) error {
-	return fmt.Errorf("%w: %q is not a file of at most %d bytes", errLabelDamaged, path, maxLabelFile)
+// notALabel returns the error of what is not the file of a label.
+func notALabel(label string) error {
+	return &damagedLabel{label, fmt.Sprintf("it is not a file of at most %d bytes", maxLabelFile)}
 }

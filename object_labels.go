@@ -96,18 +96,23 @@ func (s *objectStore) tryMove(ctx context.Context, siteID string, move LabelMove
 	if err := move.Cond.Check(old.current()); err != nil {
 		return Label{}, false, err
 	}
+	etag, err := s.statBuild(ctx, siteID, move.BuildID) // before anything is written
+	if err != nil {
+		return Label{}, false, err
+	}
 	if old.shown() && old.BuildID == move.BuildID {
 		move.Cond.Outcome.set(outcomeSame)
-		return old.Label, false, nil
-	}
-	if _, err := s.statBuild(ctx, siteID, move.BuildID); err != nil { // before anything is written
-		return Label{}, false, err
+		if old.BuildETag != etag {
+			old.BuildETag = etag
+			_, err = s.writeLabel(ctx, siteID, &old.Label, putOptions{ifMatch: old.etag})
+		}
+		return old.Label, false, err
 	}
 	next, err := s.writeNext(ctx, siteID, old, move)
 	if err != nil {
 		return Label{}, false, err
 	}
-	etag, err := s.checkMove(ctx, siteID, move, old == nil)
+	etag, err = s.checkMove(ctx, siteID, move, old == nil)
 	if err == nil {
 		l, err = next.moved(move.Label, move.BuildID, etag, move.By, time.Now()), nil
 		_, err = s.writeLabel(ctx, siteID, &l, putOptions{ifMatch: next.etag})

@@ -15,6 +15,7 @@ type pruneBuild struct {
 	Size        int64
 	CreatedAt   time.Time
 	HasArtifact bool      // otherwise there is only a log
+	Empty       bool      // the artifact has no bytes: the service does not store such a file
 	UnknownLog  bool      // the log could not be read
 	Status      string    // of the latest log entry; empty: no log
 	LoggedAt    time.Time // of the latest log entry; zero: no log
@@ -42,6 +43,8 @@ const (
 	keepLabel                   // a label protects it
 	keepNewest                  // of those that have an artifact
 	keepNewestGood              // of those that have an artifact and did not fail
+	keepPrevious                // a label named it before: it is what one rolls back to
+	keepEmpty                   // something else than the service wrote it
 	keepUnknownLog              // it may have failed or not
 	keepFailed                  // failed, but not yet failed.after old
 	keepLast
@@ -98,17 +101,18 @@ type tally struct {
 // planSite returns the plan of a site. now is the earlier of the clocks of the process and of the
 // store. It fails if the list is not in order, and with any error of ArrivedAt except ErrNotFound.
 //
-// Kept are: what a label protects, the newest build that has an artifact, the newest of those that
-// did not fail, and everything that was created or arrived within grace. Beyond that, builds that
+// Kept are: what a label protects or named before, the newest build that has an artifact, the newest
+// of those that did not fail, and everything that was created or arrived within grace. Beyond that, builds that
 // have only a log are removed after logs_only_after, and failed ones after failed.after, both
 // whatever keep_last and keep_within say, and both without an upload or a log entry for so long. Of
 // the rest, keep_last and keep_within keep what either of them keeps. A build whose log cannot be
-// read is kept, and does not count.
+// read, or whose artifact is empty, is kept, and does not count.
 func planSite(r *retention, site pruneSite, now time.Time) (sitePlan, error) {
 	p := sitePlan{Verdicts: make([]pruneVerdict, len(site.Builds)), rule: r.ruleFor(site.ID), grace: r.grace, labels: site.Labels}
-	scan := planScan{sitePlan: &p, now: now, there: map[string]bool{}}
+	scan := planScan{sitePlan: &p, now: now, there: map[string]bool{}, previous: map[string]bool{}}
 	for _, l := range site.Labels {
 		scan.there[l.BuildID], scan.there[l.Next] = false, false
+		scan.previous[l.Previous] = true
 	}
 	for i := range site.Builds {
 		b := &site.Builds[i]
@@ -141,6 +145,7 @@ type planScan struct {
 	*sitePlan
 	now         time.Time
 	there       map[string]bool // the builds that labels name: whether they have an artifact
+	previous    map[string]bool // the builds that labels named before
 	seen        bool            // a build with an artifact
 	good        int             // builds with an artifact that did not fail
 	all, remove [2]int          // builds [0] with an artifact, [1] with a log only
@@ -153,9 +158,10 @@ func (s *planScan) judge(b *pruneBuild) pruneVerdict {
 	if s.rule == nil {
 		return keepNoRule
 	}
-	isGood := b.HasArtifact && !b.UnknownLog && !s.rule.isFailed(b.Status)
-	isNewest := b.HasArtifact && !s.seen
-	s.seen = s.seen || b.HasArtifact
+	isThere := b.HasArtifact && !b.Empty
+	isGood := isThere && !b.UnknownLog && !s.rule.isFailed(b.Status)
+	isNewest := isThere && !s.seen
+	s.seen = s.seen || isThere
 	if isGood {
 		s.good++
 	}
@@ -174,6 +180,10 @@ func (s *planScan) judge(b *pruneBuild) pruneVerdict {
 		return keepNewest
 	case isGood && s.good == 1:
 		return keepNewestGood
+	case s.previous[b.ID] && isThere:
+		return keepPrevious
+	case b.Empty:
+		return keepEmpty
 	case b.UnknownLog:
 		return keepUnknownLog
 	case !b.HasArtifact && !s.rule.logsOnlyAfter.isSet():
@@ -274,6 +284,10 @@ func (p *sitePlan) why(v pruneVerdict, buildID string) string {
 		return "newest"
 	case keepNewestGood:
 		return "newest that did not fail"
+	case keepPrevious:
+		return "previous build of a label"
+	case keepEmpty:
+		return "its file is empty"
 	case keepUnknownLog:
 		return "its log cannot be read"
 	case keepFailed:

@@ -16,18 +16,21 @@ func keeps(r *retention, site pruneSite, b pruneBuild, now time.Time) bool {
 	isFailed := func(b pruneBuild) bool {
 		return slices.Contains(rule.failedStatus, strings.ToLower(b.Status))
 	}
-	isGood := func(b pruneBuild) bool { return b.HasArtifact && !b.UnknownLog && !isFailed(b) }
+	isThere := func(b pruneBuild) bool { return b.HasArtifact && !b.Empty }
+	isGood := func(b pruneBuild) bool { return isThere(b) && !b.UnknownLog && !isFailed(b) }
 	newer, newerGood := 0, 0
 	for _, o := range site.Builds {
 		if o.CreatedAt.After(b.CreatedAt) || o.CreatedAt.Equal(b.CreatedAt) && o.ID < b.ID {
-			newer += map[bool]int{true: 1}[o.HasArtifact]
+			newer += map[bool]int{true: 1}[isThere(o)]
 			newerGood += map[bool]int{true: 1}[isGood(o)]
 		}
 	}
 	within := func(at time.Time, a ruleAge) bool { return a.isSet() && !at.Before(now.Add(-a.Duration)) }
 	arrived, err := site.ArrivedAt(b.ID)
-	return slices.ContainsFunc(site.Labels, func(l Label) bool { return l.BuildID == b.ID || l.Next == b.ID }) ||
-		b.HasArtifact && newer == 0 || isGood(b) && newerGood == 0 || b.UnknownLog ||
+	return slices.ContainsFunc(site.Labels, func(l Label) bool {
+		return l.BuildID == b.ID || l.Next == b.ID || l.Previous == b.ID && isThere(b)
+	}) || b.Empty ||
+		isThere(b) && newer == 0 || isGood(b) && newerGood == 0 || b.UnknownLog ||
 		within(b.CreatedAt, r.grace) || err != nil || within(arrived, r.grace) ||
 		!b.HasArtifact && (!rule.logsOnlyAfter.isSet() || within(b.CreatedAt, rule.logsOnlyAfter) || within(b.LoggedAt, rule.logsOnlyAfter)) ||
 		b.HasArtifact && isFailed(b) && (within(b.CreatedAt, rule.failedAfter) || within(b.LoggedAt, rule.failedAfter)) ||
@@ -67,6 +70,7 @@ func randomPlanCase(random *rand.Rand) planCase {
 	span := 1 + random.IntN(120)
 	for i := range random.IntN(40) {
 		b := pruneBuild{ID: fmt.Sprintf("b%02d", i), CreatedAt: at(span), HasArtifact: random.IntN(4) > 0, Size: random.Int64N(1000)}
+		b.Empty = b.HasArtifact && random.IntN(15) == 0
 		if !b.HasArtifact || random.IntN(3) > 0 { // it has a log
 			b.LoggedAt, b.UnknownLog = at(span), random.IntN(20) == 0
 			b.Status = []string{"ok", "failed", "Error", ""}[random.IntN(4)]
@@ -83,6 +87,9 @@ func randomPlanCase(random *rand.Rand) planCase {
 		l := Label{Name: fmt.Sprint("l", i), BuildID: build()}
 		if random.IntN(4) == 0 {
 			l.Next = build()
+		}
+		if random.IntN(3) == 0 {
+			l.Previous = build()
 		}
 		c.site.Labels = append(c.site.Labels, l)
 	}
@@ -133,10 +140,11 @@ func TestPlanRandom(t *testing.T) {
 			if plan[b.ID] == keeps(r, c.site, b, planNow) {
 				fail("%+v: removed %v", b, plan[b.ID])
 			}
-			isGood := b.HasArtifact && !b.UnknownLog && !(c.failedAfter > 0 && (b.Status == "failed" || b.Status == "Error"))
+			isThere := b.HasArtifact && !b.Empty
+			isGood := isThere && !b.UnknownLog && !(c.failedAfter > 0 && (b.Status == "failed" || b.Status == "Error"))
 			switch {
 			case !plan[b.ID]:
-			case b.HasArtifact && !seen:
+			case isThere && !seen:
 				fail("the newest is removed: %+v", b)
 			case isGood && !seenGood:
 				fail("the newest that did not fail is removed: %+v", b)
@@ -145,7 +153,7 @@ func TestPlanRandom(t *testing.T) {
 			case planNow.Sub(b.CreatedAt) <= r.grace.Duration, planNow.Sub(c.arrived[b.ID]) <= r.grace.Duration:
 				fail("a young one is removed: %+v", b)
 			}
-			seen, seenGood = seen || b.HasArtifact, seenGood || isGood
+			seen, seenGood = seen || isThere, seenGood || isGood
 		}
 
 		again := c

@@ -28,20 +28,22 @@ func planAge(t testing.TB, text string) time.Duration {
 //
 //	log            it has no artifact
 //	?              its log cannot be read
+//	empty          its artifact has no bytes
 //	arrived=1h     otherwise it arrived when it was created
 //	logged=1h      the age of its latest entry
 //	fails, gone    its arrival is not known; it is not there any more
 //	12B            its size
 //	anything else  its status
 //
-// A label is live=b1, or live=b1>b2 while it moves from b1 to b2.
+// A label is live=b1, or live=b1>b2 while it moves from b1 to b2, or live=b1<b0 if it named b0 before.
 func parsePlanSite(t testing.TB, labels, builds string) pruneSite {
 	t.Helper()
 	site := pruneSite{ID: "shop"}
 	for _, text := range strings.Fields(labels) {
 		name, ids, _ := strings.Cut(text, "=")
+		ids, previous, _ := strings.Cut(ids, "<")
 		build, next, _ := strings.Cut(ids, ">")
-		site.Labels = append(site.Labels, Label{Name: name, BuildID: build, Next: next, ChangedAt: planNow})
+		site.Labels = append(site.Labels, Label{Name: name, BuildID: build, Next: next, Previous: previous, ChangedAt: planNow})
 	}
 	arrived, fails := map[string]time.Time{}, map[string]error{}
 	for _, text := range strings.Fields(builds) {
@@ -55,6 +57,8 @@ func parsePlanSite(t testing.TB, labels, builds string) pruneSite {
 				b.HasArtifact = false
 			case field == "?":
 				b.UnknownLog = true
+			case field == "empty":
+				b.Empty = true
 			case field == "gone":
 				fails[b.ID] = fmt.Errorf("stat: %w", ErrNotFound)
 			case field == "fails":
@@ -201,6 +205,16 @@ func TestPlan(t *testing.T) {
 		{"the build of a label has only a log", `"keep_last":1`, "live=a", "b/2d a/9d/log", "newest | label live | skip missing_build"},
 		{"next of a label may be missing", `"keep_last":1`, "live=b>x", "b/2d a/9d", "label live | - beyond keep_last 1"},
 		{"no artifact can be seen, but labels can", `"keep_last":1,"logs_only_after":"1d"`, "live=b", "b/2d/log a/9d/log", "label live | - only a log, older than 1d | skip missing_build"},
+
+		{"the build to roll back to, after a long time", `"keep_last":1`, "live=c<a", "c/2d b/8d a/90d", "label live | - beyond keep_last 1 | previous build of a label"},
+		{"the build to roll back to failed", `"keep_last":1,` + failed7d, "live=c<a", "c/2d b/8d a/90d/failed", "label live | - beyond keep_last 1 | previous build of a label"},
+		{"the build to roll back to counts for keep_last", `"keep_last":2`, "live=c<b", "c/2d b/8d a/90d", "label live | previous build of a label | - beyond keep_last 2"},
+		{"the build to roll back to has only a log", `"keep_last":1,"logs_only_after":"1d"`, "live=c<a", "c/2d a/90d/log", "label live | - only a log, older than 1d"},
+
+		// Empty files.
+		{"an empty file is not the newest", `"keep_last":1`, "", "c/2d/empty b/3d a/4d", "its file is empty | newest | - beyond keep_last 1"},
+		{"an empty file does not count for keep_last", `"keep_last":2`, "", "d/2d c/3d/empty b/4d a/5d", "newest | its file is empty | keep_last 2 | - beyond keep_last 2"},
+		{"an empty file that failed", `"keep_last":1,` + failed7d, "", "b/2d a/90d/empty/failed", "newest | its file is empty"},
 
 		// Logs that cannot be read.
 		{"unreadable: kept, does not count, skips the site", `"keep_last":2,` + failed7d, "", "d/2d c/3d/? b/4d a/5d", "newest | its log cannot be read | keep_last 2 | - beyond keep_last 2 | skip unreadable_log"},

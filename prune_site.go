@@ -166,7 +166,7 @@ func (p *pruner) list(ctx context.Context, site string, last bool) (builds []pru
 			if v.logTag == "" {
 				return nil, fmt.Errorf("%w: the list has no tags", ErrUnsupported)
 			}
-			b := pruneBuild{ID: v.BuildID, Size: v.SizeBytes, CreatedAt: v.CreatedAt, HasArtifact: v.etag != "", UnknownLog: v.LogsError != "", ETag: v.etag, LogTag: v.logTag, ArrivedAt: v.arrivedAt}
+			b := pruneBuild{ID: v.BuildID, Size: v.SizeBytes, CreatedAt: v.CreatedAt, HasArtifact: v.etag != "", Empty: v.etag != "" && v.SizeBytes == 0, UnknownLog: v.LogsError != "", ETag: v.etag, LogTag: v.logTag, ArrivedAt: v.arrivedAt}
 			if !b.UnknownLog {
 				err = b.readLog(page, v)
 				if b.UnknownLog = err != nil; err != nil && !last {
