@@ -40,19 +40,19 @@ var ofLabels = []operation{
 	},
 	{
 		name: "delete a labelled build", refused: true, success: 409, repeat: 409,
-		prepare: func(b *bench) { b.putBuilds(); b.mustMove("build") },
+		prepare: func(b *bench) { b.putBuilds(); b.mustMove("other"); b.mustMove("build") }, // it is not in the cache
 		do:      func(b *bench) int { return b.send("DELETE", artifact, nil) },
 		after:   isKept,
 	},
 	{
 		name: "delete a labelled version", refused: true, success: 409, repeat: 409,
-		prepare: func(b *bench) { b.putBuilds(); b.mustMove("build") },
+		prepare: func(b *bench) { b.putBuilds(); b.mustMove("other"); b.mustMove("build") }, // it is not in the cache
 		do:      func(b *bench) int { return b.send("DELETE", version, nil) },
 		after:   isKept,
 	},
 	{
 		name: "replace a labelled build", refused: true, size: smallSize, success: 409, repeat: 409,
-		prepare: func(b *bench) { b.putBuilds(); b.mustMove("build") },
+		prepare: func(b *bench) { b.putBuilds(); b.mustMove("other"); b.mustMove("build") }, // it is not in the cache
 		do:      func(b *bench) int { return b.send("PUT", artifact, b.version(2)) },
 		after:   isKept,
 	},
