@@ -47,6 +47,7 @@ func testLabels(t *testing.T, rig labelRig) {
 		{"a site has a limited number of labels", testTooManyLabels},
 		{"of labels created at once no more are kept than may be", testTooManyLabelsAtOnce},
 		{"a move to the build that the label names changes nothing", testMoveLabelAgain},
+		{"a move to the build that the label names takes its ETag anew", testMoveLabelRepaired},
 		{"labels are listed in order", testListLabels},
 		{"a label is deleted if the condition holds", testDeleteLabel},
 		{"a label moves or its build is deleted, never both", testLabelAgainstDelete},
@@ -213,6 +214,21 @@ func testLabelledMissing(t *testing.T, open func() labelStore, plant func(site, 
 	wantBytes(t, b, site, "b", data)
 	if l := mustMove(t, b, site, "live", "other"); l.Previous != "b" {
 		t.Errorf("the label moved: %+v", l)
+	}
+}
+
+// Something else than the service has replaced the file of the build.
+func testMoveLabelRepaired(t *testing.T, open func() labelStore, plant func(site, label string, data []byte)) {
+	one, two, site := open(), open(), newSite()
+	info := mustStoreIf(t, one, site, "b", body(100, 1), createOnly)
+	before := mustMove(t, one, site, "live", "b")
+	stale := before
+	stale.BuildETag = `"of-other-bytes"`
+	plant(site, "live", formatLabel(stale))
+	moved := mustMove(t, two, site, "live", "b")
+	after := wantLabel(t, one, site, "live", "b")
+	if moved.BuildETag != info.ETag || after.BuildETag != info.ETag || after.ETag() != before.ETag() || after.ChangedAt != before.ChangedAt {
+		t.Errorf("%+v, want the ETag %s, and otherwise as before: %+v", after, info.ETag, before)
 	}
 }
 

@@ -155,6 +155,7 @@ func TestDeleteSite(t *testing.T) {
 		{"confirm is true", "s?confirm=true&labels=true", nil, nil, 400, "confirm=s"},
 		{"confirm twice", "s?confirm=s&confirm=s&labels=true", nil, nil, 400, "confirm is specified more than once"},
 		{"a misspelt argument", "s?confirm=s&label=true", nil, nil, 400, "label"},
+		{"labels of an unset variable", "s?confirm=s&labels=", nil, nil, 400, "labels must be true or false"},
 		{"labels is not a switch", "s?confirm=s&labels=live", nil, nil, 400, "labels must be true or false"},
 		{"on a condition", "s?confirm=s&labels=true", header("If-Match", `"x"`), nil, 400, "condition"},
 		{"if it exists", "s?confirm=s&labels=true", header("If-Match", "*"), nil, 400, "condition"},
