@@ -144,7 +144,7 @@ func TestDeleteSite(t *testing.T) {
 	}{
 		{"all of it", "s?confirm=s&labels=true", nil, nil, 200, deleted(1, 3, 2, 43, true)},
 		{"in another order", "s?labels=1&confirm=s", nil, nil, 200, deleted(1, 3, 2, 43, true)},
-		{"with an encoded id", "%73?confirm=%73&labels", nil, nil, 200, deleted(1, 3, 2, 43, true)},
+		{"with an encoded id", "%73?confirm=%73&labels=true", nil, nil, 200, deleted(1, 3, 2, 43, true)},
 		{"with a label", "s?confirm=s", nil, nil, 409, "the site has labels (live)"},
 		{"with a label, on purpose", "s?confirm=s&labels=false", nil, nil, 409, "the site has labels (live)"},
 		{"without confirm", "s", nil, nil, 400, "confirm=s"},
