@@ -52,7 +52,8 @@ func (a *api) parseSiteDeletion(ctx *fasthttp.RequestCtx) (d siteDeletion, err e
 	if err := checkQuery(ctx, "confirm", "labels"); err != nil {
 		return d, err
 	}
-	if confirm := queryID(ctx, "confirm"); confirm != d.siteID {
+	// A plus sign that the client did not encode means a space, which no id has.
+	if confirm := strings.ReplaceAll(string(ctx.QueryArgs().Peek("confirm")), " ", "+"); confirm != d.siteID {
 		return d, badRequest("to delete the whole site, repeat its id: confirm=%s", d.siteID)
 	}
 	if cond, err := precondition(ctx); err != nil || !cond.IsZero() {

@@ -142,12 +142,6 @@ func queryBool(ctx *fasthttp.RequestCtx, name string, absent bool) (bool, error)
 	return false, badRequest("%s must be true or false", name)
 }
 
-// queryID returns an argument that is an id, or the beginning of one. In a query, a plus sign means
-// a space, which no id has: the client did not encode it.
-func queryID(ctx *fasthttp.RequestCtx, name string) string {
-	return strings.ReplaceAll(string(ctx.QueryArgs().Peek(name)), " ", "+")
-}
-
 const maxPageLimit = 10_000 // builds or sites on a page at most
 
 // queryLimit returns the argument limit, and absent if it is not given.

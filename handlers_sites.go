@@ -29,7 +29,7 @@ func parseSiteListing(ctx *fasthttp.RequestCtx) (l siteListing, err error) {
 		return l, err
 	}
 	args := ctx.QueryArgs()
-	l.prefix = queryID(ctx, "prefix")
+	l.prefix = string(args.Peek("prefix"))
 	if err := checkID(l.prefix); l.prefix != "" && err != nil {
 		return l, badRequest("prefix must be the beginning of a site_id: it %v", err)
 	}
