@@ -679,7 +679,7 @@ func testLabelAgainstReplacement(t *testing.T, open func() labelStore, _ func(si
 }
 
 // testLabelsWhileBuildsGo: two processes move a label between builds, delete it, and delete and
-// store the builds. At each moment the label names a build that is there.
+// create the builds. At each moment the label names a build that is there.
 func testLabelsWhileBuildsGo(t *testing.T, open func() labelStore, _ func(site, label string, data []byte)) {
 	stores, site := []labelStore{open(), open()}, newSite()
 	ids := []string{"b", "c", "d"}
@@ -698,7 +698,7 @@ func testLabelsWhileBuildsGo(t *testing.T, open func() labelStore, _ func(site, 
 	}
 	for w, b := range stores {
 		worker("store", func(i int) error {
-			_, err := b.StoreArtifactIf(site, ids[(i+w)%3], known(body(10+i, byte(w))), Precondition{})
+			_, err := b.StoreArtifactIf(site, ids[(i+w)%3], known(body(10+i, byte(w))), createOnly)
 			return err
 		})
 		worker("delete", func(i int) error { return b.DeleteArtifact(site, ids[(i/2+w)%3], Precondition{}) })

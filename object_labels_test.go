@@ -89,7 +89,7 @@ func TestObjectLabelCalls(t *testing.T) {
 	f("an upload", store(10, Precondition{}), "list labels/", "put "+build)
 	f("a new label", move("live"), "get labels/live.json", "stat "+build, "list labels/", "put labels/live.json",
 		"list labels/", "list deleting/b/", "stat "+build, "put labels/live.json")
-	f("the same again", move("live"), "get labels/live.json")
+	f("the same again", move("live"), "get labels/live.json", "stat "+build)
 	_, err := s.GetLabel("s", "live")
 	f("a look", err, "get labels/live.json")
 	f("a delete of the label", s.DeleteLabel("s", "live", Precondition{}), "remove labels/live.json")
