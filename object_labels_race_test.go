@@ -236,6 +236,16 @@ func TestLabelMoveAgainstDelete(t *testing.T) {
 	}
 }
 
+// The store may carry out a call that has failed for the process, at any later time.
+func TestLabelMoveAgainstLateRemoval(t *testing.T) {
+	r := &bucketRace{
+		start: at([]string{"a", "b"}, "live=a"), kinds: []turnVerdict{late}, check: labelledAreThere, end: resultsHold, told: moveOrDelete,
+		open:      func(b bucket) *objectStore { return assumeCapable(newObjectStore(b, "", quiet())) },
+		processes: map[string]process{"move": moves("live", "b", Precondition{}), "delete": deletes("b")},
+	}
+	t.Logf("%d orders with a call that is carried out late", r.explore(t, 1))
+}
+
 func TestLabelMoveAgainstConditionalDelete(t *testing.T) {
 	raceAll(t, true, at([]string{"a", "b"}, "live=a"), moveOrDelete,
 		map[string]process{"move": moves("live", "b", exists), "delete": deletesIf("b", exists)})
