@@ -80,12 +80,15 @@ func (f *front) onlyTheAPI(t *testing.T) {
 		{"/sites/../ready", 404},
 		{"/sites/%2e%2e/ready", 404},
 		{"/sites/s/../../ready", 404},
-		{"/sites/..%2fready", 404},
 		{"/ready?/sites/", 404},
 	} {
 		if got := f.status(t, "GET", c.path, ""); got != c.status {
 			t.Errorf("GET %s: %d, want %d", c.path, got, c.status)
 		}
+	}
+	// HAProxy does not decode it: the service refuses it as the id of a site.
+	if got := f.status(t, "GET", "/sites/..%2fready", ""); got != 404 && got != 400 {
+		t.Errorf("GET /sites/..%%2fready: %d, want 404 or 400", got)
 	}
 	if body := roundTrip(t, f.http, "GET", "/ready", "", nil).body; !json.Valid(body) {
 		t.Errorf("the body of a 404 is %q, not JSON", body)
