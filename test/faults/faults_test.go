@@ -249,7 +249,7 @@ func (b *bench) wants(f fault) map[int]bool {
 	case f.applied && f.errno == unix.EIO && f.name == "linkat": // two links tell
 		success[500] = b.op.refused // the name is that of the labelled build
 		return success
-	case b.op.refused && f.name == "openat2" && strings.HasSuffix(f.target, "/artifacts"): // the build is protected, whatever is known of it
+	case b.op.refused && (f.name == "openat2" && strings.HasSuffix(f.target, "/artifacts") || f.name == "openat" && strings.HasSuffix(f.target, "/build.tar.gz")): // the build is protected, whatever is known of it
 		success[statusOf(f)] = true
 		return success
 	case f.name == "sync_file_range": // a hint
