@@ -37,6 +37,7 @@ const (
 	// they did not wait, two moves could prevent each other for a long time.
 	movePatience = time.Second
 	labelReaders = 16 // labels of a site that are read at once
+	labelTries   = 3  // attempts to read a label that is replaced meanwhile
 )
 
 var _ LabelKeeper = (*objectStore)(nil)
@@ -243,28 +244,40 @@ func (s *objectStore) GetLabel(siteID, label string) (Label, error) {
 	return o.Label, nil
 }
 
-// readLabel returns the label, or nil if it has no object.
-func (s *objectStore) readLabel(ctx context.Context, siteID, label string) (*labelObject, error) {
+// readLabel returns the label, or nil if it has no object. It tries again if the label was replaced
+// while it was read: some stores then end the body.
+func (s *objectStore) readLabel(ctx context.Context, siteID, label string) (o *labelObject, err error) {
+	for range labelTries {
+		var opened bool
+		if o, opened, err = s.readLabelOnce(ctx, siteID, label); !opened || !errors.Is(err, ErrUnavailable) {
+			break
+		}
+	}
+	return o, err
+}
+
+// readLabelOnce is one attempt of readLabel. It reports whether the store has begun to send the label.
+func (s *objectStore) readLabelOnce(ctx context.Context, siteID, label string) (o *labelObject, opened bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	key := s.labelKey(siteID, label)
 	r, err := s.open(ctx, key, "", 0, -1)
 	if errors.Is(err, ErrNotFound) {
-		return nil, nil
+		return nil, false, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer r.Close()
 	data, err := io.ReadAll(io.LimitReader(r, maxLabelFile+1))
 	if err != nil {
-		return nil, err
+		return nil, true, err
 	}
 	l, err := parseLabel(label, data)
 	if err != nil {
-		return nil, fmt.Errorf("cannot read %q: %w", key, err)
+		return nil, true, fmt.Errorf("cannot read %q: %w", key, err)
 	}
-	return &labelObject{l, r.info.etag}, nil
+	return &labelObject{l, r.info.etag}, true, nil
 }
 
 // ListLabels implements LabelKeeper.

@@ -1,7 +1,11 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -116,4 +120,34 @@ func TestLabelsNeedConditions(t *testing.T) {
 	mustStore(t, s, "s", "b", body(10, 1))
 	_, _, err := s.MoveLabel("s", LabelMove{Label: "live", BuildID: "b"})
 	wantError(t, err, ErrUnsupported)
+}
+
+// A label that is replaced while it is read is read again.
+func TestLabelReplacedWhileItIsRead(t *testing.T) {
+	m := newMemBucket()
+	b := &cutBodies{memBucket: m}
+	s := assumeCapable(newObjectStore(b, "", quiet()))
+	mustStore(t, s, "s", "b", body(10, 1))
+	mustMove(t, s, "s", "live", "b")
+	for cuts, want := range map[int]error{0: nil, labelTries - 1: nil, labelTries: ErrUnavailable} {
+		b.cuts = cuts
+		if _, err := s.GetLabel("s", "live"); !errors.Is(err, want) {
+			t.Errorf("after %d cuts: %v, want %v", cuts, err, want)
+		}
+	}
+}
+
+// cutBodies is a bucket whose next cuts objects end too early.
+type cutBodies struct {
+	*memBucket
+	cuts int
+}
+
+func (b *cutBodies) get(ctx context.Context, key, etag string, offset, length int64) (io.ReadCloser, objectInfo, error) {
+	r, info, err := b.memBucket.get(ctx, key, etag, offset, length)
+	if err == nil && b.cuts > 0 {
+		b.cuts--
+		r = http.NoBody
+	}
+	return r, info, err
 }
