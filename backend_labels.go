@@ -19,23 +19,23 @@ const (
 	maxLabelFile = 4 << 10
 )
 
-// Label is a name of a build of a site, such as live.
+// Label is a name of a build of a site, such as live. The names of the members are those of its
+// file or object.
 type Label struct {
-	Name      string
-	BuildID   string
-	Previous  string    // the build that it named before; empty: none
-	ChangedAt time.Time // when it was last moved; each move has a later time
-	By        string    // the name of the actor; empty: anonymous
-
+	Name    string `json:"label"`
+	BuildID string `json:"build_id"`
 	// Next is the build that a move, which may have been interrupted, is about to set. It is
 	// protected like BuildID, and otherwise has no effect. Empty in a directory.
-	Next string
+	Next      string    `json:"next,omitempty"`
+	Previous  string    `json:"previous"`   // the build that it named before; empty: none
+	ChangedAt time.Time `json:"changed_at"` // when it was last moved; each move has a later time
+	By        string    `json:"by"`         // the name of the actor; empty: anonymous
 	// BuildETag is the ETag that BuildID had when the label was moved, or set to it again. A
 	// labelled build cannot be replaced, so that is its ETag still.
-	BuildETag string
+	BuildETag string `json:"build_etag"`
 	// WriteID is a random id of the write that stored the label: no two writes store the same
 	// bytes. Set in object stores alone, where an ETag may be a hash of the bytes.
-	WriteID string
+	WriteID string `json:"write_id,omitempty"`
 }
 
 // ETag returns the strong ETag of the label. It covers what clients see.
@@ -77,7 +77,8 @@ type LabelKeeper interface {
 	// MoveLabel moves the label if Cond holds, or creates it. It fails with ErrNotFound if the
 	// build has no artifact, with errTooManyLabels, and with errBeingDeleted. If the label names
 	// the build already and Cond holds, nothing that clients see changes: it gets a new BuildETag
-	// if the file of the build was changed by something else than the service. created: the label did not exist.
+	// if the file of the build was changed by something else than the service. created: the
+	// label did not exist.
 	MoveLabel(siteID string, move LabelMove) (l Label, created bool, err error)
 	// GetLabel returns the label. It fails with ErrNotFound, and with ErrDamaged.
 	GetLabel(siteID, label string) (Label, error)
@@ -145,20 +146,14 @@ func checkUnlabelled(buildID string, labels []Label) error {
 
 // labelFile is the file or object of a label. CRC32C is that of the file in which it is empty.
 type labelFile struct {
-	Label     string    `json:"label"`
-	BuildID   string    `json:"build_id"`
-	Next      string    `json:"next,omitempty"`
-	Previous  string    `json:"previous"`
-	ChangedAt time.Time `json:"changed_at"`
-	By        string    `json:"by"`
-	BuildETag string    `json:"build_etag"`
-	WriteID   string    `json:"write_id,omitempty"`
-	CRC32C    string    `json:"crc32c"`
+	Label
+	CRC32C string `json:"crc32c"`
 }
 
 // formatLabel returns the file or object of a label: one line of JSON.
 func formatLabel(l Label) []byte {
-	f := labelFile{Label: l.Name, BuildID: l.BuildID, Next: l.Next, Previous: l.Previous, ChangedAt: l.ChangedAt.UTC(), By: l.By, BuildETag: l.BuildETag, WriteID: l.WriteID}
+	l.ChangedAt = l.ChangedAt.UTC()
+	f := labelFile{Label: l}
 	f.CRC32C = fmt.Sprintf("%08x", crc32.Checksum(f.encode(), castagnoli))
 	return append(f.encode(), '\n')
 }
@@ -176,19 +171,27 @@ func (f labelFile) encode() []byte {
 func parseLabel(name string, data []byte) (Label, error) {
 	var f labelFile
 	if len(data) <= maxLabelFile && json.Unmarshal(data, &f) == nil {
-		l := Label{Name: f.Label, BuildID: f.BuildID, Next: f.Next, Previous: f.Previous, ChangedAt: f.ChangedAt, By: f.By, BuildETag: f.BuildETag, WriteID: f.WriteID}
-		if l.Name == name && l.isValid() && string(formatLabel(l)) == string(data) {
+		if l := f.Label; l.Name == name && l.isValid() && string(formatLabel(l)) == string(data) {
 			return l, nil
 		}
 	}
 	return Label{}, &damagedLabel{name, "it is not as the service wrote it"}
 }
 
+func (l Label) isValid() bool {
+	for _, id := range []string{l.BuildID, l.Next, l.Previous} {
+		if id != "" && checkID(id) != nil {
+			return false
+		}
+	}
+	return (l.BuildID != "" || l.Next != "") && !l.ChangedAt.IsZero()
+}
+
 // maxUnlooked is the largest upload of which the labels are read only right before it is committed,
 // and not before its body too: the default size of a part.
 const maxUnlooked = 8 << 20
 
-// looksFirst reports whether the labels are read before body too, so that it is not read in vain.
+// looksFirst reports whether the labels are read before body too, to refuse it early.
 func looksFirst(body io.Reader) bool {
 	size := sizeOf(body)
 	return size < 0 || size > maxUnlooked
@@ -211,12 +214,3 @@ type labelDamagedError struct{}
 
 func (labelDamagedError) Error() string { return "a label is damaged" }
 func (labelDamagedError) Unwrap() error { return ErrDamaged }
-
-func (l Label) isValid() bool {
-	for _, id := range []string{l.Next, l.Previous} {
-		if id != "" && checkID(id) != nil {
-			return false
-		}
-	}
-	return (l.BuildID != "" || l.Next != "") && (l.BuildID == "" || checkID(l.BuildID) == nil) && !l.ChangedAt.IsZero()
-}
