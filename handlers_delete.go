@@ -151,10 +151,7 @@ func (a *api) removeLabels(d siteDeletion, done *siteDeleted) error {
 		return newHTTPError(fasthttp.StatusConflict, "the site has labels (%s): delete them first, or send labels=true", strings.Join(names, ", "))
 	}
 	for _, l := range labels {
-		start := time.Now()
-		err := a.backend.(LabelKeeper).DeleteLabel(d.siteID, l.Name, Precondition{})
-		a.metrics.call(callDeleteLabel, start, err)
-		if err != nil {
+		if err := a.removeLabel(a.backend.(LabelKeeper), d.siteID, l.Name, Precondition{}); err != nil {
 			return err
 		}
 		done.Labels++

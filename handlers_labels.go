@@ -152,12 +152,7 @@ func (e *noBuildError) forClient() string {
 
 // getLabel returns a label.
 func (a *api) getLabel(_ *fasthttp.RequestCtx, p labelRequest) (response, error) {
-	place, err := a.acquireRead(p.conn)
-	if err != nil {
-		return response{}, err
-	}
-	defer place.release()
-	l, err := a.readLabel(p.keeper, p.siteID, p.label)
+	l, err := a.readLabel(p.conn, p.keeper, p.siteID, p.label)
 	if err != nil {
 		return response{}, err
 	}
@@ -172,8 +167,13 @@ func (a *api) getLabel(_ *fasthttp.RequestCtx, p labelRequest) (response, error)
 	return r, nil
 }
 
-// readLabel returns a label.
-func (a *api) readLabel(keeper LabelKeeper, siteID, label string) (Label, error) {
+// readLabel returns a label, which it reads in a place among the reads.
+func (a *api) readLabel(c *conn, keeper LabelKeeper, siteID, label string) (Label, error) {
+	place, err := a.acquireRead(c)
+	if err != nil {
+		return Label{}, err
+	}
+	defer place.release()
 	start := time.Now()
 	l, err := keeper.GetLabel(siteID, label)
 	a.metrics.call(callGetLabel, start, err)
@@ -191,13 +191,17 @@ func (a *api) deleteLabel(_ *fasthttp.RequestCtx, p labelRequest) (response, err
 	}
 	defer place.release()
 	p.cond.Outcome = &p.conn.rec.outcome
-	start := time.Now()
-	err = p.keeper.DeleteLabel(p.siteID, p.label, p.cond)
-	a.metrics.call(callDeleteLabel, start, err)
-	if err != nil {
+	if err := a.removeLabel(p.keeper, p.siteID, p.label, p.cond); err != nil {
 		return response{}, p.failed("delete the label", "", err)
 	}
 	return response{status: fasthttp.StatusNoContent}, nil
+}
+
+func (a *api) removeLabel(keeper LabelKeeper, siteID, label string, cond Precondition) error {
+	start := time.Now()
+	err := keeper.DeleteLabel(siteID, label, cond)
+	a.metrics.call(callDeleteLabel, start, err)
+	return err
 }
 
 // labelListing is a GET or HEAD of the labels of a site.

@@ -31,7 +31,7 @@ func (a *api) parseLabelDownload(ctx *fasthttp.RequestCtx) (d labelDownload, err
 func (a *api) getLabelArtifact(ctx *fasthttp.RequestCtx, d labelDownload) (r response, err error) {
 	for range 2 {
 		var l Label
-		if l, err = a.placedLabel(d); err != nil {
+		if l, err = a.readLabel(d.conn, d.keeper, d.siteID, d.label); err != nil {
 			return response{}, err
 		}
 		if r, err = a.sendLabelled(ctx, d, l); !errors.Is(err, ErrNotFound) {
@@ -56,16 +56,6 @@ func (a *api) sendLabelled(ctx *fasthttp.RequestCtx, d labelDownload, l Label) (
 		r.describes, r.cacheControl = "/sites/"+d.siteID+"/artifacts/"+d.buildID, "no-cache"
 	}
 	return r, nil
-}
-
-// placedLabel reads the label, in a place among the reads.
-func (a *api) placedLabel(d labelDownload) (Label, error) {
-	place, err := a.acquireRead(d.conn)
-	if err != nil {
-		return Label{}, err
-	}
-	defer place.release()
-	return a.readLabel(d.keeper, d.siteID, d.label)
 }
 
 // isUnmodified reports whether the label alone shows that the client has a copy of the build, so

@@ -64,11 +64,7 @@ func (n *nfs) lockSite(siteID, label string) (*buildLock, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = lockFile(f, unix.F_OFD_SETLK, kind, wholeSite)
-	if isLocked(err) {
-		return n.waitForLock(f, kind, wholeSite, "labels", siteID, label)
-	}
-	return gotLock(f, err)
+	return n.lockOrWait(f, kind, wholeSite, "labels", siteID, label)
 }
 
 // openLock opens the lock file of a site, and creates it if it is missing. If an export was
@@ -103,10 +99,14 @@ func (n *nfs) lockToRead(siteID, dir, buildID string) (*buildLock, error) {
 	if err != nil {
 		return nil, err
 	}
-	region := lockRegion(dir, buildID)
-	err = lockFile(f, unix.F_OFD_SETLK, kind, region)
+	return n.lockOrWait(f, kind, lockRegion(dir, buildID), "reads", siteID, buildID)
+}
+
+// lockOrWait locks a region of f if it is free, or waits for it as waitForLock does.
+func (n *nfs) lockOrWait(f *os.File, kind int16, region int64, what, siteID, buildID string) (*buildLock, error) {
+	err := lockFile(f, unix.F_OFD_SETLK, kind, region)
 	if isLocked(err) {
-		return n.waitForLock(f, kind, region, "reads", siteID, buildID)
+		return n.waitForLock(f, kind, region, what, siteID, buildID)
 	}
 	return gotLock(f, err)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -61,7 +60,7 @@ func (s *objectStore) TryLease(name string, ttl time.Duration) (release func(), 
 	}, true, nil
 }
 
-// findLease returns the ETag of the object of a lease, empty if there is none, and whether
+// findLease returns the ETag of the object of a lease, empty if it has no object, and whether
 // somebody holds the lease. One that cannot be read is held for ttl.
 func (s *objectStore) findLease(ctx context.Context, key string, ttl time.Duration) (etag string, held bool, err error) {
 	r, err := s.open(ctx, key, "", 0, -1)
@@ -98,7 +97,7 @@ func (s *objectStore) writeLease(ctx context.Context, key, etag string, ttl time
 	}
 	data = append(data, '\n')
 	opts := putOptions{contentType: logType, uploadID: l.ID, absent: etag == "", ifMatch: etag}
-	info, err := s.bucket.put(ctx, key, bytes.NewReader(data), int64(len(data)), opts)
+	info, err := s.put(ctx, key, data, opts)
 	if err != nil {
 		cond := Precondition{Absent: true}
 		if etag != "" {
