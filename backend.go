@@ -204,8 +204,8 @@ type Version struct {
 	LogsError string     // why the log could not be read; empty if there was no error
 	Stored    *storedLog // if not nil, Logs is empty and VersionPage.OpenLog opens the log
 	etag      string     // of the artifact; not set by every store
-	logTag    string     // equal tags mean the same log; noLogTag: there is none; set where VersionQuery.Tags asks for it
-	arrivedAt time.Time  // as ArrivalTeller tells it; zero: ask that; set with logTag
+	logTag    string     // equal tags mean the same log; noLogTag: the build has no log; set where VersionQuery.Tags asks for it
+	arrivedAt time.Time  // as ArrivalTeller.ArrivedAt; zero: call that; set with logTag
 }
 
 // VersionQuery selects a page of the versions of a site. The zero value selects all.

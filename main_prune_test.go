@@ -100,14 +100,9 @@ func pruneWith(t *testing.T, ctx context.Context, base, rules string, vars []str
 	for _, v := range vars {
 		environ = append(environ, envPrefix+v)
 	}
-	var out bytes.Buffer
-	log := &lockedBuffer{}
-	if err := run(ctx, append([]string{"prune", "--json"}, args...), environ, &out, log); err != nil {
-		p.status = exitStatus(err)
-		fmt.Fprintln(log, err)
-	}
-	p.stderr = log.String()
-	p.parse(t, out.String())
+	var out string
+	out, p.stderr, p.status = runJSON(ctx, pruneCommand, environ, args)
+	p.parse(t, out)
 	return p
 }
 

@@ -51,15 +51,21 @@ func verifyWith(t *testing.T, ctx context.Context, vars []string, args ...string
 	for _, v := range vars {
 		environ = append(environ, envPrefix+v)
 	}
+	var out string
+	out, o.stderr, o.status = runJSON(ctx, verifyCommand, environ, args)
+	o.parse(t, out)
+	return o
+}
+
+// runJSON runs a command with --json, and returns what it printed, and its exit status.
+func runJSON(ctx context.Context, command string, environ, args []string) (stdout, stderr string, status int) {
 	var out bytes.Buffer
 	log := &lockedBuffer{}
-	if err := run(ctx, append([]string{"verify", "--json"}, args...), environ, &out, log); err != nil {
-		o.status = exitStatus(err)
+	if err := run(ctx, append([]string{command, "--json"}, args...), environ, &out, log); err != nil {
+		status = exitStatus(err)
 		fmt.Fprintln(log, err)
 	}
-	o.stderr = log.String()
-	o.parse(t, out.String())
-	return o
+	return out.String(), log.String(), status
 }
 
 // parse reads the output of --json: findings, and at its end the summary.
