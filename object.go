@@ -121,12 +121,12 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 	}
 	body := newExactReader(reader)
 	if !opts.absent {
+		opts.mayCommit = func() error { return s.mayReplace(siteID, buildID, opts.ifMatch != "") }
 		if looksFirst(reader) {
-			if err := s.mayReplace(siteID, buildID); err != nil {
+			if err := opts.mayCommit(); err != nil {
 				return ArtifactInfo{}, err
 			}
 		}
-		opts.mayCommit = func() error { return s.mayReplace(siteID, buildID) }
 	}
 	opts.hashed = s.digests.hashOf(reader)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -145,22 +145,27 @@ func (s *objectStore) StoreArtifactIf(siteID, buildID string, reader io.Reader, 
 	return infoOfObject(info), err
 }
 
-// mayReplace fails with a labelledError if the build is there and a label protects it. A label that
-// is moved to the build after the last call, which is right before the commit of the upload, does
-// not prevent the replacement.
-func (s *objectStore) mayReplace(siteID, buildID string) error {
-	labels, err := s.readLabels(context.Background(), siteID)
-	if err == nil {
-		err = checkUnlabelled(buildID, labels)
+// mayReplace fails with a labelledError if the build is there and a label protects it. known says
+// that it is there: otherwise one stat finds out. A label that is moved to the build after the last
+// call, which is right before the commit of the upload, does not prevent the replacement.
+func (s *objectStore) mayReplace(siteID, buildID string, known bool) error {
+	if !known {
+		ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+		defer cancel()
+		key := s.artifactKey(siteID, buildID)
+		_, err := s.bucket.stat(ctx, key)
+		if errors.Is(err, ErrNotFound) { // if the bucket is missing, the upload fails
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("cannot stat %q: %w", key, err)
+		}
 	}
-	if !errors.Is(err, errLabelled) && !errors.Is(err, errLabelDamaged) {
+	labels, err := s.readLabels(context.Background(), siteID)
+	if err != nil {
 		return err
 	}
-	current, statErr := s.statIfExists(context.Background(), s.artifactKey(siteID, buildID))
-	if current == nil { // there is no build to protect, or that is not known
-		return statErr
-	}
-	return err
+	return checkUnlabelled(buildID, labels)
 }
 
 // resolveAmbiguousPut finds out whether a put that failed with cause was done. If the

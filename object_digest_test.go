@@ -116,7 +116,7 @@ func TestObjectDigestCalls(t *testing.T) {
 		mustRead(t, s, Digest{})
 		mustStore(t, s, "s", "b", data)
 		delete(t, s)
-		calls.want(t, "the store", "get "+artifactCall, "put "+artifactCall, "remove "+artifactCall)
+		calls.want(t, "the store", "get "+artifactCall, "stat "+artifactCall, "put "+artifactCall, "remove "+artifactCall)
 	})
 	t.Run("in metadata", func(t *testing.T) {
 		m := newMemBucket()
@@ -125,7 +125,7 @@ func TestObjectDigestCalls(t *testing.T) {
 		for range 3 {
 			mustRead(t, s, sum)
 		}
-		calls.want(t, "an upload and reads", "put "+artifactCall, "get "+artifactCall, "get "+artifactCall, "get "+artifactCall)
+		calls.want(t, "an upload and reads", "stat "+artifactCall, "put "+artifactCall, "get "+artifactCall, "get "+artifactCall, "get "+artifactCall)
 		delete(t, s)
 		calls.want(t, "a delete", "remove "+artifactCall, "stat "+statusCall)
 	})
@@ -137,14 +137,14 @@ func TestObjectDigestCalls(t *testing.T) {
 			for range 3 {
 				mustRead(t, s, Digest{})
 			}
-			calls.want(t, "an upload and reads", "put "+artifactCall, "get "+artifactCall, "stat "+statusCall, "get "+artifactCall, "get "+artifactCall)
+			calls.want(t, "an upload and reads", "stat "+artifactCall, "put "+artifactCall, "get "+artifactCall, "stat "+statusCall, "get "+artifactCall, "get "+artifactCall)
 			delete(t, s)
 			calls.want(t, "a delete", "remove "+artifactCall, "stat "+statusCall)
 			time.Sleep(noDigestsTTL)
 			mustStore(t, s, "s", "b", data)
 			mustRead(t, s, Digest{})
 			mustRead(t, s, Digest{})
-			calls.want(t, "a minute later", "put "+artifactCall, "get "+artifactCall, "stat "+statusCall, "get "+artifactCall)
+			calls.want(t, "a minute later", "stat "+artifactCall, "put "+artifactCall, "get "+artifactCall, "stat "+statusCall, "get "+artifactCall)
 		})
 	})
 	t.Run("in an object", func(t *testing.T) {
@@ -152,9 +152,9 @@ func TestObjectDigestCalls(t *testing.T) {
 		m.early = true
 		s, calls := openDigests(m), recordCalls(m)
 		mustHash(t, s, "b", data)
-		calls.want(t, "the first upload", "put "+artifactCall, "stat "+statusCall, "put "+statusCall, "put "+digestCall)
+		calls.want(t, "the first upload", "stat "+artifactCall, "put "+artifactCall, "stat "+statusCall, "put "+statusCall, "put "+digestCall)
 		mustHash(t, s, "b", data)
-		calls.want(t, "another upload", "put "+artifactCall, "put "+digestCall)
+		calls.want(t, "another upload", "stat "+artifactCall, "put "+artifactCall, "put "+digestCall)
 		mustRead(t, s, sum)
 		calls.want(t, "a read by the process that stored it", "get "+artifactCall)
 		other := openDigests(m)
@@ -187,7 +187,7 @@ func TestObjectDigestCalls(t *testing.T) {
 		m.bare = true
 		s, calls := openDigests(m), recordCalls(m)
 		mustHash(t, s, "b", data)
-		calls.want(t, "the first upload", "put "+artifactCall, "stat "+statusCall, "put "+statusCall)
+		calls.want(t, "the first upload", "stat "+artifactCall, "put "+artifactCall, "stat "+statusCall, "put "+statusCall)
 		for range 3 {
 			mustRead(t, s, sum)
 		}

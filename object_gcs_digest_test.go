@@ -91,6 +91,9 @@ func (g *gcsObjects) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	switch {
+	case name == "" || strings.HasSuffix(r.URL.Path, "/o") && r.Method == "GET":
+		fmt.Fprint(w, `{"kind":"storage#objects"}`)
+		return
 	case r.Method == "POST":
 		o = g.upload(r)
 		g.objects[name] = o
@@ -178,7 +181,7 @@ func TestGCSPatchesDigests(t *testing.T) {
 			if err != nil || info.SHA256 != want {
 				t.Fatalf("%+v, %v", info, err)
 			}
-			requests := []string{"POST " + artifact, "GET " + marker, "POST " + marker}
+			requests := []string{"GET " + artifact, "POST " + artifact, "GET " + marker, "POST " + marker}
 			if c.patched {
 				requests = append(requests, "GET "+artifact, "PATCH "+artifact)
 			}

@@ -78,10 +78,11 @@ func TestObjectLabelCalls(t *testing.T) {
 		return err
 	}
 	f("a create", store(10, createOnly), "stat "+build, "put "+build)
-	f("an upload", store(10, Precondition{}), "list labels/", "put "+build)
-	f("a large upload", store(maxUnlooked+1, Precondition{}), "list labels/", "list labels/", "put "+build)
+	f("a replacement", store(10, Precondition{}), "stat "+build, "list labels/", "put "+build)
+	f("a replacement on a condition", store(10, Precondition{IfMatch: &ETagList{Any: true}}), "stat "+build, "list labels/", "put "+build)
+	f("a large replacement", store(maxUnlooked+1, Precondition{}), "stat "+build, "list labels/", "stat "+build, "list labels/", "put "+build)
 	f("a delete", s.DeleteArtifact("s", "b", Precondition{}), "put deleting/b/ID", "list labels/", "remove "+build, "remove deleting/b/ID")
-	f("an upload", store(10, Precondition{}), "list labels/", "put "+build)
+	f("an upload", store(10, Precondition{}), "stat "+build, "put "+build)
 	f("a new label", move("live"), "get labels/live.json", "stat "+build, "list labels/", "put labels/live.json",
 		"list labels/", "list deleting/b/", "stat "+build, "put labels/live.json")
 	f("the same again", move("live"), "get labels/live.json", "stat "+build)

@@ -131,7 +131,7 @@ func (b *s3Bucket) putOne(ctx context.Context, key string, body io.ReadSeeker, s
 		IfNoneMatch: ifNoneMatch(opts), IfMatch: b.ifMatch(opts.ifMatch),
 	})
 	if err != nil {
-		return objectInfo{}, s3PutError(err)
+		return objectInfo{}, s3PutError(err, opts.ifMatch)
 	}
 	return objectInfo{key: key, size: size, etag: quoted(aws.ToString(out.ETag)), uploadID: opts.uploadID, digest: opts.digest}, nil
 }
@@ -157,7 +157,7 @@ func (b *s3Bucket) createUpload(ctx context.Context, key string, sum *s3Checksum
 		ChecksumAlgorithm: sum.algorithm(), ChecksumType: sum.kind(),
 	})
 	if err != nil {
-		return nil, s3PutError(err)
+		return nil, s3PutError(err, "")
 	}
 	return created.UploadId, nil
 }
@@ -180,7 +180,7 @@ func (b *s3Bucket) sendPart(ctx context.Context, key string, id *string, n int, 
 		Bucket: &b.name, Key: &key, UploadId: id, PartNumber: number, Body: p, ContentLength: &p.size, ChecksumCRC64NVME: crc,
 	})
 	if err != nil {
-		return types.CompletedPart{}, s3PutError(err)
+		return types.CompletedPart{}, s3PutError(err, "")
 	}
 	return types.CompletedPart{PartNumber: number, ETag: aws.String(aws.ToString(out.ETag)), ChecksumCRC64NVME: crc}, nil
 }
@@ -197,7 +197,7 @@ func (b *s3Bucket) complete(ctx context.Context, key string, id *string, parts [
 		IfNoneMatch: ifNoneMatch(opts), IfMatch: b.ifMatch(opts.ifMatch),
 	})
 	if err != nil {
-		return objectInfo{}, s3PutError(err)
+		return objectInfo{}, s3PutError(err, opts.ifMatch)
 	}
 	return objectInfo{key: key, etag: quoted(aws.ToString(out.ETag)), uploadID: opts.uploadID, digest: opts.digest}, nil
 }
@@ -344,15 +344,18 @@ func ifNoneMatch(opts putOptions) *string {
 // quoted returns an ETag with its quotes, which some stores leave out.
 func quoted(etag string) string { return `"` + strings.Trim(etag, `"`) + `"` }
 
-// s3PutError translates the error of a put. NoSuchKey means that the object that If-Match
-// names does not exist. NoSuchUpload is another error, errConflict: a completion whose reply
-// was lost may have ended the upload.
-func s3PutError(err error) error {
+// s3PutError translates the error of a put. With ifMatch, a 404 means that the object does not
+// exist. Otherwise it means that the bucket does not exist. NoSuchUpload is another error,
+// errConflict: a completion whose reply was lost may have ended the upload.
+func s3PutError(err error, ifMatch string) error {
 	err = needs("s3:PutObject", s3Error(err))
-	if errors.Is(err, ErrNotFound) {
+	switch {
+	case !errors.Is(err, ErrNotFound):
+		return err
+	case ifMatch != "":
 		return fmt.Errorf("%w: %v", ErrPrecondition, err)
 	}
-	return err
+	return fmt.Errorf("%w: %v", errBucketGone, err)
 }
 
 // s3Error translates an error of the SDK.

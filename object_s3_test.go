@@ -74,7 +74,7 @@ func TestS3Calls(t *testing.T) {
 	const path, none = "/sites/s/artifacts/b", "/sites/s/artifacts/none"
 	data := body(1000, 1)
 	etag := server.put(t, 201, path, data).header.Get("ETag")
-	f.wantRequests(t, "an upload", "PUT")
+	f.wantRequests(t, "an upload", "HEAD", "PUT")
 	for _, c := range []struct {
 		name, method, path string
 		header             []string
@@ -147,8 +147,8 @@ func TestS3BucketGoneWithoutACode(t *testing.T) {
 func TestS3WithoutPermissionToList(t *testing.T) {
 	f, s := openFakeS3(t)
 	server, _ := startBackend(t, assumeCapable(s))
-	f.set(func() { f.noList = true })
 	server.put(t, 201, "/sites/s/artifacts/b", "x")
+	f.set(func() { f.noList = true })
 	server.get(t, 200, "/sites/s/artifacts/b")
 	for _, c := range []struct {
 		method, path string
@@ -158,6 +158,8 @@ func TestS3WithoutPermissionToList(t *testing.T) {
 		{"GET", "/sites/s/artifacts/none", nil, nil},
 		{"HEAD", "/sites/s/artifacts/none", nil, nil},
 		{"PUT", "/sites/s/artifacts/none", "x", header("If-None-Match", "*")},
+		{"PUT", "/sites/s/artifacts/none", "x", nil}, // a label may protect it
+		{"PUT", "/sites/s/artifacts/b", "x", nil},
 		{"POST", "/sites/s/logs", `{"build_id":"none","action":"a","status":"s"}`, nil},
 		{"GET", "/sites/s/versions", nil, nil},
 	} {
