@@ -154,12 +154,19 @@ func TestEveryRouteNeedsItsAction(t *testing.T) {
 		if admin {
 			path += "?confirm=s&labels=true"
 		}
+		var later []func()
+		calls := storeCalls(svc)
 		try := func(who, authorization string, want int, challenge string) {
 			t.Helper()
 			if need == "open" {
 				want, challenge = 200, ""
 			}
-			testAccess(t, s, svc, r.method, path, who, authorization, want, challenge)
+			test := func() { testAccess(t, s, r.method, path, who, authorization, want, challenge) }
+			if asks := strings.HasSuffix(challenge, `scope="write"`); asks || want < 400 { // asks whether the build exists
+				later = append(later, test)
+			} else {
+				test()
+			}
 		}
 		try("nobody", "", 401, challenged)
 		try("malformed", "Bearer", 401, invalidToken)
@@ -191,6 +198,12 @@ func TestEveryRouteNeedsItsAction(t *testing.T) {
 			try(who.name, "Bearer "+who.token, want, challenge)
 			try(who.name, basic("", who.token), want, challenge)
 		}
+		if n := storeCalls(svc) - calls; n > 0 {
+			t.Errorf("%s: what was refused took %d calls of the store", route, n)
+		}
+		for _, test := range later {
+			test()
+		}
 	}
 	for route := range routeNeeds {
 		if !seen[route] {
@@ -212,7 +225,7 @@ func restoreAfterDelete(t *testing.T, dir string) {
 
 // testAccess sends a request to a route, at once and with Expect: 100-continue. want is its
 // status, 0 for any of success.
-func testAccess(t *testing.T, s *testServer, svc *service, method, path, who, authorization string, want int, challenge string) {
+func testAccess(t *testing.T, s *testServer, method, path, who, authorization string, want int, challenge string) {
 	t.Helper()
 	const length = "Content-Length: 42\r\n"
 	head := method + " " + path + " HTTP/1.1\r\nHost: h\r\nConnection: close\r\n"
@@ -220,10 +233,9 @@ func testAccess(t *testing.T, s *testServer, svc *service, method, path, who, au
 		head += "Authorization: " + authorization + "\r\n"
 	}
 	refused := want >= 400
-	creates := strings.HasSuffix(challenge, `scope="write"`) // it may ask whether the build exists
 	for _, expect := range []string{"", "Expect: 100-continue\r\n"} {
 		what := fmt.Sprintf("%s %s by %s, %s", method, path, who, strings.TrimSpace(expect))
-		before, calls := stateOf(t, s.dir), storeCalls(svc)
+		before := stateOf(t, s.dir)
 		c := dial(t, s.addr)
 		_ = c.SetDeadline(time.Now().Add(20 * time.Second)) // a response that waits for the body never comes
 		if _, err := io.WriteString(c, head+length+expect+"\r\n"); err != nil {
@@ -272,9 +284,6 @@ func testAccess(t *testing.T, s *testServer, svc *service, method, path, who, au
 		}
 		if method != "HEAD" && !bytes.HasPrefix(text, []byte(`{"status":"error","error":"`)) {
 			t.Errorf("%s: the body is %q", what, text)
-		}
-		if n := storeCalls(svc) - calls; n > 0 && !creates {
-			t.Errorf("%s: refused after %d calls of the store", what, n)
 		}
 		if after := stateOf(t, s.dir); after != before {
 			t.Errorf("%s: the store was changed from\n%sto\n%s", what, before, after)

@@ -69,8 +69,8 @@ func listShapes() map[string][][]LogEntry {
 		"small":                 make(40, 3, 50),
 		"metadata dropped":      make(4, 10, keepMetadata/5),
 		"large metadata":        make(2, 4, 700<<10),
-		"tiny entries":          make(2, 5000, 0),
-		"tiny with metadata":    make(2, 5000, 30),
+		"tiny entries":          make(2, 2000, 0),
+		"tiny with metadata":    make(2, 2000, 30),
 		"odd, and out of order": {{odd, early}},
 	}
 }
@@ -198,7 +198,7 @@ func plantSlow(t *testing.T, b Backend, last []LogEntry) (site string) {
 	t.Helper()
 	site = newSite()
 	var first []LogEntry
-	for i := range 16 {
+	for i := range 7 {
 		first = append(first, withMetadata(entry(fmt.Sprint(i), "first", testTime.Add(time.Hour)), 1<<20-1000))
 	}
 	plantEntries(t, b, site, "first", first)
