@@ -47,7 +47,7 @@ func TestParseDigests(t *testing.T) {
 		{"only an unknown algorithm", []string{"md5=:AA==:"}, announcedDigests{}, ""},
 		{"twice, of which the last counts", []string{x256, sha256Field(other)}, announcedDigests{SHA256: &o256}, ""},
 		{"twice, of which the first is bad", []string{"sha-256=1, " + x256}, announcedDigests{SHA256: &s256}, ""},
-		{"100,000 members", []string{manyMembers + x256}, announcedDigests{SHA256: &s256}, ""},
+		{"100,000 members", []string{manyMembers() + x256}, announcedDigests{SHA256: &s256}, ""},
 
 		{"a token", []string{"sha-256=abc"}, announcedDigests{}, "sha-256 is not a byte sequence; the form is sha-256=:BASE64:"},
 		{"a string", []string{`sha-512="abc"`}, announcedDigests{}, "sha-512 is not a byte sequence; the form is sha-512=:BASE64:"},
@@ -82,13 +82,13 @@ func TestParseDigests(t *testing.T) {
 	}
 }
 
-var manyMembers = func() string {
+func manyMembers() string {
 	var b strings.Builder
 	for i := range 100_000 {
 		fmt.Fprintf(&b, "a%d=:AA==:,", i)
 	}
 	return b.String()
-}()
+}
 
 func sameDigests(a, b announcedDigests) bool {
 	same := (a.SHA256 == nil) == (b.SHA256 == nil) && (a.SHA512 == nil) == (b.SHA512 == nil)
