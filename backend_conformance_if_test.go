@@ -329,7 +329,7 @@ func testRanges(t *testing.T, open func() store) {
 		return io.ReadAll(r)
 	}
 	size := int64(len(data))
-	for _, c := range []byteRange{{0, 1}, {0, size}, {1, 1000}, {size - 1, 1}, {size / 2, size / 3}, {5<<20 - 1, 2}} {
+	for _, c := range []byteRange{{0, 1}, {0, size}, {1, 1000}, {size - 1, 1}, {size / 2, size / 3}, {min(5<<20, size-1) - 1, 2}} {
 		got, err := read(c.offset, c.length)
 		if err != nil || !bytes.Equal(got, data[c.offset:c.offset+c.length]) {
 			t.Errorf("range %+v yielded %d bytes, %v", c, len(got), err)

@@ -21,6 +21,9 @@ import (
 	"time"
 )
 
+// largeBody is larger than anything that a backend under test sends in one piece.
+const largeBody = 11<<20 + 4321
+
 // realStore is a real server of a kind of store, started for a test, and the
 // variables by which the service finds it.
 type realStore struct {

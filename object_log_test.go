@@ -55,6 +55,7 @@ func TestAppendTakesItsMemoryFirst(t *testing.T) {
 	large := bigLog(t, maxLogSize-1)
 	damaged := bytes.Clone(large)
 	damaged[len(damaged)/2] = 0
+	full := bigLog(t, maxLogSize)
 	for _, c := range []struct {
 		name  string
 		old   []byte
@@ -67,10 +68,10 @@ func TestAppendTakesItsMemoryFirst(t *testing.T) {
 		{"large", large, entry("new", "b", testTime), nil, maxLogSize, maxLogSize + 8<<20},
 		{"there already", large, bigEntry(7), nil, maxLogSize, maxLogSize + 8<<20},
 		{"damaged", damaged, entry("new", "b", testTime), ErrDamaged, maxLogSize, maxLogSize + 8<<20},
-		{"full", bigLog(t, maxLogSize), entry("new", "b", testTime), ErrLogFull, 1 << 20, 6 << 20},
-		{"full, there already", bigLog(t, maxLogSize), bigEntry(7), nil, 1 << 20, 6 << 20},
-		{"full, another there", bigLog(t, maxLogSize), entry("big-7", "b", testTime), ErrKeyReused, 1 << 20, 6 << 20},
-		{"full and a fresh id", bigLog(t, maxLogSize), fresh("new", "b"), ErrLogFull, -1, -1},
+		{"full", full, entry("new", "b", testTime), ErrLogFull, 1 << 20, 6 << 20},
+		{"full, there already", full, bigEntry(7), nil, 1 << 20, 6 << 20},
+		{"full, another there", full, entry("big-7", "b", testTime), ErrKeyReused, 1 << 20, 6 << 20},
+		{"full and a fresh id", full, fresh("new", "b"), ErrLogFull, -1, -1},
 		{"too large", make([]byte, maxLogRead+1), fresh("new", "b"), ErrLogFull, -1, -1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
