@@ -56,6 +56,11 @@ func (a *api) getArtifact(_ *fasthttp.RequestCtx, d download) (response, error) 
 	if err != nil {
 		return response{}, err
 	}
+	return a.sendArtifact(d, place)
+}
+
+// sendArtifact is getArtifact in a place among the reads, which it releases.
+func (a *api) sendArtifact(d download, place *grant) (_ response, err error) {
 	defer func() { place.release() }()
 	if d.redirect {
 		if r, ok := a.redirect(&d); ok {

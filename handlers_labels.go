@@ -152,7 +152,12 @@ func (e *noBuildError) forClient() string {
 
 // getLabel returns a label.
 func (a *api) getLabel(_ *fasthttp.RequestCtx, p labelRequest) (response, error) {
-	l, err := a.readLabel(p.conn, p.keeper, p.siteID, p.label)
+	place, err := a.acquireRead(p.conn)
+	if err != nil {
+		return response{}, err
+	}
+	defer place.release()
+	l, err := a.readLabel(p.keeper, p.siteID, p.label)
 	if err != nil {
 		return response{}, err
 	}
@@ -167,13 +172,8 @@ func (a *api) getLabel(_ *fasthttp.RequestCtx, p labelRequest) (response, error)
 	return r, nil
 }
 
-// readLabel returns a label, which it reads in a place among the reads.
-func (a *api) readLabel(c *conn, keeper LabelKeeper, siteID, label string) (Label, error) {
-	place, err := a.acquireRead(c)
-	if err != nil {
-		return Label{}, err
-	}
-	defer place.release()
+// readLabel returns a label. The caller has a place among the reads.
+func (a *api) readLabel(keeper LabelKeeper, siteID, label string) (Label, error) {
 	start := time.Now()
 	l, err := keeper.GetLabel(siteID, label)
 	a.metrics.call(callGetLabel, start, err)

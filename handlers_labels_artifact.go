@@ -28,34 +28,39 @@ func (a *api) parseLabelDownload(ctx *fasthttp.RequestCtx) (d labelDownload, err
 
 // getLabelArtifact sends the build that a label names. If that is gone when it is read, the label
 // may have moved: it is read again, once.
-func (a *api) getLabelArtifact(ctx *fasthttp.RequestCtx, d labelDownload) (r response, err error) {
+func (a *api) getLabelArtifact(_ *fasthttp.RequestCtx, d labelDownload) (r response, err error) {
 	for range 2 {
-		var l Label
-		if l, err = a.readLabel(d.conn, d.keeper, d.siteID, d.label); err != nil {
-			return response{}, err
-		}
-		if r, err = a.sendLabelled(ctx, d, l); !errors.Is(err, ErrNotFound) {
+		var found bool
+		if r, found, err = a.sendLabelled(d); !found || !errors.Is(err, ErrNotFound) {
 			break
 		}
 	}
 	return r, err
 }
 
-// sendLabelled sends the build that l names, as getArtifact does.
-func (a *api) sendLabelled(ctx *fasthttp.RequestCtx, d labelDownload, l Label) (response, error) {
+// sendLabelled reads the label, and sends the build that it names as getArtifact does. Both take
+// one place among the reads. found: the label was read.
+func (a *api) sendLabelled(d labelDownload) (r response, found bool, err error) {
+	place, err := a.acquireRead(d.conn)
+	if err != nil {
+		return response{}, false, err
+	}
+	defer place.release()
+	l, err := a.readLabel(d.keeper, d.siteID, d.label)
+	if err != nil {
+		return response{}, false, err
+	}
 	d.buildID, d.conn.rec.build = l.BuildID, l.BuildID
-	r := response{status: fasthttp.StatusNotModified, etag: l.BuildETag}
-	if !d.isUnmodified(l) {
-		var err error
-		if r, err = a.getArtifact(ctx, d.download); err != nil {
-			return response{}, err
-		}
+	if d.isUnmodified(l) {
+		r = response{status: fasthttp.StatusNotModified, etag: l.BuildETag}
+	} else if r, err = a.sendArtifact(d.download, place); err != nil {
+		return response{}, true, err
 	}
 	if r.status != fasthttp.StatusTemporaryRedirect { // whose body is not the build
 		// Whatever builds may be cached for, the label can move at any time.
 		r.describes, r.cacheControl = "/sites/"+d.siteID+"/artifacts/"+d.buildID, "no-cache"
 	}
-	return r, nil
+	return r, true, nil
 }
 
 // isUnmodified reports whether the label alone shows that the client has a copy of the build, so
