@@ -11,8 +11,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
+
+// inBubble makes the waiting of a test take no time.
+func inBubble(test func(*testing.T)) func(*testing.T) {
+	return func(t *testing.T) { synctest.Test(t, test) }
+}
 
 // mustTake acquires n of b for client, or fails the test.
 func mustTake(t *testing.T, b *budget, client string, n int64) *grant {
@@ -115,7 +121,7 @@ func TestBudgetIsTakenBack(t *testing.T) {
 		{"", 1, nil},                     // exempt
 		{"other", 1, nil},                // its own
 	} {
-		t.Run(fmt.Sprint(c.hog, c.n), func(t *testing.T) {
+		t.Run(fmt.Sprint(c.hog, c.n), inBubble(func(t *testing.T) {
 			b := newBudget(10, 1500*time.Millisecond)
 			var mu sync.Mutex
 			var ended []int
@@ -141,12 +147,14 @@ func TestBudgetIsTakenBack(t *testing.T) {
 			if enough := int64(len(c.ended)) >= c.n; enough != (err == nil) {
 				t.Errorf("the other one: %v", err)
 			}
-		})
+		}))
 	}
 }
 
 // What is revoked for one waiting request is not counted for the next one too.
-func TestBudgetIsTakenBackForEach(t *testing.T) {
+func TestBudgetIsTakenBackForEach(t *testing.T) { synctest.Test(t, budgetIsTakenBackForEach) }
+
+func budgetIsTakenBackForEach(t *testing.T) {
 	b := newBudget(10, time.Minute)
 	var ended atomic.Int64
 	for range 10 {
@@ -168,7 +176,9 @@ func TestBudgetIsTakenBackForEach(t *testing.T) {
 }
 
 // Two clients that hold half each do not lock out a third one.
-func TestBudgetOfTwo(t *testing.T) {
+func TestBudgetOfTwo(t *testing.T) { synctest.Test(t, budgetOfTwo) }
+
+func budgetOfTwo(t *testing.T) {
 	b := newBudget(12, time.Minute)
 	var ended atomic.Int64
 	for i := range 12 {
@@ -184,7 +194,9 @@ func TestBudgetOfTwo(t *testing.T) {
 
 // A client keeps its only grant even if that is more than half: two clients that need the
 // whole budget take turns.
-func TestBudgetOfOne(t *testing.T) {
+func TestBudgetOfOne(t *testing.T) { synctest.Test(t, budgetOfOne) }
+
+func budgetOfOne(t *testing.T) {
 	b := newBudget(1, 3*time.Second)
 	if _, err := b.acquire(budgetRequest{client: "a", n: 1, revoke: func() { t.Error("its only holding is ended") }}); err != nil {
 		t.Fatal(err)
@@ -195,7 +207,9 @@ func TestBudgetOfOne(t *testing.T) {
 }
 
 // A revoked grant that is not released does not keep others from being revoked.
-func TestBudgetWhatDoesNotEnd(t *testing.T) {
+func TestBudgetWhatDoesNotEnd(t *testing.T) { synctest.Test(t, budgetWhatDoesNotEnd) }
+
+func budgetWhatDoesNotEnd(t *testing.T) {
 	b := newBudget(10, time.Minute)
 	for i := range 10 {
 		var g *grant
