@@ -41,6 +41,7 @@ arm64: ## build and vet for the other architecture
 
 test: ## run the tests that need nothing but Go
 	go test $(RACE) -timeout 30m ./...
+	go test -run '^TestLabelMove' . # in all orders, which takes too long with -race
 
 lint: ## gofmt, vet, staticcheck, govulncheck, go mod tidy
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
