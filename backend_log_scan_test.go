@@ -45,7 +45,7 @@ func FuzzScanEntries(f *testing.F) {
 // A log that is one endless value is not held in memory, nor is any amount of space.
 func TestScanBoundsAnEntry(t *testing.T) {
 	const entry = `{"id":"1","timestamp":"2026-01-02T03:04:05Z"}`
-	const size = 32 << 20
+	const size = 4 * maxScanned
 	for _, c := range []struct {
 		begin   string
 		fill    byte

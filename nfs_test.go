@@ -229,6 +229,7 @@ func TestOccupiedPlaces(t *testing.T) {
 		{"a file as the sites", "sites", file, 503, 503, 503, 503, 503, 503, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel() // it mostly waits
 			s := startServer(t)
 			path := filepath.Join(s.dir, c.path)
 			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), c.plant(path)); err != nil {
