@@ -41,7 +41,6 @@ arm64: ## build and vet for the other architecture
 
 test: ## run the tests that need nothing but Go
 	go test $(RACE) -timeout 30m ./...
-	go test -run '^TestLabelMove' . # in all orders, which takes too long with -race
 
 lint: ## gofmt, vet, staticcheck, govulncheck, go mod tidy
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
@@ -64,7 +63,7 @@ test-stores: ## the contract and the API on real object stores, JWTs of a real O
 	sh test/install
 	cd test/monitoring && go test -count=1 .
 	sh test/tools.sh
-	go test -tags $(TAGS),integration -count=1 -timeout 25m -run 'Integration|RealStores' .
+	go test -tags $(TAGS),integration -count=1 -timeout 25m -run 'Integration|RealStores|TestLabelMove' .
 	cd test/contract && go test -count=1 .
 	cd test/issuer && go test -count=1 .
 	cd test/kubernetes && go test -count=1 .
