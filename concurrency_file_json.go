@@ -232,4 +232,4 @@ func checkStrings(place string, list []string, what string) error {
 }
 
 // named returns the place of an entry with its name.
-func named(place, name string) string { return fmt.Sprintf("%s %q", place, name) }
+func named(place, name string) string { return place + " " + shown(name) }

@@ -35,13 +35,22 @@ func parseFlags(flags *flag.FlagSet, args []string) (others []string, err error)
 	flags.SetOutput(io.Discard)
 	for {
 		if err := flags.Parse(args); err != nil {
-			return nil, usageError("%s: %v", flags.Name(), err)
+			return nil, usageError("%s: %s", flags.Name(), shortened(err.Error()))
 		}
 		if flags.NArg() == 0 {
 			return others, nil
 		}
 		others, args = append(others, flags.Arg(0)), flags.Args()[1:]
 	}
+}
+
+// shortened returns a text without its middle if it quotes a long argument.
+func shortened(text string) string {
+	const most, head = 512, 128
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:head]+"…"+text[len(text)-(most-head):], "")
 }
 
 // splitList splits a list that is separated by commas. An empty list has no values.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"slices"
 	"strings"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
@@ -49,7 +48,7 @@ result, and PAGEWRIGHT_PRUNE_INTERVAL counts from that run.
 
 Exits with 7 if a site was skipped for any reason but no_label, if a build could not be removed,
 or if it was stopped; with 5 if the store denied access, or belongs to another user; with 3 if
-there is no such site, or none at all; with 78 if the file is missing or invalid, or with --apply
+a --site without * names no site, or the store has none at all; with 78 if the file is missing or invalid, or with --apply
 if PAGEWRIGHT_APPEND_ONLY is true: an append-only store deletes nothing.
 
 Examples:
@@ -61,9 +60,12 @@ Examples:
 type pruneArgs struct {
 	sites              []string // globs; empty: all
 	apply, force, json bool
+
+	matched map[string]bool // the globs of sites that matched a site
 }
 
 func parsePruneArgs(args []string) (a pruneArgs, err error) {
+	a.matched = map[string]bool{}
 	flags := flag.NewFlagSet(pruneCommand, flag.ContinueOnError)
 	flags.Func("site", "", func(glob string) error {
 		a.sites = append(a.sites, glob)
@@ -81,7 +83,28 @@ func parsePruneArgs(args []string) (a pruneArgs, err error) {
 
 // matches reports whether a site is one of those that the arguments select.
 func (a *pruneArgs) matches(site string) bool {
-	return len(a.sites) == 0 || slices.ContainsFunc(a.sites, func(glob string) bool { return globMatch(glob, site) })
+	selected := len(a.sites) == 0
+	for _, glob := range a.sites {
+		if globMatch(glob, site) {
+			selected, a.matched[glob] = true, true
+		}
+	}
+	return selected
+}
+
+// checkMatched reports the globs that matched no site. It returns an error if one of them names a
+// site, without a wildcard.
+func (a *pruneArgs) checkMatched(stderr io.Writer) (err error) {
+	for _, glob := range a.sites {
+		if a.matched[glob] {
+			continue
+		}
+		fmt.Fprintf(stderr, "prune: no site matches --site %s\n", glob)
+		if !strings.Contains(glob, "*") {
+			err = commandError{status: exitAbsent}
+		}
+	}
+	return err
 }
 
 // prune is the command "prune".
@@ -104,7 +127,7 @@ func prune(ctx context.Context, args, environ []string, stdout, stderr io.Writer
 	}
 	rules, err := readRetention(cfg.RetentionFile)
 	if err != nil {
-		return fileError(err)
+		return configError{err} // also if the file is missing: nobody waits for it, as the service does
 	}
 	_, _ = memlimit.Set() // as in serve
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
@@ -131,7 +154,7 @@ func prune(ctx context.Context, args, environ []string, stdout, stderr io.Writer
 	if err := output.summary(&p.state); err != nil {
 		return fmt.Errorf("%w: %w", errPruneOutput, err)
 	}
-	return a.result(p, err)
+	return a.result(p, err, stderr)
 }
 
 // keep keeps the result of a whole run in the store.
@@ -151,7 +174,11 @@ func (a *pruneArgs) keep(p *pruner, stderr io.Writer) {
 }
 
 // result returns the error of a run that has ended with err. The summary says the rest.
-func (a *pruneArgs) result(p *pruner, err error) error {
+func (a *pruneArgs) result(p *pruner, err error, stderr io.Writer) error {
+	var absent error
+	if p.state.Complete {
+		absent = a.checkMatched(stderr)
+	}
 	switch {
 	case errors.Is(err, ErrUnsupported):
 		return commandError{exitFailure, "prune: the store ignores conditions of deletes, so no build can be removed safely; doctor says more"}
@@ -159,8 +186,6 @@ func (a *pruneArgs) result(p *pruner, err error) error {
 		return commandError{status: exitDenied}
 	case p.result(err) != pruneOK:
 		return commandError{status: exitIncomplete}
-	case len(a.sites) > 0 && p.state.Counts.Sites == 0:
-		return commandError{exitAbsent, "prune: no site matches --site " + strings.Join(a.sites, " --site ")}
 	}
-	return nil
+	return absent
 }

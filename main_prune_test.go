@@ -288,7 +288,7 @@ func TestPruneSkips(t *testing.T) {
 
 func TestPruneArguments(t *testing.T) {
 	base := storeAged(t, shop(4)...)
-	bad := retentionFileOf(t, `{"sites":["*"]}`)
+	bad, long := retentionFileOf(t, `{"sites":["*"]}`), retentionFileOf(t, `{"sites":["`+strings.Repeat("x", 100_000)+`"],"keep_last":1}`)
 	for _, c := range []struct {
 		name   string
 		base   string
@@ -304,19 +304,21 @@ func TestPruneArguments(t *testing.T) {
 		{"a variable", base, keepTwo, []string{"PORT=x"}, "", exitConfig, "PAGEWRIGHT_PORT"},
 		{"no file", base, "", nil, "", exitConfig, "PAGEWRIGHT_RETENTION_FILE is not set"},
 		{"a bad file", base, "", []string{"RETENTION_FILE=" + bad}, "", exitConfig, `rules[0] "*"`},
-		{"a file that is missing", base, "", []string{"RETENTION_FILE=" + bad + "x"}, "", exitFailure, "no such file"},
+		{"a file that is missing", base, "", []string{"RETENTION_FILE=" + bad + "x"}, "", exitConfig, "no such file"},
 		{"an append-only store", base, keepTwo, []string{"APPEND_ONLY=true"}, "--apply", exitConfig, "PAGEWRIGHT_APPEND_ONLY"},
 		{"the plan of one", base, keepTwo, []string{"APPEND_ONLY=true"}, "", 0, ""},
 		{"a read-only service", base, keepTwo, []string{"READ_ONLY=true"}, "--apply", exitConfig, "PAGEWRIGHT_READ_ONLY"},
 		{"the plan of one", base, keepTwo, []string{"READ_ONLY=true"}, "", 0, ""},
-		{"no such site", base, keepTwo, nil, "--site none --site x*", exitAbsent, "--site none --site x*"},
-		{"one of the sites", base, keepTwo, nil, "--site none --site sh*", 0, ""},
+		{"no such site", base, keepTwo, nil, "--site x* --site none --site sh*", exitAbsent, "no site matches --site x*\nprune: no site matches --site none\n"},
+		{"a glob of no site", base, keepTwo, nil, "--site x*", 0, "no site matches --site x*\n"},
+		{"a long glob", base, keepTwo, nil, "--site " + strings.Repeat("x", 100_000), exitUsage, "xxx…"},
+		{"a long glob in the file", base, "", []string{"RETENTION_FILE=" + long}, "", exitConfig, `xxx…": sites[0]: "xxx`},
 		{"no sites at all", t.TempDir(), keepTwo, nil, "--apply", exitAbsent, "no sites"},
 		{"no store", base + "/none", keepTwo, nil, "", exitFailure, "no such file"},
 	} {
 		before := buildsOf(t, base)
 		p := pruneWith(t, t.Context(), c.base, c.rules, c.vars, strings.Fields(c.args)...)
-		if p.status != c.status || !strings.Contains(p.stderr, c.want) {
+		if p.status != c.status || !strings.Contains(p.stderr, c.want) || len(p.stderr) > 1000 {
 			t.Errorf("%s: exit status %d, want %d; %s", c.name, p.status, c.status, p.stderr)
 		}
 		if buildsOf(t, base) != before {
@@ -375,7 +377,7 @@ keep     shop/b2                                    20d      20 B  keep_last 2
 remove   shop/b3                                    30d      20 B  beyond keep_last 2
 shop: 1 of 3 builds to remove, 20 B of 60 B, by rules[0] "shop"
 3 sites, 4 builds, 79 B: 1 build to remove, 20 B
-1 site without a rule
+1 site without a rule, whose builds are not counted
 1 site skipped: no_label
 nothing was removed; run with --apply to remove builds
 `},

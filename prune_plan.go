@@ -255,7 +255,7 @@ func (s *planScan) skip(maxPercent int) (skipReason, string) {
 	}
 	for kind, what := range []string{"builds", "builds that have only a log"} {
 		if n, all := s.remove[kind], s.all[kind]; n > maxUnguarded && n*100 > all*maxPercent {
-			return skipPercent, fmt.Sprintf("%d of %d %s would be removed, which is more than max_delete_percent %d", n, all, what, maxPercent)
+			return skipPercent, fmt.Sprintf("%d of %d %s would be removed, which is more than max_delete_percent %d; prune --force removes them all the same", n, all, what, maxPercent)
 		}
 	}
 	return skipNone, ""

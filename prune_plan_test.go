@@ -285,8 +285,8 @@ func TestPlanSkipText(t *testing.T) {
 		{last1 + `,"labels":"required"`, "", "a/2d/?", `no label: label the build that is live, or set "labels": "optional" in rules[0] "shop"`, false, false},
 		{last1, "live=x", "a/2d/?", "label live names build x, which is not there", true, false},
 		{last1, "", "c/2d b/3d/? a/4d/?", "the logs of 2 builds cannot be read, the first is that of b", true, true},
-		{last1, "", many(21, 2, "b", ""), "20 of 21 builds would be removed, which is more than max_delete_percent 50", true, true},
-		{last1 + `,"logs_only_after":"1d"`, "", "a/1d " + many(21, 2, "b", "/log"), "21 of 21 builds that have only a log would be removed, which is more than max_delete_percent 50", true, true},
+		{last1, "", many(21, 2, "b", ""), "20 of 21 builds would be removed, which is more than max_delete_percent 50; prune --force removes them all the same", true, true},
+		{last1 + `,"logs_only_after":"1d"`, "", "a/1d " + many(21, 2, "b", "/log"), "21 of 21 builds that have only a log would be removed, which is more than max_delete_percent 50; prune --force removes them all the same", true, true},
 	} {
 		p, err := planSite(planRetention(t, "", c.rule), parsePlanSite(t, c.labels, c.builds), planNow)
 		if err != nil || p.SkipText != c.text || p.Skip.isFault() != c.fault || p.Skip.canForce() != c.force {

@@ -75,11 +75,11 @@ func (o *pruneOutput) build(site string, b buildResult) error {
 	return err
 }
 
-// formatAge returns an age in minutes, hours or days.
+// formatAge returns an age in hours or days, as the retention file writes it.
 func formatAge(age time.Duration) string {
 	switch {
 	case age < time.Hour:
-		return fmt.Sprintf("%dm", age/time.Minute)
+		return "<1h"
 	case age < 48*time.Hour:
 		return fmt.Sprintf("%dh", age/time.Hour)
 	}
@@ -138,7 +138,7 @@ func (s *pruneState) summary(apply bool) string {
 		n          int64
 		noun, text string
 	}{
-		{c.NoRule, "site", "without a rule"},
+		{c.NoRule, "site", "without a rule, whose builds are not counted"},
 		{c.Changed, "build", "not removed: changed after the plan"},
 		{c.Labelled, "build", "not removed: labelled after the plan"},
 		{c.Failed, "build", "not removed: the store failed"},
