@@ -81,10 +81,11 @@ test-images: ## the container images and both compose files, in a private Docker
 	sh test/install
 	go test -tags $(TAGS),integration -count=1 -timeout 40m ./test/container
 
-test-torture: ## the long form: at least 100 power cuts, 200 replays, ten minutes of soak (hours)
+test-torture: ## the long form: at least 100 power cuts, 200 replays, ten minutes of soak, races of labels (hours)
 	sh test/install
 	sh test/tools.sh
 	go test -tags $(TAGS),torture -count=1 -timeout 6h -p 1 -v ./test/...
+	go test -tags $(TAGS),torture -count=1 -timeout 2h -v -run '^TestLabelRaces' .
 
 bench: ## measure beside the peers, into bench/results (root; about half an hour)
 	bench/run
