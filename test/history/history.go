@@ -21,6 +21,7 @@ const (
 	DeleteLog // the log of a build: a part of DeleteVersion
 	Move      // of a label
 	Unlabel
+	Prune // a run of prune, of all sites
 
 	DeleteVersion // the Delete and the DeleteLog of one request
 )
@@ -100,11 +101,15 @@ func (h *History) unknownAppends() []*Op {
 	return ops
 }
 
-// Count returns how many ops there are of each outcome.
+// Count returns how many requests there are of each outcome.
 func (h *History) Count() (all, done, refused, unknown int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, op := range h.ops {
+		if op.Kind == Prune {
+			continue
+		}
+		all++
 		switch op.Outcome {
 		case Done:
 			done++
@@ -114,7 +119,7 @@ func (h *History) Count() (all, done, refused, unknown int) {
 			unknown++
 		}
 	}
-	return len(h.ops), done, refused, unknown
+	return all, done, refused, unknown
 }
 
 // Judge returns how inv, the store as it was made durable at the given mark,
@@ -134,6 +139,12 @@ func (h *History) Judge(inv *Inventory, mark int64) []string {
 		if appends[key] == nil {
 			violations = append(violations, fmt.Sprintf("log %s: nobody sent it", key))
 		}
+	}
+	for key, ops := range appends {
+		appends[key] = append(ops, h.prunes(DeleteLog, key, uploads[key], moves, inv)...)
+	}
+	for key, ops := range uploads {
+		uploads[key] = append(ops, h.prunes(Delete, key, ops, moves, inv)...)
 	}
 	for key, ops := range uploads {
 		found, there := inv.Builds[key]

@@ -30,6 +30,10 @@ func TestPowerCuts(t *testing.T) {
 				c.life(t, min(roundsPerDisk, cutsPerSystem-c.cuts))
 			}
 			table.Add("power cuts", s.name, c.cuts, c.ops, c.done, c.unknown, c.temps, c.violations, time.Since(c.began).Round(time.Second))
+			t.Logf("%d builds pruned; %d prunes ended before the cut", c.pruned, c.prunes)
+			if c.pruned == 0 {
+				t.Error("no build was pruned")
+			}
 			if c.unknown == 0 {
 				t.Error("no request was in flight at any cut: nothing was tried")
 			}
@@ -44,6 +48,8 @@ type cutter struct {
 	began time.Time
 
 	cuts, ops, done, unknown, temps, violations int
+
+	prunes, pruned int // runs that ended; builds that were removed
 }
 
 // life takes one disk through rounds of load and power cut.
@@ -58,6 +64,7 @@ func (c *cutter) life(t *testing.T, rounds int) {
 	}
 	m := c.boot(t, service, vm.RawDrive(disk, false))
 	c.check(t, m, history.NewDriver("", h, 30*time.Second), rounds)
+	c.pruned += h.Pruned(scan(t, m))
 	m.Cut()
 	all, done, _, _ := h.Count()
 	c.ops += all
@@ -93,12 +100,13 @@ func (c *cutter) check(t *testing.T, m *vm.Machine, d *history.Driver, round int
 // cut cuts the power at a random moment of the load.
 func (c *cutter) cut(t *testing.T, m *vm.Machine, d *history.Driver) {
 	ctx, cancel := context.WithCancel(t.Context())
-	loaded := make(chan struct{})
+	loaded, pruning := make(chan struct{}), make(chan struct{})
 	seed, moment := c.rng.Uint64(), 200*time.Millisecond+time.Duration(c.rng.Int64N(int64(3*time.Second)))
 	go func() {
 		defer close(loaded)
-		d.MixAll(ctx, "cut", workers[c.cuts%len(workers)], 0, seed)
+		c.prunes += loadAll(ctx, t, m, d, "cut", workers[c.cuts%len(workers)], seed, func() { close(pruning) })
 	}()
+	<-pruning
 	time.Sleep(moment)
 	_, _, _, inFlight := d.History.Count()
 	m.Cut()

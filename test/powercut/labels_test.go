@@ -34,13 +34,17 @@ var (
 }`)
 	artifactsNotSynced = vm.Replace("nfs_delete.go", `if err := d.syncArtifacts(); err != nil {`, `if err := error(nil); err != nil {`)
 	logsNotSynced      = vm.Replace("nfs_delete.go", `return n.disk.syncDir(d.logs)`, `return nil`)
-	labelsNotSeen      = vm.Replace("nfs_artifact_write.go", `c.protected = n.checkUnlabelled(c)`, `c.protected = nil`)
+	labelsNotPlanned   = vm.Replace("prune_plan.go", `		s.there[b.ID] = b.HasArtifact
+		return keepLabel`, `		s.there[b.ID] = b.HasArtifact`)
+	lastNotKept   = vm.Replace("prune_plan.go", `case s.good <= s.rule.keepLast:`, `case s.good < s.rule.keepLast:`)
+	labelsNotSeen = vm.Replace("nfs_artifact_write.go", `c.protected = n.checkUnlabelled(c)`, `c.protected = nil`)
 
 	faultsOfLabels = vm.Variant{Name: labelFaults, Broken: true,
-		Edits: []vm.Edit{labelNotSynced, labelDirNotSynced, unlabelNotSynced, artifactsNotSynced, logsNotSynced, labelsNotSeen}}
+		Edits: []vm.Edit{labelNotSynced, labelDirNotSynced, unlabelNotSynced, artifactsNotSynced, logsNotSynced, labelsNotSeen, labelsNotPlanned, lastNotKept}}
 
 	shownByLabels = []string{"label labels/content: is damaged", "label labels/directory: ", "label labels/deleted: ",
-		"build versions/a: ", "log versions/b: ", "label labels/kept: names build labels/kept, which is absent"}
+		"build versions/a: ", "log versions/b: ", "label labels/kept: names build labels/kept, which is absent",
+		"label some-pruned/live: names build some-pruned/a, which is absent", "build some-pruned/c: is absent"}
 )
 
 // notShown returns the faults that no violation shows.
@@ -82,6 +86,14 @@ func (r *recording) writeLabels(t *testing.T) []point {
 	for _, build := range []string{"a", "b", "c"} {
 		must("delete a version", d.Do(ctx, history.DeleteVersion, "versions/"+build, 0), http.StatusNoContent)
 	}
+	for _, build := range []string{"a", "b", "c", "d"} {
+		must("put", d.Do(ctx, history.Create, "some-pruned/"+build, 20_000), http.StatusCreated)
+	}
+	must("label", d.Move(ctx, "some-pruned/live", "a"), http.StatusCreated)
+	if err := prune(ctx, r.machine, d, func() {}, ""); err != nil {
+		t.Fatal(err)
+	}
+	points = r.acknowledged(points)
 	must("label", d.Move(ctx, "labels/kept", "kept"), http.StatusCreated)
 	for _, kind := range []history.Kind{history.Put, history.Delete, history.DeleteVersion} {
 		// The variant does it.

@@ -40,7 +40,7 @@ func TestReplaysOfFlushPoints(t *testing.T) {
 			r := s.record(t, program)
 			ctx, cancel := context.WithTimeout(t.Context(), replayedSeconds*time.Second)
 			defer cancel()
-			r.driver.MixAll(ctx, "replay", clients, 0, seed)
+			loadAll(ctx, t, r.machine, r.driver, "replay", clients, seed, func() {})
 			if shared := r.sharedSyncs(t); clients == workers[1] && shared == 0 {
 				t.Error("no syncs were shared: that is not proved then")
 			}

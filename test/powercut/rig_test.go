@@ -6,6 +6,7 @@
 package powercut
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,6 +27,8 @@ import (
 const (
 	port = 8080
 	base = "/srv/store"
+
+	prunedSites = 2 // which have a client of their own
 )
 
 // workers is how many clients write at once, by turns: few, and so many that
@@ -117,6 +122,55 @@ func serve(t *testing.T, m *vm.Machine) string {
 		t.Fatal(err)
 	}
 	return url
+}
+
+// prune runs prune once, while the service runs, and calls begun when it judges the first build.
+// It may skip what is busy.
+func prune(ctx context.Context, m *vm.Machine, d *history.Driver, begun func(), args string) error {
+	const file = "/run/retention.json"
+	script := fmt.Sprintf("echo '%s' >%s; env PAGEWRIGHT_NFS_BASE_PATH=%s PAGEWRIGHT_RETENTION_FILE=%s %s prune --apply %s 2>&1 || test $? = 7",
+		history.Retention, file, base, file, vm.ServicePath, args)
+	return d.Prune(func() error {
+		out := &notifyingWriter{begun: begun}
+		if err := m.Stream(ctx, script, out); err != nil {
+			return fmt.Errorf("prune: %w\n%s", err, out.Bytes())
+		}
+		return nil
+	})
+}
+
+// notifyingWriter calls begun when something is written to it.
+type notifyingWriter struct {
+	bytes.Buffer
+	begun func()
+}
+
+func (w *notifyingWriter) Write(p []byte) (int, error) {
+	w.begun()
+	return w.Buffer.Write(p)
+}
+
+// loadAll is the load of all that writes until ctx ends or the machine loses its power, with one
+// prune after the other. It calls begun when the first has begun, and returns how many ended.
+func loadAll(ctx context.Context, t *testing.T, m *vm.Machine, d *history.Driver, prefix string, clients int, seed uint64, begun func()) (prunes int) {
+	d.FillPruned(ctx, prefix, prunedSites)
+	var wg sync.WaitGroup
+	wg.Go(func() { d.MixAll(ctx, prefix, clients, 0, seed) })
+	wg.Go(func() { d.MixPruned(ctx, prefix, prunedSites, seed) })
+	begun = sync.OnceFunc(begun)
+	defer begun()
+	args := []string{"--site '*-pruned'", ""} // the latter also looks at all others
+	for ctx.Err() == nil {
+		if err := prune(t.Context(), m, d, begun, args[prunes%len(args)]); err != nil {
+			if strings.Contains(err.Error(), "exit status 1") { // else the machine is gone
+				t.Error(err)
+			}
+			break
+		}
+		prunes++
+	}
+	wg.Wait()
+	return prunes
 }
 
 func scan(t *testing.T, m *vm.Machine) *history.Inventory {
