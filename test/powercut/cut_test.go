@@ -30,7 +30,7 @@ func TestPowerCuts(t *testing.T) {
 				c.life(t, min(roundsPerDisk, cutsPerSystem-c.cuts))
 			}
 			table.Add("power cuts", s.name, c.cuts, c.ops, c.done, c.unknown, c.temps, c.violations, time.Since(c.began).Round(time.Second))
-			t.Logf("%d builds pruned; %d prunes ended before the cut", c.pruned, c.prunes)
+			t.Logf("%d builds were pruned; %d runs of prune ended before a cut", c.pruned, c.prunes)
 			if c.pruned == 0 {
 				t.Error("no build was pruned")
 			}
