@@ -198,7 +198,7 @@ func testLabelledEarly(t *testing.T, open func() labelStore, _ func(site, label 
 	info := mustStoreIf(t, b, site, "b", body(100, 1), createOnly)
 	mustMove(t, b, site, "live", "b")
 	for _, cond := range []Precondition{{}, ifMatch(info.ETag), exists} {
-		_, err := b.StoreArtifactIf(site, "b", unread{t, largeBody}, cond)
+		_, err := b.StoreArtifactIf(site, "b", unread{t, maxUnlooked + 1}, cond)
 		wantLabelled(t, fmt.Sprint(cond), err, "live")
 	}
 }
