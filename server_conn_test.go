@@ -430,7 +430,7 @@ func TestSendOnce(t *testing.T) {
 	defer accepted.Close()
 	c := &conn{TCPConn: accepted.(*net.TCPConn), l: &listener{stall: time.Minute}}
 	// The peer reads nothing: once its buffer is full, ours stays as it is.
-	_ = c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+	_ = c.SetWriteDeadline(time.Now().Add(time.Second))
 	if _, err := c.TCPConn.Write(make([]byte, 16<<20)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("the socket takes all: %v", err)
 	}
