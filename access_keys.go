@@ -269,7 +269,8 @@ func (k *issuerKeys) readOnce() bool {
 	case <-k.wake: // of an ask that this read serves
 	default:
 	}
-	close(k.running)
+	running := k.running
+	defer close(running) // after k.set.Store: who waits looks at k.set without k.mu
 	k.running = nil
 	if k.ctx.Err() != nil {
 		return false
