@@ -196,7 +196,7 @@ func TestSendParts(t *testing.T) {
 }
 
 // sendCounted sends bodies of 20 parts at once, and returns the largest number of parts that
-// were in memory.
+// memory was acquired for.
 func sendCounted(t *testing.T, b *partBuffers, uploads int) (most int64) {
 	t.Helper()
 	var peak atomic.Int64
@@ -241,8 +241,10 @@ func TestPartsInMemoryAreBounded(t *testing.T) {
 	if most := sendCounted(t, newPartBuffers(8*chunkSize, chunkSize, 10_000), 40); most > 8 {
 		t.Errorf("%d parts were in memory, of 8", most)
 	}
-	if most := sendCounted(t, newPartBuffers(8*chunkSize, chunkSize, 10_000), 1); most < 2 || most > 4 {
-		t.Errorf("one upload had %d parts in memory, not one that is read and up to 3 that are sent", most)
+	// One that is read, up to 3 that are sent, and the memory for a next one, which is released
+	// again if none of the 3 was sent by then.
+	if most := sendCounted(t, newPartBuffers(8*chunkSize, chunkSize, 10_000), 1); most < 2 || most > 5 {
+		t.Errorf("one upload had %d parts in memory, not 2 to 5", most)
 	}
 }
 
