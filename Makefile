@@ -23,7 +23,7 @@ export GOFLAGS := $(GOFLAGS) -tags=$(TAGS)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: help run build arm64 test test-integration test-stores test-process test-machines test-images test-torture lint fuzz bench docker-build docker-up docker-down clean
+.PHONY: help run build arm64 test test-a-to-l test-m-to-z test-packages test-integration test-stores test-process test-machines test-images test-torture lint fuzz bench docker-build docker-up docker-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,21 @@ arm64: ## build and vet for the other architecture
 	GOARCH=arm64 $(STATIC) -o bin/pagewright-storage-arm64 .
 	GOARCH=arm64 CGO_ENABLED=0 go vet .
 
+# Most tests of the package wait for a disk or a process, so its two halves run side by side.
+HALF := ^Test[M-Z]
+
 test: ## run the tests that need nothing but Go
-	go test $(RACE) -timeout 30m ./...
+	go test $(RACE) -c -o bin/storage.test .
+	$(MAKE) -k -j 2 -O test-a-to-l test-m-to-z test-packages
+
+test-a-to-l:
+	bin/storage.test -test.timeout 30m -test.skip '$(HALF)'
+
+test-m-to-z:
+	bin/storage.test -test.timeout 30m -test.run '$(HALF)'
+
+test-packages:
+	go test $(RACE) $$(go list ./... | grep storage/)
 
 lint: ## gofmt, vet, staticcheck, govulncheck, go mod tidy
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
