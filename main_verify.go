@@ -151,7 +151,7 @@ func verify(ctx context.Context, args, environ []string, stdout, stderr io.Write
 		return usageError("--fill writes to the store, but PAGEWRIGHT_READ_ONLY is true")
 	}
 	_, _ = memlimit.Set() // as in serve
-	report := &verifyReport{stdout: stdout, stderr: stderr, json: a.json, verbose: a.verbose, terminal: isTerminal(stderr, environ)}
+	report := &verifyReport{commandOutput: commandOutput{stdout: stdout, stderr: stderr, terminal: isTerminal(stderr, environ)}, json: a.json, verbose: a.verbose}
 	v, err := openVerifier(ctx, cfg, a, report)
 	if err != nil {
 		return err

@@ -741,7 +741,7 @@ func TestVerifyStoppedWhileTheStoreHangs(t *testing.T) {
 		}
 		var out, log lockedBuffer
 		a := verifyArgs{textfile: filepath.Join(t.TempDir(), "verify.prom")}
-		v := newVerifier(s, a.options, 0, &verifyReport{stdout: &out, stderr: &log})
+		v := newVerifier(s, a.options, 0, &verifyReport{commandOutput: commandOutput{stdout: &out, stderr: &log}})
 		v.stopWait = time.Millisecond
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error)

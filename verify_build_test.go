@@ -101,7 +101,7 @@ func (r *faultyReader) Read(p []byte) (int, error) {
 // verifyFaulty verifies a store without waits between attempts.
 func verifyFaulty(ctx context.Context, s verifiable, options verifyOptions) (*verifier, *lockedBuffer, error) {
 	out := &lockedBuffer{}
-	v := newVerifier(s, options, 0, &verifyReport{stdout: out, stderr: io.Discard, verbose: true})
+	v := newVerifier(s, options, 0, &verifyReport{commandOutput: commandOutput{stdout: out, stderr: io.Discard}, verbose: true})
 	v.pauses = []time.Duration{0, 0}
 	_, err := v.begin(false, time.Now())
 	if err == nil {
@@ -223,7 +223,7 @@ func TestVerifyConfirmsChangesTogether(t *testing.T) {
 		storeHashed(t, s, "a", id, []byte("some bytes"))
 		flip(t, s.filePath("a", artifactsDir, id), 0, false)
 	}
-	v := newVerifier(s, verifyOptions{}, 0, &verifyReport{stdout: io.Discard, stderr: io.Discard})
+	v := newVerifier(s, verifyOptions{}, 0, &verifyReport{commandOutput: commandOutput{stdout: io.Discard, stderr: io.Discard}})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var waiting sync.WaitGroup

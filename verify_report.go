@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"strings"
 	"sync"
 	"time"
@@ -50,33 +49,12 @@ func (f verifyFinding) String() string {
 // verifyReport writes the result to stdout, and to stderr what is for people. It is safe for
 // concurrent use.
 type verifyReport struct {
-	stdout, stderr io.Writer
-	json           bool
-	verbose        bool // report also what is not notable, except builds that are ok
-	terminal       bool // stderr is a terminal: the progress line is rewritten
+	commandOutput
+	json    bool
+	verbose bool // report also what is not notable, except builds that are ok
 
-	mu       sync.Mutex
-	shown    bool   // a progress line is on the terminal
-	notSaved string // the error that was reported last
-}
-
-// eraseLine moves to the start of the line and erases it (ECMA-48: CR, EL).
-const eraseLine = "\r\x1b[K"
-
-// clear removes the progress line, before something else is written.
-func (r *verifyReport) clear() {
-	if r.shown {
-		fmt.Fprint(r.stderr, eraseLine)
-		r.shown = false
-	}
-}
-
-// Write writes to stderr, such as lines of the service log.
-func (r *verifyReport) Write(p []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.clear()
-	return r.stderr.Write(p)
+	saving   sync.Mutex
+	notSaved string // the error that was reported last; guarded by saving
 }
 
 // finding writes a finding, if it is to be reported.
@@ -104,10 +82,7 @@ func (r *verifyReport) object(v any) error {
 
 // line writes lines to stdout.
 func (r *verifyReport) line(text string) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.clear()
-	if _, err := io.WriteString(r.stdout, text); err != nil {
+	if err := r.print(text); err != nil {
 		return fmt.Errorf("%w: %w", errVerifyOutput, err)
 	}
 	return nil
@@ -119,10 +94,10 @@ func (r *verifyReport) saved(err error) {
 	if err != nil {
 		text = oneLine(err)
 	}
-	r.mu.Lock()
+	r.saving.Lock()
 	repeated := text == r.notSaved
 	r.notSaved = text
-	r.mu.Unlock()
+	r.saving.Unlock()
 	if text != "" && !repeated {
 		fmt.Fprintf(r, "verify: cannot keep the state in the store, so --resume will not find it: %s\n", text)
 	}
@@ -140,19 +115,6 @@ func (r *verifyReport) resuming(resumed bool) {
 		text = "continuing the run that was stopped"
 	}
 	fmt.Fprintf(r, "verify: %s\n", text)
-}
-
-// progress writes a progress line. On a terminal it replaces the one before.
-func (r *verifyReport) progress(text string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.terminal {
-		fmt.Fprintf(r.stderr, "verify: %s\n", text)
-		return
-	}
-	const width = 79 // a line that wraps could not be erased
-	fmt.Fprint(r.stderr, eraseLine, text[:min(width, len(text))])
-	r.shown = true
 }
 
 // verifySummary is the last line of the output.

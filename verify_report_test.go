@@ -12,13 +12,13 @@ import (
 // erased before anything else is written.
 func TestProgressOnATerminal(t *testing.T) {
 	var screen bytes.Buffer
-	r := &verifyReport{stdout: &screen, stderr: &screen, terminal: true}
-	r.progress("1%")
-	r.progress(strings.Repeat("2", 200))
+	r := &verifyReport{commandOutput: commandOutput{stdout: &screen, stderr: &screen, terminal: true}}
+	r.progress("verify", "1%")
+	r.progress("verify", strings.Repeat("2", 200))
 	if err := r.finding(verifyFinding{Site: "a", Build: "b", Result: resultCorrupt, Detail: "cannot be read"}); err != nil {
 		t.Fatal(err)
 	}
-	r.progress("3%")
+	r.progress("verify", "3%")
 	_, _ = io.WriteString(r, "a line of the log\n")
 	_, _ = io.WriteString(r, "another\n")
 	want := eraseLine + "1%" + eraseLine + strings.Repeat("2", 79) + eraseLine + "corrupt a/b: cannot be read\n" +
@@ -30,9 +30,9 @@ func TestProgressOnATerminal(t *testing.T) {
 
 func TestProgressInALog(t *testing.T) {
 	var out, log bytes.Buffer
-	r := &verifyReport{stdout: &out, stderr: &log}
-	r.progress("1%")
-	r.progress("2%")
+	r := &verifyReport{commandOutput: commandOutput{stdout: &out, stderr: &log}}
+	r.progress("verify", "1%")
+	r.progress("verify", "2%")
 	for _, err := range []error{errors.New("full"), errors.New("full"), nil, errors.New("full\nstill")} {
 		r.saved(err)
 	}

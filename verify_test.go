@@ -22,7 +22,7 @@ func TestVerifyReadsPages(t *testing.T) {
 	}
 	for _, globs := range [][]string{nil, {"s1", "s4", "t"}, {"s*", "x"}} {
 		s.fetched, s.listed = nil, nil
-		v := newVerifier(s, verifyOptions{Sites: globs}, 0, &verifyReport{stdout: io.Discard, stderr: io.Discard})
+		v := newVerifier(s, verifyOptions{Sites: globs}, 0, &verifyReport{commandOutput: commandOutput{stdout: io.Discard, stderr: io.Discard}})
 		v.perPage = 2
 		expected := want
 		switch len(globs) {
@@ -55,7 +55,7 @@ func TestVerifyRate(t *testing.T) {
 	for build := range 3 {
 		storeHashed(t, s, "a", fmt.Sprint(build), make([]byte, size))
 	}
-	v := newVerifier(s, verifyOptions{}, perSecond, &verifyReport{stdout: io.Discard, stderr: io.Discard})
+	v := newVerifier(s, verifyOptions{}, perSecond, &verifyReport{commandOutput: commandOutput{stdout: io.Discard, stderr: io.Discard}})
 	if _, err := v.begin(false, time.Now()); err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,7 @@ func TestVerifyReadsLargeBuildsInOrder(t *testing.T) {
 		}
 		return nil
 	}
-	v := newVerifier(s, verifyOptions{}, 1<<40, &verifyReport{stdout: io.Discard, stderr: io.Discard})
+	v := newVerifier(s, verifyOptions{}, 1<<40, &verifyReport{commandOutput: commandOutput{stdout: io.Discard, stderr: io.Discard}})
 	_, err := v.begin(false, time.Now())
 	noError(t, err)
 	if err := v.run(t.Context()); err != nil || v.state.Counts.OK != int64(len(want)) || !slices.Equal(begun, want) {
