@@ -69,6 +69,7 @@ type tempFile struct {
 	f    *os.File // nil once sealed
 	name string
 	path string
+	at   time.Time   // the modification time that seal sets; zero: that of the store's clock
 	stat unix.Stat_t // set by seal
 
 	size         int64 // bytes written
@@ -121,7 +122,11 @@ func (t *tempFile) seal() (unix.Stat_t, error) {
 // finish is the first half of seal: it sets the time of the file, whose content is
 // complete, and reads its attributes.
 func (t *tempFile) finish() error {
-	if err := t.stamp(t.disk.now()); err != nil {
+	at := t.at
+	if at.IsZero() {
+		at = t.disk.now()
+	}
+	if err := t.stamp(at); err != nil {
 		return err
 	}
 	if err := unix.Fstat(int(t.f.Fd()), &t.stat); err != nil {

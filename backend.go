@@ -191,6 +191,7 @@ type LogEntry struct {
 	Metadata  json.RawMessage `json:"metadata,omitempty"` // a JSON object as the client sent it, or nil
 	Fresh     bool            `json:"-"`                  // ID is random and new: no log has it yet
 	Client    string          `json:"-"`                  // who sent it, for the memory budgets; not stored
+	Copied    bool            `json:"-"`                  // of another store, whose clock Timestamp is of: it is kept as it is
 	Outcome   *Outcome        `json:"-"`                  // gets what WriteLog did, where the store knows; may be nil
 }
 

@@ -62,6 +62,7 @@ func testBackend(t *testing.T, open func(t *testing.T) Backend, but ...differenc
 		{"of different entries with one id that arrive at once one is kept", testKeyReusedAtOnce, "", nil},
 		{"entries appended at once are all kept", testLogAtOnce, "", nil},
 		{"entries stand in the order of appending whatever their times", testLogOrder, "", nil},
+		{"entries appended together stand as if each was appended", testAppendLog, "", nil},
 		{"a damaged or full log is left alone and listed as what it is", testBadLogs, "", nil},
 		{"every build with an artifact or a log is listed newest first", testList, "", nil},
 		{"an unknown site has no versions", testListUnknown, "", nil},

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -65,6 +66,7 @@ var (
 	_ VersionDeleter    = (*nfs)(nil)
 	_ ArrivalTeller     = (*nfs)(nil)
 	_ Leaser            = (*nfs)(nil)
+	_ LogAppender       = (*nfs)(nil)
 )
 
 // openNFS opens the store at base. It never creates base: a missing directory means a
@@ -153,6 +155,10 @@ func (n *nfs) StoreArtifactIf(siteID, buildID string, reader io.Reader, cond Pre
 	defer temp.discard()
 	if _, err := temp.ReadFrom(reader); err != nil {
 		return ArtifactInfo{}, err
+	}
+	if temp.at = dateOf(reader, n.disk.now()); !temp.at.IsZero() && !cond.CreateOnly() {
+		// It may be the time of the build that is replaced: no two get the same ETag.
+		temp.at = temp.at.Add(rand.N(time.Millisecond))
 	}
 	if err := digest.seal(temp, sumOf(reader)); err != nil {
 		return ArtifactInfo{}, err

@@ -24,6 +24,11 @@ func (n *nfs) WriteLog(siteID string, entry LogEntry) error {
 	return errs[i]
 }
 
+// AppendLog implements LogAppender.
+func (n *nfs) AppendLog(siteID, buildID string, entries []LogEntry) []error {
+	return n.appendLog(siteID, buildID, entries)
+}
+
 // acquireAppend takes a slot for an entry that has to wait for the write before its own.
 // key is the key of WriteLog.
 func (n *nfs) acquireAppend(key string) (release func(), rejected []error) {
@@ -91,7 +96,9 @@ func (n *nfs) appendAll(siteID, buildID string, entries []LogEntry, errs []error
 	if diff := n.disk.clockDiffOf(dir); diff != 0 {
 		entries = slices.Clone(entries)
 		for i := range entries {
-			entries[i].Timestamp = entries[i].Timestamp.Add(diff)
+			if !entries[i].Copied {
+				entries[i].Timestamp = entries[i].Timestamp.Add(diff)
+			}
 		}
 	}
 	if err := old.scan(idsToFind(entries), n.verified.seed, func(sum uint64) bool { return n.verified.has(path, sum) }); err != nil {

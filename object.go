@@ -56,6 +56,7 @@ var (
 	_ VersionPager      = (*objectStore)(nil)
 	_ Prober            = (*objectStore)(nil)
 	_ Redirector        = (*objectStore)(nil)
+	_ LogAppender       = (*objectStore)(nil)
 )
 
 func newObjectStore(b bucket, prefix string, log *slog.Logger) *objectStore {

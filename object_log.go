@@ -34,6 +34,14 @@ func (s *objectStore) WriteLog(siteID string, entry LogEntry) error {
 	return errs[i]
 }
 
+// AppendLog implements LogAppender.
+func (s *objectStore) AppendLog(siteID, buildID string, entries []LogEntry) []error {
+	if err := s.requireCapability(conditionalPut); err != nil {
+		return slices.Repeat([]error{err}, len(entries))
+	}
+	return s.appendLog(s.logsPrefix(siteID)+buildID+logSuffix, entries)
+}
+
 // appendLog appends entries and returns the error of each. It retries until it succeeds or
 // appendTimeout has passed.
 func (s *objectStore) appendLog(key string, entries []LogEntry) []error {
