@@ -134,6 +134,8 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		return verify(ctx, rest, environ, stdout, stderr)
 	case name == pruneCommand:
 		return prune(ctx, rest, environ, stdout, stderr)
+	case name == copyCommand:
+		return copySites(ctx, rest, environ, stdout, stderr)
 	}
 	hangUp := make(chan os.Signal, 1)
 	if name == serveCommand {

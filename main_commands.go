@@ -38,6 +38,7 @@ check: ok, warn (the service works, but promises or does less) or FAIL. Exits wi
 there is no FAIL, otherwise with 1.`},
 	{pruneCommand, "remove the builds that the retention file does not keep", pruneUsage, pruneDetails},
 	{verifyCommand, "compare the stored builds with their digests", verifyUsage, verifyDetails},
+	{copyCommand, "copy builds, logs and labels to another store", copyUsage, copyDetails},
 	{"config", "print the settings in effect", "",
 		`Prints each variable with the value in effect, and "# default" after each variable that is
 not set. Redacts passwords and queries in URLs. Exits with 78 if the settings are invalid.`},

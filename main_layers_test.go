@@ -18,10 +18,11 @@ import (
 // layers are the prefixes of file names, and for each the layers whose names its
 // files may use. A file may always use its own layer. ARCHITECTURE.md explains them.
 var layers = map[string]string{
-	"main":        "config doctor verify prune access handlers server metrics nfs atomic disk object concurrency backend",
+	"main":        "config doctor verify prune copy access handlers server metrics nfs atomic disk object concurrency backend",
 	"config":      "backend",
 	"doctor":      "config backend",
 	"verify":      "concurrency backend",
+	"copy":        "concurrency backend",
 	"prune":       "metrics concurrency backend",
 	"handlers":    "access server config metrics concurrency backend",
 	"access":      "concurrency backend",
@@ -49,7 +50,7 @@ var imports = []struct {
 	{"github.com/caarlos0/", "config", "only the configuration reads variables"},
 	{"github.com/dustin/", "config", "only the configuration parses sizes"},
 	{"github.com/dunglas/httpsfv", "handlers_digest.go", "only one file parses structured fields"},
-	{"golang.org/x/time/", "verify", "only verify is throttled"},
+	{"golang.org/x/time/", "verify copy", "only commands are throttled"},
 	{"golang.org/x/sys/", "atomic disk nfs server concurrency_splice.go", "only these layers make system calls"},
 	{"github.com/VictoriaMetrics/", "metrics server_metrics.go", "only one layer knows how metrics are kept"},
 	{"github.com/KimMachineGun/", "main", "the memory limit of the container is set at the start"},
