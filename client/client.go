@@ -1,0 +1,109 @@
+// Package client has the commands that talk to a running service. It imports nothing of the
+// service: it knows only the HTTP API.
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/spf13/pflag"
+)
+
+// Exit statuses, the same as those of the other commands of the program.
+const (
+	exitFailure    = 1
+	exitUsage      = 2 // a wrong argument or variable
+	exitAbsent     = 3
+	exitCorrupt    = 4 // bytes do not have their digest
+	exitDenied     = 5
+	exitConflict   = 6
+	exitIncomplete = 7
+)
+
+// Error is an error with an exit status. Without a text nothing is to be reported: the
+// command has printed why.
+type Error struct {
+	Status int
+	text   string
+	cause  error
+}
+
+func (e *Error) Error() string { return e.text }
+
+// Unwrap returns the cause, or nil.
+func (e *Error) Unwrap() error { return e.cause }
+
+func errorf(status int, format string, args ...any) error {
+	err := fmt.Errorf(format, args...)
+	return &Error{status, err.Error(), errors.Unwrap(err)}
+}
+
+func usagef(format string, args ...any) error {
+	return errorf(exitUsage, "%s; run with -h for usage", fmt.Sprintf(format, args...))
+}
+
+// Command is a command of the program.
+type Command struct {
+	Name    string // one word or two
+	Summary string // one line
+	Args    string // its arguments
+	Details string // how it works, and examples
+
+	min, max int                     // how many arguments it takes
+	flags    func(fs *pflag.FlagSet) // declares its own options; nil: it has none
+	run      func(ctx context.Context, c *call) error
+}
+
+// Commands are all commands, in the order of the help.
+var Commands = []Command{
+	pullCommand,
+	versionsCommand,
+	sitesCommand,
+	labelSetCommand,
+	labelRemoveCommand,
+	labelListCommand,
+	labelRollbackCommand,
+	logCommand,
+	removeCommand,
+}
+
+// Help returns the details with all options.
+func (c Command) Help() string {
+	own, common := c.flagSets()
+	text := c.Details
+	if own.HasFlags() {
+		text += "\n\nOptions:\n" + own.FlagUsages()
+	} else {
+		text += "\n\n"
+	}
+	return text + "\nOptions of all commands that talk to a service:\n" + common.FlagUsages() + "\n" + commonDetails
+}
+
+// IO is what a command may use of its process.
+type IO struct {
+	Environ        []string
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Version        string // of the program
+}
+
+// Run runs the command with that name. An error is an *Error if its exit status is not
+// exitFailure. Run stops early when ctx ends.
+func Run(ctx context.Context, name string, args []string, with IO) error {
+	i := slices.IndexFunc(Commands, func(c Command) bool { return c.Name == name })
+	if i < 0 {
+		return usagef("unknown command %q", name)
+	}
+	c, err := newCall(Commands[i], args, with)
+	if err != nil {
+		return err
+	}
+	defer c.service.close()
+	if err := Commands[i].run(ctx, c); err != nil {
+		return final(ctx, err)
+	}
+	return nil
+}

@@ -1,0 +1,140 @@
+package client
+
+import (
+	"crypto/rand"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// tempFile is a file that gets its name when it is complete: until then it has a random name in
+// the directory of that name. One goroutine creates it, and commits or discards it. Errors name
+// the target, not the temporary file.
+type tempFile struct {
+	*os.File
+	dir    *os.File // nil if it cannot be opened; it is then not synced
+	target string   // for errors, until commit
+	done   bool     // committed or discarded
+}
+
+// createTemp creates an empty file that is to become target. Its mode is that of any new file:
+// 0666 without the bits of the umask.
+func createTemp(target string) (*tempFile, error) {
+	dir := filepath.Dir(target)
+	f, err := os.OpenFile(filepath.Join(dir, ".pagewright-"+rand.Text()+".part"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return nil, fileError(target, err)
+	}
+	t := &tempFile{File: f, target: target}
+	// Before the first write: an error of the directory would otherwise be missed. Without the
+	// right to read a directory one can still create files in it.
+	t.dir, _ = os.Open(dir)
+	return t, nil
+}
+
+// reserve reserves space for size bytes, where the file system can: if there is too little, it
+// is better to know that before the bytes are sent.
+func (t *tempFile) reserve(size int64) error {
+	const keepSize = 1 // FALLOC_FL_KEEP_SIZE
+	if size <= 0 {
+		return nil
+	}
+	switch err := syscall.Fallocate(int(t.Fd()), keepSize, 0, size); err {
+	case syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG:
+		return fileError(t.target, err)
+	}
+	return nil
+}
+
+// commit makes the file durable under the name target, which it replaces in one step. target is
+// in the directory that createTemp was called with. After an error the file is gone.
+func (t *tempFile) commit(target string) error {
+	defer t.discard()
+	t.target = target
+	if err := t.Sync(); err != nil && !isUnsupported(err) {
+		return fileError(target, err)
+	}
+	if err := t.Close(); err != nil { // NFS reports a full disk here
+		return fileError(target, err)
+	}
+	if err := os.Rename(t.Name(), target); err != nil {
+		return fileError(target, err)
+	}
+	t.done = true
+	if t.dir == nil {
+		return nil
+	}
+	err := t.dir.Sync()
+	t.dir.Close()
+	if err != nil && !isUnsupported(err) {
+		return fileError(target, err)
+	}
+	return nil
+}
+
+// discard removes the file, unless it was committed.
+func (t *tempFile) discard() {
+	if t.done {
+		return
+	}
+	t.done = true
+	t.Close() // it may be closed already
+	os.Remove(t.Name())
+	if t.dir != nil {
+		t.dir.Close()
+	}
+}
+
+// isUnsupported reports whether a file system has no fsync for this kind of file.
+func isUnsupported(err error) bool {
+	return errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported)
+}
+
+// fileError returns the error for a local file that cannot be written.
+func fileError(name string, err error) error {
+	if e, ok := errors.AsType[*os.LinkError](err); ok {
+		err = e.Err
+	} else if e, ok := errors.AsType[*fs.PathError](err); ok {
+		err = e.Err
+	}
+	return errorf(exitFailure, "cannot write %q: %w", name, err)
+}
+
+// resolveTarget returns the file that a write to name replaces: name itself, or the file that the
+// symbolic link name points to. stream is true if name is a device, a pipe or a socket, which
+// are written to instead of replaced.
+func resolveTarget(name string) (target string, stream bool, err error) {
+	info, err := os.Stat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Lstat(name); err == nil {
+			return "", false, errorf(exitFailure, "cannot write %q: it is a symbolic link to a file that does not exist", name)
+		}
+		return name, false, nil
+	case err != nil:
+		return "", false, fileError(name, err)
+	case info.IsDir():
+		return "", false, errorf(exitUsage, "cannot write %q: it is a directory; name a file in it", name)
+	case !info.Mode().IsRegular():
+		return name, true, nil
+	}
+	target, err = filepath.EvalSymlinks(name)
+	if err != nil {
+		return "", false, fileError(name, err)
+	}
+	return target, false, nil
+}
+
+// rewind removes what was written, and goes back to the first byte.
+func (t *tempFile) rewind() error {
+	if err := t.Truncate(0); err != nil {
+		return fileError(t.target, err)
+	}
+	if _, err := t.Seek(0, io.SeekStart); err != nil {
+		return fileError(t.target, err)
+	}
+	return nil
+}

@@ -1,0 +1,117 @@
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"time"
+)
+
+const (
+	firstDelay = 500 * time.Millisecond
+	maxDelay   = 30 * time.Second
+)
+
+// retries decides how often and when a request is repeated.
+type retries struct {
+	limit    time.Duration // from the start, or the last progress
+	since    time.Time
+	attempts int
+	delays   int // since the last progress
+	note     func(format string, args ...any)
+}
+
+func (s *service) newRetries() *retries {
+	return &retries{limit: s.retryFor, since: time.Now(), note: s.note}
+}
+
+// progress starts the time that is allowed again: a long transfer over a bad line goes on as
+// long as it advances.
+func (r *retries) progress() { r.since, r.delays = time.Now(), 0 }
+
+// wait returns nil when it is time for the next attempt after one that failed with err. It
+// returns an error at once if err stays, or its time would be over, and when ctx ends.
+func (r *retries) wait(ctx context.Context, err error) error {
+	r.attempts++
+	if ctx.Err() != nil || !isTemporary(err) {
+		return err
+	}
+	left := r.limit - time.Since(r.since)
+	delay, known := r.delay(err)
+	switch {
+	case r.limit == 0:
+		return err
+	case left <= 0 || known > left:
+		return fmt.Errorf("%w; gave up after %d attempts in %v", err, r.attempts, time.Since(r.since).Round(time.Second))
+	}
+	delay = min(delay, left) // the last attempt is at the end
+	r.note("%v; attempt %d follows in %v", err, r.attempts+1, delay.Round(100*time.Millisecond))
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return err
+	case <-timer.C:
+		return nil
+	}
+}
+
+// delay returns how long to wait before the next attempt, and how much of that the service
+// asked for. The rest is random between 0 and a limit that doubles: clients that failed
+// together do not come back together ("full jitter").
+func (r *retries) delay(err error) (delay, known time.Duration) {
+	if e, ok := errors.AsType[*statusError](err); ok {
+		known = e.retryAfter
+	}
+	most := min(firstDelay<<min(r.delays, 10), maxDelay)
+	r.delays++
+	return known + rand.N(most+1), known
+}
+
+// permanentError marks an error that another attempt does not change.
+type permanentError struct{ error }
+
+// Unwrap returns the error itself.
+func (e permanentError) Unwrap() error { return e.error }
+
+// isTemporary reports whether another attempt may succeed. Errors of the transport may; those
+// that this package made have an exit status and stay.
+func isTemporary(err error) bool {
+	if e, ok := errors.AsType[*statusError](err); ok {
+		switch e.status {
+		case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusTooEarly:
+			return true
+		case http.StatusNotImplemented, http.StatusHTTPVersionNotSupported:
+			return false
+		}
+		return e.status >= 500
+	}
+	if errors.As(err, new(*Error)) || errors.As(err, new(permanentError)) {
+		return false
+	}
+	switch {
+	case errors.As(err, new(*tls.CertificateVerificationError)), errors.As(err, new(x509.UnknownAuthorityError)),
+		errors.As(err, new(tls.RecordHeaderError)), errors.As(err, new(tls.AlertError)), errors.Is(err, http.ErrSchemeMismatch):
+		return false
+	}
+	return true
+}
+
+// final returns the error with which a command ends: one with an exit status.
+func final(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return errorf(exitFailure, "interrupted")
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
+	status := exitFailure
+	if e, ok := errors.AsType[*statusError](err); ok {
+		status = e.exitStatus()
+	}
+	return errorf(status, "%s", printable(err.Error()))
+}

@@ -1,0 +1,52 @@
+package client
+
+import (
+	"context"
+	"os"
+	"strings"
+)
+
+// tokenSource returns the token for an attempt.
+type tokenSource func(ctx context.Context) (string, error)
+
+// newTokenSource returns where the token comes from; nil if there is none.
+func newTokenSource(c *call, s *service) (tokenSource, error) {
+	token, file := c.env("PAGEWRIGHT_TOKEN"), c.env("PAGEWRIGHT_TOKEN_FILE")
+	switch system := c.text("oidc"); {
+	case system != "" && system != "github":
+		return nil, usagef("--oidc: unknown system %q: want github", system)
+	case system != "":
+		return newGitHubToken(c, s)
+	case token != "" && file != "":
+		return nil, usagef("PAGEWRIGHT_TOKEN and PAGEWRIGHT_TOKEN_FILE are both set: set one")
+	case token != "":
+		token, err := checkToken("PAGEWRIGHT_TOKEN", token)
+		return func(context.Context) (string, error) { return token, nil }, err
+	case file != "":
+		source := func(context.Context) (string, error) { return tokenFromFile(file) }
+		_, err := source(context.Background()) // say early what is wrong
+		return source, err
+	}
+	return nil, nil
+}
+
+// tokenFromFile reads the file again for each attempt: Kubernetes replaces it while a command runs.
+func tokenFromFile(file string) (string, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "", usagef("PAGEWRIGHT_TOKEN_FILE: %v", err)
+	}
+	return checkToken("PAGEWRIGHT_TOKEN_FILE", string(text))
+}
+
+// checkToken returns the token without white space at its ends. The error does not repeat it.
+func checkToken(name, token string) (string, error) {
+	token = strings.TrimSpace(token)
+	switch i := strings.IndexFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }); {
+	case token == "":
+		return "", usagef("%s: the token is empty", name)
+	case i >= 0:
+		return "", usagef("%s: the token has a character that no token has, at position %d", name, i+1)
+	}
+	return token, nil
+}
