@@ -79,26 +79,27 @@ func pull(ctx context.Context, c *call) error {
 	if err := d.look(ctx); err != nil {
 		return err
 	}
-	if output == "" {
-		output = d.build.fileName(d.label)
-		if target, stream, err = resolveTarget(output); err != nil {
-			return err
-		}
+	named := output != ""
+	if !named {
+		target = d.build.fileName(d.label)
 	}
-	result := pullResult{SiteID: d.site, File: output, Changed: true}
+	changed := true
 	switch {
 	case stream:
 		err = d.toStream(ctx, c, target)
 	case c.on("if-changed") && d.build.isFile(ctx, target):
-		result.Changed, d.build.sum = false, d.build.sha256
+		changed, d.build.sum = false, d.build.sha256
 	default:
-		err = d.toFile(ctx, c, target)
+		err = d.toFile(ctx, c, target, named)
 	}
 	if err != nil {
 		return err
 	}
 	b := d.build
-	result.BuildID, result.Size, result.SHA256, result.ETag, result.Checked = b.id, b.size, b.sum, b.etag, b.sha256 != ""
+	if !named {
+		output = b.fileName(d.label)
+	}
+	result := pullResult{d.site, b.id, output, b.size, b.sum, b.etag, b.sha256 != "", changed}
 	if stream { // standard output has the build
 		c.note("%s", result.text())
 		return nil
@@ -142,8 +143,9 @@ func (d *download) toStream(ctx context.Context, c *call, path string) error {
 	return d.run(ctx, c)
 }
 
-// toFile replaces the file at path by the build.
-func (d *download) toFile(ctx context.Context, c *call, path string) error {
+// toFile replaces the file at path by the build. If the file is not named by the user, its name
+// is that of the build that arrives in the end.
+func (d *download) toFile(ctx context.Context, c *call, path string, named bool) error {
 	f, err := createTemp(path)
 	if err != nil {
 		return err
@@ -158,6 +160,9 @@ func (d *download) toFile(ctx context.Context, c *call, path string) error {
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
+	}
+	if !named {
+		path = d.build.fileName(d.label)
 	}
 	return f.commit(path)
 }

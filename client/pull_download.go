@@ -261,8 +261,8 @@ func (d *download) receive(resp *http.Response, tries *retries) error {
 			}
 		}
 		switch {
-		case err == io.EOF && end >= 0 && d.at < end:
-			return fmt.Errorf("the response ended after %d of %d bytes: %w", d.at, end, io.ErrUnexpectedEOF)
+		case err == io.EOF && d.at < max(end, d.build.size):
+			return fmt.Errorf("the response ended after %d of %d bytes: %w", d.at, max(end, d.build.size), io.ErrUnexpectedEOF)
 		case err == io.EOF && d.build.size < 0:
 			if !isFramed(resp) && d.build.sha256 == "" {
 				return errorf(exitFailure, "cannot tell whether the build is complete: neither its length nor its digest is known")
