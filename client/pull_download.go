@@ -378,6 +378,11 @@ func (d *download) check(ctx context.Context) error {
 	case b.sha256 == "" || b.sum == b.sha256:
 		return nil
 	}
+	if b.etag != "" && d.service.redirected != "" {
+		if err := d.confirm(ctx); err != nil {
+			return err
+		}
+	}
 	err := corruptError{fmt.Errorf("/%s: the SHA-256 of what arrived is %s, that of the build is %s", b.path, b.sum, b.sha256)}
 	if d.out.file == nil || d.wrong == b.sha256 {
 		return errorf(exitCorrupt, "%w", err)
