@@ -10,18 +10,23 @@ import (
 	"time"
 
 	"github.com/caarlos0/env/v11"
+
+	"pagewright/storage/client"
 )
 
 // parseConfig reads the configuration from environ, which has the format of os.Environ.
 // Its error is one line that names the variable at fault. An unknown variable that is
 // probably meant for the service is an error too. Other programs of an installation use
 // envPrefix as well: foreign lists the variables that are probably theirs. Variables that
-// Kubernetes makes for a Service (isServiceLink) are ignored. If a variable of an object
+// Kubernetes makes for a Service (isServiceLink), and those of client commands, are ignored. If a variable of an object
 // store is set, STORAGE_BACKEND must be set too: the default is a directory.
 func parseConfig(environ []string) (c *Config, foreign []string, err error) {
 	c = &Config{}
 	vars := env.ToMap(environ)
 	maps.DeleteFunc(vars, isServiceLink)
+	for _, v := range client.Variables {
+		delete(vars, v.Name)
+	}
 	if _, nameless := vars[envPrefix]; nameless { // the parser would read it as the name of every group
 		return nil, nil, badConfig("unknown variable %s; run with -h to list all variables", envPrefix)
 	}

@@ -22,6 +22,8 @@ import (
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/valyala/fasthttp"
+
+	"pagewright/storage/client"
 )
 
 func main() {
@@ -83,6 +85,9 @@ func exitStatus(err error) int {
 	if e, ok := errors.AsType[commandError](err); ok {
 		return e.status
 	}
+	if e, ok := errors.AsType[*client.Error](err); ok {
+		return e.Status
+	}
 	return exitFailure
 }
 
@@ -136,6 +141,8 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		return prune(ctx, rest, environ, stdout, stderr)
 	case name == copyCommand:
 		return copySites(ctx, rest, environ, stdout, stderr)
+	case isClientCommand(name):
+		return client.Run(ctx, name, rest, client.IO{Environ: environ, Stdin: os.Stdin, Stdout: stdout, Stderr: stderr, Version: version})
 	}
 	hangUp := make(chan os.Signal, 1)
 	if name == serveCommand {

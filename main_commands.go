@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+
+	"pagewright/storage/client"
 )
 
 // command is one of the commands of the program.
@@ -46,6 +48,21 @@ not set. Redacts passwords and queries in URLs. Exits with 78 if the settings ar
 	{accessCheckCommand, "say which rule of the access file allows an action", accessCheckArgs, accessCheckDetails},
 	{"version", "print the version", "",
 		`Prints the version.`},
+}
+
+// clientCommands talk to a service, and take none of its variables.
+var clientCommands = func() (list []command) {
+	for _, c := range client.Commands {
+		list = append(list, command{c.Name, c.Summary, c.Args, c.Help()})
+	}
+	return list
+}()
+
+// allCommands are those of the service, then those that talk to one.
+var allCommands = slices.Concat(commands, clientCommands)
+
+func isClientCommand(name string) bool {
+	return slices.ContainsFunc(clientCommands, func(c command) bool { return c.name == name })
 }
 
 // takesArgs reports whether the command has arguments of its own.
@@ -92,11 +109,11 @@ func parseArgs(args []string) (name string, rest []string, help bool, err error)
 func findCommand(args []string) (c command, words int) {
 	for words := min(2, len(args)); words > 0; words-- {
 		name := strings.Join(args[:words], " ")
-		if i := slices.IndexFunc(commands, func(c command) bool { return c.name == name }); i >= 0 {
-			return commands[i], words
+		if i := slices.IndexFunc(allCommands, func(c command) bool { return c.name == name }); i >= 0 {
+			return allCommands[i], words
 		}
 	}
-	for _, c := range commands {
+	for _, c := range allCommands {
 		if strings.HasPrefix(c.name, args[0]+" ") && len(args) == 2 && isHelp(args[1]) {
 			return c, 1
 		}
@@ -108,7 +125,7 @@ func findCommand(args []string) (c command, words int) {
 // the first word, the error names the command.
 func unknownCommand(args []string) error {
 	text := "unknown command " + args[0] + "; run with -h to list all commands"
-	for _, c := range commands {
+	for _, c := range allCommands {
 		if strings.HasPrefix(c.name, args[0]+" ") {
 			text = fmt.Sprintf("unknown command %s; do you mean %q? Run with -h to list all commands", strings.Join(args[:min(2, len(args))], " "), c.name)
 			break
@@ -122,7 +139,7 @@ func isHelp(arg string) bool { return arg == "-h" || arg == "-help" || arg == "-
 // printHelp prints the usage of a command, or of the whole program.
 func printHelp(w io.Writer, name string) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	for _, c := range commands {
+	for _, c := range allCommands {
 		if c.name == name {
 			fmt.Fprintf(t, "pagewright-storage %s: %s.\n\n", c.name, c.summary)
 			if c.takesArgs() {
@@ -137,7 +154,15 @@ func printHelp(w io.Writer, name string) error {
 	for _, c := range commands {
 		fmt.Fprintf(t, "  %s\t%s\n", c.name, c.summary)
 	}
-	fmt.Fprintf(t, "  -h\tprint this help; after a command, print the usage of that command\n\n%s\nEnvironment variables:\n", exitStatuses)
+	fmt.Fprint(t, "  -h\tprint this help; after a command, print the usage of that command\n\nCommands that talk to a service:\n")
+	for _, c := range clientCommands {
+		fmt.Fprintf(t, "  %s\t%s\n", c.name, c.summary)
+	}
+	fmt.Fprintf(t, "\n%s\nEnvironment variables of these commands:\n", exitStatuses)
+	for _, v := range client.Variables {
+		fmt.Fprintf(t, "  %s\t%s\n", v.Name, v.Help)
+	}
+	fmt.Fprint(t, "\nEnvironment variables of the service, and of all other commands:\n")
 	for _, v := range (&Config{}).variables() {
 		value := v.defaultValue
 		if value != "" {

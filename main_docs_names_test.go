@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/valyala/fasthttp"
+
+	"pagewright/storage/client"
 )
 
 // What the pages name exists: variables, metrics, statuses, routes, commands, targets of
@@ -93,6 +95,9 @@ func TestVariablesInTheDocs(t *testing.T) {
 	known := map[string]bool{}
 	for _, v := range (&Config{}).variables() {
 		known[v.name] = true
+	}
+	for _, v := range client.Variables {
+		known[v.Name] = true
 	}
 	for _, group := range ourGroups {
 		known[envPrefix+group] = true

@@ -33,13 +33,13 @@ func (c Command) flagSets() (own, common *pflag.FlagSet) {
 	if c.flags != nil {
 		c.flags(own)
 	}
-	common.String("url", "", "address of the `service` (default PAGEWRIGHT_URL)")
+	common.String("url", "", "address `URL` of the service, instead of PAGEWRIGHT_URL")
 	common.String("ca", "", "`FILE` with the certificates (PEM) that may sign that of the service, instead of those of the system")
 	common.String("cert", "", "`FILE` with the client certificate (PEM)")
 	common.String("key", "", "`FILE` with the private key of --cert")
-	common.String("oidc", "", "get a JWT from the CI `system` and use it as the token: github")
-	common.String("oidc-audience", "pagewright", "audience of that JWT")
-	common.Duration("retry-for", 10*time.Minute, "repeat failed requests for so long; 0: one attempt")
+	common.String("oidc", "", "get a JWT from the CI `SYSTEM` and use it as the token: github")
+	common.String("oidc-audience", "pagewright", "`AUDIENCE` of that JWT")
+	common.Duration("retry-for", 10*time.Minute, "repeat failed requests for this `TIME`; 0: one attempt")
 	common.Bool("json", false, "print the result as JSON")
 	common.BoolP("quiet", "q", false, "no progress, no notes")
 	return own, common

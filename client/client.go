@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/spf13/pflag"
 )
@@ -59,6 +60,7 @@ type Command struct {
 
 // Commands are all commands, in the order of the help.
 var Commands = []Command{
+	pushCommand,
 	pullCommand,
 	versionsCommand,
 	sitesCommand,
@@ -70,16 +72,30 @@ var Commands = []Command{
 	removeCommand,
 }
 
+// Variables are the environment variables of the commands. The service ignores them.
+var Variables = []Variable{
+	{"PAGEWRIGHT_URL", "address of the service, for example https://store.example.org; it may have a path"},
+	{"PAGEWRIGHT_TOKEN", "token; or a JWT of an issuer that the service knows"},
+	{"PAGEWRIGHT_TOKEN_FILE", "file that has the token; it is read again for each request"},
+}
+
+// Variable is an environment variable.
+type Variable struct{ Name, Help string }
+
 // Help returns the details with all options.
 func (c Command) Help() string {
 	own, common := c.flagSets()
-	text := c.Details
+	text := c.Details + "\n\n"
 	if own.HasFlags() {
-		text += "\n\nOptions:\n" + own.FlagUsages()
-	} else {
-		text += "\n\n"
+		text += "Options:\n" + usages(own) + "\n"
 	}
-	return text + "\nOptions of all commands that talk to a service:\n" + common.FlagUsages() + "\n" + commonDetails
+	return text + "Options of all commands that talk to a service:\n" + usages(common) + "\n" + commonDetails
+}
+
+// usages describes options. A switch is shown without the values that it may have.
+func usages(fs *pflag.FlagSet) string {
+	const values = "[=true|false]"
+	return strings.ReplaceAll(fs.FlagUsages(), values, strings.Repeat(" ", len(values)))
 }
 
 // IO is what a command may use of its process.

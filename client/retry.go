@@ -18,20 +18,20 @@ const (
 
 // retries decides how often and when a request is repeated.
 type retries struct {
-	limit    time.Duration // from the start, or the last progress
-	since    time.Time
+	limit    time.Duration // from the first failure, or the first one after progress
+	since    time.Time     // of that failure
 	attempts int
 	delays   int // since the last progress
 	note     func(format string, args ...any)
 }
 
 func (s *service) newRetries() *retries {
-	return &retries{limit: s.retryFor, since: time.Now(), note: s.note}
+	return &retries{limit: s.retryFor, note: s.note}
 }
 
 // progress starts the time that is allowed again: a long transfer over a bad line goes on as
 // long as it advances.
-func (r *retries) progress() { r.since, r.delays = time.Now(), 0 }
+func (r *retries) progress() { r.since, r.delays = time.Time{}, 0 }
 
 // wait returns nil when it is time for the next attempt after one that failed with err. It
 // returns an error at once if err stays, or its time would be over, and when ctx ends.
@@ -39,6 +39,9 @@ func (r *retries) wait(ctx context.Context, err error) error {
 	r.attempts++
 	if ctx.Err() != nil || !isTemporary(err) {
 		return err
+	}
+	if r.since.IsZero() {
+		r.since = time.Now()
 	}
 	left := r.limit - time.Since(r.since)
 	delay, known := r.delay(err)
@@ -72,6 +75,12 @@ func (r *retries) delay(err error) (delay, known time.Duration) {
 	return known + rand.N(most+1), known
 }
 
+// temporaryError marks an error that another attempt may not get, whatever it is.
+type temporaryError struct{ error }
+
+// Unwrap returns the error itself.
+func (e temporaryError) Unwrap() error { return e.error }
+
 // permanentError marks an error that another attempt does not change.
 type permanentError struct{ error }
 
@@ -81,6 +90,9 @@ func (e permanentError) Unwrap() error { return e.error }
 // isTemporary reports whether another attempt may succeed. Errors of the transport may; those
 // that this package made have an exit status and stay.
 func isTemporary(err error) bool {
+	if errors.As(err, new(temporaryError)) {
+		return true
+	}
 	if e, ok := errors.AsType[*statusError](err); ok {
 		switch e.status {
 		case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusTooEarly:
@@ -106,12 +118,11 @@ func final(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return errorf(exitFailure, "interrupted")
 	}
-	if e, ok := errors.AsType[*Error](err); ok {
-		return e
-	}
 	status := exitFailure
-	if e, ok := errors.AsType[*statusError](err); ok {
+	if e, ok := errors.AsType[*Error](err); ok {
+		status = e.Status
+	} else if e, ok := errors.AsType[*statusError](err); ok {
 		status = e.exitStatus()
 	}
-	return errorf(status, "%s", printable(err.Error()))
+	return &Error{status, printable(err.Error()), err}
 }

@@ -260,6 +260,8 @@ func (s *service) send(ctx context.Context, w *watch, r *request) (*http.Respons
 	}
 	req.ContentLength = r.size
 	if r.expect {
+		// A connection that stays open after a refusal would need the body: net/http sends it then.
+		req.Close = true
 		req.Header.Set("Expect", "100-continue")
 	}
 	req.Header.Set("User-Agent", s.agent)
