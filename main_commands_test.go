@@ -28,7 +28,7 @@ func TestHelpOfEachCommand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range commands {
+	for _, c := range allCommands {
 		if !strings.Contains(whole, "  "+c.name+" ") || !strings.Contains(whole, c.summary) {
 			t.Errorf("-h does not list %s", c.name)
 		}

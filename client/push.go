@@ -235,6 +235,9 @@ func (u *upload) run(ctx context.Context) (*pushed, error) {
 	bar := u.newProgress("push "+u.site+"/"+u.build, u.size)
 	defer bar.close()
 	for tries := u.service.newRetries(); ; {
+		if err := u.unchanged(); err != nil {
+			return nil, err
+		}
 		result, err := u.attempt(ctx, bar)
 		if changed := u.unchanged(); changed != nil {
 			if err == nil {
@@ -299,6 +302,7 @@ func (u *upload) attempt(ctx context.Context, bar *progress) (*pushed, error) {
 	r.header.Set("Repr-Digest", u.digestField())
 	r.header.Set("Content-Type", "application/gzip")
 	reply, err := u.service.once(ctx, r)
+	sentBefore := u.sentAll
 	u.sentAll = u.sentAll || sent == u.size
 	if err != nil {
 		if sent > 0 && hasStatus(err, http.StatusBadRequest) { // also a body that a proxy has cut short
@@ -323,7 +327,7 @@ func (u *upload) attempt(ctx context.Context, bar *progress) (*pushed, error) {
 	case said.SHA256 != ours:
 		return nil, errorf(exitCorrupt, "the service says that the build has the digest %s, not %s", printable(said.SHA256), ours)
 	}
-	return u.result(reply.header, reply.status == http.StatusCreated), nil
+	return u.result(reply.header, reply.status == http.StatusCreated || sentBefore), nil
 }
 
 // resolve finds out what refused means, a response whose condition did not hold: our own attempt
