@@ -116,7 +116,8 @@ func (p *packing) checkLink(name string) error {
 // names, bytes, links and executable bits give the same archive: entries are sorted, have no
 // owner, and all have the same time.
 func (p *packing) write(ctx context.Context, w io.Writer, moved func(n int)) error {
-	zip := gzip.NewWriter(w) // without a name and a time
+	zip := gzip.NewWriter(w)
+	zip.ModTime = time.Unix(0, 0) // not known (RFC 1952)
 	archive := tar.NewWriter(zip)
 	for _, e := range p.entries {
 		if e.name == "." {

@@ -9,11 +9,17 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/schollz/progressbar/v3"
-	"golang.org/x/term"
+	terminal "golang.org/x/term"
 )
 
 // progressEvery is how often a line is written where there is no terminal.
 const progressEvery = 10 * time.Second
+
+// redrawEvery is how often a bar changes.
+const redrawEvery = 200 * time.Millisecond
+
+// waitingAfter is how long nothing moves until the bar says so.
+const waitingAfter = 2 * time.Second
 
 // progress shows people how far a transfer is, on standard error: by a bar on a terminal,
 // otherwise by a line every progressEvery, with --quiet by nothing. Its methods may be called by
@@ -25,6 +31,9 @@ type progress struct {
 	what   string
 	done   int64
 	total  int64 // -1: not known
+	shown  int64         // bytes that the bar shows
+	still  time.Duration // since they changed
+	closed bool
 	stop   chan struct{}
 	ended  sync.WaitGroup
 }
@@ -32,46 +41,53 @@ type progress struct {
 // newProgress begins to show the progress of what. total is -1 if it is not known.
 func (c *call) newProgress(what string, total int64) *progress {
 	p := &progress{stderr: c.Stderr, what: printable(what), total: total, stop: make(chan struct{})}
+	c.bar = p
 	switch {
 	case c.quiet:
-		p.stderr = io.Discard
-	case c.onTerminal():
-		p.bar = progressbar.NewOptions64(total,
+	case c.terminal:
+		p.bar = progressbar.NewOptions64(total, // without colours, so NO_COLOR changes nothing
 			progressbar.OptionSetWriter(c.Stderr),
 			progressbar.OptionSetDescription(p.what),
 			progressbar.OptionShowBytes(true),
+			progressbar.OptionShowCount(),
 			progressbar.OptionUseIECUnits(true),
-			progressbar.OptionThrottle(100*time.Millisecond),
-			progressbar.OptionSetPredictTime(true),
+			progressbar.OptionThrottle(redrawEvery/2),
 			progressbar.OptionFullWidth(),
-			progressbar.OptionClearOnFinish(),
-			progressbar.OptionEnableColorCodes(c.env("NO_COLOR") == ""),
 		)
+		p.ended.Go(func() { p.every(redrawEvery, p.redraw) })
 	default:
-		p.ended.Go(p.lines)
+		start, before := time.Now(), int64(0)
+		p.ended.Go(func() {
+			p.every(progressEvery, func() {
+				fmt.Fprintf(p.stderr, "%s: %s\n", p.what, progressLine(p.done, p.total, p.done-before, time.Since(start)))
+				before = p.done
+			})
+		})
 	}
-	c.bar = p
 	return p
 }
 
-// onTerminal reports whether standard error is a terminal that understands a bar.
-func (c *call) onTerminal() bool {
-	file, ok := c.Stderr.(*os.File)
-	return ok && c.env("TERM") != "dumb" && term.IsTerminal(int(file.Fd()))
+// isTerminal reports whether w is a terminal that understands a bar.
+func isTerminal(w io.Writer, term string) bool {
+	file, ok := w.(*os.File)
+	return ok && term != "dumb" && terminal.IsTerminal(int(file.Fd()))
 }
 
 // add says that n more bytes were moved.
 func (p *progress) add(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.show(p.done + int64(n))
+	p.done += int64(n)
 }
 
 // set says how many bytes were moved so far: fewer than before if an attempt starts again.
 func (p *progress) set(done int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.show(done)
+	if p.bar != nil && done < p.done {
+		p.bar.Reset() // a bar that was full would stay so
+	}
+	p.done = done
 }
 
 // setTotal says how many bytes there are.
@@ -84,19 +100,10 @@ func (p *progress) setTotal(total int64) {
 	}
 }
 
-func (p *progress) show(done int64) {
-	p.done = done
-	if p.bar != nil {
-		p.bar.Set64(done)
-	}
-}
-
-// lines writes a line every progressEvery.
-func (p *progress) lines() {
-	ticks := time.NewTicker(progressEvery)
+// every calls show again and again, with mu locked, until close is called.
+func (p *progress) every(interval time.Duration, show func()) {
+	ticks := time.NewTicker(interval)
 	defer ticks.Stop()
-	start := time.Now()
-	before := int64(0)
 	for {
 		select {
 		case <-p.stop:
@@ -104,10 +111,27 @@ func (p *progress) lines() {
 		case <-ticks.C:
 		}
 		p.mu.Lock()
-		done, total := p.done, p.total
+		if !p.closed {
+			show()
+		}
 		p.mu.Unlock()
-		fmt.Fprintf(p.stderr, "%s: %s\n", p.what, progressLine(done, total, done-before, time.Since(start)))
-		before = done
+	}
+}
+
+// redraw draws the bar. Without movement the library would show a rate of 0, and that no time is left.
+func (p *progress) redraw() {
+	if p.done != p.shown {
+		if p.still >= waitingAfter {
+			p.bar.Describe(p.what)
+		}
+		p.still, p.shown = 0, p.done
+		p.bar.Set64(p.done)
+		return
+	}
+	if p.still += redrawEvery; p.still == waitingAfter {
+		p.bar.Describe(p.what + " (waiting)")
+	} else {
+		p.bar.RenderBlank() // the time
 	}
 }
 
@@ -140,14 +164,13 @@ func (p *progress) hide() {
 // close stops it, and removes the bar. It may be called twice.
 func (p *progress) close() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	select {
-	case <-p.stop:
-		return
-	default:
+	if !p.closed {
+		p.closed = true
+		close(p.stop)
+		if p.bar != nil {
+			p.bar.Clear()
+		}
 	}
-	close(p.stop)
-	if p.bar != nil {
-		p.bar.Clear()
-	}
+	p.mu.Unlock()
+	p.ended.Wait()
 }

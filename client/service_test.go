@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -285,9 +286,10 @@ func TestRedirects(t *testing.T) {
 
 // TestWrongCA: a certificate that nobody vouches for is no reason to try for ten minutes.
 func TestWrongCA(t *testing.T) {
-	server := httptest.NewTLSServer(http.NotFoundHandler())
+	server := httptest.NewUnstartedServer(http.NotFoundHandler())
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // it says that the client hung up
+	server.StartTLS()
 	defer server.Close()
-	server.Config.ErrorLog = nil
 	for _, address := range []string{server.URL, strings.Replace(redirectingTo(t, false, func() string { return "/" }).URL, "http:", "https:", 1)} {
 		c, err := newCall(Command{Name: "x"}, []string{"--url", address}, IO{Stderr: io.Discard})
 		if err != nil {
