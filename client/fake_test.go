@@ -60,10 +60,11 @@ type fakeHost struct {
 
 func newFakeHost(t *testing.T, name string) *fakeHost {
 	h := &fakeHost{name: name, conns: make(chan net.Conn), closed: make(chan struct{})}
-	h.server = &http.Server{Handler: h, ErrorLog: nil}
+	ctx, cancel := context.WithCancel(context.Background())
+	h.server = &http.Server{Handler: h, BaseContext: func(net.Listener) context.Context { return ctx }}
 	done := make(chan struct{})
 	go func() { defer close(done); h.server.Serve(h) }()
-	t.Cleanup(func() { h.server.Close(); <-done })
+	t.Cleanup(func() { cancel(); h.server.Close(); <-done })
 	return h
 }
 
@@ -134,6 +135,24 @@ func (f *fake) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	}
 }
 
+// lockedBuffer is standard error, to which a progress line may be written at any time.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
 // result is what a command left.
 type result struct {
 	stdout, stderr string
@@ -144,12 +163,13 @@ type result struct {
 // run runs a command: its name has one word or two.
 func (f *fake) run(name string, args ...string) (r result) {
 	f.t.Helper()
-	var stdout, stderr bytes.Buffer
+	var stdout bytes.Buffer
+	stderr := &lockedBuffer{}
 	i := slices.IndexFunc(Commands, func(c Command) bool { return c.Name == name })
 	if i < 0 {
 		f.t.Fatalf("no command %q", name)
 	}
-	c, err := newCall(Commands[i], args, IO{Environ: f.env, Stdin: strings.NewReader(""), Stdout: &stdout, Stderr: &stderr, Version: "test"})
+	c, err := newCall(Commands[i], args, IO{Environ: f.env, Stdin: strings.NewReader(""), Stdout: &stdout, Stderr: stderr, Version: "test"})
 	if err == nil {
 		transport := newTransport(nil)
 		transport.Proxy, transport.DialContext = nil, f.dial

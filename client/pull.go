@@ -110,7 +110,7 @@ func pull(ctx context.Context, c *call) error {
 // newDownload returns the download that the arguments of c name, and where it is to go; empty:
 // that is not said.
 func newDownload(c *call) (d *download, output string, err error) {
-	d = &download{service: c.service.following(), site: c.args[0]}
+	d = &download{service: c.service, site: c.args[0], ranges: defaultRanges}
 	if err := checkID("site", d.site); err != nil {
 		return nil, "", err
 	}
