@@ -30,7 +30,7 @@ type progress struct {
 	stderr io.Writer
 	what   string
 	done   int64
-	total  int64 // -1: not known
+	total  int64         // -1: not known
 	shown  int64         // bytes that the bar shows
 	still  time.Duration // since they changed
 	closed bool
