@@ -98,7 +98,7 @@ func TestClientAccess(t *testing.T) {
 	create, write, read := newToken(), newToken(), newToken()
 	s := startServer(t, "ACCESS_FILE="+writeAccess(t,
 		testRule{name: "create", token: create, allow: "create", sites: "*"},
-		testRule{name: "write", token: write, allow: "write,read,label,log", sites: "*"},
+		testRule{name: "write", token: write, allow: "write read label log", sites: "*"},
 		testRule{name: "read", token: read, allow: "read", sites: "*"}))
 	dir := t.TempDir()
 	file, tokenFile := filepath.Join(dir, "site.tar.gz"), filepath.Join(dir, "token")
