@@ -1,0 +1,8 @@
+//go:build torture
+
+package main
+
+const (
+	clientTransfers = 1000 // over each store
+	clientSizeBits  = 26   // of the largest file
+)

@@ -1,0 +1,8 @@
+//go:build !torture
+
+package main
+
+const (
+	clientTransfers = 60 // over each store
+	clientSizeBits  = 22 // of the largest file
+)
