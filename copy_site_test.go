@@ -208,7 +208,7 @@ func TestCopySince(t *testing.T) {
 // TestCopyIsThrottled: the rate is that of all reads, and a run that waits for it can be stopped.
 func TestCopyIsThrottled(t *testing.T) {
 	from, to := openCopyNFS(t, t.TempDir()), openCopyMem(newMemBucket())
-	mustStore(t, from, "s", "b", body(2*copyBuffer, 1))
+	mustStore(t, from, "s", "b", body(3*copyBuffer, 1))
 	var out bytes.Buffer
 	report := &copyReport{commandOutput: commandOutput{stdout: &out, stderr: &out}, json: true}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -217,7 +217,7 @@ func TestCopyIsThrottled(t *testing.T) {
 	go func() { done <- c.run(ctx) }()
 	eventually(t, "it waits", func() bool { return c.read.Load() > copyBuffer })
 	cancel()
-	if err := <-done; !errors.Is(err, errCopyInterrupted) || c.read.Load() >= 2*copyBuffer {
+	if err := <-done; !errors.Is(err, errCopyInterrupted) || c.read.Load() >= 3*copyBuffer {
 		t.Errorf("%v; it read %d bytes", err, c.read.Load())
 	}
 	if _, err := to.StatArtifact("s", "b"); !errors.Is(err, ErrNotFound) {

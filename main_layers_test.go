@@ -288,11 +288,11 @@ func TestTestsAreNamedAfterTheirSource(t *testing.T) {
 	}
 }
 
-// TestArchitectureIsShort: the map is at most 120 lines.
+// TestArchitectureIsShort: the map is at most 125 lines.
 func TestArchitectureIsShort(t *testing.T) {
 	text, err := os.ReadFile("ARCHITECTURE.md")
-	if lines := strings.Count(string(text), "\n"); err != nil || lines > 120 {
-		t.Errorf("ARCHITECTURE.md has %d lines, want at most 120: %v", lines, err)
+	if lines := strings.Count(string(text), "\n"); err != nil || lines > 125 {
+		t.Errorf("ARCHITECTURE.md has %d lines, want at most 125: %v", lines, err)
 	}
 }
 
