@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 )
 
@@ -31,6 +32,9 @@ func TestLog(t *testing.T) {
 			t.Errorf("%d entries", len(entries))
 		}
 		for _, body := range entries {
+			if !strings.Contains(body, `"html":"<a>"`) {
+				t.Errorf("the service got %s", body)
+			}
 			var e logEntry
 			if err := json.Unmarshal([]byte(body), &e); err != nil || e.BuildID != "v1" || e.Action != "deploy" || e.Status != "ok" {
 				t.Errorf("the service got %s, %v", body, err)

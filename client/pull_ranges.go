@@ -9,9 +9,9 @@ import (
 )
 
 // A large build is downloaded by several requests at once, each for a part. On a line with 40 ms
-// for a round trip that loses 1 % of the packets, one connection gets 0.4 MiB/s if the service
-// uses CUBIC, the default of Linux, and four get 1.3 MiB/s. With BBR, and where nothing is lost,
-// one connection is as fast as four.
+// and 1 % of loss each way, 64 MiB came at 0.31 MiB/s by one connection and at 1.25 MiB/s by four
+// if the service uses CUBIC, the default of Linux; with BBR at 8.9 and 19.5 MiB/s. On loopback
+// there is no gain.
 
 // rangeLimits says when that is done, and how.
 type rangeLimits struct {

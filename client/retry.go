@@ -93,6 +93,9 @@ func isTemporary(err error) bool {
 	if errors.As(err, new(temporaryError)) {
 		return true
 	}
+	if errors.As(err, new(permanentError)) { // also a response: another part of the command has repeated it
+		return false
+	}
 	if e, ok := errors.AsType[*statusError](err); ok {
 		switch e.status {
 		case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusTooEarly:
@@ -102,7 +105,7 @@ func isTemporary(err error) bool {
 		}
 		return e.status >= 500
 	}
-	if errors.As(err, new(*Error)) || errors.As(err, new(permanentError)) {
+	if errors.As(err, new(*Error)) {
 		return false
 	}
 	switch {

@@ -135,7 +135,7 @@ func TestWhatIsTemporary(t *testing.T) {
 		}
 	}
 	for _, err := range []error{status(301), status(400), status(401), status(403), status(404), status(409), status(412), status(413), status(501), status(505),
-		errorf(exitFailure, "x"), permanentError{io.EOF}, http.ErrSchemeMismatch, tls.AlertError(42),
+		errorf(exitFailure, "x"), permanentError{io.EOF}, permanentError{status(503)}, http.ErrSchemeMismatch, tls.AlertError(42),
 		fmt.Errorf("x: %w", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}})} {
 		if isTemporary(err) {
 			t.Errorf("%v is temporary", err)

@@ -213,10 +213,13 @@ type request struct {
 
 // jsonRequest returns a request with value as its body.
 func jsonRequest(method, path string, value any) (*request, error) {
-	text, err := json.Marshal(value)
-	if err != nil {
+	var buf bytes.Buffer
+	encoder := json.NewEncoder(&buf)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(value); err != nil {
 		return nil, err
 	}
+	text := bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
 	return &request{
 		method: method, path: path,
 		header: http.Header{"Content-Type": {"application/json"}},
