@@ -65,8 +65,8 @@ func isClientCommand(name string) bool {
 	return slices.ContainsFunc(clientCommands, func(c command) bool { return c.name == name })
 }
 
-// takesArgs reports whether the command has arguments of its own.
-func (c command) takesArgs() bool { return c.args != "" }
+// takesArgs reports whether the command has arguments or options of its own.
+func (c command) takesArgs() bool { return c.args != "" || isClientCommand(c.name) }
 
 const exitStatuses = `Exit status: 0 success; 2 the command or an argument is invalid; 3 not there; 4 a digest does
 not match, or something is corrupt; 5 denied; 6 conflict; 7 incomplete, or something was
@@ -143,7 +143,7 @@ func printHelp(w io.Writer, name string) error {
 		if c.name == name {
 			fmt.Fprintf(t, "pagewright-storage %s: %s.\n\n", c.name, c.summary)
 			if c.takesArgs() {
-				fmt.Fprintf(t, "Usage: pagewright-storage %s %s\n\n%s\n\n%s", c.name, c.args, c.details, exitStatuses)
+				fmt.Fprintf(t, "Usage: pagewright-storage %s\n\n%s\n\n%s", strings.TrimSpace(c.name+" "+c.args), c.details, exitStatuses)
 				return t.Flush()
 			}
 			fmt.Fprintf(t, "%s\n\nThis command has no options. Run pagewright-storage -h to list the environment variables.\n\n%s", c.details, exitStatuses)

@@ -88,6 +88,7 @@ func TestClientCommands(t *testing.T) {
 	s.wantClient(t, exitAbsent, "pull", "shop", "@live", "-o", back)
 	s.wantClient(t, exitUsage, "push", file, "shop")
 	s.wantClient(t, exitUsage, "push", file, "shop", "a/b")
+	s.wantClient(t, 0, "sites", "--json", "--prefix", "shop")
 	if sites := s.wantClient(t, 0, "sites"); !strings.Contains(sites, "shop") {
 		t.Errorf("%q", sites)
 	}
