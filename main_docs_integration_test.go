@@ -85,11 +85,11 @@ func runBlocks(t *testing.T, blocks []block) {
 		if inUse != "" {
 			useAccessFile(t, s, dir, inUse, entries)
 		}
-		scripts, env := []string{b.text}, []string{"STORE=http://" + s.addr, "BASE=" + s.dir, "BACKUP=" + dir + "/backup", fmt.Sprint("GROUP=", os.Getgid())}
+		scripts, env := []string{b.text}, []string{"STORE=http://" + s.addr, "PAGEWRIGHT_URL=http://" + s.addr, "BASE=" + s.dir, "BACKUP=" + dir + "/backup", fmt.Sprint("GROUP=", os.Getgid())}
 		if !b.runs() { // a job of a CI system, that succeeds
 			jobs++
 			scripts = append(b.scripts(), b.scripts()...) // repeated, as after a lost response
-			env = append(env, "STORE_TOKEN="+jobToken, "SITE=job",
+			env = append(env, "STORE_TOKEN="+jobToken, "PAGEWRIGHT_TOKEN="+jobToken, "SITE=job",
 				"ACTIONS_ID_TOKEN_REQUEST_URL="+issuer+"/?version=1", "ACTIONS_ID_TOKEN_REQUEST_TOKEN=runner", fmt.Sprintf("BUILD=%d-1-3f2c9ab", jobs), "RESULT=success", "CI_JOB_STATUS=success")
 		}
 		for _, script := range scripts {
@@ -143,6 +143,8 @@ func runBlocks(t *testing.T, blocks []block) {
 const (
 	// accessPage has commands that change the access file of the service.
 	accessPage = "docs/access.md"
+	// clientPage has a job that uploads, records and labels by one command.
+	clientPage = "docs/client.md"
 	// integrityPage has a job that only uploads.
 	integrityPage = "docs/integrity.md"
 	// labelsPage has a job that uploads a build and labels it.
@@ -303,7 +305,7 @@ func TestIntegrationDocsGitHubJob(t *testing.T) {
 	const linter = "github.com/rhysd/actionlint/cmd/actionlint@v1.7.12"
 	workflows := 0
 	blocks := docBlocks(t)
-	for _, b := range slices.Concat(blocks[accessPage], blocks[integrityPage], blocks[labelsPage]) {
+	for _, b := range slices.Concat(blocks[accessPage], blocks[clientPage], blocks[integrityPage], blocks[labelsPage]) {
 		if strings.HasPrefix(b.text, "# .github/workflows/") {
 			workflows++
 			file := filepath.Join(t.TempDir(), "site.yml")
@@ -313,7 +315,7 @@ func TestIntegrationDocsGitHubJob(t *testing.T) {
 			}
 		}
 	}
-	if workflows < 3 {
-		t.Errorf("%d workflows were found, want 3", workflows)
+	if workflows < 4 {
+		t.Errorf("%d workflows were found, want 4", workflows)
 	}
 }
