@@ -321,7 +321,7 @@ func (u *upload) attempt(ctx context.Context, bar *progress) (*pushed, error) {
 	}
 	switch ours := hex.EncodeToString(u.sum[:]); {
 	case said.BuildID != u.build:
-		return nil, errorf(exitFailure, "the response to the upload is not that of the service: check its address")
+		return nil, errorf(exitFailure, "the response to the upload is not that of the service: %s", checkAddress)
 	case said.SHA256 == "":
 		u.note("the service does not check digests (PAGEWRIGHT_DIGEST=off)")
 	case said.SHA256 != ours:

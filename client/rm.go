@@ -42,8 +42,11 @@ func (s *service) remove(ctx context.Context, path, seen, method string) error {
 	}
 	lost := false
 	for tries := s.newRetries(); ; {
-		_, err := s.once(ctx, &request{method: http.MethodDelete, path: path, header: condition})
-		if err == nil {
+		reply, err := s.once(ctx, &request{method: http.MethodDelete, path: path, header: condition})
+		switch {
+		case err == nil && reply.status != http.StatusNoContent: // such as a login page
+			return errorf(exitFailure, "DELETE /%s: status %d, where the service says 204: %s", path, reply.status, checkAddress)
+		case err == nil:
 			return nil
 		}
 		if hasStatus(err, http.StatusPreconditionFailed) {

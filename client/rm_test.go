@@ -3,6 +3,7 @@ package client
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 )
 
@@ -81,5 +82,23 @@ func TestRemove(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestRemoveByAnotherServer: a success counts only if it is that of the service.
+func TestRemoveByAnotherServer(t *testing.T) {
+	for _, status := range []int{200, 201, 202, 206} {
+		for _, args := range [][]string{{"rm", "shop", "v1"}, {"label rm", "shop", "live"}} {
+			withFake(t, func(f *fake) {
+				f.hosts[serviceHost].handle = handler(func(w http.ResponseWriter, r *http.Request) {
+					w.WriteHeader(status)
+					fmt.Fprint(w, "<html>log in")
+				})
+				r := f.run(args[0], args[1:]...).want(t, exitFailure)
+				if r.stdout != "" || !strings.Contains(r.err.Error(), "PAGEWRIGHT_URL") {
+					t.Errorf("%d: %q, %v", status, r.stdout, r.err)
+				}
+			})
+		}
 	}
 }

@@ -32,6 +32,9 @@ const (
 	maxRedirects  = 5
 )
 
+// checkAddress is what to do when a response is not one of the service.
+const checkAddress = "check PAGEWRIGHT_URL (or --url)"
+
 // service is a running service.
 type service struct {
 	base     *url.URL
