@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"mime"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -130,14 +131,6 @@ func (d *download) attempt(ctx context.Context, tries *retries) error {
 		}
 		return d.check(ctx)
 	}
-	if d.fetch.at > 0 && !d.build.isKnown() { // nothing shows that the rest belongs to what has arrived
-		if d.out.file == nil {
-			return errorf(exitFailure, "the transfer to %s broke after %d bytes, and cannot continue: the response has no strong ETag", d.out.name, d.fetch.at)
-		}
-		if err := d.restart(); err != nil {
-			return err
-		}
-	}
 	if d.fetch.at == 0 || d.fetch.at != d.build.size { // else all had arrived when the last attempt failed
 		if err := d.fetch.once(ctx, tries); err != nil {
 			return err
@@ -169,6 +162,10 @@ func (d *download) look(ctx context.Context) error {
 		return err
 	}
 	d.build = describe(d.path, d.site, reply.header)
+	kind, _, _ := mime.ParseMediaType(reply.header.Get("Content-Type"))
+	if !d.build.isKnown() || kind == "text/html" { // such as a login page
+		return errorf(exitFailure, "HEAD /%s: the response is not that of the service, which says application/gzip and sends a strong ETag: %s", d.path, checkAddress)
+	}
 	return nil
 }
 

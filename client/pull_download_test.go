@@ -157,9 +157,9 @@ func TestPullOfOddResponses(t *testing.T) {
 			return true
 		}, exitCorrupt, exitCorrupt},
 		{"a weak ETag without a digest", fakeBuild{data: b.data, etag: `W/"v1"`, noDigest: true}, func(int, http.ResponseWriter, *http.Request) bool { return false },
-			0, exitFailure},
+			exitFailure, exitFailure},
 		{"no ETag and no digest", fakeBuild{data: b.data, noDigest: true}, func(int, http.ResponseWriter, *http.Request) bool { return false },
-			0, exitFailure},
+			exitFailure, exitFailure},
 		{"no ETag", fakeBuild{data: b.data}, func(int, http.ResponseWriter, *http.Request) bool { return false }, 0, 0},
 		{"no digest", plain, func(int, http.ResponseWriter, *http.Request) bool { return false }, 0, 0},
 		{"the digest of another build", b, func(n int, w http.ResponseWriter, r *http.Request) bool {
@@ -240,7 +240,8 @@ func TestPullOfAnUnknownLength(t *testing.T) {
 			dir := inDir(t)
 			withFake(t, func(f *fake) {
 				f.hosts[serviceHost].handle = func(_ int, w http.ResponseWriter, r *http.Request) {
-					w.Header().Set("X-Fields", c.fields)
+					w.Header().Set("X-Fields", "Etag: \"v1\"\r\n"+c.fields)
+					w.Header().Set("Etag", `"v1"`)
 					c.handle(w, r)
 				}
 				f.run("pull", "shop", "v1").want(t, c.status)

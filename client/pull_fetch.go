@@ -164,7 +164,7 @@ func (f *fetch) judge(resp *http.Response) (skip, end int64, err error) {
 		return 0, 0, errReplaced(b)
 	case f.isPart() && !same && !isStore:
 		return 0, 0, errNoParts
-	case f.at > 0 && !same && !isStore:
+	case (f.at > 0 || b.sha256 == "") && !same && !isStore:
 		return 0, 0, again("the response does not say which build its bytes belong to")
 	}
 	if b.size < 0 && total >= 0 {

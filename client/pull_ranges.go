@@ -24,7 +24,7 @@ var defaultRanges = rangeLimits{from: 64 << 20, part: 16 << 20, count: 4}
 
 // fit reports whether d is to be downloaded in parts: only a file can be written in any order.
 func (l rangeLimits) fit(d *download) bool {
-	return !d.single && d.out.file != nil && d.build.size >= l.from && d.build.isKnown()
+	return !d.single && d.out.file != nil && d.build.size >= l.from
 }
 
 // errNoParts says that the service, or a proxy, does not send parts of a build, or does not say of

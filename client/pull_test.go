@@ -128,3 +128,26 @@ func TestPullGoesOnAfterAStall(t *testing.T) {
 		})
 	}
 }
+
+// A page of another server, such as a login, is no build, also if it has a strong ETag.
+func TestPullOfAPage(t *testing.T) {
+	for _, etag := range []string{"", `W/"1"`, `"1"`} {
+		for _, output := range []string{"out", "-"} {
+			dir := inDir(t)
+			withFake(t, func(f *fake) {
+				f.hosts[serviceHost].handle = handler(func(w http.ResponseWriter, r *http.Request) {
+					if etag != "" {
+						w.Header().Set("Etag", etag)
+					}
+					w.Header().Set("Content-Type", "text/html; charset=utf-8")
+					w.Write([]byte("<html>log in"))
+				})
+				r := f.run("pull", "shop", "v1", "-o", output).want(t, exitFailure)
+				if r.stdout != "" || !strings.Contains(r.err.Error(), "PAGEWRIGHT_URL") {
+					t.Errorf("%q, %v", r.stdout, r.err)
+				}
+			})
+			wantFiles(t, dir, nil)
+		}
+	}
+}
