@@ -2,9 +2,14 @@ package client
 
 import (
 	"context"
+	"io"
 	"os"
 	"strings"
+	"syscall"
 )
+
+// maxToken is the size of the largest file that can have a token.
+const maxToken = 64 << 10
 
 // tokenSource returns the token for an attempt.
 type tokenSource func(ctx context.Context) (string, error)
@@ -31,10 +36,22 @@ func newTokenSource(c *call, s *service) (tokenSource, error) {
 }
 
 // tokenFromFile reads the file again for each attempt: Kubernetes replaces it while a command runs.
+// A pipe would block, and has its bytes only once.
 func tokenFromFile(file string) (string, error) {
-	text, err := os.ReadFile(file)
+	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return "", usagef("PAGEWRIGHT_TOKEN_FILE: %v", err)
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return "", usagef("PAGEWRIGHT_TOKEN_FILE: %q is not a regular file", file)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxToken+1))
+	switch {
+	case err != nil:
+		return "", usagef("PAGEWRIGHT_TOKEN_FILE: %v", err)
+	case len(text) > maxToken:
+		return "", usagef("PAGEWRIGHT_TOKEN_FILE: %q is larger than %d KiB", file, maxToken>>10)
 	}
 	return checkToken("PAGEWRIGHT_TOKEN_FILE", string(text))
 }

@@ -1,10 +1,12 @@
 package client
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -51,6 +53,28 @@ func TestTokens(t *testing.T) {
 		_, err := callWith(environ)
 		if err == nil || final(t.Context(), err).(*Error).Status != exitUsage || strings.Contains(err.Error(), "secr") {
 			t.Errorf("%q: %v", environ, err)
+		}
+	}
+}
+
+// TestTokenFiles: a token file is a regular file of at most maxToken bytes, or a link to one.
+func TestTokenFiles(t *testing.T) {
+	dir := inDir(t)
+	for name, text := range map[string]string{"token": "t\n", "full": "t" + strings.Repeat("\n", maxToken-1), "large": "t" + strings.Repeat("\n", maxToken)} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Symlink("token", "link"), syscall.Mkfifo("pipe", 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{
+		"token": "", "link": "", "full": "",
+		"large": "larger than 64 KiB", "pipe": "not a regular file", "/dev/zero": "not a regular file", dir: "not a regular file", "none": "no such file",
+	} {
+		_, err := callWith([]string{"PAGEWRIGHT_TOKEN_FILE=" + file})
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", file, err, want)
 		}
 	}
 }
