@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
 // tempFile is a file that gets its name when it is complete: until then it has a random name in
@@ -126,6 +128,33 @@ func resolveTarget(name string) (target string, stream bool, err error) {
 		return "", false, fileError(name, err)
 	}
 	return target, false, nil
+}
+
+// openStream opens a device or a pipe for writing. It waits until a pipe has a reader. When ctx ends,
+// it returns, and a write to a pipe that nobody reads fails.
+func openStream(ctx context.Context, name string) (*os.File, error) {
+	type opened struct {
+		file *os.File
+		err  error
+	}
+	result := make(chan opened, 1)
+	go func() { // goes on after ctx has ended, until there is a reader or the process ends
+		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		if err == nil && ctx.Err() != nil {
+			f.Close()
+		}
+		result <- opened{f, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case r := <-result:
+		if r.err != nil {
+			return nil, fileError(name, r.err)
+		}
+		context.AfterFunc(ctx, func() { r.file.SetWriteDeadline(time.Unix(1, 0)) }) // devices have no deadline
+		return r.file, nil
+	}
 }
 
 // rewind removes what was written, and goes back to the first byte.

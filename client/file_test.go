@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net/http"
 	"os"
 	"os/exec"
@@ -81,6 +82,37 @@ func TestPullToAPipeOrDevice(t *testing.T) {
 	data := pullTo(t, "fifo", 0)
 	if !bytes.Equal(<-got, data) {
 		t.Error("other bytes arrived in the pipe")
+	}
+}
+
+// A pipe that nobody opens, or that nobody reads, does not keep a command that is interrupted.
+func TestPullToAPipeInterrupted(t *testing.T) {
+	inDir(t)
+	if err := syscall.Mkfifo("fifo", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if f, err := openStream(ctx, "fifo"); !errors.Is(err, context.Canceled) {
+		t.Fatal(f, err)
+	}
+	reader, err := os.OpenFile("fifo", os.O_RDWR, 0) // the open that still waits ends
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	ctx, cancel = context.WithCancel(t.Context())
+	f, err := openStream(ctx, "fifo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	go func() {
+		reader.Read(make([]byte, 1))
+		cancel()
+	}()
+	if _, err := f.Write(make([]byte, 4<<20)); !errors.Is(err, os.ErrDeadlineExceeded) { // more than a pipe holds
+		t.Error(err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/pflag"
 )
@@ -133,9 +134,9 @@ func newDownload(c *call) (d *download, output string, err error) {
 func (d *download) toStream(ctx context.Context, c *call, path string) error {
 	d.out = output{Writer: c.Stdout, name: "standard output"}
 	if path != "-" {
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		f, err := openStream(ctx, path)
 		if err != nil {
-			return fileError(path, err)
+			return err
 		}
 		defer f.Close()
 		d.out = output{Writer: f, name: path}
@@ -185,12 +186,12 @@ func (b *remoteBuild) fileName(label string) string {
 
 // isFile reports whether the file at path has the digest of the build.
 func (b *remoteBuild) isFile(ctx context.Context, path string) bool {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would block
 	if err != nil || b.sha256 == "" {
 		return false
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || b.size >= 0 && info.Size() != b.size {
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || b.size >= 0 && info.Size() != b.size {
 		return false
 	}
 	hash := sha256.New()
