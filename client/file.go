@@ -22,8 +22,8 @@ type tempFile struct {
 	done   bool     // committed or discarded
 }
 
-// createTemp creates an empty file that is to become target. Its mode is that of any new file:
-// 0666 without the bits of the umask.
+// createTemp creates an empty file that is to become target. Its mode is that of target, or of any
+// new file: 0666 without the bits of the umask.
 func createTemp(target string) (*tempFile, error) {
 	dir := filepath.Dir(target)
 	f, err := os.OpenFile(filepath.Join(dir, ".pagewright-"+rand.Text()+".part"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
@@ -34,7 +34,27 @@ func createTemp(target string) (*tempFile, error) {
 	// Before the first write: an error of the directory would otherwise be missed. Without the
 	// right to read a directory one can still create files in it.
 	t.dir, _ = os.Open(dir)
+	if err := t.keepMode(target); err != nil {
+		t.discard()
+		return nil, err
+	}
 	return t, nil
+}
+
+// keepMode gives the file the mode of target, if that is a file.
+func (t *tempFile) keepMode(target string) error {
+	old, err := os.Lstat(target)
+	if err != nil || !old.Mode().IsRegular() {
+		return nil
+	}
+	info, err := t.Stat()
+	if err == nil && info.Mode().Perm() != old.Mode().Perm() {
+		err = t.Chmod(old.Mode().Perm())
+	}
+	if err != nil {
+		return fileError(target, err)
+	}
+	return nil
 }
 
 // reserve reserves space for size bytes, where the file system can: if there is too little, it
@@ -56,6 +76,9 @@ func (t *tempFile) reserve(size int64) error {
 func (t *tempFile) commit(target string) error {
 	defer t.discard()
 	t.target = target
+	if err := t.keepMode(target); err != nil { // target is another one, or its mode has changed
+		return err
+	}
 	if err := t.Sync(); err != nil && !isUnsupported(err) {
 		return fileError(target, err)
 	}

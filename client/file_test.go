@@ -27,11 +27,15 @@ func pullTo(t *testing.T, name string, status int) []byte {
 
 func TestPullToAFileThatExists(t *testing.T) {
 	dir := inDir(t)
-	for _, mode := range []os.FileMode{0o644, 0o444, 0o000} {
-		if err := os.WriteFile("out", []byte("old"), mode); err != nil {
+	for _, mode := range []os.FileMode{0o644, 0o640, 0o666, 0o444, 0o000} {
+		if err := errors.Join(os.WriteFile("out", []byte("old"), 0o600), os.Chmod("out", mode)); err != nil {
 			t.Fatal(err)
 		}
 		data := pullTo(t, "out", 0)
+		if info, err := os.Stat("out"); err != nil || info.Mode() != mode {
+			t.Errorf("mode %v, %v; want %v", info.Mode(), err, mode)
+		}
+		os.Chmod("out", 0o600)
 		wantFiles(t, dir, map[string][]byte{"out": data})
 		os.Remove("out")
 	}
@@ -223,6 +227,7 @@ func TestPullIfChanged(t *testing.T) {
 			if c.file != nil {
 				os.WriteFile("v1.tar.gz", c.file, 0o400)
 			}
+			before, _ := os.Stat("v1.tar.gz")
 			withFake(t, func(f *fake) {
 				b := b
 				b.noDigest = c.noDigest
@@ -236,8 +241,8 @@ func TestPullIfChanged(t *testing.T) {
 				}
 			})
 			wantFiles(t, dir, map[string][]byte{"v1.tar.gz": b.data})
-			if info, err := os.Stat("v1.tar.gz"); err != nil || (info.Mode().Perm() == 0o400) == c.changed {
-				t.Errorf("the mode is %v, %v", info.Mode(), err)
+			if after, err := os.Stat("v1.tar.gz"); err != nil || c.file != nil && os.SameFile(before, after) == c.changed {
+				t.Errorf("it was replaced, or not: %v", err)
 			}
 		})
 	}
