@@ -66,6 +66,10 @@ func (g *githubToken) get(ctx context.Context) (string, error) {
 	if resp.StatusCode != http.StatusOK {
 		e := newStatusError(&request{method: "GET"}, resp)
 		e.request = "cannot get a token from GitHub"
+		if e.status == http.StatusNotFound { // it is not about a build, or the address of the service
+			e.elsewhere = false
+			return "", errorf(exitFailure, "%v", e)
+		}
 		return "", e
 	}
 	var said struct{ Value string }

@@ -67,7 +67,8 @@ func TestGitHubTokenFails(t *testing.T) {
 	r := newFakeRunner(t)
 	for status, temporary := range map[int]bool{500: true, 503: true, 401: false, 404: false} {
 		r.status = status
-		if _, err := r.call(t).service.token(t.Context()); err == nil || isTemporary(err) != temporary || !strings.Contains(err.Error(), "cannot get a token from GitHub") {
+		if _, err := r.call(t).service.token(t.Context()); err == nil || isTemporary(err) != temporary || !strings.Contains(err.Error(), "cannot get a token from GitHub") ||
+			strings.Contains(err.Error(), "PAGEWRIGHT_URL") || status != 401 && final(t.Context(), err).(*Error).Status != exitFailure {
 			t.Errorf("%d: %v", status, err)
 		}
 	}

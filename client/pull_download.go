@@ -158,6 +158,9 @@ func (d *download) restart() error {
 // look asks for what the service knows of the build.
 func (d *download) look(ctx context.Context) error {
 	reply, err := d.service.do(ctx, &request{method: http.MethodHead, path: d.path})
+	if hasStatus(err, http.StatusNotFound) {
+		return d.absent(ctx, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -167,6 +170,21 @@ func (d *download) look(ctx context.Context) error {
 		return errorf(exitFailure, "HEAD /%s: the response is not that of the service, which says application/gzip and sends a strong ETag: %s", d.path, checkAddress)
 	}
 	return nil
+}
+
+// absent returns the error for a 404 to a HEAD, which has no text: that of a GET says whether it is
+// the service that says so.
+func (d *download) absent(ctx context.Context, err error) error {
+	r := &request{method: http.MethodGet, path: d.path, header: http.Header{"Range": {"bytes=0-0"}}, query: url.Values{"redirect": {"false"}}}
+	if _, said := d.service.once(ctx, r); hasStatus(said, http.StatusNotFound) {
+		if e, _ := errors.AsType[*statusError](said); e.elsewhere {
+			return said
+		}
+	}
+	if d.label != "" {
+		return fmt.Errorf("%w: the site %s has no label %s, or its build is gone", err, d.site, d.label)
+	}
+	return fmt.Errorf("%w: the site %s has no build %s", err, d.site, strings.TrimPrefix(d.path, artifactPath(d.site, "")))
 }
 
 // describe returns the build of a response to a HEAD for path.

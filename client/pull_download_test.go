@@ -108,7 +108,7 @@ func TestPullOfOddResponses(t *testing.T) {
 			return true
 		}, exitDenied, exitDenied},
 		{"404", b, func(n int, w http.ResponseWriter, r *http.Request) bool {
-			w.WriteHeader(http.StatusNotFound)
+			fail(w, 404, "no such build")
 			return true
 		}, exitAbsent, exitAbsent},
 		{"204", b, func(n int, w http.ResponseWriter, r *http.Request) bool {
@@ -331,7 +331,7 @@ func (s *fakeSite) serve(w http.ResponseWriter, r *http.Request) {
 	b, found := s.builds[id]
 	if !ok || !found {
 		w.Header().Del("Content-Location")
-		w.WriteHeader(http.StatusNotFound)
+		fail(w, 404, "not found")
 		return
 	}
 	b.serve(w, r)

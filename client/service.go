@@ -349,6 +349,7 @@ type statusError struct {
 	requestID  string
 	retryAfter time.Duration // 0: not given
 	mismatch   bool          // the body did not have its digest
+	elsewhere  bool          // a 404 that is not about a site, build or label of the service
 	header     http.Header
 }
 
@@ -360,6 +361,9 @@ func (e *statusError) Error() string {
 	if e.requestID != "" {
 		text += " (request " + e.requestID + ")"
 	}
+	if e.elsewhere {
+		text += ": " + checkAddress
+	}
 	return text
 }
 
@@ -369,6 +373,9 @@ func (e *statusError) exitStatus() int {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return exitDenied
 	case http.StatusNotFound:
+		if e.elsewhere {
+			return exitFailure
+		}
 		return exitAbsent
 	case http.StatusConflict, http.StatusPreconditionFailed:
 		return exitConflict
@@ -404,7 +411,9 @@ func newStatusError(r *request, resp *http.Response) *statusError {
 	default: // of a proxy
 		text := strings.Join(strings.Fields(string(body)), " ")
 		e.text = strings.ToValidUTF8(text[:min(len(text), 200)], "")
+		e.elsewhere = e.status == http.StatusNotFound && r.method != http.MethodHead
 	}
+	e.elsewhere = e.elsewhere || e.status == http.StatusNotFound && e.text == "no such path"
 	return e
 }
 

@@ -305,9 +305,10 @@ func TestWrongCA(t *testing.T) {
 func TestErrorTexts(t *testing.T) {
 	for _, c := range []struct{ body, want string }{
 		{`{"status":"error","error":"no such build"}`, "GET /a: 404 Not Found: no such build (request R)"},
-		{"<html>\n <b>nginx</b>\x1b[2J", "GET /a: 404 Not Found: <html> <b>nginx</b>\x1b[2J (request R)"},
-		{"", "GET /a: 404 Not Found (request R)"},
-		{strings.Repeat("é", 500), "GET /a: 404 Not Found: " + strings.Repeat("é", 100) + " (request R)"},
+		{`{"status":"error","error":"no such path"}`, "GET /a: 404 Not Found: no such path (request R): check PAGEWRIGHT_URL (or --url)"},
+		{"<html>\n <b>nginx</b>\x1b[2J", "GET /a: 404 Not Found: <html> <b>nginx</b>\x1b[2J (request R): check PAGEWRIGHT_URL (or --url)"},
+		{"", "GET /a: 404 Not Found (request R): check PAGEWRIGHT_URL (or --url)"},
+		{strings.Repeat("é", 500), "GET /a: 404 Not Found: " + strings.Repeat("é", 100) + " (request R): check PAGEWRIGHT_URL (or --url)"},
 	} {
 		e := newStatusError(&request{method: "GET", path: "a"}, &http.Response{StatusCode: 404, Header: http.Header{"X-Request-Id": {"R"}}, Body: io.NopCloser(strings.NewReader(c.body))})
 		if e.Error() != c.want {
@@ -320,3 +321,36 @@ func TestErrorTexts(t *testing.T) {
 }
 
 func marshalKey(key any) ([]byte, error) { return x509.MarshalPKCS8PrivateKey(key) }
+
+// TestWrongAddress: another server, or a wrong path, is not an absent build.
+func TestWrongAddress(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	commands := [][]string{
+		{"push", file, "shop", "v1"}, {"push", file, "shop", "v1", "--create"}, {"pull", "shop", "v1", "-o", "-"}, {"pull", "shop", "@live", "-o", "-"},
+		{"versions", "shop"}, {"sites"}, {"label set", "shop", "live", "v1"}, {"label rm", "shop", "live"}, {"label list", "shop"},
+		{"label rollback", "shop", "live"}, {"log", "shop", "v1", "a", "b"}, {"rm", "shop", "v1"},
+	}
+	for body, want := range map[string]int{
+		`{"status":"error","error":"no such path"}`: exitFailure, "<html>not here": exitFailure, "": exitFailure, `{"status":404}`: exitFailure,
+		`{"status":"error","error":"no such build"}`: exitAbsent,
+	} {
+		for _, args := range commands {
+			withFake(t, func(f *fake) {
+				f.hosts[serviceHost].handle = handler(func(w http.ResponseWriter, r *http.Request) {
+					w.WriteHeader(404)
+					io.WriteString(w, body)
+				})
+				r := f.run(args[0], args[1:]...).want(t, want)
+				if strings.Contains(r.err.Error(), "PAGEWRIGHT_URL") != (want == exitFailure) {
+					t.Errorf("%q: %v", args, r.err)
+				}
+				if want == exitAbsent && args[0] == "pull" && !strings.Contains(r.err.Error(), ": the site shop has no ") {
+					t.Error(r.err)
+				}
+			})
+		}
+	}
+}
