@@ -48,8 +48,10 @@ func (r *retries) wait(ctx context.Context, err error) error {
 	switch {
 	case r.limit == 0:
 		return err
-	case left <= 0 || known > left:
-		return fmt.Errorf("%w; gave up after %d attempts in %v", err, r.attempts, time.Since(r.since).Round(time.Second))
+	case left <= 0:
+		return fmt.Errorf("%w; gave up after %s in %v", err, r.count(), time.Since(r.since).Round(time.Second))
+	case known > left:
+		return fmt.Errorf("%w; gave up after %s: the service asks to wait %v, and --retry-for leaves %v", err, r.count(), known.Round(time.Second), left.Round(time.Second))
 	}
 	delay = min(delay, left) // the last attempt is at the end
 	r.note("%v; attempt %d follows in %v", err, r.attempts+1, delay.Round(100*time.Millisecond))
@@ -61,6 +63,14 @@ func (r *retries) wait(ctx context.Context, err error) error {
 	case <-timer.C:
 		return nil
 	}
+}
+
+// count returns the number of attempts for people.
+func (r *retries) count() string {
+	if r.attempts == 1 {
+		return "1 attempt"
+	}
+	return fmt.Sprintf("%d attempts", r.attempts)
 }
 
 // delay returns how long to wait before the next attempt, and how much of that the service

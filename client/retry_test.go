@@ -104,7 +104,8 @@ func TestRetryAfterBeyondTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		err := newTestRetries(time.Minute).wait(t.Context(), &statusError{status: 503, retryAfter: time.Hour})
-		if err == nil || time.Since(start) != 0 {
+		const want = "gave up after 1 attempt: the service asks to wait 1h0m0s, and --retry-for leaves 1m0s"
+		if err == nil || time.Since(start) != 0 || !strings.HasSuffix(err.Error(), want) {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 	})
