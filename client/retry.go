@@ -7,13 +7,19 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
+	"net/textproto"
+	"strings"
 	"time"
 )
 
 const (
 	firstDelay = 500 * time.Millisecond
 	maxDelay   = 30 * time.Second
+	// maxMalformed is how many responses in a row may have a header that is no HTTP. One can be a
+	// header that was cut in the middle of a line; many are another server.
+	maxMalformed = 8
 )
 
 // retries decides how often and when a request is repeated.
@@ -23,6 +29,8 @@ type retries struct {
 	attempts int
 	delays   int // since the last progress
 	note     func(format string, args ...any)
+
+	malformed int // responses, in a row
 }
 
 func (s *service) newRetries() *retries {
@@ -38,6 +46,11 @@ func (r *retries) progress() { r.since, r.delays = time.Time{}, 0 }
 func (r *retries) wait(ctx context.Context, err error) error {
 	r.attempts++
 	if ctx.Err() != nil || !isTemporary(err) {
+		return err
+	}
+	if !isMalformed(err) {
+		r.malformed = 0
+	} else if r.malformed++; r.malformed == maxMalformed {
 		return err
 	}
 	if r.since.IsZero() {
@@ -63,6 +76,14 @@ func (r *retries) wait(ctx context.Context, err error) error {
 	case <-timer.C:
 		return nil
 	}
+}
+
+// isMalformed reports whether a response had a header that is no HTTP.
+func isMalformed(err error) bool {
+	if errors.As(err, new(textproto.ProtocolError)) {
+		return true
+	}
+	return err != nil && strings.Contains(err.Error(), "malformed HTTP ") // net/http has no type for it
 }
 
 // count returns the number of attempts for people.
@@ -120,10 +141,11 @@ func isTemporary(err error) bool {
 	}
 	switch {
 	case errors.As(err, new(*tls.CertificateVerificationError)), errors.As(err, new(x509.UnknownAuthorityError)),
-		errors.As(err, new(tls.RecordHeaderError)), errors.As(err, new(tls.AlertError)), errors.Is(err, http.ErrSchemeMismatch):
+		errors.As(err, new(tls.RecordHeaderError)), errors.As(err, new(tls.AlertError)), errors.Is(err, http.ErrSchemeMismatch),
+		errors.As(err, new(*net.AddrError)): // the port of a proxy or store
 		return false
 	}
-	return true
+	return !strings.Contains(err.Error(), "server response headers exceeded") // net/http has no type for it
 }
 
 // final returns the error with which a command ends: one with an exit status.

@@ -1,12 +1,14 @@
 package client
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -137,10 +139,46 @@ func TestWhatIsTemporary(t *testing.T) {
 	}
 	for _, err := range []error{status(301), status(400), status(401), status(403), status(404), status(409), status(412), status(413), status(501), status(505),
 		errorf(exitFailure, "x"), permanentError{io.EOF}, permanentError{status(503)}, http.ErrSchemeMismatch, tls.AlertError(42),
+		&net.OpError{Op: "dial", Err: &net.AddrError{Err: "invalid port", Addr: "65536"}},
 		fmt.Errorf("x: %w", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}})} {
 		if isTemporary(err) {
 			t.Errorf("%v is temporary", err)
 		}
+	}
+}
+
+// TestResponsesThatAreNoHTTP: a header that is cut is repeated, another server is not asked for ever.
+func TestResponsesThatAreNoHTTP(t *testing.T) {
+	for _, c := range []struct {
+		response  string
+		cut, want int // how many responses are that one, 0: all; how many attempts there are
+		ok        bool
+	}{
+		{"HTTP/1.1 20", 3, 4, true},
+		{"HTTP/1.1 200 OK\r\nConte", 3, 4, true},
+		{"HTTP/1.1 200 OK\r\nContent-Length: 1", 3, 4, true},
+		{"SSH-2.0-x\r\n", 0, maxMalformed, false},
+		{"HTTP/1.1 200 OK\r\nno colon\r\n\r\n", 0, maxMalformed, false},
+		{"HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 11<<20) + "\r\n\r\n", 0, 1, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			attempts := 0
+			s := testService(func(conn net.Conn) {
+				defer conn.Close()
+				readHeader(bufio.NewReader(conn))
+				if attempts++; c.cut == 0 || attempts <= c.cut {
+					io.WriteString(conn, c.response)
+					return
+				}
+				io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+			})
+			s.retryFor = 10 * time.Minute
+			_, err := s.do(t.Context(), &request{method: "GET", path: "x"})
+			if (err == nil) != c.ok || attempts != c.want {
+				t.Errorf("%.40q: %v after %d attempts, want %d", c.response, err, attempts, c.want)
+			}
+			s.close()
+		})
 	}
 }
 

@@ -97,12 +97,19 @@ func parseBase(address string) (*url.URL, error) {
 		return nil, errors.New("the address must begin with http:// or https://")
 	case u.Hostname() == "":
 		return nil, errors.New("the address has no host")
+	case !isPort(portOf(u)):
+		return nil, fmt.Errorf("the port %s must be from 1 to 65535", u.Port())
 	case u.User != nil:
 		return nil, errors.New("the address must not have a user or password: use PAGEWRIGHT_TOKEN")
 	case u.RawQuery != "" || u.Fragment != "" || u.ForceQuery:
 		return nil, errors.New("the address must not have a query or fragment")
 	}
 	return u.JoinPath("/"), nil
+}
+
+func isPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n > 0
 }
 
 func isLoopback(host string) bool {

@@ -29,12 +29,13 @@ func TestAddresses(t *testing.T) {
 		"https://example.org/store":     "https://example.org/store/",
 		"https://example.org/a/../b//c": "https://example.org/b/c/",
 		"http://[::1]:80":               "http://[::1]:80/",
+		"http://x:65535":                "http://x:65535/",
 	} {
 		if u, err := parseBase(address); err != nil || u.String() != want {
 			t.Errorf("%s: %v, %v, want %s", address, u, err, want)
 		}
 	}
-	for _, address := range []string{"localhost:8080", "store.example.org", "ftp://x", "http://", "http:///x", "http://u:secret@x", "http://x?secret=1", "http://x/#f", "http://x:port", "http://x/%zz", "://"} {
+	for _, address := range []string{"localhost:8080", "store.example.org", "ftp://x", "http://", "http:///x", "http://u:secret@x", "http://x?secret=1", "http://x/#f", "http://x:port", "http://x:0", "http://x:65536", "http://x/%zz", "://"} {
 		u, err := parseBase(address)
 		if err == nil || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: %v, %v", address, u, err)
