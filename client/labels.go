@@ -228,6 +228,9 @@ func labelList(ctx context.Context, c *call) error {
 	if err := reply.decode(&all); err != nil {
 		return err
 	}
+	if all.Labels == nil {
+		return errNoList("labels")
+	}
 	t := table{}
 	t.row("LABEL", "BUILD", "BEFORE", "CHANGED", "BY")
 	for _, l := range all.Labels {

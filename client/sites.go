@@ -34,6 +34,9 @@ func sites(ctx context.Context, c *call) error {
 		if err := reply.decode(&page); err != nil {
 			return 0, err
 		}
+		if page.Sites == nil {
+			return 0, errNoList("sites")
+		}
 		for _, text := range page.Sites {
 			var site struct {
 				ID string `json:"site_id"`

@@ -58,6 +58,9 @@ func versions(ctx context.Context, c *call) error {
 		if err := reply.decode(&page); err != nil {
 			return 0, err
 		}
+		if page.Versions == nil {
+			return 0, errNoList("versions")
+		}
 		for _, text := range page.Versions {
 			var v version
 			if err := json.Unmarshal(text, &v); err != nil {
@@ -75,6 +78,11 @@ func versions(ctx context.Context, c *call) error {
 		c.note("site %s has no builds", site)
 	}
 	return c.list(map[string]any{"site_id": site, "count": len(all), "versions": all}, t)
+}
+
+// errNoList is the error for a response that should have a list as a member with that name.
+func errNoList(member string) error {
+	return errorf(exitFailure, "the response is not that of the service: it has no list %q: %s", member, checkAddress)
 }
 
 // cells returns the row of a build in the list for people.

@@ -92,9 +92,15 @@ func TestVersionsOfManyPages(t *testing.T) {
 			fmt.Fprint(w, `{"versions":[{"build_id":"v1"}],"next_cursor":"1"}`)
 		})
 		f.run("versions", "shop").want(t, exitFailure)
-		for _, text := range []string{"", "<html>", `{"versions":[1]}`, `{"versions":3}`} {
-			host.handle = handler(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, text) })
-			f.run("versions", "shop").want(t, exitFailure)
+		for _, text := range []string{"", "<html>", "null", "{}", "[]", `"x"`, `{"%s":[1]}`, `{"%s":3}`, `{"%s":null}`} {
+			for name, args := range map[string][]string{"versions": {"versions", "shop"}, "sites": {"sites"}, "labels": {"label list", "shop"}} {
+				host.handle = handler(func(w http.ResponseWriter, r *http.Request) {
+					fmt.Fprint(w, strings.Replace(text, "%s", name, 1))
+				})
+				if r := f.run(args[0], args[1:]...).want(t, exitFailure); r.stdout != "" {
+					t.Errorf("%s: %q", text, r.stdout)
+				}
+			}
 		}
 	})
 }
