@@ -16,12 +16,13 @@ import (
 // Exit statuses, the same as those of the other commands of the program.
 const (
 	exitFailure    = 1
-	exitUsage      = 2 // a wrong argument or variable
+	exitUsage      = 2 // a wrong argument or option
 	exitAbsent     = 3
 	exitCorrupt    = 4 // bytes do not have their digest
 	exitDenied     = 5
 	exitConflict   = 6
 	exitIncomplete = 7
+	exitConfig     = 78 // a wrong variable
 )
 
 // Error is an error with an exit status. Without a text nothing is to be reported: the
@@ -45,6 +46,9 @@ func errorf(status int, format string, args ...any) error {
 func usagef(format string, args ...any) error {
 	return errorf(exitUsage, "%s; run with -h for usage", fmt.Sprintf(format, args...))
 }
+
+// configf is errorf for what is wrong with a variable.
+func configf(format string, args ...any) error { return errorf(exitConfig, format, args...) }
 
 // Command is a command of the program.
 type Command struct {

@@ -16,12 +16,12 @@ import (
 func newGitHubToken(c *call, s *service) (tokenSource, error) {
 	address, secret := c.env("ACTIONS_ID_TOKEN_REQUEST_URL"), c.env("ACTIONS_ID_TOKEN_REQUEST_TOKEN")
 	if address == "" || secret == "" {
-		return nil, usagef("--oidc github: ACTIONS_ID_TOKEN_REQUEST_URL and ACTIONS_ID_TOKEN_REQUEST_TOKEN are not set: " +
+		return nil, configf("--oidc github: ACTIONS_ID_TOKEN_REQUEST_URL and ACTIONS_ID_TOKEN_REQUEST_TOKEN are not set: " +
 			"the job needs \"permissions: id-token: write\", and a pull request from a fork gets no token")
 	}
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" {
-		return nil, usagef("ACTIONS_ID_TOKEN_REQUEST_URL is not a URL")
+		return nil, configf("ACTIONS_ID_TOKEN_REQUEST_URL is not a URL")
 	}
 	query := u.Query()
 	query.Set("audience", c.text("oidc-audience"))
@@ -81,7 +81,7 @@ func (g *githubToken) get(ctx context.Context) (string, error) {
 		return "", errorf(exitFailure, "cannot get a token from GitHub: the response has no token")
 	}
 	if g.token, err = checkToken("the token from GitHub", said.Value); err != nil {
-		return "", err
+		return "", errorf(exitFailure, "%w", err)
 	}
 	g.expires = expiry(g.token)
 	return g.token, nil

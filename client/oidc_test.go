@@ -73,7 +73,7 @@ func TestGitHubTokenFails(t *testing.T) {
 		}
 	}
 	for _, environ := range [][]string{nil, {"ACTIONS_ID_TOKEN_REQUEST_URL=" + r.URL}, {"ACTIONS_ID_TOKEN_REQUEST_URL=x", "ACTIONS_ID_TOKEN_REQUEST_TOKEN=y"}} {
-		if _, err := callWith(environ, "--oidc", "github"); err == nil || final(t.Context(), err).(*Error).Status != exitUsage {
+		if _, err := callWith(environ, "--oidc", "github"); err == nil || final(t.Context(), err).(*Error).Status != exitConfig {
 			t.Errorf("%q: %v", environ, err)
 		}
 	}

@@ -19,6 +19,9 @@ import (
 // warns about 1970.
 var packTime = time.Date(1980, 1, 1, 0, 0, 0, 0, time.UTC)
 
+// maxEpoch is the first time that a tar header cannot hold.
+const maxEpoch = 1 << 33
+
 // archiveTime returns the time of the files in an archive for the value of SOURCE_DATE_EPOCH
 // (reproducible-builds.org).
 func archiveTime(epoch string) (time.Time, error) {
@@ -26,8 +29,8 @@ func archiveTime(epoch string) (time.Time, error) {
 		return packTime, nil
 	}
 	seconds, err := strconv.ParseInt(epoch, 10, 64)
-	if err != nil || seconds < 0 || seconds >= 1<<33 { // what a tar header can hold
-		return time.Time{}, usagef("SOURCE_DATE_EPOCH=%q: must be the seconds since 1970", epoch)
+	if err != nil || seconds < 0 || seconds >= maxEpoch {
+		return time.Time{}, configf("SOURCE_DATE_EPOCH=%q: must be the seconds since 1970, from 0 to %d", epoch, maxEpoch-1)
 	}
 	return time.Unix(seconds, 0).UTC(), nil
 }
@@ -231,24 +234,12 @@ func packError(dir, name string, err error) error {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e
 	}
-	status := exitFailure
-	if name == "" || name == "." {
-		status = fileStatus(err)
-	}
-	return errorf(status, "cannot read %q: %w", path.Join(dir, name), cause(err))
+	return errorf(exitFailure, "cannot read %q: %w", path.Join(dir, name), cause(err))
 }
 
 // tempError returns the error for the temporary archive.
 func tempError(err error) error {
 	return errorf(exitFailure, "cannot write the temporary archive in %s (TMPDIR): %w", os.TempDir(), cause(err))
-}
-
-// fileStatus returns the exit status for a file that an argument names and that cannot be opened.
-func fileStatus(err error) int {
-	if errors.Is(err, fs.ErrNotExist) {
-		return exitUsage
-	}
-	return exitFailure
 }
 
 // cause returns err without the operation and the name that package os adds.

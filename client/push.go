@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"strings"
@@ -147,7 +148,7 @@ func (c *call) openSource(ctx context.Context, name string) (*source, error) {
 	}
 	info, err := os.Stat(name)
 	if err != nil {
-		return nil, errorf(fileStatus(err), "cannot read %q: %w", name, cause(err))
+		return nil, errorf(exitFailure, "cannot read %q: %w", name, cause(err))
 	}
 	s := &source{name: name}
 	switch {
@@ -155,10 +156,10 @@ func (c *call) openSource(ctx context.Context, name string) (*source, error) {
 		s.file, err = c.createArchive(ctx, name)
 	case info.Mode().IsRegular():
 		if s.file, err = os.Open(name); err != nil {
-			err = errorf(fileStatus(err), "cannot read %q: %w", name, cause(err))
+			err = errorf(exitFailure, "cannot read %q: %w", name, cause(err))
 		}
 	default:
-		return nil, usagef("%q is neither a file nor a directory: a pipe cannot be sent again after a failure", name)
+		return nil, usagef("push needs a file or a directory, which can be sent again after a failure; %q is not: it is %s", name, kindOf(info.Mode()))
 	}
 	if err == nil {
 		if err = s.hash(ctx, c); err == nil {
@@ -167,6 +168,17 @@ func (c *call) openSource(ctx context.Context, name string) (*source, error) {
 		s.file.Close()
 	}
 	return nil, err
+}
+
+// kindOf names what a file is that is neither regular nor a directory.
+func kindOf(mode fs.FileMode) string {
+	switch {
+	case mode&fs.ModeNamedPipe != 0:
+		return "a pipe"
+	case mode&fs.ModeSocket != 0:
+		return "a socket"
+	}
+	return "a device"
 }
 
 // hash reads the whole file.

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -566,7 +567,7 @@ func TestPushStoredButNotLabelled(t *testing.T) {
 	})
 }
 
-// TestPushBadInput: exit status 2, and no request.
+// TestPushBadInput: the exit status says what is wrong, and there is no request.
 func TestPushBadInput(t *testing.T) {
 	testPush(t, 10, func(p *pushTest) {
 		dir := filepath.Dir(p.file)
@@ -578,7 +579,7 @@ func TestPushBadInput(t *testing.T) {
 		if err := syscall.Mkfifo(pipe, 0o666); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Mkdir(emptyDir, 0o777); err != nil {
+		if err := errors.Join(os.Mkdir(emptyDir, 0o777), os.Symlink("loop", filepath.Join(dir, "loop"))); err != nil {
 			t.Fatal(err)
 		}
 		for _, args := range [][]string{
@@ -587,10 +588,26 @@ func TestPushBadInput(t *testing.T) {
 			{p.file, "shop", "v1", "--label", "Live"}, {p.file, "shop", "v1", "--log", "build"}, {p.file, "shop", "v1", "--log", "=ok"},
 			{p.file, "shop", "v1", "--nonsense"}, {p.file, "shop", "v1", "--retry-for", "soon"}, {p.file, "shop", "v1", "--retry-for", "-1s"},
 			{p.file, "shop", "v1", "--url", "store.example.org"}, {p.file, "shop", "v1", "--cert", p.file}, {p.file, "shop", "v1", "--ca", p.file},
-			{"-", "shop", "v1"}, {empty, "shop", "v1"}, {pipe, "shop", "v1"}, {none, "shop", "v1"}, {emptyDir, "shop", "v1"},
+			{"-", "shop", "v1"}, {empty, "shop", "v1"}, {pipe, "shop", "v1"}, {os.DevNull, "shop", "v1"}, {emptyDir, "shop", "v1"},
 		} {
 			if r := p.run("push", args...); r.status != exitUsage {
 				t.Errorf("%q: exit status %d: %v", args, r.status, r.err)
+			}
+		}
+		for file, want := range map[string]string{pipe: "it is a pipe", os.DevNull: "it is a device"} {
+			if r := p.run("push", file, "shop", "v1"); !strings.Contains(r.err.Error(), want) {
+				t.Errorf("%s: %v", file, r.err)
+			}
+		}
+		// A file that cannot be read, for whatever cause.
+		for _, file := range []string{none, filepath.Join(p.file, "x"), filepath.Join(dir, "loop")} {
+			p.run("push", file, "shop", "v1").want(t, exitFailure)
+		}
+		env := p.env
+		for _, v := range []string{"PAGEWRIGHT_URL=store.example.org", "PAGEWRIGHT_TOKEN=a b", "PAGEWRIGHT_TOKEN_FILE=" + none, "SOURCE_DATE_EPOCH=8589934592", "SOURCE_DATE_EPOCH=-1", "SOURCE_DATE_EPOCH=now"} {
+			p.env = append(slices.Clip(env), v)
+			if r := p.run("push", dir, "shop", "v1").want(t, exitConfig); !strings.Contains(r.err.Error(), v[:strings.Index(v, "=")]) {
+				t.Errorf("%s: %v", v, r.err)
 			}
 		}
 		p.wantRequests()

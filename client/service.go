@@ -48,16 +48,16 @@ type service struct {
 
 // newService returns the service that the options and variables of c name.
 func newService(c *call) (*service, error) {
-	address, name := c.text("url"), "--url"
+	address, invalid := c.text("url"), func(err error) error { return usagef("--url: %v", err) }
 	if address == "" {
-		address, name = c.env("PAGEWRIGHT_URL"), "PAGEWRIGHT_URL"
+		address, invalid = c.env("PAGEWRIGHT_URL"), func(err error) error { return configf("PAGEWRIGHT_URL: %w", err) }
 	}
 	if address == "" {
 		return nil, usagef("set PAGEWRIGHT_URL (or --url) to the address of the service, for example https://store.example.org")
 	}
 	base, err := parseBase(address)
 	if err != nil {
-		return nil, usagef("%s: %v", name, err)
+		return nil, invalid(err)
 	}
 	conf, err := tlsConfig(c.text("ca"), c.text("cert"), c.text("key"))
 	if err != nil {

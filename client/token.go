@@ -23,7 +23,7 @@ func newTokenSource(c *call, s *service) (tokenSource, error) {
 	case system != "":
 		return newGitHubToken(c, s)
 	case token != "" && file != "":
-		return nil, usagef("PAGEWRIGHT_TOKEN and PAGEWRIGHT_TOKEN_FILE are both set: set one")
+		return nil, configf("PAGEWRIGHT_TOKEN and PAGEWRIGHT_TOKEN_FILE are both set: set one")
 	case token != "":
 		token, err := checkToken("PAGEWRIGHT_TOKEN", token)
 		return func(context.Context) (string, error) { return token, nil }, err
@@ -40,18 +40,18 @@ func newTokenSource(c *call, s *service) (tokenSource, error) {
 func tokenFromFile(file string) (string, error) {
 	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return "", usagef("PAGEWRIGHT_TOKEN_FILE: %v", err)
+		return "", configf("PAGEWRIGHT_TOKEN_FILE: %v", err)
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return "", usagef("PAGEWRIGHT_TOKEN_FILE: %q is not a regular file", file)
+		return "", configf("PAGEWRIGHT_TOKEN_FILE: %q is not a regular file", file)
 	}
 	text, err := io.ReadAll(io.LimitReader(f, maxToken+1))
 	switch {
 	case err != nil:
-		return "", usagef("PAGEWRIGHT_TOKEN_FILE: %v", err)
+		return "", configf("PAGEWRIGHT_TOKEN_FILE: %v", err)
 	case len(text) > maxToken:
-		return "", usagef("PAGEWRIGHT_TOKEN_FILE: %q is larger than %d KiB", file, maxToken>>10)
+		return "", configf("PAGEWRIGHT_TOKEN_FILE: %q is larger than %d KiB", file, maxToken>>10)
 	}
 	return checkToken("PAGEWRIGHT_TOKEN_FILE", string(text))
 }
@@ -59,11 +59,14 @@ func tokenFromFile(file string) (string, error) {
 // checkToken returns the token without white space at its ends. The error does not repeat it.
 func checkToken(name, token string) (string, error) {
 	token = strings.TrimSpace(token)
+	if strings.ContainsAny(token, "\r\n") {
+		return "", configf("%s: there is more than one line: want the token alone", name)
+	}
 	switch i := strings.IndexFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }); {
 	case token == "":
-		return "", usagef("%s: the token is empty", name)
+		return "", configf("%s: the token is empty", name)
 	case i >= 0:
-		return "", usagef("%s: the token has a character that no token has, at position %d", name, i+1)
+		return "", configf("%s: the token has a character that no token has, at position %d", name, i+1)
 	}
 	return token, nil
 }

@@ -47,11 +47,11 @@ func TestTokens(t *testing.T) {
 	}
 	for _, environ := range [][]string{
 		{"PAGEWRIGHT_TOKEN=secret", "PAGEWRIGHT_TOKEN_FILE=" + file},
-		{"PAGEWRIGHT_TOKEN=secret secret"}, {"PAGEWRIGHT_TOKEN=secr\x00et"}, {"PAGEWRIGHT_TOKEN=secrét"}, {"PAGEWRIGHT_TOKEN= "},
+		{"PAGEWRIGHT_TOKEN=secret secret"}, {"PAGEWRIGHT_TOKEN=secr\x00et"}, {"PAGEWRIGHT_TOKEN=secrét"}, {"PAGEWRIGHT_TOKEN= "}, {"PAGEWRIGHT_TOKEN=secret\nsecret\n"},
 		{"PAGEWRIGHT_TOKEN_FILE=" + file + ".none"}, {"PAGEWRIGHT_TOKEN_FILE=" + file},
 	} {
 		_, err := callWith(environ)
-		if err == nil || final(t.Context(), err).(*Error).Status != exitUsage || strings.Contains(err.Error(), "secr") {
+		if err == nil || final(t.Context(), err).(*Error).Status != exitConfig || strings.Contains(err.Error(), "secr") {
 			t.Errorf("%q: %v", environ, err)
 		}
 	}
@@ -60,7 +60,7 @@ func TestTokens(t *testing.T) {
 // TestTokenFiles: a token file is a regular file of at most maxToken bytes, or a link to one.
 func TestTokenFiles(t *testing.T) {
 	dir := inDir(t)
-	for name, text := range map[string]string{"token": "t\n", "full": "t" + strings.Repeat("\n", maxToken-1), "large": "t" + strings.Repeat("\n", maxToken)} {
+	for name, text := range map[string]string{"token": "t\n", "full": "t" + strings.Repeat("\n", maxToken-1), "large": "t" + strings.Repeat("\n", maxToken), "two": "t\nu\n"} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -70,7 +70,7 @@ func TestTokenFiles(t *testing.T) {
 	}
 	for file, want := range map[string]string{
 		"token": "", "link": "", "full": "",
-		"large": "larger than 64 KiB", "pipe": "not a regular file", "/dev/zero": "not a regular file", dir: "not a regular file", "none": "no such file",
+		"large": "larger than 64 KiB", "pipe": "not a regular file", "/dev/zero": "not a regular file", dir: "not a regular file", "none": "no such file", "two": "more than one line",
 	} {
 		_, err := callWith([]string{"PAGEWRIGHT_TOKEN_FILE=" + file})
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
