@@ -18,11 +18,14 @@ const progressEvery = 10 * time.Second
 // redrawEvery is how often a bar changes.
 const redrawEvery = 200 * time.Millisecond
 
+// showAfter is when a bar appears: before, it knows no rate.
+const showAfter = time.Second
+
 // waitingAfter is how long nothing moves until the bar says so.
 const waitingAfter = 2 * time.Second
 
 // progress shows people how far a transfer is, on standard error: by a bar on a terminal,
-// otherwise by a line every progressEvery, with --quiet by nothing. Its methods may be called by
+// otherwise by a line every progressEvery in which bytes have moved, with --quiet by nothing. Its methods may be called by
 // several goroutines.
 type progress struct {
 	mu     sync.Mutex
@@ -31,6 +34,7 @@ type progress struct {
 	what   string
 	done   int64
 	total  int64         // -1: not known
+	start  time.Time     // of the bar
 	shown  int64         // bytes that the bar shows
 	still  time.Duration // since they changed
 	closed bool
@@ -54,11 +58,16 @@ func (c *call) newProgress(what string, total int64) *progress {
 			progressbar.OptionThrottle(redrawEvery/2),
 			progressbar.OptionFullWidth(),
 		)
+		p.bar.StartWithoutRender() // otherwise its clock starts with the first frame, which shows an absurd rate
+		p.start = time.Now()
 		p.ended.Go(func() { p.every(redrawEvery, p.redraw) })
 	default:
 		start, before := time.Now(), int64(0)
 		p.ended.Go(func() {
 			p.every(progressEvery, func() {
+				if p.done == before { // there are notes about what fails
+					return
+				}
 				fmt.Fprintf(p.stderr, "%s: %s\n", p.what, progressLine(p.done, p.total, p.done-before, time.Since(start)))
 				before = p.done
 			})
@@ -120,6 +129,9 @@ func (p *progress) every(interval time.Duration, show func()) {
 
 // redraw draws the bar. Without movement the library would show a rate of 0, and that no time is left.
 func (p *progress) redraw() {
+	if time.Since(p.start) < showAfter {
+		return
+	}
 	if p.done != p.shown {
 		if p.still >= waitingAfter {
 			p.bar.Describe(p.what)

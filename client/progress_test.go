@@ -35,6 +35,7 @@ func TestProgressWithoutATerminal(t *testing.T) {
 			c := &call{IO: IO{Stderr: stderr}, quiet: quiet}
 			p := c.newProgress("push shop/\x1b[2Jv1", 100<<20)
 			time.Sleep(redrawEvery / 2)
+			time.Sleep(2 * progressEvery) // nothing can connect
 			for range 25 {
 				p.add(1 << 20)
 				time.Sleep(time.Second)
@@ -43,8 +44,8 @@ func TestProgressWithoutATerminal(t *testing.T) {
 			p.close()
 			p.close()
 			time.Sleep(time.Minute)
-			want := `push shop/\x1b[2Jv1: 10 MiB of 100 MiB (10%), 1.0 MiB/s, 1m30s left, 10s so far` + "\n" +
-				`push shop/\x1b[2Jv1: 20 MiB of 100 MiB (20%), 1.0 MiB/s, 1m20s left, 20s so far` + "\n" +
+			want := `push shop/\x1b[2Jv1: 10 MiB of 100 MiB (10%), 1.0 MiB/s, 1m30s left, 30s so far` + "\n" +
+				`push shop/\x1b[2Jv1: 20 MiB of 100 MiB (20%), 1.0 MiB/s, 1m20s left, 40s so far` + "\n" +
 				"pagewright-storage: a note\n"
 			if quiet {
 				want = ""
@@ -76,11 +77,20 @@ func TestProgressOnATerminal(t *testing.T) {
 		}
 		p := c.newProgress("push shop/v1", 100<<20)
 		time.Sleep(redrawEvery / 2)
-		for range 50 {
+		p.add(1 << 20)
+		time.Sleep(showAfter - redrawEvery)
+		if got := shown(); got != "" {
+			t.Errorf("%q", got)
+		}
+		time.Sleep(redrawEvery)
+		if got := shown(); !strings.Contains(got, "(1.0/100 MiB, 1.0 MiB/s) [1s:") {
+			t.Errorf("%q", got)
+		}
+		for range 49 {
 			p.add(1 << 20)
 			time.Sleep(time.Second)
 		}
-		if got := shown(); !strings.HasPrefix(got, "push shop/v1  50% |█") || !strings.HasSuffix(got, "(50/100 MiB, 1.0 MiB/s) [49s:50s]") {
+		if got := shown(); !strings.HasPrefix(got, "push shop/v1  50% |█") || !strings.HasSuffix(got, "(50/100 MiB, 1.0 MiB/s) [50s:50s]") {
 			t.Errorf("%q", got)
 		}
 		time.Sleep(10 * time.Second)
