@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/pflag"
 )
@@ -113,6 +116,9 @@ type IO struct {
 // Run runs the command with that name. An error is an *Error if its exit status is not
 // exitFailure. Run stops early when ctx ends.
 func Run(ctx context.Context, name string, args []string, with IO) error {
+	// Without this Go ends the process when a write to standard output or error fails with EPIPE:
+	// the exit status would be another, and a temporary file would stay. The channel is never read.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	i := slices.IndexFunc(Commands, func(c Command) bool { return c.Name == name })
 	if i < 0 {
 		return usagef("unknown command %q", name)

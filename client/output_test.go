@@ -1,6 +1,13 @@
 package client
 
 import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -43,5 +50,42 @@ func TestFormatTime(t *testing.T) {
 	}
 	if got := formatTime(time.Time{}); got != "" {
 		t.Error(got)
+	}
+}
+
+// TestClosedOutput runs itself again with a pipe that nobody reads as standard output, and error.
+func TestClosedOutput(t *testing.T) {
+	if args := os.Getenv("TEST_ARGS"); args != "" {
+		words := strings.Split(args, " ")
+		err := Run(context.Background(), words[0], words[1:], IO{Environ: os.Environ(), Stdout: os.Stdout, Stderr: os.Stderr})
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(exitFailure)
+		}
+		os.Exit(0)
+	}
+	b := randomBuild(300_000, `"v1"`)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/sites" {
+			io.WriteString(w, `{"sites":[{"site_id":"shop"}]}`)
+			return
+		}
+		b.serve(w, r)
+	}))
+	defer server.Close()
+	for _, args := range []string{"sites", "sites --json", "pull shop v1 -o -", "pull shop v1 -o out"} {
+		reader, writer, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		reader.Close()
+		cmd := exec.Command(os.Args[0], "-test.run=^TestClosedOutput$")
+		cmd.Dir, cmd.Stdout, cmd.Stderr = t.TempDir(), writer, writer
+		cmd.Env = append(os.Environ(), "TEST_ARGS="+args, "PAGEWRIGHT_URL="+server.URL)
+		err = cmd.Run()
+		writer.Close()
+		if cmd.ProcessState.ExitCode() != exitFailure {
+			t.Errorf("%s: %v", args, err)
+		}
 	}
 }
