@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -105,7 +106,8 @@ func parseArgs(args []string) (name string, rest []string, help bool, err error)
 }
 
 // findCommand returns the command that args begin with, and how many of args are its name: 0 if
-// args name no command. Before -h the first word of the name is enough.
+// args name no command. Before -h the first word of the name is enough; if several commands begin
+// with it, it is the name of a group.
 func findCommand(args []string) (c command, words int) {
 	for words := min(2, len(args)); words > 0; words-- {
 		name := strings.Join(args[:words], " ")
@@ -113,30 +115,46 @@ func findCommand(args []string) (c command, words int) {
 			return allCommands[i], words
 		}
 	}
-	for _, c := range allCommands {
-		if strings.HasPrefix(c.name, args[0]+" ") && len(args) == 2 && isHelp(args[1]) {
-			return c, 1
+	if group := commandsOf(args[0]); len(group) > 0 && len(args) == 2 && isHelp(args[1]) {
+		if len(group) > 1 {
+			return command{name: args[0]}, 1
 		}
+		return group[0], 1
 	}
 	return command{}, 0
 }
 
-// unknownCommand returns the error for args that name no command. If a command begins with
-// the first word, the error names the command.
+// commandsOf returns the commands of two words that begin with the first one.
+func commandsOf(first string) (group []command) {
+	for _, c := range allCommands {
+		if strings.HasPrefix(c.name, first+" ") {
+			group = append(group, c)
+		}
+	}
+	return group
+}
+
+// unknownCommand returns the error for args that name no command. If commands begin with the
+// first word, the error names them.
 func unknownCommand(args []string) error {
 	text := "unknown command " + args[0] + "; run with -h to list all commands"
-	for _, c := range allCommands {
-		if strings.HasPrefix(c.name, args[0]+" ") {
-			text = fmt.Sprintf("unknown command %s; do you mean %q? Run with -h to list all commands", strings.Join(args[:min(2, len(args))], " "), c.name)
-			break
+	var names []string
+	for _, c := range commandsOf(args[0]) {
+		names = append(names, strconv.Quote(c.name))
+	}
+	if n := len(names); n > 0 {
+		meant := names[n-1]
+		if n > 1 {
+			meant = strings.Join(names[:n-1], ", ") + " or " + meant
 		}
+		text = fmt.Sprintf("unknown command %s; do you mean %s? Run with -h to list all commands", strings.Join(args[:min(2, len(args))], " "), meant)
 	}
 	return commandError{exitUsage, text}
 }
 
 func isHelp(arg string) bool { return arg == "-h" || arg == "-help" || arg == "--help" }
 
-// printHelp prints the usage of a command, or of the whole program.
+// printHelp prints the usage of a command, the commands of a group, or the usage of the whole program.
 func printHelp(w io.Writer, name string) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	for _, c := range allCommands {
@@ -149,6 +167,13 @@ func printHelp(w io.Writer, name string) error {
 			fmt.Fprintf(t, "%s\n\nThis command has no options. Run pagewright-storage -h to list the environment variables.\n\n%s", c.details, exitStatuses)
 			return t.Flush()
 		}
+	}
+	if group := commandsOf(name); name != "" {
+		fmt.Fprintf(t, "pagewright-storage %s: %d commands. -h after one of them prints its usage.\n\n", name, len(group))
+		for _, c := range group {
+			fmt.Fprintf(t, "  %s\t%s\n", strings.TrimSpace(c.name+" "+c.args), c.summary)
+		}
+		return t.Flush()
 	}
 	fmt.Fprint(t, "pagewright-storage stores and serves the versioned builds of web sites.\n\nCommands:\n")
 	for _, c := range commands {

@@ -54,6 +54,9 @@ func TestCommandsOfTwoWords(t *testing.T) {
 		{[]string{"token", "new", "--name", "x", "-h"}, "Usage: pagewright-storage token new --name", false},
 		{[]string{"token"}, `unknown command token; do you mean "token new"?`, true},
 		{[]string{"token", "old"}, `unknown command token old; do you mean "token new"?`, true},
+		{[]string{"label"}, `unknown command label; do you mean "label set", "label rm", "label list" or "label rollback"?`, true},
+		{[]string{"label", "-h"}, "\n  label set SITE LABEL BUILD  create", false},
+		{[]string{"label", "--help"}, "\n  label rollback SITE LABEL   move", false},
 		{[]string{"new", "token"}, "unknown command new", true},
 		{[]string{"tok", "-h"}, "unknown command tok", true},
 	} {
