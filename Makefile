@@ -98,7 +98,7 @@ test-torture: ## the long form: at least 100 power cuts, 200 replays, ten minute
 	sh test/install
 	sh test/tools.sh
 	go test -tags $(TAGS),torture -count=1 -timeout 6h -p 1 -v ./test/...
-	go test -tags $(TAGS),torture -count=1 -timeout 2h -v -run '^TestLabelRaces' .
+	go test -tags $(TAGS),integration,torture -count=1 -timeout 4h -v -run 'LabelRaces|ClientOverABadLine|PullThatIsCut|RealStoresCopy' .
 
 bench: ## measure beside the peers, into bench/results (root; about half an hour)
 	bench/run
