@@ -31,6 +31,7 @@ type bench struct {
 	before    string // another build of the service; empty: none
 	alone     bool   // no peers but that
 	plain     string
+	rclone    string // empty: without it
 	self      string
 	source    string   // bytes to upload, in memory
 	env       []string // more variables of the product
@@ -55,6 +56,7 @@ func run() error {
 	flag.StringVar(&b.before, "before", "", "binary of another build of the service, measured in the same run")
 	flag.BoolVar(&b.alone, "alone", false, "without the peers")
 	flag.StringVar(&b.plain, "plain", "bin/plain", "binary of the plain server")
+	flag.StringVar(&b.rclone, "rclone", "", "binary of rclone; empty: without it")
 	flag.StringVar(&b.home, "home", ".", "directory of the benchmark")
 	out := flag.String("out", "", "directory of the report; default: results/ in the directory of the benchmark")
 	parent := flag.String("dir", os.TempDir(), "directory for the file system under test")
@@ -118,7 +120,7 @@ func (b *bench) loads(only string, write func() error) error {
 	}{
 		{"large-put", b.largePut}, {"large-get", b.largeGet}, {"tls-put", b.tlsPut}, {"tls-get", b.tlsGet}, {"small-put", b.smallPut}, {"logs", b.logs},
 		{"small-get", b.smallGet}, {"access-log", b.accessLog}, {"fixed-rate", b.fixedRate}, {"versions", b.versions}, {"footprint", b.footprint},
-		{"growth", b.growth}, {"digest-put", b.digestPut}, {"digest-small", b.digestSmall},
+		{"growth", b.growth}, {"digest-put", b.digestPut}, {"digest-small", b.digestSmall}, {"transfers", b.transfers},
 	}
 	names := strings.Split(only, ",")
 	for _, l := range all {

@@ -40,6 +40,8 @@ const (
 
 	pagewrightTLS = "pagewright, TLS"
 	nginxTLS      = "nginx, TLS"
+
+	rcloneServer = "rclone, its WebDAV" // rclone serve webdav
 )
 
 // durability of the writes of each.
@@ -144,6 +146,8 @@ func (b *bench) command(name, dir string, port int) (*exec.Cmd, error) {
 		return exec.Command(b.plain, address, dir), nil
 	case plainHash:
 		return exec.Command(b.plain, "-sha256", address, dir), nil
+	case rcloneServer:
+		return exec.Command(b.rclone, "serve", "webdav", dir, "--addr", address, "--config", ""), nil
 	case limit:
 		return exec.Command(b.self, "-discard", address, b.source), nil
 	}

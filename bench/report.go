@@ -35,7 +35,7 @@ func (r *results) report(dir string) error {
 	b.WriteString("\nServer and client share the cores; nothing is pinned; each server has its turn in every round.\n" +
 		"The access log of a server is off, unless its name says \"access log\": then it goes to a file.\n" +
 		"Figures are medians of the rounds. A ratio is the median of the ratios of the rounds.\n" +
-		"CPU is that of the server alone, with its children. Every sample is in results.json.\n" +
+		"CPU is that of the server alone, with its children, unless its name says \"client\". Every sample is in results.json.\n" +
 		"Memory is used and freed before each large PUT, or a virtual machine would be part of what is measured (NOTES.md).\n\n")
 	r.writeTargets(&b)
 	b.WriteString("## Who is compared\n\n| server | durability of a write |\n|---|---|\n")
@@ -106,6 +106,8 @@ var tables = []table{
 	{title: "Versions: repeated", load: "list, repeated", x: "builds", metrics: []string{"ms", "CPU ms"}},
 	{title: "Versions: repeated with the ETag", load: "list, repeated with ETag", x: "builds", metrics: []string{"ms", "CPU ms"}},
 	{title: "Versions: right after an upload, one a second", load: "list, after an upload", x: "builds", metrics: []string{"ms", "CPU ms"}},
+	{title: "Upload of a file by a program", load: uploadLoad, x: "bytes", metrics: transferMetrics},
+	{title: "Download of a file by a program", load: downloadLoad, x: "bytes", metrics: transferMetrics},
 	{title: "/health", load: "/health", x: "connections", metrics: []string{"per s", "CPU us", "p99 ms"}},
 	{title: "Start", load: "start", metrics: []string{"ms", "RSS MB"}},
 	{title: "Binary", load: "binary", metrics: []string{"MB"}},
