@@ -23,7 +23,7 @@ export GOFLAGS := $(GOFLAGS) -tags=$(TAGS)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: help run build arm64 test test-a-to-l test-m-to-z test-packages test-integration test-stores test-process test-machines test-images test-torture lint fuzz bench docker-build docker-up docker-down clean
+.PHONY: help run build arm64 test test-a-to-l test-m-to-z test-packages test-integration test-stores test-real-stores test-beside-stores test-process test-machines test-images test-torture lint fuzz bench docker-build docker-up docker-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,9 +74,16 @@ test-integration: test-stores test-process test-machines test-images ## all of t
 
 test-stores: ## the contract and the API on real object stores, JWTs of a real OpenID provider, the metrics in a real Prometheus, the OpenAPI document, the manifests, the commands of the pages
 	sh test/install
-	cd test/monitoring && go test -count=1 .
 	sh test/tools.sh
-	go test -tags $(TAGS),integration -count=1 -timeout 25m -run 'Integration|RealStores|TestLabelMove' .
+	go test -tags $(TAGS),integration -c -o bin/integration.test .
+	$(MAKE) -k -j 2 -O test-real-stores test-beside-stores
+
+test-real-stores:
+	bin/integration.test -test.timeout 25m -test.run RealStores
+
+test-beside-stores:
+	bin/integration.test -test.timeout 25m -test.run 'Integration|TestLabelMove' -test.skip RealStores
+	cd test/monitoring && go test -count=1 .
 	cd test/contract && go test -count=1 .
 	cd test/issuer && go test -count=1 .
 	cd test/kubernetes && go test -count=1 .
