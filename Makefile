@@ -47,10 +47,10 @@ test: ## run the tests that need nothing but Go
 	$(MAKE) -k -j 2 -O test-a-to-l test-m-to-z test-packages
 
 test-a-to-l:
-	bin/storage.test -test.timeout 30m -test.skip '$(HALF)'
+	$(CURDIR)/bin/storage.test -test.timeout 30m -test.skip '$(HALF)'
 
 test-m-to-z:
-	bin/storage.test -test.timeout 30m -test.run '$(HALF)'
+	$(CURDIR)/bin/storage.test -test.timeout 30m -test.run '$(HALF)'
 
 test-packages:
 	go test $(RACE) $$(go list ./... | grep storage/)
@@ -79,10 +79,10 @@ test-stores: ## the contract and the API on real object stores, JWTs of a real O
 	$(MAKE) -k -j 2 -O test-real-stores test-beside-stores
 
 test-real-stores:
-	bin/integration.test -test.timeout 25m -test.run RealStores
+	$(CURDIR)/bin/integration.test -test.timeout 25m -test.run RealStores
 
 test-beside-stores:
-	bin/integration.test -test.timeout 25m -test.run 'Integration|TestLabelMove' -test.skip RealStores
+	$(CURDIR)/bin/integration.test -test.timeout 25m -test.run 'Integration|TestLabelMove' -test.skip RealStores
 	cd test/monitoring && go test -count=1 .
 	cd test/contract && go test -count=1 .
 	cd test/issuer && go test -count=1 .
