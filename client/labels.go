@@ -142,7 +142,7 @@ func (s *service) putLabel(ctx context.Context, site, name, build string, condit
 	for tries := s.newRetries(); ; {
 		reply, err := s.once(ctx, r)
 		if err == nil {
-			l, err := reply.label()
+			l, err := reply.label(name, build)
 			return l, lost, err
 		}
 		if lost && hasStatus(err, http.StatusPreconditionFailed) {
@@ -173,12 +173,19 @@ func (s *service) readLabel(ctx context.Context, site, name string) (l labelStat
 	if err != nil {
 		return l, err
 	}
-	return reply.label()
+	return reply.label(name, "")
 }
 
-func (r *reply) label() (l labelState, err error) {
-	err = r.decode(&l)
-	return l, err
+// label returns the label of the response, which must have that name; and name that build, unless
+// build is empty.
+func (r *reply) label(name, build string) (l labelState, err error) {
+	if err := r.decode(&l); err != nil {
+		return l, err
+	}
+	if l.Label != name || l.BuildID == "" || build != "" && l.BuildID != build {
+		return l, r.foreign("which names the label and its build")
+	}
+	return l, nil
 }
 
 func labelRollback(ctx context.Context, c *call) error {
@@ -190,7 +197,7 @@ func labelRollback(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	now, err := reply.label()
+	now, err := reply.label(name, "")
 	switch {
 	case err != nil:
 		return err
@@ -229,7 +236,7 @@ func labelList(ctx context.Context, c *call) error {
 		return err
 	}
 	if all.Labels == nil {
-		return errNoList("labels")
+		return reply.foreign("which has a list of labels")
 	}
 	t := table{}
 	t.row("LABEL", "BUILD", "BEFORE", "CHANGED", "BY")

@@ -81,7 +81,9 @@ func appendLog(ctx context.Context, s *service, site string, e logEntry, key str
 	var appended struct {
 		ID string `json:"entry_id"`
 	}
-	err = reply.decode(&appended)
+	if err = reply.decode(&appended); err == nil && appended.ID == "" {
+		err = reply.foreign("which has an entry_id")
+	}
 	return appended.ID, err
 }
 

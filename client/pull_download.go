@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"mime"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -58,9 +57,6 @@ type remoteBuild struct {
 	sha256 string // in hexadecimal; empty: not known
 	sum    string // the SHA-256 of the bytes that have arrived, at the end
 }
-
-// isKnown reports whether a response can show that it is one of this build, and of no other.
-func (b *remoteBuild) isKnown() bool { return b.etag != "" || b.sha256 != "" }
 
 // output is where the bytes of a build go.
 type output struct {
@@ -165,11 +161,7 @@ func (d *download) look(ctx context.Context) error {
 		return err
 	}
 	d.build = describe(d.path, d.site, reply.header)
-	kind, _, _ := mime.ParseMediaType(reply.header.Get("Content-Type"))
-	if !d.build.isKnown() || kind == "text/html" { // such as a login page
-		return errorf(exitFailure, "HEAD /%s: the response is not that of the service, which says application/gzip and sends a strong ETag: %s", d.path, checkAddress)
-	}
-	return nil
+	return reply.isBuild()
 }
 
 // absent returns the error for a 404 to a HEAD, which has no text: that of a GET says whether it is

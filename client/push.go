@@ -284,6 +284,9 @@ func (u *upload) look(ctx context.Context) (*pushed, error) {
 	case reply.header.Get("Repr-Digest") == u.digestField():
 		return u.result(reply.header, false), nil
 	}
+	if err := reply.isBuild(); err != nil {
+		return nil, err
+	}
 	tag := reply.header.Get("Etag")
 	if tag == "" {
 		return nil, errorf(exitFailure, "the service sent no ETag for the build, so it cannot be replaced safely")
@@ -333,7 +336,7 @@ func (u *upload) attempt(ctx context.Context, bar *progress) (*pushed, error) {
 	}
 	switch ours := hex.EncodeToString(u.sum[:]); {
 	case said.BuildID != u.build:
-		return nil, errorf(exitFailure, "the response to the upload is not that of the service: %s", checkAddress)
+		return nil, reply.foreign("which names the build")
 	case said.SHA256 == "":
 		u.note("the service does not check digests (PAGEWRIGHT_DIGEST=off)")
 	case said.SHA256 != ours:

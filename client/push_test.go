@@ -567,6 +567,27 @@ func TestPushStoredButNotLabelled(t *testing.T) {
 	})
 }
 
+// TestPushStoredByAnotherServer: what follows the upload counts only if it is confirmed.
+func TestPushStoredByAnotherServer(t *testing.T) {
+	for _, option := range [][]string{{"--log", "build=ok"}, {"--label", "live"}} {
+		for _, body := range []string{"{}", "null", "<html>log in", `{"label":"live","build_id":"v9"}`} {
+			testPush(t, 1000, func(p *pushTest) {
+				p.before = func(n int, w http.ResponseWriter, r *http.Request) bool {
+					ours := !strings.Contains(r.URL.Path, "/artifacts/")
+					if ours {
+						fmt.Fprint(w, body)
+					}
+					return ours
+				}
+				r := p.push(append(option, "--create")...).want(t, exitFailure)
+				if text := r.err.Error(); r.stdout != "" || !strings.HasPrefix(text, "the build is stored, but the ") || !strings.Contains(text, "PAGEWRIGHT_URL") {
+					t.Errorf("%q, %s: %q, %s", option, body, r.stdout, text)
+				}
+			})
+		}
+	}
+}
+
 // TestPushBadInput: the exit status says what is wrong, and there is no request.
 func TestPushBadInput(t *testing.T) {
 	testPush(t, 10, func(p *pushTest) {

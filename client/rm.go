@@ -45,7 +45,7 @@ func (s *service) remove(ctx context.Context, path, seen, method string) error {
 		reply, err := s.once(ctx, &request{method: http.MethodDelete, path: path, header: condition})
 		switch {
 		case err == nil && reply.status != http.StatusNoContent: // such as a login page
-			return errorf(exitFailure, "DELETE /%s: status %d, where the service says 204: %s", path, reply.status, checkAddress)
+			return reply.foreign(fmt.Sprintf("which has the status 204, not %d", reply.status))
 		case err == nil:
 			return nil
 		}

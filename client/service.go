@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net"
 	"net/http"
 	"net/url"
@@ -221,6 +222,9 @@ type request struct {
 	sent   func(n int)      // is called when n bytes of the body were taken; may be nil
 }
 
+// String returns the method and the path.
+func (r *request) String() string { return r.method + " /" + r.path }
+
 // jsonRequest returns a request with value as its body.
 func jsonRequest(method, path string, value any) (*request, error) {
 	var buf bytes.Buffer
@@ -289,7 +293,7 @@ func (s *service) send(ctx context.Context, w *watch, r *request) (*http.Respons
 	defer w.pause()
 	resp, err := s.http.Do(req)
 	if err != nil {
-		return nil, withoutURL(r.method+" /"+r.path, err)
+		return nil, withoutURL(r.String(), err)
 	}
 	return resp, nil
 }
@@ -305,15 +309,33 @@ func withoutURL(what string, err error) error {
 
 // reply is a response that was read as a whole.
 type reply struct {
-	status int
-	header http.Header
-	body   []byte
+	request string // method and path
+	status  int
+	header  http.Header
+	body    []byte
 }
 
 // decode parses the body as JSON.
 func (r *reply) decode(into any) error {
-	if err := json.Unmarshal(r.body, into); err != nil {
-		return errorf(exitFailure, "the service sent no valid JSON: %w", err)
+	switch err := json.Unmarshal(r.body, into); {
+	case err == nil:
+		return nil
+	case json.Valid(r.body):
+		return r.foreign("it is other JSON")
+	}
+	return r.foreign("it is no JSON")
+}
+
+// foreign returns the error for a success that the service cannot have sent, such as a login page.
+func (r *reply) foreign(why string) error {
+	return errorf(exitFailure, "%s: the response is not that of the service, %s: %s", r.request, why, checkAddress)
+}
+
+// isBuild returns an error unless the response is one to a HEAD for a build.
+func (r *reply) isBuild() error {
+	kind, _, _ := mime.ParseMediaType(r.header.Get("Content-Type"))
+	if kind == "text/html" || strongETag(r.header) == "" && reprDigest(r.header) == "" {
+		return r.foreign("which says application/gzip and sends a strong ETag")
 	}
 	return nil
 }
@@ -330,9 +352,9 @@ func (s *service) once(ctx context.Context, r *request) (*reply, error) {
 	case err != nil:
 		return nil, err
 	case len(body) > maxReply:
-		return nil, errorf(exitFailure, "%s %s: the response is larger than %d MiB", r.method, r.path, maxReply>>20)
+		return nil, errorf(exitFailure, "%s: the response is larger than %d MiB", r, maxReply>>20)
 	}
-	return &reply{resp.StatusCode, resp.Header, body}, nil
+	return &reply{r.String(), resp.StatusCode, resp.Header, body}, nil
 }
 
 // do sends the request, and again until there is a response or an error that stays.
@@ -403,7 +425,7 @@ func hasStatus(err error, status int) bool {
 func newStatusError(r *request, resp *http.Response) *statusError {
 	e := &statusError{
 		status:     resp.StatusCode,
-		request:    r.method + " /" + r.path,
+		request:    r.String(),
 		requestID:  resp.Header.Get("X-Request-Id"),
 		retryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()),
 		header:     resp.Header,

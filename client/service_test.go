@@ -355,3 +355,30 @@ func TestWrongAddress(t *testing.T) {
 		}
 	}
 }
+
+// TestResponsesOfAnotherServer: a success with a page or with other JSON is no success, and the error
+// names the request.
+func TestResponsesOfAnotherServer(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	commands := [][]string{
+		{"push", file, "shop", "v1"}, {"push", file, "shop", "v1", "--create"}, {"pull", "shop", "v1", "-o", "-"},
+		{"versions", "shop"}, {"sites"}, {"label set", "shop", "live", "v1"}, {"label rm", "shop", "live"}, {"label list", "shop"},
+		{"label rollback", "shop", "live"}, {"log", "shop", "v1", "a", "b"}, {"rm", "shop", "v1"},
+	}
+	for _, body := range []string{"<html>log in", "", "{}", "null", `{"status":"success"}`, `[1]`, `{"sites":1,"versions":"x","labels":{},"label":[],"entry_id":7}`,
+		`{"sites":[1],"versions":[1],"labels":[1],"label":"live","build_id":"v2","previous":"v0","entry_id":""}`} {
+		for _, args := range commands {
+			withFake(t, func(f *fake) {
+				f.hosts[serviceHost].handle = handler(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, body) })
+				r := f.run(args[0], args[1:]...).want(t, exitFailure)
+				if text := r.err.Error(); r.stdout != "" || !strings.Contains(text, "not that of the service") ||
+					!strings.Contains(text, "PAGEWRIGHT_URL") || !strings.Contains(text, " /sites") || strings.Contains(text, "Go ") {
+					t.Errorf("%q, %s: %q, %s", args, body, r.stdout, text)
+				}
+			})
+		}
+	}
+}

@@ -35,14 +35,14 @@ func sites(ctx context.Context, c *call) error {
 			return 0, err
 		}
 		if page.Sites == nil {
-			return 0, errNoList("sites")
+			return 0, reply.foreign("which has a list of sites")
 		}
 		for _, text := range page.Sites {
 			var site struct {
 				ID string `json:"site_id"`
 			}
 			if err := json.Unmarshal(text, &site); err != nil {
-				return 0, errorf(exitFailure, "the service sent no valid list of sites: %w", err)
+				return 0, reply.foreign("it is other JSON")
 			}
 			t.row(site.ID)
 		}

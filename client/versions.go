@@ -59,12 +59,12 @@ func versions(ctx context.Context, c *call) error {
 			return 0, err
 		}
 		if page.Versions == nil {
-			return 0, errNoList("versions")
+			return 0, reply.foreign("which has a list of versions")
 		}
 		for _, text := range page.Versions {
 			var v version
 			if err := json.Unmarshal(text, &v); err != nil {
-				return 0, errorf(exitFailure, "the service sent no valid list of builds: %w", err)
+				return 0, reply.foreign("it is other JSON")
 			}
 			t.row(v.cells()...)
 		}
@@ -78,11 +78,6 @@ func versions(ctx context.Context, c *call) error {
 		c.note("site %s has no builds", site)
 	}
 	return c.list(map[string]any{"site_id": site, "count": len(all), "versions": all}, t)
-}
-
-// errNoList is the error for a response that should have a list as a member with that name.
-func errNoList(member string) error {
-	return errorf(exitFailure, "the response is not that of the service: it has no list %q: %s", member, checkAddress)
 }
 
 // cells returns the row of a build in the list for people.
