@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -258,7 +259,11 @@ func (s *service) try(ctx context.Context, r *request) (*http.Response, error) {
 		return resp, nil
 	}
 	defer resp.Body.Close()
-	return nil, newStatusError(r, resp)
+	e := newStatusError(r, resp)
+	if e.status == http.StatusUnauthorized && s.token == nil && !strings.Contains(resp.Header.Get("Www-Authenticate"), "error=") {
+		e.text = "no token is set: set PAGEWRIGHT_TOKEN or PAGEWRIGHT_TOKEN_FILE"
+	}
+	return nil, e
 }
 
 func (s *service) send(ctx context.Context, w *watch, r *request) (*http.Response, error) {
@@ -378,7 +383,7 @@ type statusError struct {
 	requestID  string
 	retryAfter time.Duration // 0: not given
 	mismatch   bool          // the body did not have its digest
-	elsewhere  bool          // a 404 that is not about a site, build or label of the service
+	elsewhere  bool          // a redirect, or a 404 that is not about a site, build or label of the service
 	header     http.Header
 }
 
@@ -432,18 +437,52 @@ func newStatusError(r *request, resp *http.Response) *statusError {
 	}
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorReply)) // the status is enough
 	var said struct{ Error, Expected, Got string }
-	switch location := resp.Header.Get("Location"); {
+	switch {
 	case resp.StatusCode/100 == 3:
-		e.text = fmt.Sprintf("the service redirects to %s: set the address of the service to that", location)
+		e.text, e.elsewhere = explainRedirect(r, resp)
+	case r.method == http.MethodHead:
+		e.text = explainChallenge(resp.Header.Get("Www-Authenticate"))
 	case json.Unmarshal(body, &said) == nil && said.Error != "":
 		e.text, e.mismatch = said.Error, said.Expected != "" && said.Got != ""
 	default: // of a proxy
 		text := strings.Join(strings.Fields(string(body)), " ")
 		e.text = strings.ToValidUTF8(text[:min(len(text), 200)], "")
-		e.elsewhere = e.status == http.StatusNotFound && r.method != http.MethodHead
+		e.elsewhere = e.status == http.StatusNotFound
 	}
 	e.elsewhere = e.elsewhere || e.status == http.StatusNotFound && e.text == "no such path"
 	return e
+}
+
+// explainRedirect says where a redirect leads. If that is the same path below another address of the
+// service, it names the address; otherwise the redirect is one of another server.
+func explainRedirect(r *request, resp *http.Response) (text string, elsewhere bool) {
+	to, err := resp.Location()
+	if err != nil {
+		return "", true
+	}
+	to = &url.URL{Scheme: to.Scheme, Host: to.Host, Path: to.Path} // the rest can be secret
+	if base, ok := strings.CutSuffix(to.Path, "/"+r.path); ok {
+		to.Path = base
+		return fmt.Sprintf("the service redirects: set PAGEWRIGHT_URL (or --url) to %s", to), false
+	}
+	return fmt.Sprintf("redirect to %s", to), true
+}
+
+var (
+	challengeText  = regexp.MustCompile(`error_description="([^"]+)"`)
+	challengeScope = regexp.MustCompile(`error="insufficient_scope".*scope="([^"]+)"`)
+)
+
+// explainChallenge returns the reason in a WWW-Authenticate (RFC 6750): the response to a HEAD has no
+// other.
+func explainChallenge(challenge string) string {
+	if m := challengeText.FindStringSubmatch(challenge); m != nil {
+		return m[1]
+	}
+	if m := challengeScope.FindStringSubmatch(challenge); m != nil {
+		return "the token lacks the right " + m[1]
+	}
+	return ""
 }
 
 // parseRetryAfter returns how long a header Retry-After says to wait, 0 if it does not say.

@@ -321,6 +321,56 @@ func TestErrorTexts(t *testing.T) {
 	}
 }
 
+// TestRefusalsOfHead: such a response has no body, and the error has the reason all the same.
+func TestRefusalsOfHead(t *testing.T) {
+	for _, c := range []struct {
+		status           int
+		challenge, token string
+		want             string
+	}{
+		{401, `Bearer realm="p", error="invalid_token", error_description="the token has expired"`, "t", "401 Unauthorized: the token has expired"},
+		{403, `Bearer realm="p", error="insufficient_scope", scope="read"`, "t", "403 Forbidden: the token lacks the right read"},
+		{401, `Bearer realm="p"`, "", "401 Unauthorized: no token is set: set PAGEWRIGHT_TOKEN or PAGEWRIGHT_TOKEN_FILE"},
+		{401, `Bearer realm="p", error="invalid_token", error_description="no entry fits the client certificate"`, "", "401 Unauthorized: no entry fits the client certificate"},
+		{403, "", "t", "403 Forbidden"},
+	} {
+		withFake(t, func(f *fake) {
+			f.env = append(f.env, "PAGEWRIGHT_TOKEN="+c.token)
+			f.hosts[serviceHost].handle = handler(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Www-Authenticate", c.challenge)
+				w.WriteHeader(c.status)
+			})
+			if r := f.run("pull", "shop", "v1", "-o", "-").want(t, exitDenied); r.err.Error() != "HEAD /sites/shop/artifacts/v1: "+c.want {
+				t.Errorf("%v, want %s", r.err, c.want)
+			}
+		})
+	}
+}
+
+// TestRedirectsOfUploads: the error names the address only if the redirect leads to the same path there.
+func TestRedirectsOfUploads(t *testing.T) {
+	const cause = "POST /sites/shop/logs: 308 Permanent Redirect"
+	for location, want := range map[string]string{
+		"http://store.test/a/sites/shop/logs?x=secret": cause + ": the service redirects: set PAGEWRIGHT_URL (or --url) to http://store.test/a",
+		"https://service.test/sites/shop/logs":         cause + ": the service redirects: set PAGEWRIGHT_URL (or --url) to https://service.test",
+		"/other/sites/shop/logs":                       cause + ": the service redirects: set PAGEWRIGHT_URL (or --url) to http://service.test/other",
+		"https://u:secret@login.test/x?y=secret":       cause + ": redirect to https://login.test/x: check PAGEWRIGHT_URL (or --url)",
+		"":                                             cause + ": check PAGEWRIGHT_URL (or --url)",
+	} {
+		withFake(t, func(f *fake) {
+			f.hosts[serviceHost].handle = handler(func(w http.ResponseWriter, r *http.Request) {
+				if location != "" {
+					w.Header().Set("Location", location)
+				}
+				w.WriteHeader(308)
+			})
+			if r := f.run("log", "shop", "v1", "a", "b").want(t, exitFailure); r.err.Error() != want {
+				t.Errorf("%v, want %s", r.err, want)
+			}
+		})
+	}
+}
+
 func marshalKey(key any) ([]byte, error) { return x509.MarshalPKCS8PrivateKey(key) }
 
 // TestWrongAddress: another server, or a wrong path, is not an absent build.
