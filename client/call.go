@@ -19,8 +19,8 @@ type call struct {
 	quiet   bool // no progress, no notes
 	flags   *pflag.FlagSet
 
-	terminal bool      // standard error is one
-	bar      *progress // the one that is shown; may be nil
+	columns func() int // of the terminal that standard error is; nil: it is none
+	bar     *progress  // the one that is shown; may be nil
 }
 
 const commonDetails = `PAGEWRIGHT_URL is the address of the service, for example https://store.example.org; it may have
@@ -64,7 +64,7 @@ func newCall(cmd Command, args []string, with IO) (*call, error) {
 		return nil, usagef("%s: unexpected argument %q: want %s", cmd.Name, c.args[cmd.max], cmd.Args)
 	}
 	c.json, c.quiet = c.on("json"), c.on("quiet")
-	c.terminal = isTerminal(c.Stderr, c.env("TERM"))
+	c.columns = columnsOf(c.Stderr, c.env("TERM"))
 	var err error
 	c.service, err = newService(c)
 	return c, err

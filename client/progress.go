@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/dustin/go-humanize"
 	"github.com/schollz/progressbar/v3"
@@ -48,15 +50,16 @@ func (c *call) newProgress(what string, total int64) *progress {
 	c.bar = p
 	switch {
 	case c.quiet:
-	case c.terminal:
+	case c.columns != nil:
 		p.bar = progressbar.NewOptions64(total, // without colours, so NO_COLOR changes nothing
-			progressbar.OptionSetWriter(c.Stderr),
+			progressbar.OptionSetWriter(fitted{c.Stderr, c.columns}),
 			progressbar.OptionSetDescription(p.what),
 			progressbar.OptionShowBytes(true),
 			progressbar.OptionShowCount(),
 			progressbar.OptionUseIECUnits(true),
 			progressbar.OptionThrottle(redrawEvery/2),
-			progressbar.OptionFullWidth(),
+			progressbar.OptionSetSpinnerChangeInterval(0), // otherwise a goroutine draws for ever if total is -1
+			progressbar.OptionSetWidth(c.columns()/6),     // most of a line of 80 columns are numbers
 		)
 		p.bar.StartWithoutRender() // otherwise its clock starts with the first frame, which shows an absurd rate
 		p.start = time.Now()
@@ -76,10 +79,50 @@ func (c *call) newProgress(what string, total int64) *progress {
 	return p
 }
 
-// isTerminal reports whether w is a terminal that understands a bar.
-func isTerminal(w io.Writer, term string) bool {
+// columnsOf returns how many columns w has now if it is a terminal that understands a bar, and nil
+// otherwise.
+func columnsOf(w io.Writer, term string) func() int {
 	file, ok := w.(*os.File)
-	return ok && term != "dumb" && terminal.IsTerminal(int(file.Fd()))
+	if !ok || term == "dumb" || !terminal.IsTerminal(int(file.Fd())) {
+		return nil
+	}
+	return func() int {
+		if width, _, err := terminal.GetSize(int(file.Fd())); err == nil && width > 0 {
+			return width
+		}
+		return 80
+	}
+}
+
+// fitted is a terminal on which no line wraps: a longer one loses its left end, with the description.
+type fitted struct {
+	io.Writer
+	columns func() int
+}
+
+func (f fitted) Write(p []byte) (int, error) {
+	lines := strings.Split(string(p), "\r")
+	for i, line := range lines {
+		lines[i] = lastColumns(line, f.columns()-1)
+	}
+	_, err := io.WriteString(f.Writer, strings.Join(lines, "\r"))
+	return len(p), err
+}
+
+// lastColumns returns the end of s that takes at most n columns. All characters that can be wide
+// count as such.
+func lastColumns(s string, n int) string {
+	for i := len(s); i > 0; {
+		r, size := utf8.DecodeLastRuneInString(s[:i])
+		if n--; r >= 0x1100 && !strings.ContainsRune("█…", r) {
+			n--
+		}
+		if n < 0 {
+			return s[i:]
+		}
+		i -= size
+	}
+	return s
 }
 
 // add says that n more bytes were moved.

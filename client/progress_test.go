@@ -4,9 +4,11 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 )
 
 func TestProgressLine(t *testing.T) {
@@ -62,7 +64,7 @@ func TestProgressWithoutATerminal(t *testing.T) {
 func TestProgressOnATerminal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stderr := &lockedBuffer{}
-		c := &call{IO: IO{Stderr: stderr}, terminal: true}
+		c := &call{IO: IO{Stderr: stderr}, columns: func() int { return 80 }}
 		shown := func() string { // since the last call
 			t.Helper()
 			synctest.Wait()
@@ -123,6 +125,48 @@ func TestProgressOnATerminal(t *testing.T) {
 	})
 }
 
+// TestProgressFitsTheTerminal: no frame is wider than the terminal, also if it becomes narrower, or
+// than the space for a note; what is cut is the description.
+func TestProgressFitsTheTerminal(t *testing.T) {
+	for _, what := range []string{"push shop/1042-1-0d8a5c6852533f4441e2ba0d3f8d373b253a3c54", "sha256 " + strings.Repeat("日本", 40)} {
+		for _, total := range []int64{900 << 30, -1} {
+			synctest.Test(t, func(t *testing.T) {
+				var columns atomic.Int32
+				columns.Store(100)
+				stderr := &lockedBuffer{}
+				c := &call{IO: IO{Stderr: stderr}, columns: func() int { return int(columns.Load()) }}
+				p := c.newProgress(what, total)
+				time.Sleep(redrawEvery / 2)
+				for _, width := range []int{100, 80, 60, 30, 1} {
+					synctest.Wait()
+					stderr.mu.Lock()
+					stderr.b.Reset()
+					columns.Store(int32(width))
+					stderr.mu.Unlock()
+					for range 25 {
+						p.add(999 << 20)
+						time.Sleep(time.Second)
+					}
+					time.Sleep(3 * time.Second) // waiting
+					c.note("note")
+					synctest.Wait()
+					frames := strings.Split(strings.ReplaceAll(stderr.String(), "pagewright-storage: note\n", ""), "\r")
+					for _, frame := range frames {
+						wide := strings.Count(frame, "日") + strings.Count(frame, "本")
+						if n := utf8.RuneCountInString(frame) + wide; n >= width && n > 0 {
+							t.Fatalf("%d columns on a terminal of %d: %q", n, width, frame)
+						}
+					}
+					if text := stderr.String(); width >= 80 && (!strings.Contains(text, "MiB/s) [") || total > 0 && !strings.Contains(text, "% |")) {
+						t.Errorf("%d columns: %q", width, frames[:5])
+					}
+				}
+				p.close()
+			})
+		}
+	}
+}
+
 func TestTerminals(t *testing.T) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -130,7 +174,7 @@ func TestTerminals(t *testing.T) {
 	}
 	defer null.Close()
 	for _, w := range []io.Writer{io.Discard, null} {
-		if isTerminal(w, "") {
+		if columnsOf(w, "") != nil {
 			t.Errorf("%v is a terminal", w)
 		}
 	}
