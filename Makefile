@@ -79,10 +79,10 @@ test-stores: ## the contract and the API on real object stores, JWTs of a real O
 	$(MAKE) -k -j 2 -O test-real-stores test-beside-stores
 
 test-real-stores:
-	$(CURDIR)/bin/integration.test -test.timeout 25m -test.run RealStores
+	$(CURDIR)/bin/integration.test -test.timeout 40m -test.run RealStores
 
 test-beside-stores:
-	$(CURDIR)/bin/integration.test -test.timeout 25m -test.run 'Integration|TestLabelMove' -test.skip RealStores
+	$(CURDIR)/bin/integration.test -test.timeout 40m -test.run 'Integration|TestLabelMove' -test.skip RealStores
 	cd test/monitoring && go test -count=1 .
 	cd test/contract && go test -count=1 .
 	cd test/issuer && go test -count=1 .
