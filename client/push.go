@@ -353,6 +353,16 @@ func (u *upload) resolve(ctx context.Context, refused error) (*pushed, error) {
 		u.note("cannot look at the build: %v", err)
 		return nil, refused
 	}
+	if hasStatus(refused, http.StatusPreconditionFailed) {
+		bytes := "other bytes"
+		if reply.header.Get("Repr-Digest") == "" {
+			bytes = "bytes whose digest is not known"
+		}
+		refused = errorf(exitConflict, "the build %s/%s exists with %s", u.site, u.build, bytes)
+		if !u.on("create") {
+			refused = fmt.Errorf("%w: somebody else has stored it meanwhile", refused)
+		}
+	}
 	switch digest := reply.header.Get("Repr-Digest"); {
 	case digest == u.digestField():
 		return u.result(reply.header, u.sentAll), nil

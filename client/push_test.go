@@ -193,7 +193,9 @@ func TestPushCreate(t *testing.T) {
 		p.wantStored(p.push("--create"), false)
 		p.wantRequests("PUT If-None-Match=*", "PUT If-None-Match=*")
 		p.store([]byte("other"))
-		p.push("--create").want(t, exitConflict)
+		if r := p.push("--create").want(t, exitConflict); r.err.Error() != "the build shop/v1 exists with other bytes" {
+			t.Error(r.err)
+		}
 		if string(p.build.data) != "other" {
 			t.Error("the build of another client is gone")
 		}
