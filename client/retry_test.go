@@ -57,6 +57,8 @@ func TestParseRetryAfter(t *testing.T) {
 	for value, want := range map[string]time.Duration{
 		"": 0, "0": 0, "5": 5 * time.Second, " 120 ": 2 * time.Minute, "-3": 0, "1.5": 0, "soon": 0,
 		"99999999999":                   1 << 30 * time.Second,
+		"99999999999999999999999":       1 << 30 * time.Second,
+		"-99999999999999999999999":      0,
 		"Fri, 02 Jan 2026 03:05:05 GMT": time.Minute,
 		"Fri, 02 Jan 2026 03:03:05 GMT": 0,
 	} {

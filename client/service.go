@@ -57,7 +57,7 @@ func newService(c *call) (*service, error) {
 	if address == "" {
 		return nil, usagef("set PAGEWRIGHT_URL (or --url) to the address of the service, for example https://store.example.org")
 	}
-	base, err := parseBase(address)
+	base, err := parseBase(strings.TrimSpace(address))
 	if err != nil {
 		return nil, invalid(err)
 	}
@@ -247,7 +247,7 @@ func jsonRequest(method, path string, value any) (*request, error) {
 // caller closes the body, whose Read fails when no byte arrives for stallTimeout. Errors are
 // judged by isTemporary.
 func (s *service) try(ctx context.Context, r *request) (*http.Response, error) {
-	ctx, w := newWatch(ctx, s.stall)
+	ctx, w := newWatch(ctx, s.stall, r.String())
 	resp, err := s.send(ctx, w, r)
 	if err != nil {
 		err = w.explain(err)
@@ -487,7 +487,7 @@ func explainChallenge(challenge string) string {
 
 // parseRetryAfter returns how long a header Retry-After says to wait, 0 if it does not say.
 func parseRetryAfter(value string, now time.Time) time.Duration {
-	if seconds, err := strconv.Atoi(strings.TrimSpace(value)); err == nil {
+	if seconds, err := strconv.Atoi(strings.TrimSpace(value)); err == nil || errors.Is(err, strconv.ErrRange) { // then it is the limit
 		return time.Duration(min(max(seconds, 0), 1<<30)) * time.Second
 	}
 	if at, err := http.ParseTime(value); err == nil {

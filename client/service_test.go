@@ -43,6 +43,15 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+// TestAddressWithBlanks: a copied address may have them at its ends.
+func TestAddressWithBlanks(t *testing.T) {
+	for _, environ := range [][]string{{"PAGEWRIGHT_URL= http://x/a\n"}, {"PAGEWRIGHT_URL=\thttp://x/a/ "}} {
+		if c, err := callWith(environ); err != nil || c.service.base.String() != "http://x/a/" {
+			t.Errorf("%q: %v", environ, err)
+		}
+	}
+}
+
 func TestSameOrigin(t *testing.T) {
 	for _, c := range []struct {
 		a, b string
@@ -187,6 +196,9 @@ func TestStalls(t *testing.T) {
 			reply, err := s.once(t.Context(), r)
 			if spent := time.Since(start); errors.Is(err, errStalled) != c.fails || spent != c.after {
 				t.Errorf("%s: %v, %v after %v, want %v", c.what, reply, err, spent, c.after)
+			}
+			if want := r.String() + ": the connection stalled: no byte moved for 1m0s"; c.fails && err.Error() != want {
+				t.Errorf("%s: %v, want %s", c.what, err, want)
 			}
 			time.Sleep(3 * stallTimeout) // the server ends
 		})

@@ -15,13 +15,14 @@ type watch struct {
 	ctx    context.Context
 	timer  *time.Timer
 	limit  time.Duration
+	what   string // the request, for errors
 }
 
 // errStalled is the cause of a context that a watch has ended.
 var errStalled = errors.New("the connection stalled")
 
-func newWatch(ctx context.Context, limit time.Duration) (context.Context, *watch) {
-	w := &watch{limit: limit}
+func newWatch(ctx context.Context, limit time.Duration, what string) (context.Context, *watch) {
+	w := &watch{limit: limit, what: what}
 	w.ctx, w.cancel = context.WithCancelCause(ctx)
 	w.timer = time.AfterFunc(time.Hour, func() { w.cancel(errStalled) })
 	w.timer.Stop()
@@ -44,7 +45,7 @@ func (w *watch) stop() {
 // that.
 func (w *watch) explain(err error) error {
 	if errors.Is(context.Cause(w.ctx), errStalled) {
-		return fmt.Errorf("%w: no byte moved for a while", errStalled)
+		return fmt.Errorf("%s: %w: no byte moved for %v", w.what, errStalled, w.limit)
 	}
 	return err
 }
