@@ -60,6 +60,8 @@ func newCall(cmd Command, args []string, with IO) (*call, error) {
 	switch n := len(c.args); {
 	case n < cmd.min:
 		return nil, usagef("%s: too few arguments: want %s", cmd.Name, cmd.Args)
+	case n > cmd.max && cmd.max == 0:
+		return nil, usagef("%s: unexpected argument %q: it takes none", cmd.Name, c.args[0])
 	case n > cmd.max:
 		return nil, usagef("%s: unexpected argument %q: want %s", cmd.Name, c.args[cmd.max], cmd.Args)
 	}

@@ -238,6 +238,9 @@ func labelList(ctx context.Context, c *call) error {
 	if all.Labels == nil {
 		return reply.foreign("which has a list of labels")
 	}
+	if len(all.Labels) == 0 {
+		c.note("site %s has no labels", site)
+	}
 	t := table{}
 	t.row("LABEL", "BUILD", "BEFORE", "CHANGED", "BY")
 	for _, l := range all.Labels {

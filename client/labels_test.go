@@ -285,6 +285,10 @@ next   v3     -       2026-01-02T03:04:05Z  \x1b[2Jx
 		if r := f.run("label list", "shop", "--json").want(t, 0); r.stdout != list+"\n" {
 			t.Errorf("with --json stdout is %s", r.stdout)
 		}
+		f.hosts[serviceHost].handle = handler(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"site_id":"shop","labels":[]}`) })
+		if r := f.run("label list", "shop").want(t, 0); !strings.HasPrefix(r.stdout, "LABEL ") || !strings.HasSuffix(r.stderr, "site shop has no labels\n") {
+			t.Errorf("stdout is %q, stderr %q", r.stdout, r.stderr)
+		}
 		for _, args := range [][]string{{"label list", "a/b"}, {"label set", "shop", "Live", "v1"}, {"label set", "shop", "live", ".v1"}, {"label rm", "shop", ""}, {"label rollback", "shop"}} {
 			f.run(args[0], args[1:]...).want(t, exitUsage)
 		}

@@ -53,7 +53,11 @@ func sites(ctx context.Context, c *call) error {
 		return err
 	}
 	if len(all) == 0 {
-		c.note("there are no sites")
+		if prefix := query.Get("prefix"); prefix != "" {
+			c.note("there are no sites whose ids begin with %s", prefix)
+		} else {
+			c.note("there are no sites")
+		}
 	}
 	return c.list(map[string]any{"sites": all}, t)
 }

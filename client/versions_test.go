@@ -129,8 +129,14 @@ func TestSites(t *testing.T) {
 			t.Errorf("the request is %s, want %s", got[1], want)
 		}
 		f.hosts[serviceHost].handle = handler(paged("sites", nil))
-		if r := f.run("sites").want(t, 0); r.stdout != "" || r.stderr == "" {
+		if r := f.run("sites").want(t, 0); r.stdout != "" || !strings.HasSuffix(r.stderr, ": there are no sites\n") {
 			t.Errorf("stdout is %q, stderr %q", r.stdout, r.stderr)
+		}
+		if r := f.run("sites", "--prefix", "zz").want(t, 0); r.stdout != "" || !strings.HasSuffix(r.stderr, " begin with zz\n") {
+			t.Errorf("stdout is %q, stderr %q", r.stdout, r.stderr)
+		}
+		if r := f.run("sites", "x").want(t, exitUsage); !strings.Contains(r.err.Error(), `unexpected argument "x": it takes none;`) {
+			t.Error(r.err)
 		}
 	})
 }
