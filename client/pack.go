@@ -10,6 +10,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -105,13 +106,19 @@ func (p *packing) checkLink(name string) error {
 	if err != nil {
 		return packError(p.dir, name, err)
 	}
-	switch _, err := p.root.Stat(name); {
+	_, err = p.root.Stat(name)
+	name = path.Join(p.dir, name)
+	switch _, isErrno := errors.AsType[syscall.Errno](err); {
 	case err == nil:
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
-		return errorf(exitFailure, "cannot pack %q: it is a symbolic link to %q, which does not exist", path.Join(p.dir, name), target)
-	default:
-		return errorf(exitFailure, "cannot pack %q: its target %q must be relative, and inside of %q: %w", path.Join(p.dir, name), target, p.dir, cause(err))
+		return errorf(exitFailure, "cannot pack %q: it is a symbolic link to %q, which does not exist", name, target)
+	case errors.Is(err, syscall.ELOOP):
+		return errorf(exitFailure, "cannot pack %q: it is a symbolic link to %q, which leads back to it", name, target)
+	case isErrno:
+		return errorf(exitFailure, "cannot pack %q: it is a symbolic link to %q: %w", name, target, cause(err))
+	default: // package os has no error for it
+		return errorf(exitFailure, "cannot pack %q: its target %q must be relative, and inside of %q", name, target, p.dir)
 	}
 }
 

@@ -223,7 +223,7 @@ func TestPackRefuses(t *testing.T) {
 			return errors.Join(os.Symlink(".", filepath.Join(dir, "here")), os.Symlink("here/..", filepath.Join(dir, "l")))
 		}, `l": its target "here/.." must be relative`},
 		{"a link to nothing", func(dir string) error { return os.Symlink("none", filepath.Join(dir, "l")) }, `to "none", which does not exist`},
-		{"a link to itself", func(dir string) error { return os.Symlink("l", filepath.Join(dir, "l")) }, `l": its target`},
+		{"a link to itself", func(dir string) error { return os.Symlink("l", filepath.Join(dir, "l")) }, `l": it is a symbolic link to "l", which leads back to it`},
 		{"a named pipe", func(dir string) error { return syscall.Mkfifo(filepath.Join(dir, "p"), 0o600) }, `p": it is neither a file, a directory nor a symbolic link`},
 	} {
 		dir := makeTree(t, []treeEntry{{name: "index.html", content: "x", mode: 0o644}})
