@@ -56,7 +56,7 @@ type pushed struct {
 	Size    int64        `json:"size_bytes"`
 	SHA256  string       `json:"sha256"`
 	ETag    string       `json:"etag,omitempty"`
-	Created bool         `json:"created"` // this command stored it; false: it was there
+	Created bool         `json:"created"` // there was none before; false: there was one, with the same bytes or with others
 	Logs    []string     `json:"log_entries,omitempty"`
 	Labels  []labelState `json:"labels,omitempty"`
 }
@@ -189,6 +189,9 @@ func (s *source) hash(ctx context.Context, c *call) error {
 	}
 	s.stamp, s.size = stampOf(info), info.Size()
 	if s.size == 0 {
+		if n, _ := s.file.Read(make([]byte, 1)); n > 0 {
+			return errorf(exitUsage, "%q has bytes but no size, like all files of /proc: push a copy of it", s.name)
+		}
 		return errorf(exitUsage, "%q is empty: a build has at least one byte", s.name)
 	}
 	bar := c.newProgress("sha256 "+s.name, s.size)

@@ -611,9 +611,9 @@ func TestPushBadInput(t *testing.T) {
 			{p.file, "shop", "v1", "--label", "Live"}, {p.file, "shop", "v1", "--log", "build"}, {p.file, "shop", "v1", "--log", "=ok"},
 			{p.file, "shop", "v1", "--nonsense"}, {p.file, "shop", "v1", "--retry-for", "soon"}, {p.file, "shop", "v1", "--retry-for", "-1s"},
 			{p.file, "shop", "v1", "--url", "store.example.org"}, {p.file, "shop", "v1", "--cert", p.file}, {p.file, "shop", "v1", "--ca", p.file},
-			{"-", "shop", "v1"}, {empty, "shop", "v1"}, {pipe, "shop", "v1"}, {os.DevNull, "shop", "v1"}, {emptyDir, "shop", "v1"},
+			{"-", "shop", "v1"}, {empty, "shop", "v1"}, {pipe, "shop", "v1"}, {"/proc/version", "shop", "v1"}, {os.DevNull, "shop", "v1"}, {emptyDir, "shop", "v1"},
 		} {
-			if r := p.run("push", args...); r.status != exitUsage {
+			if r := p.run("push", args...); r.status != exitUsage || strings.Contains(strings.Join(args, " "), "/proc") != strings.Contains(r.err.Error(), "has bytes but no size") {
 				t.Errorf("%q: exit status %d: %v", args, r.status, r.err)
 			}
 		}
