@@ -28,7 +28,7 @@ func createTemp(target string) (*tempFile, error) {
 	dir := filepath.Dir(target)
 	f, err := os.OpenFile(filepath.Join(dir, ".pagewright-"+rand.Text()+".part"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
-		return nil, fileError(target, err)
+		return nil, errorf(exitFailure, "cannot write %q: cannot create a file in %q: %w", target, dir, cause(err))
 	}
 	t := &tempFile{File: f, target: target}
 	// Before the first write: an error of the directory would otherwise be missed. Without the

@@ -134,6 +134,9 @@ func TestPullToWhatCannotBeWritten(t *testing.T) {
 	} {
 		pullTo(t, name, status)
 	}
+	if _, err := createTemp("absent/out"); err == nil || !strings.Contains(err.Error(), `cannot create a file in "absent": no such file`) {
+		t.Error(err)
+	}
 	wantFiles(t, filepath.Join(dir, "dir"), nil)
 	os.Remove("dir")
 	wantFiles(t, dir, map[string][]byte{"file": {}})
