@@ -64,7 +64,7 @@ func (g *githubToken) get(ctx context.Context) (string, error) {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		e := newStatusError(&request{method: "GET"}, resp)
+		e, _ := newStatusError(&request{method: "GET"}, resp)
 		e.request = "cannot get a token from GitHub"
 		if e.status == http.StatusNotFound { // it is not about a build, or the address of the service
 			e.elsewhere = false

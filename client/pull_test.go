@@ -151,3 +151,22 @@ func TestPullOfAPage(t *testing.T) {
 		}
 	}
 }
+
+// Only the body of a 404 tells whether the service sent it: one that is cut is asked for again.
+func TestPullOfNothingOverABadLine(t *testing.T) {
+	for name, cut := range map[string]int{"whole": 1000, "cut at once": 1, "cut later": 15} {
+		inDir(t)
+		withFake(t, func(f *fake) {
+			f.hosts[serviceHost].handle = func(n int, w http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodGet && n <= 3 {
+					w = cutAfter(w, cut)
+				}
+				fail(w, 404, "the site shop has no build v1")
+			}
+			r := f.run("pull", "shop", "v1").want(t, exitAbsent)
+			if text := r.err.Error(); !strings.Contains(text, "no build v1") || strings.Contains(text, "PAGEWRIGHT_URL") {
+				t.Errorf("%s: %s", name, text)
+			}
+		})
+	}
+}

@@ -259,7 +259,10 @@ func (s *service) try(ctx context.Context, r *request) (*http.Response, error) {
 		return resp, nil
 	}
 	defer resp.Body.Close()
-	e := newStatusError(r, resp)
+	e, err := newStatusError(r, resp)
+	if err != nil && e.status == http.StatusNotFound { // who says so is in the body
+		return nil, temporaryError{fmt.Errorf("%s: the response is cut: %w", r, w.explain(err))}
+	}
 	if e.status == http.StatusUnauthorized && s.token == nil && !strings.Contains(resp.Header.Get("Www-Authenticate"), "error=") {
 		e.text = "no token is set: set PAGEWRIGHT_TOKEN or PAGEWRIGHT_TOKEN_FILE"
 	}
@@ -427,7 +430,8 @@ func hasStatus(err error, status int) bool {
 	return ok && e.status == status
 }
 
-func newStatusError(r *request, resp *http.Response) *statusError {
+// newStatusError reads the response. An error is that of its body, without which the rest is valid.
+func newStatusError(r *request, resp *http.Response) (*statusError, error) {
 	e := &statusError{
 		status:     resp.StatusCode,
 		request:    r.String(),
@@ -435,7 +439,7 @@ func newStatusError(r *request, resp *http.Response) *statusError {
 		retryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()),
 		header:     resp.Header,
 	}
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorReply)) // the status is enough
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorReply))
 	var said struct{ Error, Expected, Got string }
 	switch {
 	case resp.StatusCode/100 == 3:
@@ -450,7 +454,7 @@ func newStatusError(r *request, resp *http.Response) *statusError {
 		e.elsewhere = e.status == http.StatusNotFound
 	}
 	e.elsewhere = e.elsewhere || e.status == http.StatusNotFound && e.text == "no such path"
-	return e
+	return e, err
 }
 
 // explainRedirect says where a redirect leads. If that is the same path below another address of the

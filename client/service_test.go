@@ -323,7 +323,7 @@ func TestErrorTexts(t *testing.T) {
 		{"", "GET /a: 404 Not Found (request R): check PAGEWRIGHT_URL (or --url)"},
 		{strings.Repeat("é", 500), "GET /a: 404 Not Found: " + strings.Repeat("é", 100) + " (request R): check PAGEWRIGHT_URL (or --url)"},
 	} {
-		e := newStatusError(&request{method: "GET", path: "a"}, &http.Response{StatusCode: 404, Header: http.Header{"X-Request-Id": {"R"}}, Body: io.NopCloser(strings.NewReader(c.body))})
+		e, _ := newStatusError(&request{method: "GET", path: "a"}, &http.Response{StatusCode: 404, Header: http.Header{"X-Request-Id": {"R"}}, Body: io.NopCloser(strings.NewReader(c.body))})
 		if e.Error() != c.want {
 			t.Errorf("%q, want %q", e.Error(), c.want)
 		}
