@@ -33,6 +33,7 @@ type download struct {
 	out     output
 	bar     *progress
 	ranges  rangeLimits
+	lull    lull // of the parts
 
 	again    bool   // look again, and begin again
 	single   bool   // the service does not send parts of the build: ask for all of it

@@ -92,7 +92,9 @@ func (d *download) fetchParts(ctx context.Context, tries *retries) error {
 
 // all repeats once until all bytes have arrived.
 func (f *fetch) all(ctx context.Context) error {
-	for tries := f.d.service.newRetries(); f.at < f.end; {
+	tries := f.d.service.newRetries()
+	tries.lull = &f.d.lull
+	for f.at < f.end {
 		err := f.once(ctx, tries)
 		if errors.As(err, new(againError)) || errors.Is(err, errNoParts) {
 			return err

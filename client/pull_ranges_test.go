@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 )
 
 // withRanges runs a test in which builds from 10,000 bytes are downloaded in parts of 3000.
@@ -50,6 +53,38 @@ func TestPullInParts(t *testing.T) {
 		})
 		wantFiles(t, dir, map[string][]byte{"v1.tar.gz": b.data})
 	}
+}
+
+// TestPullInPartsFromADeadService: one line says that all connections wait, until they try again.
+func TestPullInPartsFromADeadService(t *testing.T) {
+	b := randomBuild(12_000, `"v1"`)
+	dir := withRanges(t, func(f *fake) {
+		start, failures := time.Now(), 0
+		var mu sync.Mutex
+		f.hosts[serviceHost].handle = handler(func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			defer mu.Unlock()
+			if r.Method == http.MethodGet && time.Since(start) < time.Minute {
+				failures++
+				fail(w, 503, "down")
+				return
+			}
+			b.serve(w, r)
+		})
+		r := f.run("pull", "shop", "v1").want(t, 0)
+		announced, lines := time.Duration(0), strings.Count(r.stderr, " follows in ")
+		for _, m := range regexp.MustCompile(` follows in (\S+)`).FindAllStringSubmatch(r.stderr, -1) {
+			wait, err := time.ParseDuration(m[1])
+			if err != nil {
+				t.Error(err)
+			}
+			announced += wait - 50*time.Millisecond // it was rounded
+		}
+		if limit := time.Since(start) + maxDelay; announced > limit || lines < 2 || failures <= lines {
+			t.Errorf("%d failures, %d lines that announce %v in %v:\n%s", failures, lines, announced, limit, r.stderr)
+		}
+	})
+	wantFiles(t, dir, map[string][]byte{"v1.tar.gz": b.data})
 }
 
 // Whatever happens to parts, the file is right, or there is none.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -31,6 +32,28 @@ type retries struct {
 	note     func(format string, args ...any)
 
 	malformed int // responses, in a row
+
+	lull *lull // of all that wait at the same time; nil: no other does
+}
+
+// lull lets one of several that wait at the same time say so.
+type lull struct {
+	mu    sync.Mutex
+	until time.Time
+}
+
+// begin reports whether nobody has said so for now; then the caller may, for that time.
+func (l *lull) begin(wait time.Duration) bool {
+	if l == nil {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Now().Before(l.until) {
+		return false
+	}
+	l.until = time.Now().Add(wait)
+	return true
 }
 
 func (s *service) newRetries() *retries {
@@ -67,7 +90,9 @@ func (r *retries) wait(ctx context.Context, err error) error {
 		return fmt.Errorf("%w; gave up after %s: the service asks to wait %v, and --retry-for leaves %v", err, r.count(), known.Round(time.Second), left.Round(time.Second))
 	}
 	delay = min(delay, left) // the last attempt is at the end
-	r.note("%v; attempt %d follows in %v", err, r.attempts+1, delay.Round(100*time.Millisecond))
+	if r.lull.begin(delay) {
+		r.note("%v; attempt %d follows in %v", err, r.attempts+1, delay.Round(100*time.Millisecond))
+	}
 	timer := time.NewTimer(delay)
 	defer timer.Stop()
 	select {
