@@ -24,7 +24,8 @@ digest, because the build was uploaded without one.
 A transfer that breaks goes on where it stopped. If the build is replaced meanwhile, or the
 label moves and the build that it named is deleted, the download begins again; with -o - that
 is possible only before the first byte, and later the command exits with 6. With -o - the
-bytes are on standard output before they can be compared: look at the exit status (4).
+bytes are on standard output before they can be compared: look at the exit status (4). With
+-o - or a pipe the result is on standard error, and --json and --if-changed are errors.
 
 If the service redirects to its object store, the token stays with the service. If the store
 cannot be reached, the service sends the bytes.
