@@ -33,18 +33,22 @@ func main() {
 	}
 	setThreads()
 	ctx, end := context.WithCancel(context.Background())
-	endOnSignal(end)
+	endOnSignal(end, isServe(os.Args[1:]))
 	if err := run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr); err != nil {
 		reportFailure(os.Stderr, os.Args[1:], os.Environ(), err)
 		os.Exit(exitStatus(err))
 	}
 }
 
-// endOnSignal calls end when SIGTERM or SIGINT arrives. A second signal ends the process
+// endOnSignal calls end when SIGTERM or SIGINT arrives, or SIGHUP if the process does not serve
+// and was not started with it ignored (nohup(1)). A second signal ends the process
 // at once. The default action would not do that: process 1 of a container has none.
-func endOnSignal(end func()) {
+func endOnSignal(end func(), serves bool) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	if !serves && !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	go func() {
 		<-signals
 		end()

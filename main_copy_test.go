@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -133,10 +134,12 @@ func TestCopyArguments(t *testing.T) {
 	}
 }
 
-// TestCopyIsEnded: SIGTERM and SIGKILL at any moment leave whole builds, and another run copies
-// the rest.
+// TestCopyIsEnded: a signal at any moment leaves whole builds, and another run copies the rest.
 func TestCopyIsEnded(t *testing.T) {
-	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+	for _, end := range []syscall.Signal{syscall.SIGTERM, syscall.SIGHUP, syscall.SIGKILL} {
+		if signal.Ignored(end) { // by nohup: then the copy goes on
+			continue
+		}
 		from, to := t.TempDir(), t.TempDir()
 		n := openCopyNFS(t, from)
 		for i := range 100 {
@@ -153,15 +156,15 @@ func TestCopyIsEnded(t *testing.T) {
 		first := make([]byte, 4<<10)
 		_, err = io.ReadFull(stdout, first)
 		noError(t, err)
-		noError(t, cmd.Process.Signal(signal))
+		noError(t, cmd.Process.Signal(end))
 		rest, _ := io.ReadAll(stdout)
 		_ = cmd.Wait()
-		if status := cmd.ProcessState.ExitCode(); signal == syscall.SIGTERM && (status != exitIncomplete || !strings.Contains(string(rest), `"complete":false,"error":"interrupted"`)) {
-			t.Errorf("exit status %d; %s", status, rest)
+		if status := cmd.ProcessState.ExitCode(); end != syscall.SIGKILL && (status != exitIncomplete || !strings.Contains(string(rest), `"complete":false,"error":"interrupted"`)) {
+			t.Errorf("%v: exit status %d; %s", end, status, rest)
 		}
 		c, stderr, status := copyCommandOf(t, t.Context(), args...)
 		if status != 0 || c.summary.Same == 0 || c.summary.Copied == 0 {
-			t.Errorf("%v: exit status %d, %+v; %s", signal, status, c.summary, stderr)
+			t.Errorf("%v: exit status %d, %+v; %s", end, status, c.summary, stderr)
 		}
 		sameStores(t, n, openCopyNFS(t, to))
 	}
