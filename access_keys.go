@@ -148,6 +148,9 @@ type keySet struct {
 	sum  [sha256.Size]byte // of the document
 }
 
+// readEnded is closed.
+var readEnded = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
 var (
 	errKeyUnknown = errors.New("no key of the issuer fits the token")
 	errIssuerDown = errors.New("the keys of the token's issuer cannot be read at present")
@@ -174,7 +177,7 @@ func (k *issuerKeys) try(check func(*keySet) bool) error {
 	defer timeout.Stop()
 	// The read that runs now may have begun before the issuer had the key, so there is a second round.
 	for range 2 {
-		done := k.ask()
+		done := k.ask(seen)
 		if done != nil && !k.await(done, timeout.C) {
 			return errIssuerDown
 		}
@@ -207,13 +210,17 @@ func (k *issuerKeys) await(done <-chan struct{}, timeout <-chan time.Time) bool 
 	}
 }
 
-// ask returns a channel that is closed when the read that runs now ends. If none runs, it causes
-// one, or returns nil if the latest read for a token was too short a time ago.
-func (k *issuerKeys) ask() <-chan struct{} {
+// ask returns a channel that is closed when the read that runs now ends, or is closed already if
+// one has ended since the caller has seen the keys. Otherwise it causes one, or returns nil if
+// the latest read for a token was too short a time ago.
+func (k *issuerKeys) ask(seen *keySet) <-chan struct{} {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.running != nil || k.ctx.Err() != nil {
 		return k.running
+	}
+	if k.set.Load() != seen {
+		return readEnded
 	}
 	if !k.asked.IsZero() && time.Since(k.asked) < k.store.times.again {
 		return nil

@@ -471,7 +471,7 @@ func TestKeysReadMeanwhile(t *testing.T) {
 		if err := k.try(func(set *keySet) bool {
 			if first {
 				first = false
-				<-k.ask() // of another token
+				<-k.ask(k.set.Load()) // of another token
 				return false
 			}
 			return hasKey("2")(set)
@@ -486,7 +486,7 @@ func TestKeysEndWhileAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for range 200 {
 			s, k := stubKeys(func(context.Context) ([]byte, error) { return nil, errors.New("down") })
-			done := k.ask()
+			done := k.ask(k.set.Load())
 			s.use(nil)
 			<-done
 			s.close()
