@@ -14,7 +14,7 @@ type listedBuild struct {
 	size      int64
 	createdAt time.Time
 	arrivedAt time.Time // zero: the store must be asked
-	etag      string    // of the artifact; empty: there is none
+	etag      string    // of the artifact; empty: no artifact
 	sum       Digest    // of the artifact, if it was looked up and is known
 
 	entries   int // of the log
@@ -30,7 +30,7 @@ func (b *listedBuild) artifact() string {
 	return b.etag
 }
 
-// log returns a tag of what the log says; empty: there is none. b may be nil.
+// log returns a tag of what the log says; empty: no log. b may be nil.
 func (b *listedBuild) log() string {
 	if !b.hasLog() {
 		return ""

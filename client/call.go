@@ -19,7 +19,7 @@ type call struct {
 	quiet   bool // no progress, no notes
 	flags   *pflag.FlagSet
 
-	columns func() int // of the terminal that standard error is; nil: it is none
+	columns func() int // width of the terminal; nil if standard error is not a terminal
 	bar     *progress  // the one that is shown; may be nil
 }
 

@@ -208,7 +208,7 @@ func contentLocation(site, location string) string {
 	return id
 }
 
-// strongETag returns the ETag of a response; a weak one, which may be that of other bytes, is none.
+// strongETag returns the strong ETag of a response, or "". Builds with the same weak ETag may differ.
 func strongETag(h http.Header) string {
 	if tag := h.Get("Etag"); len(tag) >= 2 && strings.HasPrefix(tag, `"`) && strings.HasSuffix(tag, `"`) {
 		return tag

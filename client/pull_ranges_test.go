@@ -87,7 +87,7 @@ func TestPullInPartsFromADeadService(t *testing.T) {
 	wantFiles(t, dir, map[string][]byte{"v1.tar.gz": b.data})
 }
 
-// Whatever happens to parts, the file is right, or there is none.
+// Whatever happens to parts, pull leaves the right file or no file.
 func TestPullInPartsOfOddResponses(t *testing.T) {
 	const size = 20_000
 	b, after := randomBuild(size, `"v1"`), randomBuild(size+1000, `"v2"`)

@@ -42,7 +42,7 @@ type lull struct {
 	until time.Time
 }
 
-// begin reports whether nobody has said so for now; then the caller may, for that time.
+// begin reports whether the caller may announce a wait. It returns false while another one lasts.
 func (l *lull) begin(wait time.Duration) bool {
 	if l == nil {
 		return true

@@ -218,7 +218,7 @@ type request struct {
 	query  url.Values
 	header http.Header
 	size   int64            // of the body
-	body   func() io.Reader // returns the body from its first byte, for each attempt; nil: there is none
+	body   func() io.Reader // returns the body from its first byte, for each attempt; nil: no body
 	expect bool             // send the body only after 100 Continue
 	sent   func(n int)      // is called when n bytes of the body were taken; may be nil
 }

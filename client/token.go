@@ -14,7 +14,7 @@ const maxToken = 64 << 10
 // tokenSource returns the token for an attempt.
 type tokenSource func(ctx context.Context) (string, error)
 
-// newTokenSource returns where the token comes from; nil if there is none.
+// newTokenSource returns where the token comes from; nil if no token is set.
 func newTokenSource(c *call, s *service) (tokenSource, error) {
 	token, file := c.env("PAGEWRIGHT_TOKEN"), c.env("PAGEWRIGHT_TOKEN_FILE")
 	switch system := c.text("oidc"); {
