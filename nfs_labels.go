@@ -11,11 +11,14 @@ import (
 //
 //	{base}/sites/{site}/labels/{label}.json
 //
-// A label is moved or deleted under an exclusive lock on all bytes of the site's lock file. It
-// excludes every change of every build of the site, and every other move. Whoever replaces or
-// deletes a build reads the labels under the lock of the build, which may be a shared one: the
-// labels cannot change meanwhile. A move holds its lock until it is durable. Otherwise the build
-// that the label named before could be deleted durably, and a power cut could undo the move.
+// A label is moved or deleted under the lock of the labels of the site, and the exclusive locks of
+// the artifacts that it names before and after. Whoever replaces or deletes a build reads the labels
+// under the lock of its artifact, which may be a shared one: no label can begin or cease to name
+// this build meanwhile. A move holds its locks until it is durable. Otherwise the build that the
+// label named before could be deleted durably, and a power cut could undo the move. Changes of
+// other builds do not wait for it, nor it for them: on a busy site some build is always locked.
+// Nobody who holds the lock of an artifact waits for that of the labels, so these waits end.
+//
 // Before it writes the label it syncs the directory of the build: whoever stored the build may not
 // have done so yet, and a power cut must not take a build that has a label.
 //
@@ -31,12 +34,15 @@ func (n *nfs) MoveLabel(siteID string, move LabelMove) (l Label, created bool, e
 		return Label{}, false, n.notFound(err) // before the lock: its file would be created
 	}
 	defer artifacts.Close()
-	lock, err := n.lockSite(siteID, move.Label)
+	lock, err := n.lockLabels(siteID, move.Label)
 	if err != nil {
 		return Label{}, false, err
 	}
 	defer lock.release()
 	if err := n.checkMounted(); err != nil { // the directory may be below a mount that disappeared
+		return Label{}, false, err
+	}
+	if err := n.addArtifact(lock, siteID, move.BuildID); err != nil {
 		return Label{}, false, err
 	}
 	build, err := n.buildToLabel(artifacts, siteID, move.BuildID)
@@ -62,7 +68,11 @@ func (n *nfs) MoveLabel(siteID string, move LabelMove) (l Label, created bool, e
 		// Another process may have moved it without an fsync so far.
 		return old, false, n.disk.syncDir(dir)
 	}
-	if !exists {
+	if exists {
+		if err := n.addArtifact(lock, siteID, old.BuildID); err != nil {
+			return Label{}, false, err
+		}
+	} else {
 		if labels, err := labelNames(dir); err != nil || len(labels) >= maxLabels {
 			return Label{}, false, cmp.Or(err, errTooManyLabels)
 		}
@@ -75,8 +85,8 @@ func (n *nfs) MoveLabel(siteID string, move LabelMove) (l Label, created bool, e
 	return l, !exists, n.writeLabel(dir, l, lock)
 }
 
-// buildToLabel describes a build, or fails with ErrNotFound. The caller holds the lock of the
-// site.
+// buildToLabel describes a build, or fails with ErrNotFound. The caller holds the
+// exclusive lock of the artifact.
 func (n *nfs) buildToLabel(artifacts *os.File, siteID, buildID string) (ArtifactInfo, error) {
 	if _, err := n.finishReplacement(artifacts, fileName(artifactsDir, buildID)); err != nil {
 		return ArtifactInfo{}, err
@@ -86,7 +96,7 @@ func (n *nfs) buildToLabel(artifacts *os.File, siteID, buildID string) (Artifact
 }
 
 // labelToMove returns the label, which it gives its own name, or fails with ErrNotFound. The
-// caller holds the lock of the site.
+// caller holds the lock of the labels.
 func (n *nfs) labelToMove(siteID, label string) (l Label, err error) {
 	dir, err := n.openFresh(siteID, labelsDir)
 	if err == nil {
@@ -99,7 +109,7 @@ func (n *nfs) labelToMove(siteID, label string) (l Label, err error) {
 	return l, n.notFound(err)
 }
 
-// writeLabel durably writes l to dir, unless the lock of the site was lost.
+// writeLabel durably writes l to dir, unless the lock was lost.
 func (n *nfs) writeLabel(dir *os.File, l Label, lock *buildLock) error {
 	temp, err := n.disk.createTemp(dir)
 	if err != nil {
@@ -137,7 +147,7 @@ func (n *nfs) DeleteLabel(siteID, label string, cond Precondition) error {
 		return err
 	}
 	defer dir.Close()
-	lock, err := n.lockSite(siteID, label)
+	lock, err := n.lockLabels(siteID, label)
 	if err != nil {
 		return err
 	}
@@ -148,6 +158,11 @@ func (n *nfs) DeleteLabel(siteID, label string, cond Precondition) error {
 	l, err := n.labelToMove(siteID, label)
 	if !cond.IsZero() {
 		if err := checkCondition(cond, *l.info(), err); err != nil {
+			return err
+		}
+	}
+	if err == nil { // a damaged label names no build
+		if err := n.addArtifact(lock, siteID, l.BuildID); err != nil {
 			return err
 		}
 	}

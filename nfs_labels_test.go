@@ -60,9 +60,10 @@ func labelled(t testing.TB, base string, open func(t testing.TB, base string) *n
 
 func moveTo(build string) LabelMove { return LabelMove{Label: "live", BuildID: build} }
 
-// A move and a delete of a label wait for each lock in its site, also for shared ones and those
-// of logs and of other builds, and each change waits for them.
-func TestLabelsLockTheWholeSite(t *testing.T) {
+// A move and a delete of a label exclude the changes of the builds that it names before and after,
+// and changes of labels. Nothing else waits for them, and they wait for nothing else: on a busy
+// site some lock is always held.
+func TestLabelsLockTheirBuilds(t *testing.T) {
 	const wait = 200 * time.Millisecond // far longer than each operation takes without a lock
 	move := func(n *nfs) error { _, _, err := n.MoveLabel("s", moveTo("c")); return err }
 	remove := func(n *nfs) error { return n.DeleteLabel("s", "live", Precondition{}) }
@@ -72,34 +73,46 @@ func TestLabelsLockTheWholeSite(t *testing.T) {
 			return err
 		}
 	}
-	shared := func(n *nfs) (*buildLock, error) { return n.lockBuild("s", artifactsDir, "other", false) }
-	logs := func(n *nfs) (*buildLock, error) { return n.lockBuild("s", logsDir, "b", true) }
-	whole := func(n *nfs) (*buildLock, error) { return n.lockSite("s", "other") }
-	another := func(n *nfs) (*buildLock, error) { return n.lockSite("t", "live") }
+	lock := func(dir, id string, exclusive bool) func(n *nfs) (*buildLock, error) {
+		return func(n *nfs) (*buildLock, error) { return n.lockBuild("s", dir, id, exclusive) }
+	}
+	moving := func(n *nfs) (*buildLock, error) { // what a move from b to c holds
+		l, err := n.lockLabels("s", "live")
+		return l, errors.Join(err, n.addArtifact(l, "s", "c"), n.addArtifact(l, "s", "b"))
+	}
+	another := func(n *nfs) (*buildLock, error) { return n.lockLabels("t", "live") }
 	for _, c := range []struct {
 		what  string
 		hold  func(n *nfs) (*buildLock, error)
 		do    func(n *nfs) error
 		waits bool
 	}{
-		{"a move for a shared lock", shared, move, true},
-		{"a move for that of a log", logs, move, true},
-		{"a move for another label", whole, move, true},
-		{"a delete of a label for a shared lock", shared, remove, true},
-		{"a delete of a label for another label", whole, remove, true},
-		{"a replacement", whole, put("c", Precondition{}), true},
-		{"a replacement on a condition", whole, put("c", exists), true},
-		{"a create", whole, put("new", createOnly), true},
-		{"a delete", whole, func(n *nfs) error { return n.DeleteArtifact("s", "c", Precondition{}) }, true},
-		{"an entry", whole, func(n *nfs) error { return n.WriteLog("s", entry("1", "b", testTime)) }, true},
+		{"a move for its new build", lock(artifactsDir, "c", true), move, true},
+		{"a move for a shared lock of it", lock(artifactsDir, "c", false), move, true},
+		{"a move for its old build", lock(artifactsDir, "b", true), move, true},
+		{"a move for a shared lock of it too", lock(artifactsDir, "b", false), move, true},
+		{"a move for another label", lock(labelsDir, "other", true), move, true},
+		{"a move for another build", lock(artifactsDir, "other", true), move, false},
+		{"a move for a log", lock(logsDir, "c", true), move, false},
+		{"a delete of a label for its build", lock(artifactsDir, "b", false), remove, true},
+		{"a delete of a label for another label", lock(labelsDir, "other", true), remove, true},
+		{"a delete of a label for another build", lock(artifactsDir, "c", true), remove, false},
+		{"a replacement", moving, put("c", Precondition{}), true},
+		{"a replacement on a condition", moving, put("c", exists), true},
+		{"a delete", moving, func(n *nfs) error { return n.DeleteArtifact("s", "c", Precondition{}) }, true},
+		{"a delete of another build", moving, func(n *nfs) error { return n.DeleteArtifact("s", "d", Precondition{}) }, false},
+		{"a replacement of another build", moving, put("d", exists), false},
+		{"a create", moving, put("new", createOnly), false},
+		{"an entry", moving, func(n *nfs) error { return n.WriteLog("s", entry("1", "b", testTime)) }, false},
 		{"a move in another site", another, move, false},
-		{"a read", whole, func(n *nfs) error { _, err := n.GetLabel("s", "live"); return err }, false},
-		{"a list", whole, func(n *nfs) error { _, err := n.ListLabels("s"); return err }, false},
+		{"a read", moving, func(n *nfs) error { _, err := n.GetLabel("s", "live"); return err }, false},
+		{"a list", moving, func(n *nfs) error { _, err := n.ListLabels("s"); return err }, false},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			t.Parallel()
 			base := t.TempDir()
 			n := labelled(t, base, openTestNFS)
+			mustStore(t, n, "s", "d", []byte("d"))
 			mustStore(t, n, "t", "b", []byte("x"))
 			mustMove(t, n, "t", "live", "b")
 			n.lockWait = wait
@@ -530,9 +543,9 @@ func TestFsyncsOfLabels(t *testing.T) {
 	labelled(t, base, openTestNFS)
 	w := watchFsyncs(t, base) // which knows of no directory that it is durable
 	const dir, file, builds = "sites/s/labels", "sites/s/labels/.tmp", "sites/s/artifacts"
-	locked := func(string) error {
-		if free(t, base, "s", artifactsDir, "any", unix.F_RDLCK) {
-			t.Error("the lock of the site is free during an fsync")
+	locked := func(path string) error {
+		if (path == file || path == dir) && (free(t, base, "s", labelsDir, "any", unix.F_RDLCK) || free(t, base, "s", artifactsDir, "b", unix.F_RDLCK)) {
+			t.Errorf("a lock is free during the fsync of %s", path)
 		}
 		return nil
 	}
@@ -562,8 +575,8 @@ func TestFsyncsOfLabels(t *testing.T) {
 	f("the same move", move("live", "b"), dir)
 	f("a label that is created", move("new", "b"), builds, file, dir)
 	f("a delete of a label", func() error { return w.n.DeleteLabel("s", "new", Precondition{}) }, dir)
-	f("a delete of no label", func() error { return w.n.DeleteLabel("s", "new", Precondition{}) }, dir)
 	w.before = nil
+	f("a delete of no label", func() error { return w.n.DeleteLabel("s", "new", Precondition{}) }, dir)
 	f("a replacement", func() error { return w.n.StoreArtifact("s", "c", strings.NewReader("new")) },
 		"sites/s", "sites/s/artifacts/.tmp", dir, "sites/s/artifacts")
 	f("a new build", func() error { return w.n.StoreArtifact("s", "d", strings.NewReader("new")) },

@@ -25,7 +25,7 @@ const (
 	maxWaiters      = 1 << 20 // for all sites: in practice no limit, since other limits apply first
 )
 
-// buildLock is a lock on one build. It excludes every process on every host that shares the
+// buildLock is a lock on one build, or on the labels of a site. It excludes every process on every host that shares the
 // store. It is an open file description lock (fcntl(2)), which NFSv4 sends to the server.
 // It is released when the process ends.
 type buildLock struct {
@@ -56,15 +56,22 @@ func (n *nfs) lockBuild(siteID, dir, buildID string, exclusive bool) (*buildLock
 	return gotLock(f, err)
 }
 
-// lockSite takes the exclusive lock on the whole lock file of a site, to change a label. It
-// excludes the locks of all builds, also shared ones. It waits and fails as lockBuild does.
-func (n *nfs) lockSite(siteID, label string) (*buildLock, error) {
+// lockLabels takes the exclusive lock of the labels of a site, to change one of them. It waits
+// for the lock as waitForLock does.
+func (n *nfs) lockLabels(siteID, label string) (*buildLock, error) {
 	flags, kind := n.lockFlags(true)
 	f, err := n.openLock(siteID, flags)
 	if err != nil {
 		return nil, err
 	}
-	return n.lockOrWait(f, kind, wholeSite, "labels", siteID, label)
+	return n.lockOrWait(f, kind, lockRegion(labelsDir, label), "labels", siteID, label)
+}
+
+// addArtifact adds the exclusive lock of an artifact to the lock l of the labels of its site, and
+// waits for it as waitForLock does. If it fails, it has released l.
+func (n *nfs) addArtifact(l *buildLock, siteID, buildID string) error {
+	_, err := n.lockOrWait(l.f, unix.F_WRLCK, lockRegion(artifactsDir, buildID), "labels", siteID, buildID)
+	return err
 }
 
 // openLock opens the lock file of a site, and creates it if it is missing. If an export was
@@ -236,8 +243,11 @@ func (l *buildLock) alive() error {
 }
 
 // lockRegion returns the byte of the lock file to lock for a build. Two builds may get the
-// same byte. That is harmless: they wait for each other.
+// same byte. That is harmless: they wait for each other. All labels have one byte.
 func lockRegion(dir, buildID string) int64 {
+	if dir == labelsDir {
+		buildID = ""
+	}
 	h := fnv.New64a()
 	io.WriteString(h, dir)
 	io.WriteString(h, "/")
@@ -245,14 +255,8 @@ func lockRegion(dir, buildID string) int64 {
 	return int64(h.Sum64() >> 2)
 }
 
-// wholeSite is the region of a lock on all bytes.
-const wholeSite int64 = -1
-
 func lockFile(f *os.File, cmd int, kind int16, region int64) error {
 	lock := unix.Flock_t{Type: kind, Whence: io.SeekStart, Start: region, Len: 1}
-	if region == wholeSite {
-		lock.Start, lock.Len = 0, 0 // to the end, wherever that is
-	}
 	return retryEINTR(func() error { return unix.FcntlFlock(f.Fd(), cmd, &lock) })
 }
 

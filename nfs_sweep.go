@@ -199,8 +199,8 @@ func (n *nfs) sweepSilly(dir *os.File, name string, before time.Time) (removed b
 
 // sweepInterim renames an interim file to its own name if that is missing. Otherwise it
 // removes the interim file if it was written before that time. It skips a build that is
-// locked; the next sweep looks at it again. The lock of a label excludes its moves, which lock
-// the whole site.
+// locked; the next sweep looks at it again. The lock of a label excludes all
+// moves of labels of the site.
 func (n *nfs) sweepInterim(dir *os.File, siteID, kind, id, interim string, before time.Time) (removed bool, err error) {
 	lock, err := n.tryLock(siteID, kind, id)
 	if lock == nil {
