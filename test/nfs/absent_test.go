@@ -20,7 +20,7 @@ import (
 // somewhere on the server, and every client sees them: while one service
 // replaces the build and appends to the log.
 func TestBuildAndLogAreNeverAbsentOnNFS(t *testing.T) {
-	for _, v := range []vm.Variant{{Name: "as it is"}, plainRename} {
+	for _, v := range replacing {
 		t.Run(strings.ReplaceAll(v.Name, " ", "_"), func(t *testing.T) {
 			program := service
 			if v.Broken {

@@ -1,4 +1,4 @@
-//go:build integration || torture
+//go:build torture
 
 package nfs
 
@@ -22,7 +22,7 @@ import (
 // a comparison.
 func TestCostOnNFS(t *testing.T) {
 	spent := map[string]map[string]map[string]int{} // requests by variant, operation and kind
-	for _, v := range []vm.Variant{plainRename, {Name: "as it is"}} {
+	for _, v := range []vm.Variant{plainRename, asItIs} {
 		t.Run(strings.ReplaceAll(v.Name, " ", "_"), func(t *testing.T) {
 			program := service
 			if v.Broken {
@@ -37,12 +37,12 @@ func TestCostOnNFS(t *testing.T) {
 	}
 	f := func(op, kind string, want func(before, now int) bool) {
 		t.Helper()
-		if before, now := spent[plainRename.Name][op][kind], spent["as it is"][op][kind]; !want(before, now) {
+		if before, now := spent[plainRename.Name][op][kind], spent[asItIs.Name][op][kind]; !want(before, now) {
 			t.Errorf("%s: %d times %s, before %d", op, now, kind, before)
 		}
 	}
 	for _, op := range []string{"GET", "GET of an absent site", "GET of an absent build", "delete"} {
-		if before, now := total(spent[plainRename.Name][op]), total(spent["as it is"][op]); now >= before+costRounds {
+		if before, now := total(spent[plainRename.Name][op]), total(spent[asItIs.Name][op]); now >= before+costRounds {
 			t.Errorf("%s: %d requests in %d rounds, before %d", op, now, costRounds, before)
 		}
 	}
@@ -60,15 +60,6 @@ func total(kinds map[string]int) (n int) {
 		}
 	}
 	return n
-}
-
-func build(t *testing.T, v vm.Variant) string {
-	t.Helper()
-	program, err := v.Build(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return program
 }
 
 // costs measures every operation and gives the requests of each, by their kinds.

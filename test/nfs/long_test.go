@@ -2,7 +2,11 @@
 
 package nfs
 
-import "slices"
+import (
+	"slices"
+
+	"pagewright/storage/test/vm"
+)
 
 // How much the long form does.
 const (
@@ -12,6 +16,9 @@ const (
 	costRounds       = 50
 	appends          = "^TestProcessesAppend$"
 )
+
+// The services that replace a build under reads.
+var replacing = []vm.Variant{asItIs, plainRename}
 
 // The cuts under each protocol.
 var cutsPerProtocol = [][]cut{slices.Repeat(allCuts, 3), allCuts}

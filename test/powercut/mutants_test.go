@@ -18,11 +18,15 @@ import (
 const (
 	asItIs      = "as it is"
 	renameFirst = "rename before fsync"
+	everyShared = "every sync shared"
+	noRepeat    = "repeated entry is not synced"
 
 	// Of these the service is asked at each moment.
 	digestAsIs      = "digest as it is and later than its build"
 	digestByName    = "digest by name only and before its build"
 	digestUnchecked = "digest not checked when it is read"
+
+	digestOfTheReplaced = "digest bound to the file that is replaced"
 )
 
 // lateSync is the fsync of a file after it got its name.
@@ -88,13 +92,13 @@ var (
 
 var variants = []vm.Variant{
 	{Name: asItIs},
-	{Name: "every sync shared", Edits: []vm.Edit{shareAlways, alsoLarge}},
+	{Name: everyShared, Edits: []vm.Edit{shareAlways, alsoLarge}},
 	{Name: "no fsync of the directory", Broken: true, Edits: []vm.Edit{noDirSync}},
 	{Name: "no fsync of the file", Broken: true, Edits: []vm.Edit{noFileSync}},
 	{Name: renameFirst, Broken: true, Edits: []vm.Edit{noFileSync, lateRename, lateLink}},
 	{Name: "DELETE is not synced", Broken: true, Edits: []vm.Edit{noDeleteSync}},
-	{Name: "repeated entry is not synced", Broken: true, Edits: []vm.Edit{noRepeatSync}},
-	{Name: "digest bound to the file that is replaced", Broken: true, Edits: []vm.Edit{wrongBinding}},
+	{Name: noRepeat, Broken: true, Edits: []vm.Edit{noRepeatSync}},
+	{Name: digestOfTheReplaced, Broken: true, Edits: []vm.Edit{wrongBinding}},
 	{Name: digestAsIs, Edits: []vm.Edit{syncBetween}},
 	{Name: digestByName, Broken: true, Edits: []vm.Edit{byName, digestFirst, notThen}},
 	{Name: digestUnchecked, Broken: true, Edits: []vm.Edit{byName, syncBetween}},

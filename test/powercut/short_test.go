@@ -3,7 +3,7 @@
 package powercut
 
 // leftOut are the variants that only the long form tries: each takes more than a minute.
-var leftOut = []string{digestAsIs, digestByName}
+var leftOut = []string{digestAsIs, digestByName, digestOfTheReplaced, everyShared, renameFirst, noRepeat}
 
 // How much the short form does.
 const (
