@@ -23,7 +23,7 @@ export GOFLAGS := $(GOFLAGS) -tags=$(TAGS)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: help run build arm64 test test-a-to-l test-m-to-z test-packages test-integration test-stores test-real-stores test-beside-stores test-process test-machines test-images test-torture lint fuzz bench docker-build docker-up docker-down clean
+.PHONY: help run build arm64 test test-a-to-l test-m-to-z test-packages test-integration test-stores test-real-stores test-beside-stores test-process test-in-trouble test-in-place test-machines test-images test-torture lint fuzz bench docker-build docker-up docker-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,7 +91,13 @@ test-beside-stores:
 test-process: ## the real binary traced, killed, short of calls and memory, among clients that misbehave, over TLS, behind proxies and under systemd
 	sh test/install
 	sh test/tools.sh
-	go test -tags $(TAGS),integration -count=1 -timeout 20m -p 1 ./test/trace ./test/faults ./test/soak ./test/clients ./test/tls ./test/memory ./test/deploy ./test/access
+	$(MAKE) -k -j 2 -O test-in-trouble test-in-place
+
+test-in-trouble:
+	go test -tags $(TAGS),integration -count=1 -timeout 30m -p 1 ./test/trace ./test/faults ./test/soak ./test/clients ./test/memory
+
+test-in-place: # these mostly wait
+	go test -tags $(TAGS),integration -count=1 -timeout 30m -p 1 ./test/tls ./test/deploy ./test/access
 
 test-machines: ## real NFS mounts and power cuts, in machines with a kernel of their own
 	sh test/install
