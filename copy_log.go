@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 )
 
 const (
@@ -13,14 +12,11 @@ const (
 	copyLogEntries = 10_000  // and their number
 )
 
-// The log of the target cannot become that of the source.
-var (
-	errOtherEntry = errors.New("the log of the target has other entries")
-	errOtherOrder = fmt.Errorf("%w: they are in another order, or two of the source have the same id", errOtherEntry)
-)
+// errOtherEntry: the log of the target cannot get an entry of the source.
+var errOtherEntry = errors.New("the target, or the source itself, has another entry with the same id")
 
-// log appends the entries that the log of the target lacks, and reports it. Its errors end the
-// run.
+// log appends the entries that the log of the target lacks, and reports it. A dry run only counts
+// them. Its errors end the run.
 func (s *copySite) log(ctx context.Context, w *buildWork) error {
 	s.mu.Lock()
 	bad := s.bad[w.from.id] != ""
@@ -30,13 +26,10 @@ func (s *copySite) log(ctx context.Context, w *buildWork) error {
 	}
 	var appended int64
 	err := s.retryLog(ctx, w, func() error { return s.copyLog(ctx, w, &appended) })
-	if errors.Is(err, errOtherOrder) && appended == 0 { // unless somebody else appends the same entries now
-		err = s.retryLog(ctx, w, func() error { return s.copyLog(ctx, w, &appended) })
-	}
-	if errors.Is(err, errOtherOrder) && appended > 0 { // the next list shows which
-		err = nil
-	}
 	e := copyEvent{Type: copyLogType, Site: s.id, Build: w.from.id, Result: copyAppended, Entries: appended}
+	if s.options.DryRun {
+		e.Result = planAppend
+	}
 	var failure error
 	switch {
 	case ctx.Err() != nil:
@@ -53,9 +46,9 @@ func (s *copySite) log(ctx context.Context, w *buildWork) error {
 	default:
 		e.Result, e.Detail, failure = copyFailed, oneLine(err), err
 	}
-	if e.Result != copyAppended { // otherwise the next list shows whether more came
+	if e.Result != copyAppended { // otherwise the next list shows whether they are there
 		s.mu.Lock()
-		s.logs[w.from.id] = w.from.log() + "|" + w.to.log()
+		s.logs[w.from.id] = w.from.log()
 		s.mu.Unlock()
 	}
 	stop := s.countFailure(failure)
@@ -83,11 +76,17 @@ func (s *copySite) retryLog(ctx context.Context, w *buildWork, f func() error) (
 	return err
 }
 
-// copyLog appends the entries of the source that the target lacks, and counts them. Other entries
-// of the target may stand between them. It reads both logs side by side, so it holds few entries
-// at once. It fails with errOtherOrder if the target has entries that it did not find in their
-// place.
+// copyLog appends the entries of the source that the target lacks, in their order, and counts
+// them. The target may have them in another order, and others between them. It fails with
+// errOtherEntry if two entries have the same id and differ.
 func (s *copySite) copyLog(ctx context.Context, w *buildWork, appended *int64) error {
+	if s.options.DryRun {
+		*appended = 0 // of an attempt before
+		if !w.toHasLog && w.from.logsError == "" {
+			*appended = int64(w.from.entries)
+			return nil
+		}
+	}
 	from, err := w.fromLog(w.from.id)
 	if err != nil {
 		return err
@@ -99,65 +98,59 @@ func (s *copySite) copyLog(ctx context.Context, w *buildWork, appended *int64) e
 		}
 		return fmt.Errorf("%w: %s", ErrUnavailable, w.from.logsError)
 	}
-	next, stop := s.entriesOf(w)
-	defer stop()
+	known, err := entriesOfTarget(ctx, w)
+	if err != nil {
+		return fmt.Errorf("the log of the target: %w", notSource(err))
+	}
 	batch := logBatch{s: s, build: w.from.id, appended: appended}
 	err = from.scan(func(e LogEntry) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		for {
-			t, err, more := next()
-			switch {
-			case !more: // nothing is left of the target
-				return batch.add(e)
-			case err != nil:
-				return fmt.Errorf("the log of the target: %w", notSource(err))
-			case t.ID == e.ID:
-				return sameEntry(e, t)
-			}
+		old, ok := known[e.ID]
+		switch says := saysOf(&e); {
+		case !ok:
+			known[e.ID] = says
+			return batch.add(e)
+		case old != says:
+			return fmt.Errorf("%w: %q", errOtherEntry, e.ID)
 		}
+		return nil
 	})
 	if err == nil {
 		err = batch.flush()
 	}
-	if err == nil && batch.misplaced {
-		err = errOtherOrder
-	}
 	return err
 }
 
-// entriesOf returns the entries of the log of the target.
-func (s *copySite) entriesOf(w *buildWork) (next func() (LogEntry, error, bool), stop func()) {
-	return iter.Pull2(func(yield func(LogEntry, error) bool) {
-		if !w.toHasLog {
-			return
-		}
-		to, err := w.toLog(w.from.id)
-		if errors.Is(err, ErrNotFound) {
-			return
-		}
-		if err == nil {
-			err = to.scan(func(e LogEntry) error {
-				if !yield(e, nil) {
-					return errAllRead
-				}
-				return nil
-			})
-			to.Close() // before it is replaced
-		}
-		if err != nil && err != errAllRead {
-			yield(LogEntry{}, err)
-		}
-	})
+// entrySays is what an entry says, besides its id.
+type entrySays struct {
+	content contentSum
+	at      int64
 }
 
-// sameEntry fails with errOtherEntry unless t, of the target, says what e says.
-func sameEntry(e, t LogEntry) error {
-	if !e.Timestamp.Equal(t.Timestamp) || sumOfContent(&e) != sumOfContent(&t) {
-		return fmt.Errorf("%w: the one with the id %q differs", errOtherEntry, e.ID)
+func saysOf(e *LogEntry) entrySays { return entrySays{sumOfContent(e), e.Timestamp.UnixNano()} }
+
+// entriesOfTarget returns the entries of the log of the target by their ids.
+func entriesOfTarget(ctx context.Context, w *buildWork) (map[string]entrySays, error) {
+	known := map[string]entrySays{}
+	if !w.toHasLog {
+		return known, nil
 	}
-	return nil
+	to, err := w.toLog(w.from.id)
+	if errors.Is(err, ErrNotFound) {
+		return known, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer to.Close()
+	return known, to.scan(func(e LogEntry) error {
+		if _, ok := known[e.ID]; !ok { // the first one counts, as for AppendLog
+			known[e.ID] = saysOf(&e)
+		}
+		return ctx.Err()
+	})
 }
 
 // logBatch is entries that the target lacks.
@@ -167,8 +160,6 @@ type logBatch struct {
 	entries  []LogEntry
 	bytes    int
 	appended *int64
-
-	misplaced bool // the log has one of them all the same
 }
 
 func (b *logBatch) add(e LogEntry) error {
@@ -180,19 +171,22 @@ func (b *logBatch) add(e LogEntry) error {
 	return b.flush()
 }
 
-// flush appends the entries.
+// flush appends the entries. A dry run only counts them.
 func (b *logBatch) flush() error {
-	if len(b.entries) == 0 {
+	var first error
+	switch {
+	case len(b.entries) == 0:
+		return nil
+	case b.s.options.DryRun:
+		*b.appended += int64(len(b.entries))
+		b.entries, b.bytes = b.entries[:0], 0
 		return nil
 	}
-	var first error
 	for i, err := range b.s.to.AppendLog(b.s.id, b.build, b.entries) {
 		switch {
 		case err != nil && first == nil:
 			first = fmt.Errorf("the entry %q: %w", b.entries[i].ID, notSource(err))
-		case err == nil && *b.entries[i].Outcome == outcomeSame:
-			b.misplaced = true
-		case err == nil:
+		case err == nil && *b.entries[i].Outcome != outcomeSame: // otherwise somebody else appended it meanwhile
 			*b.appended++
 		}
 	}

@@ -16,7 +16,7 @@ type copySite struct {
 	mu   sync.Mutex
 	same map[string]string // by build: the artifacts of both sides that were found to be the same
 	bad  map[string]string // by build: the artifacts of both sides of which the first cannot be copied
-	logs map[string]string // by build: the logs of both sides of which nothing can be copied any more
+	logs map[string]string // by build: the log of the source of which nothing can be copied any more
 
 	labels map[string]string // by label: the builds of both sides that it named when it could not be moved
 }
@@ -57,7 +57,7 @@ func (c *copyRun) site(ctx context.Context, id string) error {
 		case len(work.builds)+len(work.labels) == 0:
 			return nil
 		case c.options.DryRun:
-			return s.plan(work)
+			return s.plan(ctx, work)
 		case pass == copyPasses:
 			return s.giveUp(work)
 		}
@@ -97,7 +97,7 @@ func (s *copySite) giveUp(work *siteWork) error {
 }
 
 // plan reports what would be done.
-func (s *copySite) plan(work *siteWork) error {
+func (s *copySite) plan(ctx context.Context, work *siteWork) error {
 	for _, w := range work.builds {
 		e := copyEvent{Type: copyBuildType, Site: s.id, Build: w.from.id, Bytes: w.from.size}
 		switch {
@@ -118,11 +118,7 @@ func (s *copySite) plan(work *siteWork) error {
 			}
 		}
 		if w.log && e.Result != copyConflict {
-			e := copyEvent{Type: copyLogType, Site: s.id, Build: w.from.id, Result: planAppend, Entries: int64(w.from.entries)}
-			if w.from.logsError != "" {
-				e.Result, e.Detail = copyCorrupt, w.from.logsError
-			}
-			if err := s.report.add(e); err != nil {
+			if err := s.log(ctx, w); err != nil {
 				return err
 			}
 		}
@@ -228,10 +224,11 @@ func (s *copySite) isDone(b, t *listedBuild) bool {
 	return s.same[b.id] == pair
 }
 
-// isLogDone reports whether both logs say the same, or nothing more can be copied.
+// isLogDone reports whether both logs say the same, or nothing more can be copied: the target may
+// have entries of its own.
 func (s *copySite) isLogDone(b, t *listedBuild) bool {
 	if b.logsError == "" && b.log() == t.log() {
 		return true
 	}
-	return s.logs[b.id] == b.log()+"|"+t.log()
+	return s.logs[b.id] == b.log()
 }

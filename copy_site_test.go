@@ -241,10 +241,15 @@ func TestCopyLogs(t *testing.T) {
 		{"equal", "a b", "a b", "a b", ""},
 		{"another entry", "a b c", "a b+", "a b+", copyConflict},
 		{"another time", "a b c", "a- b", "a- b", copyConflict},
-		{"another order", "a b", "b a", "b a", copyConflict},
-		{"a gap", "a b c", "a c", "a c b", copyConflict},
-		{"twice", "a a", "", "a", copyConflict},
-		{"no ids", "_ _+", "", "_", copyConflict},
+		{"another order", "a b", "b a", "b a", ""},
+		{"another order, others between", "a b c", "c x a y b", "c x a y b", ""},
+		{"a gap", "a b c", "a c", "a c b", copyAppended},
+		{"another order, and gaps", "a b c d", "d x a", "d x a b c", copyAppended},
+		{"another entry, in another order", "a b c", "c+ a", "c+ a", copyConflict},
+		{"twice", "a a", "", "a", copyAppended},
+		{"twice, and there", "a a b", "b a", "b a", ""},
+		{"two with an id", "a b a+", "", "", copyConflict},
+		{"no ids", "_ _+", "", "", copyConflict},
 	} {
 		for kind, open := range copyStores {
 			base := t.TempDir()
@@ -272,9 +277,15 @@ func TestCopyLogs(t *testing.T) {
 					noError(t, err)
 				}
 			}
+			plan := copyOnce(t, t.Context(), from, to, copyOptions{DryRun: true})
 			got := copyOnce(t, t.Context(), from, to, copyOptions{})
+			again := copyOnce(t, t.Context(), from, to, copyOptions{Replace: true})
 			var ids []string
-			for _, e := range versionOf(t, to, "s", "b").Logs {
+			v := versionOf(t, to, "s", "b")
+			if v == nil {
+				v = &Version{}
+			}
+			for _, e := range v.Logs {
 				id := e.ID
 				if id == "" {
 					id = "_"
@@ -293,6 +304,19 @@ func TestCopyLogs(t *testing.T) {
 			}
 			if strings.Join(ids, " ") != c.want || results != c.result || (statusOf(got) != 0) != (c.result == copyConflict) {
 				t.Errorf("%s to %s: %q, want %q; %v, %+v", c.name, kind, ids, c.want, got.err, got.events)
+			}
+			if c.result == copyConflict != (statusOf(again) == exitConflict) || again.with(copyConflict) != got.with(copyConflict) || len(again.events) > 1 {
+				t.Errorf("%s to %s, again: %v, %+v", c.name, kind, again.err, again.events)
+			}
+			if c.to == "" { // the entries of the source are not read
+				continue
+			}
+			planned := int64(0)
+			for _, e := range plan.events {
+				planned += e.Entries
+			}
+			if planned != got.summary.Entries || plan.with(copyConflict) != got.with(copyConflict) || statusOf(plan) != statusOf(got) || (plan.summary.Planned > 0) != (planned > 0) {
+				t.Errorf("%s to %s, the dry run: %v, %+v; then %+v", c.name, kind, plan.err, plan.events, got.events)
 			}
 		}
 	}
