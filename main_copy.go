@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -60,8 +61,8 @@ Run it as the user of the service if the target is a directory. SIGTERM and SIGI
 
 Exits with 4 if something is corrupt, otherwise with 6 if there is a conflict, otherwise with 7 if
 it was stopped, something failed or a label is missing; with 5 if a store denied access, or belongs
-to another user; with 3 if there is no such site, or none at all; with 78 if a file or a variable
-in it is invalid.
+to another user; with 3 if there is no such site, or none at all; with 78 if a file of
+variables is missing or invalid.
 
 Examples:
   pagewright-storage copy --from-env nfs.env --to-env s3.env --dry-run
@@ -189,6 +190,8 @@ func (a *copyArgs) open(ctx context.Context, report *copyReport) (from, to copya
 		return nil, nil, err
 	case source.place() == target.place():
 		return nil, nil, badConfig("--from-env and --to-env describe the same store")
+	case target.isInside(source):
+		return nil, nil, badConfig("the directory of --to-env is inside the directory of --from-env")
 	case a.options.DryRun:
 		target.cfg.ReadOnly = true
 	case target.cfg.ReadOnly:
@@ -209,29 +212,35 @@ func describeStore(option, path string, report io.Writer) (*describedStore, erro
 	d := &describedStore{what: fmt.Sprintf("%s %q", option, path)}
 	f, err := os.Open(path) // not readSmallFile: it may be a pipe, so that secrets need no file
 	if err != nil {
-		return nil, fileError(err)
+		return nil, badConfig("%s: %w", d.what, withoutPath(err))
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxEnvFile+1))
 	if err == nil && len(data) > maxEnvFile {
-		err = badConfig("larger than %d bytes", maxEnvFile)
+		err = fmt.Errorf("larger than %d bytes", maxEnvFile)
 	}
 	if err == nil {
-		if d.environ, err = parseEnvFile(data); err != nil {
-			err = configError{err}
-		}
+		d.environ, err = parseEnvFile(data)
 	}
 	var foreign []string
 	if err == nil {
 		d.cfg, foreign, err = parseConfig(d.environ)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", d.what, err)
+		return nil, badConfig("%s: %w", d.what, withoutPath(err))
 	}
 	if len(foreign) > 0 {
 		fmt.Fprintf(report, "copy: %s: %s\n", d.what, foreignVariables(foreign))
 	}
 	return d, nil
+}
+
+// withoutPath returns an error of a file without its path, which stands before it.
+func withoutPath(err error) error {
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return fmt.Errorf("cannot %s: %w", e.Op, e.Err)
+	}
+	return err
 }
 
 // place returns what tells stores apart. Two places may be one store all the same.
@@ -245,14 +254,28 @@ func (d *describedStore) place() string {
 	case "gcs":
 		return fmt.Sprintf("gcs %q %q %q", environValue(d.environ, "STORAGE_EMULATOR_HOST"), c.GCS.Bucket, keyPrefix(c.GCS.Prefix))
 	}
-	path, err := filepath.EvalSymlinks(c.NFSBasePath)
+	return fmt.Sprintf("nfs %q", d.dir())
+}
+
+// dir returns the directory of a store in a directory.
+func (d *describedStore) dir() string {
+	path, err := filepath.EvalSymlinks(d.cfg.NFSBasePath)
 	if err == nil {
 		path, err = filepath.Abs(path)
 	}
 	if err != nil { // opening it says why
-		path = c.NFSBasePath
+		path = d.cfg.NFSBasePath
 	}
-	return fmt.Sprintf("nfs %q", path)
+	return path
+}
+
+// isInside reports whether both stores are directories, d inside other.
+func (d *describedStore) isInside(other *describedStore) bool {
+	if d.cfg.StorageBackend != "nfs" || other.cfg.StorageBackend != "nfs" {
+		return false
+	}
+	path, err := filepath.Rel(other.dir(), d.dir())
+	return err == nil && filepath.IsLocal(path)
 }
 
 // open opens the store, with digests whatever PAGEWRIGHT_DIGEST is. A run that is stopped ends its
