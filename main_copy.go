@@ -9,9 +9,13 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
+	"time"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 )
@@ -57,7 +61,8 @@ progress go to standard error.
   --dry-run        print what would be done, and change nothing
   --json           print all this and the summary as JSON, an object a line
 
-Run it as the user of the service if the target is a directory. SIGTERM and SIGINT stop it.
+Run it as the user of the service if the target is a directory, which must exist. What killed runs
+left there is removed after PAGEWRIGHT_TEMP_MAX_AGE. SIGTERM, SIGINT and SIGHUP stop it.
 
 Exits with 4 if something is corrupt, otherwise with 6 if there is a conflict, otherwise with 7 if
 it was stopped, something failed or a label is missing; with 5 if a store denied access, or belongs
@@ -75,6 +80,8 @@ type copyArgs struct {
 	options  copyOptions
 	rate     byteSize // bytes per second; 0: no limit
 	json     bool
+
+	tempMaxAge time.Duration // of the target; set by open
 }
 
 func parseCopyArgs(args []string) (a copyArgs, err error) {
@@ -117,6 +124,9 @@ func copySites(ctx context.Context, args, environ []string, stdout, stderr io.Wr
 	if err != nil {
 		return err
 	}
+	// Without this Go ends the process when a write to standard output fails with EPIPE. The channel
+	// is never read.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	report := &copyReport{commandOutput: commandOutput{stdout: stdout, stderr: stderr, terminal: isTerminal(stderr, environ)}, json: a.json}
 	from, to, err := a.open(ctx, report)
 	if err != nil {
@@ -139,7 +149,10 @@ func copySites(ctx context.Context, args, environ []string, stdout, stderr io.Wr
 		defer close(watched)
 		c.showProgress(watching)
 	}()
+	var sweeping sync.WaitGroup
+	sweeping.Go(func() { a.sweep(ctx, to, report) })
 	err = c.run(ctx)
+	sweeping.Wait()
 	end()
 	<-watched
 	if errors.Is(err, errCopyOutput) {
@@ -149,6 +162,21 @@ func copySites(ctx context.Context, args, environ []string, stdout, stderr io.Wr
 		return err
 	}
 	return a.result(report.now(), err)
+}
+
+// sweep removes what runs that were killed left in the target, as the service does.
+func (a *copyArgs) sweep(ctx context.Context, to copyable, report io.Writer) {
+	n, ok := to.(*nfs)
+	if !ok || a.options.DryRun {
+		return
+	}
+	removed, err := n.sweepOnce(ctx, a.tempMaxAge)
+	if removed > 0 {
+		fmt.Fprintf(report, "copy: removed %s left by crashes from the target\n", counted(int64(removed), "file"))
+	}
+	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrDenied) { // the run itself is denied too
+		fmt.Fprintf(report, "copy: cannot remove all files left by crashes from the target: %v\n", err)
+	}
 }
 
 // result returns the error of a run that has ended with err. The summary says the rest.
@@ -203,6 +231,7 @@ func (a *copyArgs) open(ctx context.Context, report *copyReport) (from, to copya
 	if from, err = source.open(ctx, report); err != nil {
 		return nil, nil, err
 	}
+	a.tempMaxAge = target.cfg.TempMaxAge
 	to, err = target.open(ctx, report)
 	return from, to, err
 }

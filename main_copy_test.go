@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -170,5 +171,43 @@ func TestCopyIsEnded(t *testing.T) {
 			t.Errorf("%v: exit status %d, %+v; %s", end, status, c.summary, stderr)
 		}
 		sameStores(t, n, openCopyNFS(t, to))
+	}
+}
+
+// TestCopyWithoutReader: nobody reads the output.
+func TestCopyWithoutReader(t *testing.T) {
+	from := t.TempDir()
+	storeWithDigest(t, openCopyNFS(t, from), "shop", "b1", body(2000, 1))
+	r, w, err := os.Pipe()
+	noError(t, err)
+	r.Close()
+	cmd := exec.Command(os.Args[0], copyCommand, "--from-env", dirEnv(t, from), "--to-env", dirEnv(t, t.TempDir()))
+	var stderr bytes.Buffer
+	cmd.Env, cmd.Stdout, cmd.Stderr = append(os.Environ(), childVariable+"=main"), w, &stderr
+	_ = cmd.Run()
+	w.Close()
+	if status := cmd.ProcessState.ExitCode(); status != exitFailure || !strings.Contains(stderr.String(), "cannot write the output") {
+		t.Errorf("exit status %d; %s", status, stderr.String())
+	}
+}
+
+// TestCopySweeps: what a run that was killed left long ago is removed from the target.
+func TestCopySweeps(t *testing.T) {
+	from, to := t.TempDir(), t.TempDir()
+	storeWithDigest(t, openCopyNFS(t, from), "shop", "b1", body(2000, 1))
+	old := leave(t, 3*time.Hour, to, sitesDir, "other", artifactsDir, aTempName())
+	young := leave(t, time.Hour, to, sitesDir, "shop", artifactsDir, aTempName())
+	args := []string{"--from-env", dirEnv(t, from), "--to-env", dirEnv(t, to, "TEMP_MAX_AGE=2h")}
+	for _, dryRun := range []bool{true, false} {
+		with := args
+		if dryRun {
+			with = append(args, "--dry-run")
+		}
+		_, stderr, status := copyCommandOf(t, t.Context(), with...)
+		_, oldErr := os.Stat(old)
+		_, youngErr := os.Stat(young)
+		if status != 0 || os.IsNotExist(oldErr) == dryRun || youngErr != nil || strings.Contains(stderr, "removed 1 file") == dryRun {
+			t.Errorf("dry run %v: exit status %d, %v, %v; %s", dryRun, status, oldErr, youngErr, stderr)
+		}
 	}
 }
