@@ -24,7 +24,7 @@ func otherBytes(from, to int64) string {
 // artifact copies the artifact of a build, or finds that the target has it, and reports which.
 // Its errors end the run.
 func (s *copySite) artifact(ctx context.Context, w *buildWork) error {
-	e := copyEvent{Type: copyBuildType, Site: s.id, Build: w.from.id}
+	e := copyEvent{Type: copyBuildType, Site: s.id, Build: w.from.id, Bytes: w.from.size}
 	var pair string // the artifacts that the result is about
 	var err error
 	for attempt := 0; ; attempt++ {

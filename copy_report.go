@@ -79,8 +79,9 @@ func countedEntries(n int64) string {
 
 // copyCounts counts what a run saw and did.
 type copyCounts struct {
-	Sites       int64 `json:"sites"`  // of the source, that match
-	Builds      int64 `json:"builds"` // of these sites, with those that have only a log
+	Sites       int64 `json:"sites"`    // of the source, that match
+	Builds      int64 `json:"builds"`   // of these sites, with those that have only a log
+	LogOnly     int64 `json:"log_only"` // builds that have only a log
 	Bytes       int64 `json:"bytes"`
 	Older       int64 `json:"older"` // builds that --since leaves out
 	Extra       int64 `json:"extra"` // builds of these sites that only the target has
@@ -114,6 +115,9 @@ func (r *copyReport) see(b *listedBuild, older, differs bool) {
 	defer r.counting.Unlock()
 	r.counts.Builds++
 	r.counts.Bytes += b.size
+	if b.etag == "" {
+		r.counts.LogOnly++
+	}
 	switch {
 	case older:
 		r.counts.Older++
@@ -243,8 +247,9 @@ func (s copySummary) String() string {
 		noun string
 		text string
 	}{
+		{s.LogOnly, "build", " with only a log"},
 		{s.Older, "build", " left out by --since"},
-		{s.Extra, "build", " only in the target"},
+		{s.Extra, "build", " of these sites only in the target"},
 		{s.Gone, "build or log", " deleted in the source meanwhile"},
 		{s.Missing, "label", " not moved: the target does not have the build"},
 	} {
@@ -255,10 +260,14 @@ func (s copySummary) String() string {
 	if s.Conflicts+s.Corrupt+s.Failed > 0 && !s.DryRun {
 		fmt.Fprintf(&b, "%s, %d corrupt, %d failed\n", counted(s.Conflicts, "conflict"), s.Corrupt, s.Failed)
 	}
-	if !s.Complete {
-		fmt.Fprintf(&b, "incomplete: %s; run it again to continue\n", s.Error)
-	} else if s.DryRun {
+	switch {
+	case s.Complete && s.DryRun:
 		fmt.Fprintln(&b, "nothing was changed: this was a dry run")
+	case s.Complete:
+	case s.Error == errCopyInterrupted.Error():
+		fmt.Fprintf(&b, "incomplete: %s; run it again to continue\n", s.Error)
+	default: // the last line of standard error says which
+		fmt.Fprintln(&b, "incomplete: stopped by an error; correct the cause, then run it again to continue")
 	}
 	return b.String()
 }

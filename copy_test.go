@@ -225,7 +225,7 @@ func TestCopy(t *testing.T) {
 					c.with(copyMoved) != "label shop/b3 live, label shop/plain qa" {
 					t.Errorf("%v: %+v", c.err, c.events)
 				}
-				if s := c.summary; s.Sites != 2 || s.Builds != 7 || s.Copied != 6 || s.CopiedBytes != s.Bytes || s.Entries != 9 || s.Logs != 5 || s.Labels != 2 || s.Same != 0 || !s.Complete {
+				if s := c.summary; s.Sites != 2 || s.Builds != 7 || s.Copied != 6 || s.CopiedBytes != s.Bytes || s.Entries != 9 || s.Logs != 5 || s.Labels != 2 || s.Same != 0 || s.LogOnly != 1 || !s.Complete {
 					t.Errorf("the summary is %+v", s)
 				}
 				sameStores(t, from, to)
@@ -356,6 +356,9 @@ func TestCopyIsInterrupted(t *testing.T) {
 		if c.err != nil && (!errors.Is(c.err, errCopyInterrupted) || statusOf(c) != exitIncomplete || c.summary.Complete || c.summary.Failed > 0) {
 			t.Fatalf("stopped at call %d: %v, %+v, %+v", stop, c.err, c.summary, c.events)
 		}
+		if c.err != nil && !strings.Contains(c.summary.String(), "incomplete: interrupted; run it again to continue\n") {
+			t.Fatalf("stopped at call %d: the summary is %s", stop, c.summary)
+		}
 		to := openCopyMem(m)
 		if c := copyOnce(t, t.Context(), from, to, copyOptions{}); statusOf(c) != 0 {
 			t.Fatalf("stopped at call %d, then: %v, %+v", stop, c.err, c.events)
@@ -390,6 +393,11 @@ func TestCopyStops(t *testing.T) {
 		got := copyOnce(t, t.Context(), from, openCopyMem(m), copyOptions{})
 		if statusOf(got) != c.status || !errors.Is(got.err, errCopyStops) || !strings.Contains(got.err.Error(), c.want) || got.summary.Failed < int64(c.events) || got.summary.Failed >= int64(c.events+copyParallel) || got.summary.Complete {
 			t.Errorf("%v: exit status %d, %v, %+v", c.err, statusOf(got), got.err, got.events)
+		}
+		// The reason is in the line of the build, and on standard error.
+		text, failure := got.summary.String(), (&copyArgs{}).result(got.summary.copyCounts, got.err)
+		if strings.Contains(text, c.want) || !strings.Contains(text, "incomplete: stopped by an error; correct the cause") || !strings.Contains(failure.Error(), "copy: stopped") || !strings.Contains(failure.Error(), c.want) {
+			t.Errorf("%v: the summary is %s; the error is %v", c.err, text, failure)
 		}
 	}
 }

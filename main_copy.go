@@ -29,19 +29,21 @@ systemd EnvironmentFile= read them: NAME=VALUE lines, # comments. The variables 
 such as AWS_ACCESS_KEY_ID, belong into the file too. Of those that begin with AWS_, AZURE_ or
 GOOGLE_, a store uses those in its file, or if there are none, those of the environment.
 
-Of each site the oldest build comes first, and before its log. Entries keep their ids and times.
-Builds keep their times in a directory; an object store dates them by their arrival. Labels come
-last. Nothing is deleted. A build that the target has is compared, by the digest if both keep it,
-otherwise by reading it, and never replaced without --replace. After a site is copied, both sides
-are listed again and compared. Run it again after a stop of any kind, or to copy what is new: it
-copies what is missing. Both services may run meanwhile. What a line begins with:
+Of each site the oldest build comes first, and before its log; to a directory several are copied at
+once, and their lines come as they end. Entries keep their ids and times. Builds keep their times in
+a directory; an object store dates them by their arrival. Labels come last. Nothing is deleted. A
+build that the target has is compared, by the digest if both keep it, otherwise by reading it, and
+never replaced without --replace. After a site is copied, both sides are listed again and compared.
+Run it again after a stop of any kind, or to copy what is new: it copies what is missing. Both
+services may run meanwhile. What a line begins with:
 
   copied    the build was not in the target
   replaced  the target had other bytes under its id (--replace)
   appended  the entries were not in the log of the target
   moved     the label names the build in the target now
-  conflict  the target has other bytes or another entry, or the build has a label there, which
-            must be moved first; nothing is changed
+  conflict  the target has other bytes or another entry under the same id, or the build has a
+            label there, which must be moved first; nothing is changed. --replace replaces no
+            entries
   missing   the label is not moved: the target does not have the build
   corrupt   the bytes do not have the digest that the source keeps, or a log is damaged; nothing is
             copied
@@ -181,15 +183,19 @@ func (a *copyArgs) sweep(ctx context.Context, to copyable, report io.Writer) {
 
 // result returns the error of a run that has ended with err. The summary says the rest.
 func (a *copyArgs) result(n copyCounts, err error) error {
+	text := ""
+	if err != nil && !errors.Is(err, errCopyInterrupted) {
+		text = "copy: " + err.Error()
+	}
 	switch {
 	case errors.Is(err, ErrDenied):
-		return commandError{status: exitDenied}
+		return commandError{exitDenied, text}
 	case n.Corrupt > 0:
-		return commandError{status: exitCorrupt}
+		return commandError{exitCorrupt, text}
 	case n.Conflicts > 0:
-		return commandError{status: exitConflict}
+		return commandError{exitConflict, text}
 	case err != nil, n.Failed+n.Missing > 0:
-		return commandError{status: exitIncomplete}
+		return commandError{exitIncomplete, text}
 	case n.Sites == 0:
 		return commandError{exitAbsent, "copy: no site matches --site " + strings.Join(a.options.Sites, " --site ")}
 	}
