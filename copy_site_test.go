@@ -340,3 +340,25 @@ func TestCopyLongLog(t *testing.T) {
 	}
 	sameStores(t, from, to)
 }
+
+// TestCopyOfADeletedBuild: it was deleted in the source after it was listed.
+func TestCopyOfADeletedBuild(t *testing.T) {
+	m := newMemBucket()
+	from, other := openCopyMem(m), openCopyMem(m)
+	storeWithDigest(t, from, "s", "b", body(500, 1))
+	deleted := false
+	m.fault = func(op, key string) (bool, error) {
+		if op == "get" && strings.HasSuffix(key, "b.tar.gz") && !deleted {
+			deleted = true // the hook is called under the lock of the bucket
+			m.mu.Unlock()
+			defer m.mu.Lock()
+			noError(t, other.DeleteArtifact("s", "b", Precondition{}))
+		}
+		return false, nil
+	}
+	c := copyOnce(t, t.Context(), from, openCopyMem(newMemBucket()), copyOptions{})
+	c.want(t, "deleted", 0, map[string]string{copyGone: "build s/b"})
+	if len(c.events) == 1 && c.events[0].Bytes != 500 {
+		t.Errorf("%+v", c.events)
+	}
+}
