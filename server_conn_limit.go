@@ -2,7 +2,6 @@ package main
 
 import (
 	"container/list"
-	"crypto/rand"
 	"crypto/tls"
 	"fmt"
 	"net"
@@ -33,7 +32,7 @@ func (r rejection) response() []byte {
 	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nDate: %s\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"+
 		"Content-Length: %d\r\nRetry-After: 5\r\nConnection: close\r\n%s: %s\r\n%s: %s\r\n\r\n%s",
 		r.status, fasthttp.StatusMessage(r.status), fasthttp.AppendHTTPDate(nil, time.Now()), len(body), contentTypeOptions, nosniff,
-		headerRequestID, rand.Text(), body)
+		headerRequestID, newRequestID(), body)
 }
 
 // admit adds c to the open connections, unless its address has the maximum, which does not

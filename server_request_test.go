@@ -478,3 +478,33 @@ func TestStatusOfACutResponse(t *testing.T) {
 		})
 	}
 }
+
+func TestNewRequestIDs(t *testing.T) {
+	const n = 1000
+	seen, at := map[string]bool{}, [26]map[byte]bool{}
+	for range n {
+		id := newRequestID()
+		if len(id) != len(at) || strings.Trim(id, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") != "" {
+			t.Fatalf("%q", id)
+		}
+		seen[id] = true
+		for i := range at {
+			if at[i] == nil {
+				at[i] = map[byte]bool{}
+			}
+			at[i][id[i]] = true
+		}
+	}
+	if len(seen) != n {
+		t.Errorf("%d ids, %d of them different", n, len(seen))
+	}
+	for i, digits := range at {
+		want := 32
+		if i == 12 || i == 25 {
+			want = 16 // the last bits of 64
+		}
+		if len(digits) != want {
+			t.Errorf("position %d has %d digits, want %d", i, len(digits), want)
+		}
+	}
+}
