@@ -69,12 +69,12 @@ func (r *response) write(ctx *fasthttp.RequestCtx) {
 	for _, f := range [...]struct{ name, value string }{
 		{fasthttp.HeaderCacheControl, r.cacheControl},
 		{fasthttp.HeaderContentDisposition, r.disposition},
-		{fasthttp.HeaderETag, r.etag},
+		{"Etag", r.etag}, // so in fasthttp's canonical form
 		{fasthttp.HeaderLocation, r.location},
 		{fasthttp.HeaderContentLocation, r.describes},
 	} {
 		if f.value != "" {
-			h.Set(f.name, f.value)
+			setHeader(h, f.name, f.value)
 		}
 	}
 	if !r.lastModified.IsZero() {
@@ -85,7 +85,7 @@ func (r *response) write(ctx *fasthttp.RequestCtx) {
 		h.SetCanonical(reprDigest, appendDigest(value[:0], r.sha256))
 	}
 	if r.acceptRanges {
-		h.Set(fasthttp.HeaderAcceptRanges, "bytes")
+		setHeader(h, fasthttp.HeaderAcceptRanges, "bytes")
 	}
 	if r.status == fasthttp.StatusPartialContent {
 		h.SetContentRange(int(r.part.offset), int(r.part.offset+r.part.length-1), int(r.whole))

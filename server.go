@@ -171,6 +171,7 @@ func (s *server) httpServer(h handler) *fasthttp.Server {
 		MaxRequestBodySize: 1,
 
 		ReduceMemoryUsage:            true, // an idle connection holds no write buffer
+		LazyRequestTime:              true, // nothing needs it
 		CloseOnShutdown:              true,
 		NoDefaultServerHeader:        true,
 		NoDefaultContentType:         true,

@@ -31,7 +31,7 @@ func (r rejection) response() []byte {
 	body := `{"status":"error","error":"` + r.reason + `"}` + "\n"
 	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nDate: %s\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"+
 		"Content-Length: %d\r\nRetry-After: 5\r\nConnection: close\r\n%s: %s\r\n%s: %s\r\n\r\n%s",
-		r.status, fasthttp.StatusMessage(r.status), fasthttp.AppendHTTPDate(nil, time.Now()), len(body), contentTypeOptions, nosniff,
+		r.status, fasthttp.StatusMessage(r.status), fasthttp.AppendHTTPDate(nil, time.Now()), len(body), fasthttp.HeaderXContentTypeOptions, nosniff,
 		headerRequestID, newRequestID(), body)
 }
 

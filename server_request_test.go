@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/valyala/fasthttp"
 )
 
 // logLines returns the lines of the service log with a message.
@@ -506,5 +508,28 @@ func TestNewRequestIDs(t *testing.T) {
 		if len(digits) != want {
 			t.Errorf("position %d has %d digits, want %d", i, len(digits), want)
 		}
+	}
+}
+
+// A name that is not canonical would be sent twice if it is set twice.
+func TestHeaderNamesAreCanonical(t *testing.T) {
+	s := startServer(t)
+	s.put(t, 201, "/sites/a/artifacts/b", "body")
+	c := dial(t, s.addr)
+	fmt.Fprint(c, "GET /sites/a/artifacts/b HTTP/1.1\r\nHost: h\r\nRange: bytes=0-1\r\nConnection: close\r\n\r\n")
+	answer, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, _, _ := strings.Cut(string(answer), "\r\n\r\n")
+	lines := strings.Split(head, "\r\n")[1:]
+	for _, line := range lines {
+		name, _, _ := strings.Cut(line, ":")
+		if want := fasthttp.AppendNormalizedHeaderKey(nil, name); string(want) != name {
+			t.Errorf("%s, want %s", name, want)
+		}
+	}
+	if len(lines) < 10 || !strings.Contains(head, "Etag: ") {
+		t.Error(head)
 	}
 }
