@@ -44,7 +44,9 @@ type conn struct {
 	place    *list.Element
 	ofClient *list.Element // its element in the list of its client; nil if it is being closed to make room; under l.mu
 
-	sendUntil time.Time // the write deadline
+	sendUntil   time.Time // the write deadline
+	readUntil   time.Time // the read deadline
+	socketUntil time.Time // that of the socket, which is no later, except for revokeBody
 
 	firstBytes []byte // of the request; empty: not known, because they arrived with the previous one
 
@@ -125,7 +127,7 @@ func (c *conn) revokeBody(token uint64) {
 	}
 	c.bodyRevoked.Store(true)
 	if c.inBody { // otherwise the read deadline is for a header, or for draining
-		_ = c.SetReadDeadline(past)
+		_ = c.TCPConn.SetReadDeadline(past)
 	}
 }
 
@@ -253,7 +255,7 @@ func (c *conn) finish() {
 		buf := make([]byte, 64<<10)
 		for {
 			now := time.Now()
-			if now.After(end) || c.SetReadDeadline(now.Add(min(lingerQuiet, end.Sub(now)))) != nil {
+			if now.After(end) || c.TCPConn.SetReadDeadline(now.Add(min(lingerQuiet, end.Sub(now)))) != nil {
 				break
 			}
 			if _, err := c.TCPConn.Read(buf); err != nil { // of TLS too: nothing needs it decrypted

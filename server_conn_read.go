@@ -15,6 +15,37 @@ const (
 	stallBytes = 4 << 10   // bytes a peer must move within the stall timeout
 )
 
+// SetReadDeadline implements net.Conn. fasthttp sets two for each request: one for its first
+// byte and one for its header. That of the socket is only set to fire sooner: if it fires
+// too soon, readSocket sets it again.
+func (c *conn) SetReadDeadline(until time.Time) error {
+	if c.socketUntil.IsZero() || until.Before(c.socketUntil) {
+		return c.setReadDeadline(until)
+	}
+	c.readUntil = until
+	return nil
+}
+
+// setReadDeadline sets the read deadline, also that of the socket.
+func (c *conn) setReadDeadline(until time.Time) error {
+	c.readUntil, c.socketUntil = until, until
+	return c.TCPConn.SetReadDeadline(until)
+}
+
+// readSocket reads from the socket until the read deadline. In a body that is the deadline of
+// the socket: revokeBody sets no other.
+func (c *conn) readSocket(p []byte) (int, error) {
+	for {
+		n, err := c.TCPConn.Read(p)
+		if err == nil || c.inBody || !errors.Is(err, os.ErrDeadlineExceeded) || !time.Now().Before(c.readUntil) {
+			return n, err
+		}
+		if err := c.setReadDeadline(c.readUntil); err != nil {
+			return n, err
+		}
+	}
+}
+
 // awaitBody sets the read deadline of a body, unless that was revoked.
 func (c *conn) awaitBody(d time.Duration) error {
 	c.mu.Lock()
@@ -22,7 +53,7 @@ func (c *conn) awaitBody(d time.Duration) error {
 	if c.bodyRevoked.Load() {
 		return c.end(errRevoked)
 	}
-	return c.SetReadDeadline(time.Now().Add(d))
+	return c.setReadDeadline(time.Now().Add(d))
 }
 
 // beginBody makes Read watch for stalls, instead of the header's deadline.
@@ -43,7 +74,7 @@ func (c *conn) endBody() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.inBody, c.slow, c.dst, c.region, c.held, c.dstErr = false, false, nil, nil, nil, nil
-	_ = c.SetReadDeadline(time.Now().Add(lingerQuiet))
+	_ = c.setReadDeadline(time.Now().Add(lingerQuiet))
 }
 
 // Read implements net.Conn. In a body it fails with errStalled if the client sends too
@@ -123,7 +154,7 @@ func (c *conn) receive(p []byte) (int, error) {
 	if c.tls != nil {
 		return c.tls.read(p)
 	}
-	return c.TCPConn.Read(p)
+	return c.readSocket(p)
 }
 
 // lostBody returns the error of a body whose connection failed with err.

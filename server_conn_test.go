@@ -750,3 +750,47 @@ func TestRevokedAnswer(t *testing.T) {
 		}
 	}
 }
+
+func TestReadDeadlineIsTheLastOneSet(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	future := time.Now().Add(time.Minute)
+	for _, c := range []struct {
+		name   string
+		set    []time.Time
+		inBody bool
+		timely bool
+	}{
+		{"one", []time.Time{future}, false, true},
+		{"later than that of the socket", []time.Time{past, future}, false, true},
+		{"later, twice", []time.Time{past, future, future.Add(time.Minute)}, false, true},
+		{"sooner", []time.Time{future, past}, false, false},
+		{"sooner again", []time.Time{past, future, past}, false, false},
+		{"that of the socket, in a body", []time.Time{past, future}, true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			client := dial(t, l.Addr().String())
+			accepted, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer accepted.Close()
+			if _, err := client.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			conn := &conn{TCPConn: accepted.(*net.TCPConn), inBody: c.inBody}
+			for _, until := range c.set {
+				if err := conn.SetReadDeadline(until); err != nil {
+					t.Fatal(err)
+				}
+			}
+			n, err := conn.readSocket(make([]byte, 1))
+			if timely := n == 1 && err == nil; timely != c.timely || !timely && !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%d, %v", n, err)
+			}
+		})
+	}
+}

@@ -126,7 +126,7 @@ func (c *conn) readIdle(p []byte) (int, error) {
 	if !c.l.idle.add(c) {
 		return 0, net.ErrClosed
 	}
-	n, err := c.TCPConn.Read(p)
+	n, err := c.readSocket(p)
 	if !c.state.CompareAndSwap(connIdle, connBusy) {
 		return 0, net.ErrClosed
 	}

@@ -203,7 +203,7 @@ func (s *tlsSocket) Read(p []byte) (n int, err error) {
 	if c.waiting {
 		n, err = c.readIdle(p)
 	} else {
-		n, err = c.TCPConn.Read(p)
+		n, err = c.readSocket(p)
 	}
 	if !s.over.Load() && n > 0 && (len(c.firstBytes) > 0 || s.received == 0 && p[0] != recordHandshake) {
 		c.keepFirst(p[:n]) // of a client that does not speak TLS
