@@ -45,6 +45,7 @@ type budget struct {
 	mu      sync.Mutex
 	used    int64
 	clients map[string]*holder // clients that hold something or wait
+	spare   *holder            // of a client that was forgotten; nil: none
 	keys    map[string]int64   // the sum of grants per key of caps
 	queue   []*waiter          // in order of arrival
 	revoked time.Time          // when revokeUnfair last chose grants
@@ -229,7 +230,9 @@ func (b *budget) add(g *grant) {
 func (b *budget) client(name string) *holder {
 	h := b.clients[name]
 	if h == nil {
-		h = &holder{}
+		if h, b.spare = b.spare, nil; h == nil {
+			h = &holder{}
+		}
 		b.clients[name] = h
 	}
 	return h
@@ -239,6 +242,7 @@ func (b *budget) client(name string) *holder {
 func (b *budget) forget(name string) {
 	if h := b.clients[name]; h != nil && h.n == 0 && h.waiting == 0 {
 		delete(b.clients, name)
+		b.spare = h
 	}
 }
 
