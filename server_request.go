@@ -161,8 +161,8 @@ func hasOtherCoding(h *fasthttp.RequestHeader) bool {
 		return false
 	}
 	for line := range bytes.Lines(h.RawHeaders()) {
-		name, _, found := bytes.Cut(line, []byte(":"))
-		if found && bytes.EqualFold(name, []byte(fasthttp.HeaderTransferEncoding)) {
+		const name = fasthttp.HeaderTransferEncoding + ":"
+		if len(line) >= len(name) && line[len(name)-1] == ':' && bytes.EqualFold(line[:len(name)], []byte(name)) {
 			return true
 		}
 	}
