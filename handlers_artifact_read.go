@@ -322,7 +322,8 @@ func (a *api) evaluate(d *download, info ArtifactInfo, ranges bool) (r response,
 func (a *api) describe(d *download, info *ArtifactInfo) response {
 	r := response{
 		contentType:  "application/gzip",
-		disposition:  `attachment; filename="` + d.siteID + "-" + d.buildID + artifactSuffix + `"`,
+		siteID:       d.siteID,
+		buildID:      d.buildID,
 		cacheControl: a.cfg.buildCaching(),
 	}
 	if info == nil {

@@ -13,11 +13,12 @@ type response struct {
 	status       int
 	contentType  string
 	cacheControl string
-	disposition  string // Content-Disposition
 	etag         string
 	sha256       Digest // Repr-Digest
 	location     string
 	describes    string // Content-Location: the path of the build that is sent
+	siteID       string // with buildID: Content-Disposition
+	buildID      string
 	lastModified time.Time
 	acceptRanges bool
 	part         byteRange // Content-Range, if status is 206
@@ -68,7 +69,6 @@ func (r *response) write(ctx *fasthttp.RequestCtx) {
 	}
 	for _, f := range [...]struct{ name, value string }{
 		{fasthttp.HeaderCacheControl, r.cacheControl},
-		{fasthttp.HeaderContentDisposition, r.disposition},
 		{"Etag", r.etag}, // so in fasthttp's canonical form
 		{fasthttp.HeaderLocation, r.location},
 		{fasthttp.HeaderContentLocation, r.describes},
@@ -76,6 +76,12 @@ func (r *response) write(ctx *fasthttp.RequestCtx) {
 		if f.value != "" {
 			setHeader(h, f.name, f.value)
 		}
+	}
+	if r.buildID != "" {
+		value := append(make([]byte, 0, len(`attachment; filename="-"`)+2*maxIDLen+len(artifactSuffix)), `attachment; filename="`...)
+		value = append(append(append(value, r.siteID...), '-'), r.buildID...)
+		value = append(append(value, artifactSuffix...), '"')
+		h.SetCanonical([]byte(fasthttp.HeaderContentDisposition), value)
 	}
 	if !r.lastModified.IsZero() {
 		h.SetLastModified(r.lastModified)

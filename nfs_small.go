@@ -17,15 +17,15 @@ const (
 
 // smallArtifact is an artifact in memory: a MemoryReader and an io.Seeker.
 type smallArtifact struct {
-	*bytes.Reader
+	bytes.Reader
 	kept *smallFile
 }
 
-func (a smallArtifact) Close() error       { return nil }
-func (a smallArtifact) Info() ArtifactInfo { return a.kept.info }
-func (a smallArtifact) Bytes() []byte      { return a.kept.data }
+func (a *smallArtifact) Close() error       { return nil }
+func (a *smallArtifact) Info() ArtifactInfo { return a.kept.info }
+func (a *smallArtifact) Bytes() []byte      { return a.kept.data }
 
-var _ MemoryReader = smallArtifact{}
+var _ MemoryReader = (*smallArtifact)(nil)
 
 // smallFile is a cached file: its attributes and possibly its content. While the attributes
 // are unchanged the content is too, because a file is never written to after it got its
@@ -48,7 +48,9 @@ func (f *smallFile) is(st *unix.Stat_t) bool {
 	return f.dev == st.Dev && f.ino == st.Ino && f.info.Size == st.Size && f.mtim == st.Mtim && f.ctim == st.Ctim
 }
 
-func (f *smallFile) open() smallArtifact { return smallArtifact{bytes.NewReader(f.data), f} }
+func (f *smallFile) open() *smallArtifact {
+	return &smallArtifact{*bytes.NewReader(f.data), f}
+}
 
 func (f *smallFile) stat() *unix.Stat_t {
 	return &unix.Stat_t{Dev: f.dev, Ino: f.ino, Size: f.info.Size, Mtim: f.mtim}
