@@ -109,8 +109,7 @@ func (a *api) refusalOf(ctx *fasthttp.RequestCtx, err error) *httpError {
 
 // failureOfStore returns err, or nil if that is a refusal: the store has done its part.
 func failureOfStore(err error) error {
-	var refusal *httpError
-	if errors.As(err, &refusal) {
+	if _, refused := errors.AsType[*httpError](err); refused {
 		return nil
 	}
 	return err
