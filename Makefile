@@ -2,11 +2,11 @@
 
 BIN      := bin/pagewright-storage
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-STATIC   := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+STATIC   := go build -ldflags "-s -w -X main.version=$(VERSION)"
 # Labels of the image. A remote's URL can hold a password: it stays out.
 REVISION := $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null)
 SOURCE   ?= $(shell git config --get remote.origin.url 2>/dev/null | sed 's|//[^/@]*@|//|')
-RACE     := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
+RACETEST := $(if $(shell command -v $${CC:-cc} 2>/dev/null),CGO_ENABLED=1 go test -race,go test)
 FUZZTIME ?= 60s
 
 # The object stores that are built in: make build BACKENDS="nfs s3" leaves the
@@ -18,7 +18,9 @@ endif
 EMPTY    :=
 COMMA    := ,
 TAGS     := disable_grpc_modules$(subst $(EMPTY) $(EMPTY),,$(patsubst %,$(COMMA)no_%,$(filter-out $(BACKENDS),s3 azure gcs)))
-export GOFLAGS := $(GOFLAGS) -tags=$(TAGS)
+# The same flags for all, so that nothing is compiled twice.
+export GOFLAGS := $(GOFLAGS) -trimpath -tags=$(TAGS)
+export CGO_ENABLED := 0
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
@@ -37,13 +39,13 @@ build: ## build the static binary bin/pagewright-storage; BACKENDS="nfs s3" leav
 
 arm64: ## build and vet for the other architecture
 	GOARCH=arm64 $(STATIC) -o bin/pagewright-storage-arm64 .
-	GOARCH=arm64 CGO_ENABLED=0 go vet .
+	GOARCH=arm64 go vet .
 
 # Most tests of the package wait for a disk or a process, so its two halves run side by side.
 HALF := ^Test[M-Z]
 
 test: ## run the tests that need nothing but Go
-	go test $(RACE) -c -o bin/storage.test .
+	$(RACETEST) -c -o bin/storage.test .
 	$(MAKE) -k -j 2 -O test-a-to-l test-m-to-z test-packages
 
 test-a-to-l:
@@ -53,7 +55,7 @@ test-m-to-z:
 	$(CURDIR)/bin/storage.test -test.timeout 30m -test.run '$(HALF)'
 
 test-packages:
-	go test $(RACE) $$(go list ./... | grep storage/)
+	$(RACETEST) $$(go list ./... | grep storage/)
 
 lint: ## gofmt, vet, staticcheck, govulncheck, go mod tidy
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }

@@ -218,7 +218,7 @@ func buildService(t *testing.T) string {
 	bin := filepath.Join(t.TempDir(), "service")
 	build := exec.Command("go", "build", "-tags", "no_s3,no_azure,no_gcs", "-o", bin, ".")
 	build.Dir = "../.."
-	build.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false")
+	build.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false -trimpath", "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

@@ -62,7 +62,7 @@ func TestMain(m *testing.M) {
 			exec.Command("go", "build", "-o", bin, "sigs.k8s.io/kustomize/kustomize/v5"),
 			exec.Command("go", "build", "-C", "../..", "-buildvcs=false", "-tags", "no_s3,no_azure,no_gcs", "-o", filepath.Join(bin, "service"), "."),
 		} {
-			build.Env = append(os.Environ(), "GOFLAGS=")
+			build.Env = append(os.Environ(), "GOFLAGS=-trimpath", "CGO_ENABLED=0")
 			if out, err := build.CombinedOutput(); err != nil {
 				panic(fmt.Sprintf("%v: %v\n%s", build, err, out))
 			}
