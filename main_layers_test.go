@@ -8,6 +8,7 @@ import (
 	"go/types"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -284,6 +285,47 @@ func TestTestsAreNamedAfterTheirSource(t *testing.T) {
 				break
 			}
 			stem = stem[:i]
+		}
+	}
+}
+
+// TestImageIsBuiltFromAllSources: .dockerignore lets through every file that the binary is built
+// from. The last pattern that matches a file decides.
+func TestImageIsBuiltFromAllSources(t *testing.T) {
+	patterns, err := os.ReadFile(".dockerignore")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := func(file string) (yes bool) {
+		for line := range strings.Lines(string(patterns)) {
+			pattern, exception := strings.CutPrefix(strings.TrimSpace(line), "!")
+			if ok, err := filepath.Match(pattern, file); err != nil {
+				t.Fatal(err)
+			} else if ok || pattern == "*" {
+				yes = exception
+			}
+		}
+		return yes
+	}
+	list := exec.Command("go", "list", "-deps", "-f", `{{with .Module}}{{if .Main}}{{range $.GoFiles}}{{$.Dir}}/{{.}}
+{{end}}{{range $.EmbedFiles}}{{$.Dir}}/{{.}}
+{{end}}{{end}}{{end}}`, ".")
+	list.Stderr = os.Stderr
+	out, err := list.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := append(strings.Fields(string(out)), filepath.Join(here, "go.mod"), filepath.Join(here, "go.sum"))
+	if len(files) < 100 {
+		t.Fatalf("%d files", len(files))
+	}
+	for _, file := range files {
+		if file, err := filepath.Rel(here, file); err != nil || !sent(file) {
+			t.Errorf(".dockerignore keeps %s from the engine (%v)", file, err)
 		}
 	}
 }
