@@ -421,7 +421,7 @@ func TestTestssl(t *testing.T) {
 	k := newKeys(t)
 	r := newRig(t, service.Build(t), "", "", k, false)
 	report := filepath.Join(r.work, "testssl.json")
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 25*time.Minute)
 	defer cancel()
 	_, port, _ := net.SplitHostPort(r.s.Addr)
 	cmd := exec.CommandContext(ctx, "testssl", "--quiet", "--color", "0", "--warnings", "off", "--ip", "127.0.0.1", "--openssl-timeout", "5",
