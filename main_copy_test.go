@@ -115,7 +115,7 @@ func TestCopyArguments(t *testing.T) {
 		{"a rate", "--rate 3", exitUsage, "must be a number of bytes per second"},
 		{"no file", "--from-env " + base + "/none --to-env " + target, exitConfig, `--from-env "` + base + `/none": cannot open: no such file`},
 		{"no file of the target", "--from-env " + from + " --to-env none", exitConfig, `--to-env "none": cannot open: no such file`},
-		{"a file that is none", "--from-env " + base + " --to-env " + target, exitConfig, `--from-env "` + base + `": cannot read: is a directory`},
+		{"a directory in place of a file", "--from-env " + base + " --to-env " + target, exitConfig, `--from-env "` + base + `": cannot read: is a directory`},
 		{"a bad line", "--from-env " + envFileOf(t, "secret") + " --to-env " + target, exitConfig, "line 2 has no ="},
 		{"a bad variable", "--from-env " + from + " --to-env " + dirEnv(t, to, "PORT=x"), exitConfig, "PAGEWRIGHT_PORT"},
 		{"an unknown variable", "--from-env " + from + " --to-env " + dirEnv(t, to, "NFS_BASEPATH=x"), exitConfig, "did you mean PAGEWRIGHT_NFS_BASE_PATH"},

@@ -24,7 +24,7 @@ func TestBuildAndLogAreNeverAbsentOnNFS(t *testing.T) {
 		t.Run(strings.ReplaceAll(v.Name, " ", "_"), func(t *testing.T) {
 			program := service
 			if v.Broken {
-				program = build(t, v)
+				program = v.BuildFor(t)
 			}
 			began := time.Now()
 			n := protocols[0].connect(t, 2, map[string]string{vm.ServicePath: program})

@@ -26,7 +26,7 @@ func TestCostOnNFS(t *testing.T) {
 		t.Run(strings.ReplaceAll(v.Name, " ", "_"), func(t *testing.T) {
 			program := service
 			if v.Broken {
-				program = build(t, v)
+				program = v.BuildFor(t)
 			}
 			n := protocols[0].connect(t, 1, map[string]string{vm.ServicePath: program})
 			spent[v.Name] = n.costs(t, v.Name)

@@ -401,7 +401,7 @@ func sip(ctx context.Context, url, path string, lasts time.Duration) {
 func TestPlainRenameOnNFSIsCaught(t *testing.T) {
 	for _, how := range plainRenameCuts {
 		t.Run(strings.ReplaceAll(how.name, " ", "_"), func(t *testing.T) {
-			c := newCutter(t, protocols[0], build(t, plainRename))
+			c := newCutter(t, protocols[0], plainRename.BuildFor(t))
 			c.cut(t, how)
 			c.report(t, "NFSv4.2, variant: "+plainRename.Name)
 			lost := slices.ContainsFunc(c.violations, func(v string) bool { return strings.Contains(v, hotKey) })

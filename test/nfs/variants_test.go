@@ -2,11 +2,7 @@
 
 package nfs
 
-import (
-	"testing"
-
-	"pagewright/storage/test/vm"
-)
+import "pagewright/storage/test/vm"
 
 // asItIs is the service itself.
 var asItIs = vm.Variant{Name: "as it is"}
@@ -16,12 +12,3 @@ var asItIs = vm.Variant{Name: "as it is"}
 var plainRename = vm.Variant{Name: "plain rename", Broken: true, Edits: []vm.Edit{
 	vm.Replace("nfs_replace.go", `if !n.remote || lock == nil {`, `if true || lock == nil {`),
 }}
-
-func build(t *testing.T, v vm.Variant) string {
-	t.Helper()
-	program, err := v.Build(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return program
-}

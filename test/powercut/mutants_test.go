@@ -110,15 +110,6 @@ var variants = []vm.Variant{
 // syncs at once as it takes, nor are they as quick.
 var sharing = vm.Variant{Name: "shares from 4", Edits: []vm.Edit{vm.Replace("disk_fsync.go", `minGroupSize = 24`, `minGroupSize = 4`), alsoLarge}}
 
-func build(t *testing.T, v vm.Variant) string {
-	t.Helper()
-	program, err := v.Build(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return program
-}
-
 // The proof is worth what it catches: a service that leaves out a step fails
 // the very procedure that the service as it is passes. One client writes, the
 // cut comes right after an acknowledgement, and each acknowledgement before is
@@ -131,7 +122,7 @@ func TestMutantsAreCaught(t *testing.T) {
 			continue
 		}
 		t.Run(strings.ReplaceAll(v.Name, " ", "_"), func(t *testing.T) {
-			program := build(t, v)
+			program := v.BuildFor(t)
 			caught := false
 			// A fault that needs a certain moment may show at none of those of one run.
 			for try := 1; try == 1 || v.Broken && !caught && try <= 3; try++ {

@@ -35,7 +35,7 @@ func TestReplaysOfFlushPoints(t *testing.T) {
 			t.Logf("seed %d", seed)
 			program := service
 			if clients == workers[1] {
-				program = build(t, sharing)
+				program = sharing.BuildFor(t)
 			}
 			r := s.record(t, program)
 			ctx, cancel := context.WithTimeout(t.Context(), replayedSeconds*time.Second)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"testing"
 )
 
 // Variant is the service with some texts of its sources replaced, each of which
@@ -57,4 +58,14 @@ func (v Variant) Build(dir string) (string, error) {
 		return "", err
 	}
 	return program, BuildService(program, "-overlay", path)
+}
+
+// BuildFor is Build in a temporary directory of the test. It ends the test if the build fails.
+func (v Variant) BuildFor(t *testing.T) string {
+	t.Helper()
+	program, err := v.Build(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
 }
